@@ -1,0 +1,3 @@
+//! `outboard-blk`.
+
+fn main() {}

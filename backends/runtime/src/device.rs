@@ -1,0 +1,91 @@
+//! What a device is to the runtime, and what a queue of it is to the ring loop.
+//!
+//! A device never sees a socket, a ring or an index: it is asked what it
+//! offers, and one [`Queue`] of it is handed chains and answers what became of
+//! each. Whatever a guest writes is an outcome, never an error.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::chain::Chain;
+
+/// The guest's memory as one session has mapped it.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// A device: one value in a process, shared by its session and its workers.
+pub trait Device: Send + Sync + 'static {
+    /// What serves one of its queues.
+    type Queue: Queue;
+
+    /// Virtio device id (virtio 1.3, section 5).
+    fn virtio_id(&self) -> u16;
+    /// Device-specific feature bits offered; the runtime adds those of rings
+    /// and transport (VERSION_1, INDIRECT_DESC, EVENT_IDX).
+    fn features(&self) -> u64;
+    /// Number of queues.
+    fn queues(&self) -> u16;
+    /// Largest queue size accepted, a power of two.
+    fn max_queue_size(&self) -> u16 {
+        1024
+    }
+    /// The configuration space as it is now, whole.
+    fn config(&self) -> Vec<u8>;
+    /// The driver wrote `data` at `offset` of the configuration space.
+    ///
+    /// # Errors
+    /// `InvalidInput` when nothing there is writable.
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()>;
+    /// A driver has been acknowledged with `features`, or the device was reset
+    /// (`features` 0): state that a driver may have changed is initial again.
+    fn reset(&self, features: u64);
+    /// Makes the server of queue `index`, on the worker's own thread.
+    ///
+    /// # Errors
+    /// Those of the resources it needs; the ring's error eventfd tells.
+    fn queue(&self, index: u16, features: u64) -> io::Result<Self::Queue>;
+}
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Complete: return it with this many bytes written to its writable part.
+    Done(u32),
+    /// Under way: [`Queue::reap`] will answer it.
+    Deferred,
+    /// Not now: leave it at the head of the ring until the queue's descriptor
+    /// is readable or the driver kicks again.
+    NotNow,
+}
+
+/// The server of one queue, owned by the worker that owns the ring.
+pub trait Queue {
+    /// Takes one chain. `memory` stays mapped for as long as any clone of it.
+    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome;
+    /// The batch is over: hand what was taken to the kernel.
+    ///
+    /// # Errors
+    /// The engine is broken; the ring stops and its error eventfd tells.
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Readable when something deferred has completed, or when a chain that
+    /// was answered [`Outcome::NotNow`] is worth another look.
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Answers every deferred chain that has completed: its head and the bytes
+    /// written to its writable part. Consumes the readiness of [`Self::ready`].
+    ///
+    /// # Errors
+    /// The engine is broken; the ring stops and its error eventfd tells.
+    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
+        let _ = done;
+        Ok(())
+    }
+    /// Number of chains deferred and not yet answered. A ring is handed back
+    /// when this is 0.
+    fn in_flight(&self) -> usize {
+        0
+    }
+}

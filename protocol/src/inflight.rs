@@ -1,0 +1,1 @@
+//! The inflight region (vhost-user, "Inflight I/O tracking").

@@ -1,0 +1,19 @@
+//! What two processes of Outboard must agree on, and nothing else.
+//!
+//! - [`wire`]: the framing of vhost-user messages on a socket, with deadlines;
+//! - [`devices`]: the table of device kinds and their configuration layouts;
+//! - [`launch`]: what a started process receives, and what machine and
+//!   supervisor say to each other;
+//! - [`inflight`]: the shared region that lets a successor take over requests.
+//!
+//! The normative text is `PROTOCOL.md` beside this crate.
+#![deny(unsafe_code)]
+
+pub mod deadline;
+pub mod devices;
+pub mod inflight;
+pub mod launch;
+mod socket;
+pub mod wire;
+
+pub use deadline::Deadline;

@@ -1,0 +1,99 @@
+//! One send and one receive on a Unix socket, with descriptors.
+//!
+//! `rustix` rather than `nix`: when the control buffer was cut, `nix` answers
+//! an error and forgets the descriptors that the kernel has already installed,
+//! so a peer could fill our table (CVE-2019-14818 was such a leak); `rustix`
+//! owns every one of them in any case.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::Deadline;
+
+/// The most descriptors that Linux carries in one message (SCM_MAX_FD). The
+/// buffers have room for them all, so that too many are seen as too many.
+const SCM_MAX_FD: usize = 253;
+
+/// Sends what the socket takes of `bytes`, and with its first byte `fds`.
+/// Waits for room until `deadline`.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    deadline: Deadline,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
+    loop {
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::other("too many descriptors for one message"));
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
+            Ok(count) => return Ok(count),
+            Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLOUT, deadline)?,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Receives into `bytes`, and appends the descriptors that came along to
+/// `fds`. Waits until `deadline`; 0 is the end of the stream.
+///
+/// # Errors
+/// `InvalidData` when a part of a packet, or of its descriptors, was cut off.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    deadline: Deadline,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
+    loop {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags);
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                fds.extend(received);
+            }
+        }
+        match received {
+            Ok(message)
+                if message
+                    .flags
+                    .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) =>
+            {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a message or its descriptors were cut off",
+                ));
+            }
+            Ok(message) => return Ok(message.bytes),
+            Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLIN, deadline)?,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn wait(socket: BorrowedFd<'_>, what: PollFlags, deadline: Deadline) -> io::Result<()> {
+    loop {
+        let mut fds = [PollFd::new(socket, what)];
+        match poll(&mut fds, deadline.poll_timeout()) {
+            Ok(0) if deadline.passed() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A vhost-user client and a scripted back-end, for tests.

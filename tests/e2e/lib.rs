@@ -1,0 +1,1 @@
+//! Whole VMs, tested from outside.

@@ -1,0 +1,3 @@
+//! Outboard.
+pub mod machine;
+pub mod supervisor;

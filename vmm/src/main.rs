@@ -1,0 +1,3 @@
+//! `outboard`.
+
+fn main() {}
