@@ -42,13 +42,18 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
 }
 
-# Everything in CLEANUP_PATHS is removed when the script ends, however it ends. A script that needs more on exit
-# defines the function on_exit, and leaves the EXIT trap alone.
+# When the script ends, however it ends, the processes in CLEANUP_PIDS are told to end and waited for, and everything
+# in CLEANUP_PATHS is removed. A script that needs more on exit defines the function on_exit, and leaves the EXIT trap
+# alone. (Both lists are the main shell's: a subshell has copies, and runs no trap.)
+CLEANUP_PIDS=()
 CLEANUP_PATHS=()
 clean_up() {
-    local status=$? path
-    trap - EXIT
+    local status=$? path pid
+    trap - EXIT INT TERM HUP
     if declare -F on_exit >/dev/null; then on_exit; fi
+    for pid in "${CLEANUP_PIDS[@]}"; do
+        if kill "$pid" 2>/dev/null; then wait "$pid" 2>/dev/null || true; fi
+    done
     for path in "${CLEANUP_PATHS[@]}"; do rm -rf -- "$path"; done
     exit "$status"
 }

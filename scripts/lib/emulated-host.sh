@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# A Linux host in QEMU's software emulation (TCG), for machines whose /dev/kvm cannot run a Linux guest or is absent.
+# TCG's `-cpu max` emulates AMD SVM, so Debian's kernel loads kvm-amd in there and real virtual machines run in it.
+# Sourced after packages.sh, debian-linux.sh and linux-images.sh. Budget: 7 s to boot and end, 3.5 ns an instruction,
+# 50 to 150 us a VM exit, about 3 MB/s through a virtio disk of a guest.
+#
+#   emulated_host SCRIPT [FILE...]    runs SCRIPT (any executable; busybox sh is /bin/sh) as root in there, its output on
+#       standard output, and returns its exit status; 125 when the host did not come to its end, which is explained
+#       on standard error. Each FILE, or FILE=NAME, file or directory, stands in /work, which is the current directory
+#       and on PATH. Programs linked dynamically bring this machine's libraries along.
+#   Read before each call:
+#     EMULATED_OUT=DIR         what the script leaves in /out ($OUT) is copied into DIR
+#     EMULATED_TIMEOUT=600     seconds, then it is killed (status 125)
+#     EMULATED_INTERACTIVE=no  yes: the terminal is the script's, keys and all
+#     EMULATED_LOG_WRITES=FILE every write and flush that reaches the scratch disk, in order, as QEMU's blklogwrites
+#                              writes it (the format of Linux' dm-log-writes); see blocklog_entries
+#     EMULATED_QEMU_ARGS=(...) further arguments of QEMU, say -smp 4 or -m 7168
+#
+# What there is to prove that a flush is an fdatasync (Debian's cloud kernel has, in /sys/kernel/tracing/events):
+#   block/block_rq_issue and block_rq_complete: rwbs has F first for a flush before, F last for FUA; /scratch is alone on
+#       vdb (device 254,16), so `echo 'dev == 0xfe00010' > events/block/block_rq_issue/filter` counts its flushes alone;
+#   ext4/ext4_sync_file_enter and _exit: the inode, datasync=1 for fdatasync, whatever way it was asked for;
+#   io_uring/io_uring_submit_sqe: opcode 3 is FSYNC; io_uring_complete;
+#   syscalls/sys_enter_fdatasync, sys_enter_fsync, raw_syscalls; kvm/*; kprobe_events (dynamic) also work.
+# Writes are no longer in the page cache, but in the disk's: only what precedes a flush in the log is durable.
+
+EMULATED_OUT='' EMULATED_TIMEOUT=600 EMULATED_INTERACTIVE=no EMULATED_LOG_WRITES='' EMULATED_QEMU_ARGS=()
+
+need_emulated_host_commands() {
+    need_commands qemu-system-x86_64=qemu-system-x86 setpriv=util-linux
+    need_image_commands
+}
+
+emulated_host() {
+    local script=$1 run tree status=0 result
+    shift
+    new_directory outboard-emulated-host
+    run=$REPLY tree=$run/tree
+    mkdir "$tree"
+    base_tree "$tree" emulated-host-init
+    mkdir "$tree"/{work,out,scratch}
+    write_terminal "$tree/etc/terminal" "$EMULATED_INTERACTIVE"
+    cp -L "$script" "$tree/work/script"
+    chmod 755 "$tree/work/script"
+    bring_files "$tree" "$@"
+    make_ext4 "$run/root.img" 6G "$tree"
+    rm -rf "$tree"
+    make_ext4 "$run/scratch.img" 1G
+    build_initrd "$run/initrd.img"
+
+    run_emulated_host "$run" || status=$?
+    if settle_ext4 "$run/root.img" && read_ext4 "$run/root.img" /status "$run/status"; then
+        result=$(<"$run/status")
+    else
+        result=125
+        say "the emulated host did not come to its end: QEMU ended with status $status" \
+            "$([ "$status" -ne 124 ] || echo "after $EMULATED_TIMEOUT seconds"); its kernel's last messages:"
+        tail -n 20 "$run/kernel.log" >&2 || true
+    fi
+    if [ -n "$EMULATED_OUT" ]; then
+        mkdir -p "$EMULATED_OUT"
+        copy_out "$run/root.img" "$EMULATED_OUT"
+    fi
+    [ -z "$EMULATED_LOG_WRITES" ] || mv "$run/writes.log" "$EMULATED_LOG_WRITES"
+    rm -rf "$run"
+    return "$result"
+}
+
+# bring_files TREE [FILE[=NAME]...]
+bring_files() {
+    local tree=$1 file name
+    shift
+    for file in "$@"; do
+        name=${file##*/}
+        if [[ $file == *=* ]]; then name=${file##*=} file=${file%=*}; fi
+        [ -e "$file" ] || die "there is no $file to take into the emulated host"
+        mkdir -p "$tree/work/$(dirname "$name")"
+        cp -rL --sparse=always "$file" "$tree/work/$name"
+        if [ -f "$file" ] && [ -x "$file" ]; then bring_libraries "$tree" "$file"; fi
+    done
+}
+
+# bring_libraries TREE PROGRAM: what ldd names, if anything; a static program or a script needs none.
+bring_libraries() {
+    local library
+    { ldd "$2" 2>/dev/null || true; } | awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// { print $1 }' |
+        while read -r library; do
+            case $library in
+                */ld-linux-x86-64.so.2) cp -L "$library" "$1/usr/lib64/" ;;
+                *) cp -L "$library" "$1/usr/lib/x86_64-linux-gnu/" ;;
+            esac
+        done
+}
+
+run_emulated_host() { # DIRECTORY
+    local run=$1 scratch=(-blockdev "driver=file,filename=$1/scratch.img,node-name=scratch-file"
+        -blockdev "driver=raw,file=scratch-file,node-name=scratch-raw")
+    local disk="scratch-raw" arguments
+    if [ -z "$EMULATED_LOG_WRITES" ]; then
+        # The host's own disk need not be asked to sync: the image is thrown away.
+        scratch[3]+=,cache.no-flush=on
+    else
+        : >"$run/writes.log"
+        scratch+=(-blockdev "driver=file,filename=$run/writes.log,node-name=writes-log"
+            -blockdev "driver=blklogwrites,file=scratch-raw,log=writes-log,log-sector-size=512,node-name=scratch-logged")
+        disk="scratch-logged"
+    fi
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    arguments=(-accel "tcg,thread=multi" -cpu max -M q35 -m 3072 -smp 2 -nodefaults -display none -no-reboot -nic none
+        -kernel "$LINUX_FILES/vmlinuz" -initrd "$run/initrd.img"
+        -append "console=ttyS1 root=/dev/vda panic=-1 loglevel=6 nokaslr mitigations=off"
+        -chardev "stdio,id=terminal,signal=$([ "$EMULATED_INTERACTIVE" = yes ] && echo off || echo on)"
+        -serial chardev:terminal -serial "file:$run/kernel.log"
+        -drive "if=none,id=root,file=$run/root.img,format=raw,cache=unsafe,discard=unmap"
+        -device virtio-blk-pci,drive=root
+        "${scratch[@]}" -device "virtio-blk-pci,drive=$disk" "${EMULATED_QEMU_ARGS[@]}")
+    run_qemu "$EMULATED_TIMEOUT" "$EMULATED_INTERACTIVE" "${arguments[@]}"
+}
+
+# run_qemu SECONDS INTERACTIVE ARGUMENT...: until it ends or is killed after SECONDS (124). It never outlives the script.
+run_qemu() {
+    local seconds=$1 interactive=$2
+    shift 2
+    local command=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$seconds" qemu-system-x86_64 "$@")
+    if [ "$interactive" = yes ]; then
+        "${command[@]}"
+    else
+        # In the background, so that a signal to this script is answered at once.
+        "${command[@]}" </dev/null &
+        local pid=$! status=0
+        CLEANUP_PIDS+=("$pid")
+        wait "$pid" || status=$?
+        CLEANUP_PIDS=()
+        return "$status"
+    fi
+}
+
+# copy_out IMAGE DIRECTORY
+copy_out() {
+    debugfs -R "rdump /out $2" "$1" >"$1.debugfs" 2>&1 || true
+    if [ -d "$2/out" ]; then
+        cp -r --sparse=always "$2/out/." "$2/" && rm -rf "$2/out"
+    fi
+    rm -f "$1.debugfs"
+}
+
+# blocklog_entries FILE: one line for each entry of a log that EMULATED_LOG_WRITES made: first sector, number of sectors
+# (of 512 bytes), and any of the words write, flush, fua, discard.
+blocklog_entries() {
+    need_commands perl=perl
+    perl -e '
+        open my $log, "<:raw", $ARGV[0] or die "cannot read $ARGV[0]: $!\n";
+        sub words { my $n = read $log, my $bytes, 32; $n == 32 or die "$ARGV[0] ends early\n"; unpack "Q<4", $bytes }
+        my ($magic, $version, $entries, $size) = words();
+        $magic == 0x6a736677736872 && $version == 1 or die "$ARGV[0] is no block log\n";
+        $size &= 0xffffffff;
+        for (my $at = $size; $entries > 0; $entries--) {
+            seek $log, $at, 0;
+            my ($sector, $count, $flags, undef) = words();
+            $at += $size + ($flags & 4 ? 0 : $count * $size);
+            my @words = (($flags & 1 ? "flush" : ()), ($flags & 2 ? "fua" : ()), ($flags & 4 ? "discard" : ()));
+            unshift @words, "write" if $count && !($flags & 4);
+            print "$sector $count @words\n";
+        }' "$1"
+}
