@@ -1,0 +1,115 @@
+//! Private memory of each process after a verified workload.
+//!
+//! Private_Clean and Private_Dirty of every mapping in smaps, without the
+//! mappings of memfds: those are the guest's memory, not the process's.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::Products;
+use crate::vm::Vm;
+
+const WAIT: Duration = Duration::from_secs(120);
+/// What each process may have, in KiB.
+const TARGETS: [(&str, u64); 2] = [("machine", 5 * 1024), ("outboard-blk", 3 * 1024)];
+
+/// Runs the workload and prints what each process holds afterwards.
+pub fn run(products: &Products) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let image = directory.path().join("disk.raw");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(256 << 20))
+        .with_context(|| format!("making {}", image.display()))?;
+    let workload = "scenario=verify requests=10000 depth=32 queues=4 exit=halt";
+    let mut command = Command::new(products.bin.join("outboard"));
+    command
+        .args([
+            "run",
+            "--memory",
+            "256M",
+            "--cpus",
+            "4",
+            "--cmdline",
+            workload,
+        ])
+        .arg("--kernel")
+        .arg(&products.guest)
+        .arg("--disk")
+        .arg(format!("path={},queues=4", image.display()));
+    let mut vm = Vm::start(&mut command)?;
+    vm.hear("OUTBOARD verify result=", WAIT)?;
+    vm.hear("sectors=", WAIT)?;
+    if !vm.said().contains("result=pass") {
+        bail!("the workload failed: {}", vm.said());
+    }
+    println!("private memory after 10,000 verified requests, 4 vCPUs, 4 queues, depth 32");
+    let mut missed = Vec::new();
+    for pid in family(vm.pid())? {
+        let name = role(pid)?;
+        let private = private(pid)?;
+        let target = TARGETS.iter().find(|(role, _)| *role == name);
+        let verdict = match target {
+            Some((_, limit)) if private < *limit => format!("under {limit}: met"),
+            Some((_, limit)) => {
+                missed.push(name.clone());
+                format!("under {limit}: MISSED")
+            }
+            None => String::new(),
+        };
+        println!("  {name:<14} {private:>6} KiB  {verdict}");
+    }
+    if !missed.is_empty() {
+        println!("  missed: {}", missed.join(", "));
+    }
+    Ok(())
+}
+
+/// A process and all that descend from it.
+fn family(pid: u32) -> Result<Vec<u32>> {
+    let mut all = vec![pid];
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .with_context(|| format!("the children of process {pid}"))?;
+    for child in children.split_whitespace() {
+        all.extend(family(child.parse()?)?);
+    }
+    Ok(all)
+}
+
+/// What a process is, by its command line.
+fn role(pid: u32) -> Result<String> {
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    let mut words = line.split('\0');
+    let program = words
+        .next()
+        .unwrap_or_default()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    Ok(match (program, words.next()) {
+        ("outboard", Some("run")) => "supervisor".into(),
+        ("outboard", Some(other)) => other.into(),
+        (other, _) => other.into(),
+    })
+}
+
+/// Private memory of a process in KiB, memfd mappings excluded.
+fn private(pid: u32) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut counted = true;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Private_Clean:" | "Private_Dirty:") if counted => {
+                sum += words.next().unwrap_or("0").parse::<u64>()?;
+            }
+            // A mapping's first line begins with its addresses.
+            Some(first) if !first.ends_with(':') => counted = !line.contains("/memfd:"),
+            _ => {}
+        }
+    }
+    Ok(sum)
+}

@@ -1,0 +1,67 @@
+//! The measurements that `scripts/bench` prints.
+//!
+//! Both sides of a comparison run in one go, interleaved, and the answer is a
+//! ratio with its spread: absolute times on a shared machine are noise.
+
+mod footprint;
+mod spread;
+mod startup;
+mod vm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    about,
+    after_help = "scripts/bench builds everything first and calls this program."
+)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time from execve of `outboard run` to the guest's first instructions,
+    /// beside QEMU's microvm with the same guest and disk.
+    Startup {
+        #[command(flatten)]
+        products: Products,
+        /// Starts of each side.
+        #[arg(long, default_value_t = 30)]
+        runs: usize,
+    },
+    /// Private memory of each process after a verified workload.
+    Footprint {
+        #[command(flatten)]
+        products: Products,
+    },
+}
+
+/// Where the things that are measured lie.
+#[derive(Args)]
+pub struct Products {
+    /// Directory of `outboard` and its back-ends.
+    #[arg(long)]
+    bin: PathBuf,
+    /// The bundled guest with its PVH note.
+    #[arg(long)]
+    guest: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().what {
+        What::Startup { products, runs } => startup::run(&products, runs),
+        What::Footprint { products } => footprint::run(&products),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

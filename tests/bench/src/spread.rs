@@ -1,0 +1,40 @@
+//! What many runs of one thing came to.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A sorted sample of one quantity.
+pub struct Spread(Vec<f64>);
+
+impl Spread {
+    /// Sorts a sample; an empty one has no quantiles.
+    pub fn new(mut sample: Vec<f64>) -> Self {
+        sample.sort_by(f64::total_cmp);
+        Self(sample)
+    }
+
+    /// A sample of times, in milliseconds.
+    pub fn millis(sample: &[Duration]) -> Self {
+        Self::new(sample.iter().map(|time| time.as_secs_f64() * 1e3).collect())
+    }
+
+    /// The value below which `share` (0 to 1) of the sample lies.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let last = self.0.len().saturating_sub(1) as f64;
+        let index = (last * share).round() as usize;
+        self.0.get(index).copied().unwrap_or(f64::NAN)
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "median {:.1} (p10 {:.1}, p90 {:.1}, {} runs)",
+            self.quantile(0.5),
+            self.quantile(0.1),
+            self.quantile(0.9),
+            self.0.len()
+        )
+    }
+}

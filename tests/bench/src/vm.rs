@@ -1,0 +1,95 @@
+//! Starting a VM and listening to its console, from outside.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outboard_protocol::Deadline;
+
+/// A running VM whose console is a pipe to us. Ended when dropped.
+pub struct Vm {
+    child: Child,
+    console: ChildStdout,
+    heard: Vec<u8>,
+    started: Instant,
+}
+
+impl Vm {
+    /// Starts it; the clock runs from before the fork.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let started = Instant::now();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .with_context(|| format!("starting {}", command.get_program().display()))?;
+        let console = child.stdout.take().context("the child has no console")?;
+        Ok(Self {
+            child,
+            console,
+            heard: Vec::new(),
+            started,
+        })
+    }
+
+    /// The process id of what was started.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the console has said `mark`; answers the time since start.
+    pub fn hear(&mut self, mark: &str, wait: Duration) -> Result<Duration> {
+        let deadline = Deadline::after(wait);
+        let mut bytes = [0; 4096];
+        loop {
+            if self
+                .heard
+                .windows(mark.len())
+                .any(|part| part == mark.as_bytes())
+            {
+                return Ok(self.started.elapsed());
+            }
+            let mut fds = [PollFd::new(self.console.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, deadline.poll_timeout())? == 0 {
+                bail!(
+                    "the guest did not say {mark:?} in {wait:?}, only: {}",
+                    self.said()
+                );
+            }
+            match self.console.read(&mut bytes)? {
+                0 => bail!("the VM ended before it said {mark:?}: {}", self.said()),
+                count => self
+                    .heard
+                    .extend_from_slice(bytes.get(..count).unwrap_or_default()),
+            }
+        }
+    }
+
+    /// All that the console has said so far.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.heard).into_owned()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // SIGTERM first: a supervisor takes its children along.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Deadline::after(Duration::from_secs(10));
+        while !deadline.passed() {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
