@@ -1,0 +1,312 @@
+//! Guest memory: sealed memfd regions, mapped once and lent to back-ends.
+//!
+//! RAM lies from 0 up to [`layout::LOW_RAM_END`], the rest from 4 GiB. Each of
+//! the two is one memfd. The seals make its size final: a back-end that was
+//! lent it cannot shorten it and so cannot kill this process with SIGBUS.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use super::layout;
+
+/// Guest memory is a multiple of this, in bytes: a huge page.
+pub const GRANULARITY: u64 = 2 << 20;
+
+/// One run of guest-physical addresses that a memfd backs.
+#[derive(Debug)]
+pub struct Region {
+    /// First guest-physical address.
+    pub guest_phys: u64,
+    /// Size in bytes, a multiple of [`GRANULARITY`].
+    pub size: u64,
+    /// The memfd, sealed against shrink, grow and further seals; to be lent.
+    pub file: Arc<File>,
+    /// Where the region begins in `file`, in bytes.
+    pub file_offset: u64,
+    /// Where it is mapped in this process, for reading and writing.
+    pub host_address: u64,
+}
+
+/// All of the guest's memory. Unmapped when the last holder drops it.
+#[derive(Debug)]
+pub struct Ram {
+    regions: Vec<Region>,
+    guest: GuestMemoryMmap,
+}
+
+/// How guest memory is to be backed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backing {
+    /// By huge pages of 2 MiB, reserved at once.
+    pub hugepages: bool,
+    /// By pages that exist before the guest starts.
+    pub prefault: bool,
+}
+
+impl Ram {
+    /// Makes `size` bytes of guest memory, a multiple of [`GRANULARITY`].
+    ///
+    /// # Errors
+    /// The size is not possible, the host has too few huge pages, or too
+    /// little memory to populate; the text says which and what to do.
+    pub fn new(size: u64, backing: Backing) -> Result<Self> {
+        if size == 0 || !size.is_multiple_of(GRANULARITY) {
+            bail!("guest memory of {size} bytes: it must be a multiple of 2 MiB, and not 0");
+        }
+        let low = size.min(layout::LOW_RAM_END);
+        let mut regions = Vec::new();
+        let mut mappings = Vec::new();
+        for (name, guest_phys, size) in [
+            (c"guest-ram-low", 0, low),
+            (c"guest-ram-high", layout::HIGH_RAM_START, size - low),
+        ] {
+            if size != 0 {
+                let (region, mapping) = map_region(name, guest_phys, size, backing)?;
+                regions.push(region);
+                mappings.push(mapping);
+            }
+        }
+        let guest = GuestMemoryMmap::from_regions(mappings)
+            .map_err(|error| anyhow!("putting guest memory together: {error}"))?;
+        Ok(Self { regions, guest })
+    }
+
+    /// The regions, by rising guest-physical address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The memory as vm-memory sees it.
+    pub fn guest(&self) -> &GuestMemoryMmap {
+        &self.guest
+    }
+}
+
+fn map_region(
+    name: &CStr,
+    guest_phys: u64,
+    size: u64,
+    backing: Backing,
+) -> Result<(Region, GuestRegionMmap)> {
+    let file = Arc::new(sealed_memfd(name, size, backing.hugepages)?);
+    let length = usize::try_from(size).context("guest memory larger than an address space")?;
+    // Without MAP_NORESERVE huge pages are reserved by the mapping, which fails
+    // when there are too few; with it the guest would meet SIGBUS later.
+    let reserve = if backing.hugepages {
+        0
+    } else {
+        libc::MAP_NORESERVE
+    };
+    let mapping = MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | reserve)
+        .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
+        .with_hugetlbfs(backing.hugepages)
+        .build()
+        .map_err(|error| refused(size, backing.hugepages, &error))?;
+    let host_address = mapping.as_ptr() as u64;
+    advise(host_address, length, libc::MADV_DONTDUMP)
+        .context("keeping guest memory out of core dumps")?;
+    if backing.prefault {
+        populate(host_address, length).with_context(|| {
+            format!(
+                "populating {} MiB of guest memory: the host has not that much to give; \
+                 ask for less --memory, or leave --prefault out",
+                size >> 20
+            )
+        })?;
+    }
+    let mapping = GuestRegionMmap::new(mapping, GuestAddress(guest_phys))
+        .context("guest memory beyond the address space")?;
+    let region = Region {
+        guest_phys,
+        size,
+        file,
+        file_offset: 0,
+        host_address,
+    };
+    Ok((region, mapping))
+}
+
+fn refused(size: u64, hugepages: bool, error: &dyn std::fmt::Display) -> anyhow::Error {
+    let mib = size >> 20;
+    if hugepages {
+        anyhow!(
+            "mapping {mib} MiB of guest memory on huge pages: {error}; the host has fewer than {} \
+             free huge pages of 2 MiB (see HugePages_Free in /proc/meminfo): raise \
+             /proc/sys/vm/nr_hugepages, or leave --hugepages out",
+            size / GRANULARITY
+        )
+    } else {
+        anyhow!("mapping {mib} MiB of guest memory: {error}; ask for less --memory")
+    }
+}
+
+/// A memfd of `size` bytes whose size is final.
+fn sealed_memfd(name: &CStr, size: u64, hugepages: bool) -> Result<File> {
+    let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    if hugepages {
+        flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    }
+    // Linux 6.3 has MFD_NOEXEC_SEAL; an older one refuses the flag.
+    let file = match memfd_create(name, flags | libc::MFD_NOEXEC_SEAL) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd_create(name, flags),
+        result => result,
+    }
+    .with_context(|| {
+        let hint = if hugepages {
+            "; the host may lack huge pages of 2 MiB: leave --hugepages out"
+        } else {
+            ""
+        };
+        format!("making a memfd for guest memory{hint}")
+    })?;
+    file.set_len(size)
+        .map_err(|error| refused(size, hugepages, &error))?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: fcntl on a descriptor that `file` owns, with an integer argument.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    Errno::result(result).context("sealing guest memory")?;
+    Ok(file)
+}
+
+fn memfd_create(name: &CStr, flags: u32) -> io::Result<File> {
+    // SAFETY: `name` is a string with its terminating zero.
+    let fd = Errno::result(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
+    // SAFETY: memfd_create has just made this descriptor; nobody else has it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Makes every page exist, with as many threads as are useful.
+fn populate(address: u64, length: usize) -> io::Result<()> {
+    /// Pages come in runs of this size, in bytes: a whole number of huge pages.
+    const RUN: usize = 64 << 20;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || -> io::Result<()> {
+        loop {
+            let start = next.fetch_add(RUN, std::sync::atomic::Ordering::Relaxed);
+            if start >= length {
+                return Ok(());
+            }
+            let run = RUN.min(length - start);
+            advise(address + start as u64, run, libc::MADV_POPULATE_WRITE)?;
+        }
+    };
+    let threads = std::thread::available_parallelism()
+        .map_or(1, |count| count.get())
+        .min(length.div_ceil(RUN))
+        .min(8);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for thread in others {
+            let other = thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a populating thread broke")));
+            result = result.and(other);
+        }
+        result
+    })
+}
+
+/// madvise on a mapping that this module has just made.
+fn advise(address: u64, length: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the callers give a range within their own live mapping of guest
+    // memory, and none of the advice used here changes what it holds.
+    let result = unsafe { libc::madvise(address as *mut libc::c_void, length, advice) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn small() -> Ram {
+        Ram::new(4 << 20, Backing::default()).unwrap()
+    }
+
+    #[test]
+    fn a_holder_of_the_memfd_can_change_neither_its_size_nor_its_seals() {
+        let ram = small();
+        let file = &ram.regions()[0].file;
+        assert!(file.set_len(0).is_err());
+        assert!(file.set_len(8 << 20).is_err());
+        // SAFETY: fcntl on an open descriptor.
+        let result =
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+        assert_eq!(result, -1);
+        assert_eq!(file.metadata().unwrap().len(), 4 << 20);
+    }
+
+    #[test]
+    fn what_one_side_writes_the_other_reads() {
+        let ram = small();
+        ram.guest()
+            .write_obj(0x1234u32, GuestAddress(0x5000))
+            .unwrap();
+        let mut bytes = [0; 4];
+        ram.regions()[0]
+            .file
+            .read_exact_at(&mut bytes, 0x5000)
+            .unwrap();
+        assert_eq!(u32::from_ne_bytes(bytes), 0x1234);
+    }
+
+    #[test]
+    fn memory_beyond_the_hole_lies_from_4_gib() {
+        let ram = Ram::new(5 << 30, Backing::default()).unwrap();
+        let spans: Vec<_> = ram
+            .regions()
+            .iter()
+            .map(|r| (r.guest_phys, r.size))
+            .collect();
+        assert_eq!(spans, [(0, 3 << 30), (4 << 30, 2 << 30)]);
+        ram.guest()
+            .write_obj(7u8, GuestAddress((6 << 30) - 1))
+            .unwrap();
+        assert!(ram.guest().write_obj(7u8, GuestAddress(3 << 30)).is_err());
+        assert!(ram.guest().write_obj(7u8, GuestAddress(6 << 30)).is_err());
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for size in [0, 1 << 20, (2 << 20) + 1] {
+            assert!(Ram::new(size, Backing::default()).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn too_few_huge_pages_are_an_error_that_says_so() {
+        let backing = Backing {
+            hugepages: true,
+            prefault: false,
+        };
+        // More than any host that runs this test has to spare.
+        let error = Ram::new(1 << 46, backing).unwrap_err();
+        assert!(format!("{error:#}").contains("--hugepages"), "{error:#}");
+    }
+
+    #[test]
+    fn prefaulted_memory_is_there_before_it_is_touched() {
+        let backing = Backing {
+            hugepages: false,
+            prefault: true,
+        };
+        let ram = Ram::new(130 << 20, backing).unwrap();
+        let blocks = ram.regions()[0].file.metadata().unwrap().blocks();
+        assert_eq!(blocks * 512, 130 << 20);
+    }
+}
