@@ -5,8 +5,8 @@
 # 50 to 150 us a VM exit, about 3 MB/s through a virtio disk of a guest.
 #
 #   emulated_host SCRIPT [FILE...]    runs SCRIPT (any executable; busybox sh is /bin/sh) as root in there, its output on
-#       standard output, and returns its exit status; 125 when the host did not come to its end, which is explained
-#       on standard error. Each FILE, or FILE=NAME, file or directory, stands in /work, which is the current directory
+#       standard output, and sets EMULATED_STATUS to its exit status, or to 125 when the host did not come to its end,
+#       which is explained on standard error. Each FILE, or FILE=NAME, file or directory, stands in /work, which is the current directory
 #       and on PATH. Programs linked dynamically bring this machine's libraries along.
 #   Read before each call:
 #     EMULATED_OUT=DIR         what the script leaves in /out ($OUT) is copied into DIR
@@ -24,7 +24,8 @@
 #   syscalls/sys_enter_fdatasync, sys_enter_fsync, raw_syscalls; kvm/*; kprobe_events (dynamic) also work.
 # Writes are no longer in the page cache, but in the disk's: only what precedes a flush in the log is durable.
 
-EMULATED_OUT='' EMULATED_TIMEOUT=600 EMULATED_INTERACTIVE=no EMULATED_LOG_WRITES='' EMULATED_QEMU_ARGS=()
+# shellcheck disable=SC2034 # read by the scripts that source this
+EMULATED_OUT='' EMULATED_TIMEOUT=600 EMULATED_INTERACTIVE=no EMULATED_LOG_WRITES='' EMULATED_QEMU_ARGS=() EMULATED_STATUS=''
 
 need_emulated_host_commands() {
     need_commands qemu-system-x86_64=qemu-system-x86 setpriv=util-linux
@@ -32,7 +33,7 @@ need_emulated_host_commands() {
 }
 
 emulated_host() {
-    local script=$1 run tree status=0 result
+    local script=$1 run tree
     shift
     new_directory outboard-emulated-host
     run=$REPLY tree=$run/tree
@@ -48,13 +49,14 @@ emulated_host() {
     make_ext4 "$run/scratch.img" 1G
     build_initrd "$run/initrd.img"
 
-    run_emulated_host "$run" || status=$?
+    run_emulated_host "$run"
     if settle_ext4 "$run/root.img" && read_ext4 "$run/root.img" /status "$run/status"; then
-        result=$(<"$run/status")
+        EMULATED_STATUS=$(<"$run/status")
     else
-        result=125
-        say "the emulated host did not come to its end: QEMU ended with status $status" \
-            "$([ "$status" -ne 124 ] || echo "after $EMULATED_TIMEOUT seconds"); its kernel's last messages:"
+        # shellcheck disable=SC2034
+        EMULATED_STATUS=125
+        say "the emulated host did not come to its end: QEMU ended with status $BOUNDED_STATUS" \
+            "$([ "$BOUNDED_STATUS" -ne 124 ] || echo "after $EMULATED_TIMEOUT seconds"); its kernel's last messages:"
         tail -n 20 "$run/kernel.log" >&2 || true
     fi
     if [ -n "$EMULATED_OUT" ]; then
@@ -63,7 +65,6 @@ emulated_host() {
     fi
     [ -z "$EMULATED_LOG_WRITES" ] || mv "$run/writes.log" "$EMULATED_LOG_WRITES"
     rm -rf "$run"
-    return "$result"
 }
 
 # bring_files TREE [FILE[=NAME]...]
@@ -114,24 +115,24 @@ run_emulated_host() { # DIRECTORY
         -drive "if=none,id=root,file=$run/root.img,format=raw,cache=unsafe,discard=unmap"
         -device virtio-blk-pci,drive=root
         "${scratch[@]}" -device "virtio-blk-pci,drive=$disk" "${EMULATED_QEMU_ARGS[@]}")
-    run_qemu "$EMULATED_TIMEOUT" "$EMULATED_INTERACTIVE" "${arguments[@]}"
+    run_bounded "$EMULATED_INTERACTIVE" setpriv --pdeathsig TERM timeout --foreground -k 10 "$EMULATED_TIMEOUT" \
+        qemu-system-x86_64 "${arguments[@]}"
 }
 
-# run_qemu SECONDS INTERACTIVE ARGUMENT...: until it ends or is killed after SECONDS (124). It never outlives the script.
-run_qemu() {
-    local seconds=$1 interactive=$2
-    shift 2
-    local command=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$seconds" qemu-system-x86_64 "$@")
+# run_bounded INTERACTIVE COMMAND...: COMMAND limits its own time, and never outlives the script. Sets BOUNDED_STATUS.
+run_bounded() {
+    local interactive=$1 pid
+    shift
+    BOUNDED_STATUS=0
     if [ "$interactive" = yes ]; then
-        "${command[@]}"
+        "$@" || BOUNDED_STATUS=$?
     else
         # In the background, so that a signal to this script is answered at once.
-        "${command[@]}" </dev/null &
-        local pid=$! status=0
+        "$@" </dev/null &
+        pid=$!
         CLEANUP_PIDS+=("$pid")
-        wait "$pid" || status=$?
+        wait "$pid" || BOUNDED_STATUS=$?
         CLEANUP_PIDS=()
-        return "$status"
     fi
 }
 

@@ -1,0 +1,237 @@
+# shellcheck shell=bash
+# A Linux guest: its files, the three ways to run it, and what is read from its images afterwards. Sourced last, after
+# emulated-host.sh. scripts/linux sets GUEST_CPUS, GUEST_MEMORY, GUEST_DISK_SIZE, GUEST_DISK_OPTIONS (each with a comma
+# before it), GUEST_SECOND_DISK, GUEST_RUN_OPTIONS, GUEST_COMMAND, GUEST_VERBOSE, GUEST_KEEP, GUEST_TIMEOUT and
+# GUEST_VHOST_USER_BLK; its --help says what they mean. `top` is the root of the source tree.
+
+# linux_guest WAY (kvm, emulated or qemu) sets GUEST_STATUS: that of the command in the guest, or 125 when the guest did
+# not come to its end. Its images are then in GUEST_DIRECTORY, until the script ends.
+linux_guest() {
+    local way=$1 status
+    GUEST_INTERACTIVE=no
+    if [ ${#GUEST_COMMAND[@]} -eq 0 ]; then
+        [ -t 0 ] || die "a shell needs a terminal; without one give a command: scripts/linux -- COMMAND"
+        GUEST_INTERACTIVE=yes
+    fi
+    : "${GUEST_TIMEOUT:=$([ "$GUEST_INTERACTIVE" = yes ] && echo 86400 || echo 600)}"
+    need_image_commands
+    fetch_linux
+    new_directory outboard-linux
+    GUEST_DIRECTORY=$REPLY
+    prepare_guest "$GUEST_DIRECTORY"
+
+    case $way in
+        kvm) guest_on_kvm ;;
+        emulated) guest_in_emulated_host ;;
+        qemu) guest_under_qemu ;;
+    esac
+    status=$BOUNDED_STATUS
+    [ "$way" != emulated ] || status=$EMULATED_STATUS
+
+    GUEST_STATUS=125
+    if [ ! -e "$GUEST_DIRECTORY/root.img" ]; then
+        say "the root disk did not come back (status $status)"
+    elif settle_ext4 "$GUEST_DIRECTORY/root.img" && read_ext4 "$GUEST_DIRECTORY/root.img" /status "$GUEST_DIRECTORY/status"; then
+        GUEST_STATUS=$(<"$GUEST_DIRECTORY/status")
+        if [ "$status" -ne 0 ]; then
+            say "the guest came to its end, but its virtual machine monitor ended with status $status"
+            GUEST_STATUS=125
+        fi
+    else
+        say "the guest did not come to its end (status $status)$([ "$status" -ne 124 ] || echo ": ended after $GUEST_TIMEOUT seconds")"
+    fi
+    if [ -n "$GUEST_KEEP" ]; then
+        mkdir -p "$GUEST_KEEP"
+        find "$GUEST_DIRECTORY" -name '*.img' -exec cp --sparse=always -t "$GUEST_KEEP" {} +
+        say "the images are in $GUEST_KEEP"
+    fi
+}
+
+# prepare_guest DIRECTORY: vmlinuz, initrd.img, root.img and, if asked for, second.img.
+prepare_guest() {
+    local dir=$1 tree=$1/tree
+    ln -s "$LINUX_FILES/vmlinuz" "$dir/vmlinuz"
+    build_initrd "$dir/initrd.img"
+    mkdir "$tree"
+    base_tree "$tree" guest-init
+    cp -r "$LINUX_FILES/tools/." "$tree"
+    cp -r "$TESTS_LINUX/checks" "$tree/checks"
+    write_terminal "$tree/etc/terminal" "$GUEST_INTERACTIVE"
+    if [ "$GUEST_INTERACTIVE" = no ]; then
+        printf '#!/bin/sh\nexec %s\n' "${GUEST_COMMAND[*]@Q}" >"$tree/etc/command"
+        chmod 755 "$tree/etc/command"
+    fi
+    make_ext4 "$dir/root.img" "$GUEST_DISK_SIZE" "$tree"
+    rm -rf "$tree"
+    if [ -n "$GUEST_SECOND_DISK" ]; then
+        truncate -s "${GUEST_SECOND_DISK%%,*}" "$dir/second.img" || die "cannot make a disk of ${GUEST_SECOND_DISK%%,*}"
+    fi
+    GUEST_CMDLINE="console=ttyS0 root=/dev/vda panic=-1$([ "$GUEST_VERBOSE" = yes ] || echo ' quiet')"
+}
+
+# GUEST_RUN: the command line, the same wherever it runs; all of its files are in the current directory.
+compose_run() {
+    local second_size=${GUEST_SECOND_DISK%%,*}
+    GUEST_RUN=(outboard run --kernel vmlinuz --initrd initrd.img --cmdline "$GUEST_CMDLINE"
+        --cpus "$GUEST_CPUS" --memory "$GUEST_MEMORY" --disk "path=root.img$GUEST_DISK_OPTIONS")
+    if [ -n "$GUEST_SECOND_DISK" ]; then
+        GUEST_RUN+=(--disk "path=second.img${GUEST_SECOND_DISK/#$second_size/}")
+    fi
+    GUEST_RUN+=("${GUEST_RUN_OPTIONS[@]}")
+    say "${GUEST_RUN[*]@Q}"
+}
+
+# find_outboard sets OUTBOARD_BIN, and builds the programs if they are not there yet.
+find_outboard() {
+    local directory
+    if [ -n "${OUTBOARD_BIN:-}" ]; then
+        [ -x "$OUTBOARD_BIN/outboard" ] || die "there is no program outboard in OUTBOARD_BIN=$OUTBOARD_BIN"
+        return
+    fi
+    directory=${CARGO_TARGET_DIR:-$top/target}/x86_64-unknown-linux-gnu/release
+    if [ ! -x "$directory/outboard" ] || [ ! -x "$directory/outboard-blk" ]; then
+        command -v cargo >/dev/null || die "cargo is missing; install Rust, or set OUTBOARD_BIN"
+        say "building outboard (cargo build --release)"
+        (cd "$top" && cargo build --release --target x86_64-unknown-linux-gnu --bin outboard --bin outboard-blk) >&2 ||
+            die "the build failed"
+    fi
+    OUTBOARD_BIN=$(cd "$directory" && pwd)
+}
+
+# True where a stock Linux kernel can run on /dev/kvm: some software KVMs only run what stays out of ring 0.
+can_run_linux_on_kvm() {
+    [ -r /dev/kvm ] && [ -w /dev/kvm ] && grep -q -w -E 'svm|vmx' /proc/cpuinfo
+}
+
+guest_on_kvm() {
+    find_outboard
+    say "on this machine's hardware KVM"
+    compose_run
+    local bounded=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" env "PATH=$OUTBOARD_BIN:$PATH")
+    cd "$GUEST_DIRECTORY" || die "cannot enter $GUEST_DIRECTORY"
+    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${GUEST_RUN[@]}"
+}
+
+guest_in_emulated_host() {
+    local files=(vmlinuz initrd.img root.img)
+    find_outboard
+    need_emulated_host_commands
+    say "in an emulated host (QEMU TCG): this machine has no hardware KVM that can be used, or --emulated was given"
+    compose_run
+    [ -z "$GUEST_SECOND_DISK" ] || files+=(second.img)
+    # The images come back by way of /out, on the same file system there: a rename.
+    cat >"$GUEST_DIRECTORY/script" <<END
+#!/bin/sh
+${GUEST_RUN[*]@Q}
+status=\$?
+mv ./*.img /out/
+exit \$status
+END
+    mapfile -t files < <(printf '%s\n' "${files[@]/#/$GUEST_DIRECTORY/}")
+    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk")
+    # shellcheck disable=SC2034 # read by emulated_host
+    EMULATED_OUT=$GUEST_DIRECTORY/out EMULATED_TIMEOUT=$GUEST_TIMEOUT EMULATED_INTERACTIVE=$GUEST_INTERACTIVE
+    emulated_host "$GUEST_DIRECTORY/script" "${files[@]}"
+    rm -f "$GUEST_DIRECTORY"/*.img
+    find "$GUEST_DIRECTORY/out" -name '*.img' -exec mv -t "$GUEST_DIRECTORY" {} +
+}
+
+# The same guest with QEMU as its virtual machine monitor, emulated: what the guest's side of the scripts is tested with,
+# and QEMU as a front-end of vhost-user back-ends.
+guest_under_qemu() {
+    local disk=("$GUEST_DIRECTORY/root.img" "${GUEST_DISK_OPTIONS#,}") socket number=0 arguments
+    need_emulated_host_commands
+    say "under QEMU alone, emulated: no Outboard is involved"
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    arguments=(-accel "tcg,thread=multi" -cpu max -M q35 -m "$GUEST_MEMORY" -smp "$GUEST_CPUS" -nodefaults -display none
+        -no-reboot -nic none -kernel "$GUEST_DIRECTORY/vmlinuz" -initrd "$GUEST_DIRECTORY/initrd.img"
+        -append "$GUEST_CMDLINE"
+        -chardev "stdio,id=terminal,signal=$([ "$GUEST_INTERACTIVE" = yes ] && echo off || echo on)" -serial chardev:terminal
+        -object "memory-backend-memfd,id=memory,size=$GUEST_MEMORY,share=on" -machine memory-backend=memory)
+    if [ -n "$GUEST_SECOND_DISK" ]; then
+        disk+=("$GUEST_DIRECTORY/second.img" "${GUEST_SECOND_DISK#*,}")
+    fi
+    set -- "${disk[@]}"
+    while [ $# -gt 0 ]; do
+        arguments+=(-drive "if=none,id=disk$number,file=$1,format=raw,cache=writeback,discard=unmap"
+            -device "virtio-blk-pci,disable-legacy=on,drive=disk$number$(qemu_disk_options "$2")")
+        shift 2
+        number=$((number + 1))
+    done
+    for socket in "${GUEST_VHOST_USER_BLK[@]}"; do
+        arguments+=(-chardev "socket,id=vhost$number,path=$socket"
+            -device "vhost-user-blk-pci,disable-legacy=on,chardev=vhost$number,num-queues=2")
+        number=$((number + 1))
+    done
+    run_bounded "$GUEST_INTERACTIVE" setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" \
+        qemu-system-x86_64 "${arguments[@]}" "${EMULATED_QEMU_ARGS[@]}"
+}
+
+# qemu_disk_options OPTIONS: those of `outboard run --disk` that a disk of QEMU's has too.
+qemu_disk_options() {
+    local value
+    value=$(disk_option "$1" serial '') && printf '%s' "${value:+,serial=$value}"
+    value=$(disk_option "$1" queues '') && printf '%s' "${value:+,num-queues=$value}"
+    value=$(disk_option "$1" wce '') && printf '%s' "${value:+,write-cache=$value}"
+}
+
+# disk_option OPTIONS NAME DEFAULT: the value of NAME in "a=1,b=2"; the last one counts.
+disk_option() {
+    local option value=$3
+    for option in ${1//,/ }; do
+        [ "${option%%=*}" != "$2" ] || value=${option#*=}
+    done
+    printf '%s' "$value"
+}
+
+# linux_checks WAY: all of tests/linux/checks in one boot, then the images compared; sets GUEST_STATUS to 0 or 1.
+linux_checks() {
+    local way=$1 queues line failed
+    # Options that the user gave come after these, and count.
+    GUEST_DISK_OPTIONS=,serial=root-disk,queues=2$GUEST_DISK_OPTIONS
+    : "${GUEST_SECOND_DISK:=32M,serial=second-disk}"
+    queues=$(disk_option "$GUEST_DISK_OPTIONS" queues 1)
+    GUEST_COMMAND=(env "EXPECT_CPUS=$GUEST_CPUS"
+        "EXPECT_SERIAL=$(disk_option "$GUEST_DISK_OPTIONS" serial '')"
+        "EXPECT_QUEUES=$((queues < GUEST_CPUS ? queues : GUEST_CPUS))"
+        "EXPECT_SECTORS=$(($(numfmt --from=iec "$GUEST_DISK_SIZE") / 512))"
+        "EXPECT_WRITE_CACHE=$([ "$(disk_option "$GUEST_DISK_OPTIONS" wce on)" = on ] && echo write back || echo write through)"
+        "EXPECT_PCI_DEVICE=0x1af4 0x1042"
+        "EXPECT_SECOND_SERIAL=$(disk_option "$GUEST_SECOND_DISK" serial '')"
+        "EXPECT_SECOND_SECTORS=$(($(numfmt --from=iec "${GUEST_SECOND_DISK%%,*}") / 512))"
+        /checks/run)
+    linux_guest "$way"
+    [ "$GUEST_STATUS" -ne 125 ] || say "the checks did not come to their end"
+
+    report=$GUEST_DIRECTORY/report
+    : >"$report"
+    read_ext4 "$GUEST_DIRECTORY/root.img" /checks/report "$report" || say "the guest left no report in its image"
+    while read -r line; do
+        compare_with_image "$line" | tee -a "$report.host"
+    done < <(grep '^SHA256 ' "$report")
+    failed=$(cat "$report" "$report.host" 2>/dev/null | grep -c '^CHECK .*: FAILED' || true)
+    # A guest that broke down is a failure of its own.
+    [ "$GUEST_STATUS" -le 1 ] || failed=$((failed + 1))
+    GUEST_STATUS=0
+    [ "$failed" -eq 0 ] && [ -s "$report.host" ] || GUEST_STATUS=1
+    printf 'linux: %d passed, %d failed, %d skipped\n' "$(cat "$report"* | grep -c '^CHECK .*: ok' || true)" "$failed" \
+        "$(cat "$report"* | grep -c '^CHECK .*: skipped' || true)"
+}
+
+# compare_with_image "SHA256 HASH PATH": a file of the root image, or /dev/vdb, which is the second image.
+compare_with_image() {
+    local hash path found
+    read -r _ hash path <<<"$1"
+    if [ "$path" = /dev/vdb ]; then
+        found=$(sha256sum <"$GUEST_DIRECTORY/second.img")
+    elif read_ext4 "$GUEST_DIRECTORY/root.img" "$path" "$GUEST_DIRECTORY/found"; then
+        found=$(sha256sum <"$GUEST_DIRECTORY/found")
+    else
+        found="nothing"
+    fi
+    if [ "$hash" = "${found%% *}" ]; then
+        echo "CHECK the host finds what the guest wrote to $path: ok"
+    else
+        echo "CHECK the host finds what the guest wrote to $path: FAILED expected $hash, found ${found%% *}"
+    fi
+}

@@ -1,0 +1,40 @@
+# shellcheck shell=sh
+# The driver lets go of the second disk and takes it again, idle and with requests in flight, at the virtio bus (a device
+# reset) and at the PCI bus (the transport is set up anew). Nothing that was written is lost.
+if [ ! -b /dev/vdb ]; then
+    skipped "unbinding a driver" "there is no second disk"
+else
+    blocks=64
+    dd if=/dev/urandom of=/tmp/pattern bs=64k count=$blocks 2>/dev/null
+    sum=$(file_sum /tmp/pattern)
+    dd if=/tmp/pattern of=/dev/vdb oflag=direct bs=64k conv=fsync 2>/dev/null
+    equal "a pattern on vdb" "$sum" "$(disk_sum /dev/vdb $blocks)"
+    pci=$(basename "$(readlink -f /sys/block/vdb/device/..)")
+
+    # rebind NAME DRIVER DEVICE
+    rebind() {
+        echo "$3" >"/sys/bus/$2/unbind"
+        if [ -e /sys/block/vdb ]; then failed "$1: vdb is gone" "/sys/block/vdb is still there"; else ok "$1: vdb is gone"; fi
+        echo "$3" >"/sys/bus/$2/bind"
+        if await_disk /dev/vdb; then
+            equal "$1: vdb is back with its data" "$sum" "$(disk_sum /dev/vdb $blocks)"
+        else
+            failed "$1: vdb is back with its data" "no /dev/vdb within 10 seconds"
+        fi
+    }
+    virtio_name() { basename "$(readlink -f /sys/block/vdb/device)"; }
+
+    rebind "virtio_blk unbound and bound" virtio/drivers/virtio_blk "$(virtio_name)"
+    rebind "virtio_blk unbound and bound again" virtio/drivers/virtio_blk "$(virtio_name)"
+    rebind "virtio-pci unbound and bound" pci/drivers/virtio-pci "$pci"
+    # Readers get errors when the disk goes; that is theirs to bear.
+    for reader in 1 2 3; do
+        (while dd if=/dev/vdb of=/dev/null iflag=direct bs=16k count=256 2>/dev/null; do :; done) &
+    done
+    sleep 1
+    rebind "virtio_blk unbound under load and bound" virtio/drivers/virtio_blk "$(virtio_name)"
+    # shellcheck disable=SC2046
+    kill $(jobs -p) 2>/dev/null
+    wait
+    : "$reader"
+fi
