@@ -4,6 +4,7 @@
 //! - [`devices`]: the table of device kinds and their configuration layouts;
 //! - [`launch`]: what a started process receives, and what machine and
 //!   supervisor say to each other;
+//! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`inflight`]: the shared region that lets a successor take over requests.
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
@@ -11,6 +12,7 @@
 
 pub mod deadline;
 pub mod devices;
+pub mod image_lock;
 pub mod inflight;
 pub mod launch;
 mod socket;
