@@ -67,7 +67,7 @@ fill_linux_files() { # DIRECTORY
 # into the cache otherwise.
 choose_package_lists() { # DIRECTORY
     local options=(-o "APT::Sandbox::User=root" -o "DPkg::Lock::Timeout=300")
-    APT_GET=(apt-get -q "${options[@]}")
+    APT_GET=(apt-get -qq "${options[@]}")
     APT_CACHE=(apt-cache "${options[@]}")
     [ -z "$("${APT_CACHE[@]}" show "$LINUX_KERNEL_PACKAGE" 2>/dev/null)" ] || return 0
     update_package_lists "$1"

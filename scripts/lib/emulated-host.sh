@@ -10,7 +10,8 @@
 #       and on PATH. Programs linked dynamically bring this machine's libraries along.
 #   Read before each call:
 #     EMULATED_OUT=DIR         what the script leaves in /out ($OUT) is copied into DIR
-#     EMULATED_TIMEOUT=600     seconds, then it is killed (status 125)
+#     EMULATED_TIMEOUT=600     seconds for everything; the script gets SIGTERM 30 before that (status 143), and 125 is
+#                              the status if the host has not ended by then
 #     EMULATED_INTERACTIVE=no  yes: the terminal is the script's, keys and all
 #     EMULATED_LOG_WRITES=FILE every write and flush that reaches the scratch disk, in order, as QEMU's blklogwrites
 #                              writes it (the format of Linux' dm-log-writes); see blocklog_entries
@@ -41,6 +42,7 @@ emulated_host() {
     base_tree "$tree" emulated-host-init
     mkdir "$tree"/{work,out,scratch}
     write_terminal "$tree/etc/terminal" "$EMULATED_INTERACTIVE"
+    echo "SECONDS_LEFT=$((EMULATED_TIMEOUT > 60 ? EMULATED_TIMEOUT - 30 : EMULATED_TIMEOUT))" >>"$tree/etc/terminal"
     cp -L "$script" "$tree/work/script"
     chmod 755 "$tree/work/script"
     bring_files "$tree" "$@"
