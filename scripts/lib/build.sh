@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# Builds what the scripts run. Sourced after packages.sh, with $top set to the checkout.
+#
+#   build_products    outboard and its back-ends: sets OUTBOARD_BIN unless the user has named a directory there
+#   build_guests      the bundled guest in its three packagings: sets GUESTS
+#   build_bench       the program behind scripts/bench: sets BENCH
+
+TARGET=x86_64-unknown-linux-gnu
+: "${CARGO_TARGET_DIR:=$top/target}"
+
+need_build_commands() {
+    command -v cargo >/dev/null || die "cargo is missing: install Rust (stable) from https://rustup.rs"
+    need_commands cc=gcc
+}
+
+build_products() {
+    if [ -n "${OUTBOARD_BIN:-}" ]; then
+        say "using the programs in $OUTBOARD_BIN"
+        return
+    fi
+    need_build_commands
+    build --release -p outboard -p outboard-blk
+    OUTBOARD_BIN=$CARGO_TARGET_DIR/$TARGET/release
+    export OUTBOARD_BIN
+}
+
+build_guests() {
+    need_build_commands
+    GUESTS=$CARGO_TARGET_DIR/guest
+    export GUESTS
+    CARGO_TARGET_DIR=$CARGO_TARGET_DIR/guest-build "$top/tests/guest/build" "$GUESTS" >&2
+}
+
+build_bench() {
+    build --release -p outboard-bench
+    # Read by the script that called.
+    # shellcheck disable=SC2034
+    BENCH=$CARGO_TARGET_DIR/$TARGET/release/outboard-bench
+}
+
+build() {
+    say "building: cargo build --locked $*"
+    (cd "$top" && cargo build --locked "$@") >&2 || die "the build failed; see above"
+}
+
+# need_kvm: whether this machine has a /dev/kvm that may be used; why not is in REPLY.
+have_kvm() {
+    REPLY=
+    if [ ! -e /dev/kvm ]; then
+        REPLY='there is no /dev/kvm'
+    elif ! { : <>/dev/kvm; } 2>/dev/null; then
+        REPLY="/dev/kvm may not be opened by $(id -un): run as root, or join the group $(stat -c %G /dev/kvm)"
+    else
+        return 0
+    fi
+    return 1
+}
