@@ -1,0 +1,70 @@
+//! Scenarios: what the command line asks for. Each ends with exactly one result line.
+
+mod crew;
+mod identify;
+mod options;
+mod verifier;
+mod verify;
+
+use crate::cpu::{apic, smp};
+use crate::pci;
+use crate::platform::acpi::Platform;
+use crate::platform::{power, ring0};
+use crate::say;
+use crate::virtio::transport::{self, Transport};
+use alloc::string::String;
+use alloc::vec::Vec;
+use guest_logic::words::Words;
+
+/// The `key=value` words of a result line: of a success, or `reason=` and more for a failure.
+pub type Outcome = Result<String, String>;
+
+/// What a scenario runs on.
+pub struct Machine<'a> {
+    /// The command line.
+    pub words: Words<'a>,
+    /// What ACPI said.
+    pub platform: &'a Platform,
+}
+
+impl Machine<'_> {
+    /// All virtio devices.
+    pub fn devices(&self) -> Result<Vec<Transport>, String> {
+        transport::find_all(&pci::scan(self.platform, &self.words)?)
+    }
+
+    /// Starts the other processors and lets time interrupt all of them now and then.
+    pub fn start_processors(&self) -> Result<usize, String> {
+        let wanted = options::number(&self.words, "cpus", smp::MAX_PROCESSORS as u64)?;
+        smp::start_others(&self.platform.processors, wanted as usize)?;
+        smp::on_each(smp::running(), &|_| apic::tick(true));
+        Ok(smp::running())
+    }
+}
+
+/// Runs the scenario and ends as the command line says.
+pub fn run(machine: &Machine<'_>) -> ! {
+    let name = machine.words.text("scenario", "idle");
+    let outcome = match name {
+        "identify" => identify::run(machine),
+        "verify" => verify::run(machine),
+        "idle" => {
+            say!("OUTBOARD idle result=pass");
+            power::halt()
+        }
+        "triple" => ring0::triple_fault(),
+        "reset" => power::reset(),
+        "poweroff" => power::off(),
+        _ => Err("reason=unknown-scenario".into()),
+    };
+    match &outcome {
+        Ok(words) => say!("OUTBOARD {name} result=pass {words}"),
+        Err(words) => say!("OUTBOARD {name} result=fail {words}"),
+    }
+    match machine.words.text("exit", "poweroff") {
+        "reset" => power::reset(),
+        "halt" => power::halt(),
+        "triple" => ring0::triple_fault(),
+        _ => power::off(),
+    }
+}
