@@ -43,6 +43,9 @@ extern "C" fn guest_main(kind: u64, address: u64) -> ! {
     power::configure(platform.power);
     cpu::start_first();
     clock::start(words.number("tsc_khz", 0).unwrap_or(0));
-    let machine = scenario::Machine { words, platform: &platform };
+    let machine = scenario::Machine {
+        words,
+        platform: &platform,
+    };
     scenario::run(&machine)
 }

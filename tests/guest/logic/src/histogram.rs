@@ -23,7 +23,11 @@ impl Histogram {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
-        Self { counts: [0; BUCKETS], total: 0, highest: 0 }
+        Self {
+            counts: [0; BUCKETS],
+            total: 0,
+            highest: 0,
+        }
     }
 
     /// Records one duration.
@@ -57,7 +61,9 @@ impl Histogram {
     /// The duration that `part` in 1,000 do not exceed (up to the bucket's width); 0 if there was none.
     #[must_use]
     pub fn per_mille(&self, part: u64) -> u64 {
-        let wanted = (u128::from(self.total) * u128::from(part)).div_ceil(1000).max(1) as u64;
+        let wanted = (u128::from(self.total) * u128::from(part))
+            .div_ceil(1000)
+            .max(1) as u64;
         let mut seen = 0;
         for (index, count) in self.counts.iter().enumerate() {
             seen += count;
@@ -108,7 +114,10 @@ mod tests {
         assert_eq!(histogram.highest(), 1_000_000);
         for (part, exact) in [(500, 500_000), (990, 990_000), (999, 999_000)] {
             let found = histogram.per_mille(part);
-            assert!(found >= exact && found <= exact + exact / 32, "{part} {found}");
+            assert!(
+                found >= exact && found <= exact + exact / 32,
+                "{part} {found}"
+            );
         }
         assert_eq!(histogram.per_mille(1000), 1_000_000);
     }

@@ -56,7 +56,12 @@ pub struct Mismatch {
 ///
 /// # Errors
 /// The first word that differs.
-pub fn check(words: &[u64; WORDS], sector: u64, generation: u64, seed: u64) -> Result<(), Mismatch> {
+pub fn check(
+    words: &[u64; WORDS],
+    sector: u64,
+    generation: u64,
+    seed: u64,
+) -> Result<(), Mismatch> {
     let mut expected = [0; WORDS];
     fill(&mut expected, sector, generation, seed);
     first_difference(words, &expected)
@@ -73,7 +78,11 @@ pub fn check_zero(words: &[u64; WORDS]) -> Result<(), Mismatch> {
 fn first_difference(words: &[u64; WORDS], expected: &[u64; WORDS]) -> Result<(), Mismatch> {
     for (word, (found, expected)) in words.iter().zip(expected).enumerate() {
         if found != expected {
-            return Err(Mismatch { word, expected: *expected, found: *found });
+            return Err(Mismatch {
+                word,
+                expected: *expected,
+                found: *found,
+            });
         }
     }
     Ok(())
@@ -96,7 +105,11 @@ pub fn words_of(bytes: &[u8; SECTOR]) -> [u64; WORDS] {
 ///
 /// # Errors
 /// The first word that is wrong.
-pub fn generation_of(bytes: &[u8; SECTOR], sector: u64, seed: u64) -> Result<Option<u64>, Mismatch> {
+pub fn generation_of(
+    bytes: &[u8; SECTOR],
+    sector: u64,
+    seed: u64,
+) -> Result<Option<u64>, Mismatch> {
     let words = words_of(bytes);
     if check_zero(&words).is_ok() {
         return Ok(None);
@@ -169,6 +182,9 @@ mod tests {
     #[test]
     fn digests_tell_sector_and_generation_apart() {
         assert_ne!(digest(1, 2), digest(2, 1));
-        assert_ne!(digest(1, 2).wrapping_add(digest(2, 2)), digest(1, 1).wrapping_add(digest(2, 3)));
+        assert_ne!(
+            digest(1, 2).wrapping_add(digest(2, 2)),
+            digest(1, 1).wrapping_add(digest(2, 3))
+        );
     }
 }

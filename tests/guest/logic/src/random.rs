@@ -12,7 +12,9 @@ impl Random {
     /// The stream of this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { state: splitmix64(seed) }
+        Self {
+            state: splitmix64(seed),
+        }
     }
 
     /// The next number.

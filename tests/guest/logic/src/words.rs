@@ -110,6 +110,12 @@ mod tests {
         let words = Words::new("a=0 b=1 c=yes");
         assert_eq!(words.flag("a", true), Ok(false));
         assert_eq!(words.flag("b", false), Ok(true));
-        assert_eq!(words.flag("c", false), Err(BadValue { key: "c", value: "yes" }));
+        assert_eq!(
+            words.flag("c", false),
+            Err(BadValue {
+                key: "c",
+                value: "yes"
+            })
+        );
     }
 }

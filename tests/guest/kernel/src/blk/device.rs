@@ -36,7 +36,13 @@ impl Configuration {
     pub fn read(transport: &Transport, features: u64) -> Result<Configuration, String> {
         let has = |bit: u64| features & bit != 0;
         transport.configuration(|device| {
-            let word = |bit: u64, at: u64, otherwise: u32| if has(bit) { device.read::<u32>(at) } else { otherwise };
+            let word = |bit: u64, at: u64, otherwise: u32| {
+                if has(bit) {
+                    device.read::<u32>(at)
+                } else {
+                    otherwise
+                }
+            };
             let (low, high): (u32, u32) = (device.read(0), device.read(4));
             Configuration {
                 capacity: u64::from(high) << 32 | u64::from(low),
@@ -82,8 +88,17 @@ impl Blk {
         transport.reset()?;
         let features = transport.negotiate(wanted)?;
         let configuration = Configuration::read(transport, features)?;
-        let interrupts = Interrupts { first: None, processors: 1 };
-        Ok(Blk { transport: transport.clone(), features, configuration, wanted, interrupts })
+        let interrupts = Interrupts {
+            first: None,
+            processors: 1,
+        };
+        Ok(Blk {
+            transport: transport.clone(),
+            features,
+            configuration,
+            wanted,
+            interrupts,
+        })
     }
 
     /// Makes `count` queues with `depth` requests of up to `size` bytes each. The device must be fresh
@@ -91,7 +106,9 @@ impl Blk {
     pub fn queues(&self, count: u16, depth: u16, size: u64) -> Result<Vec<Queue>, String> {
         let present = self.configuration.queues.min(self.transport.queues());
         if count == 0 || count > present {
-            return Err(alloc::format!("reason=queues wanted={count} present={present}"));
+            return Err(alloc::format!(
+                "reason=queues wanted={count} present={present}"
+            ));
         }
         (0..count)
             .map(|index| match self.transport.queue_size(index) {
@@ -112,7 +129,10 @@ impl Blk {
         for _ in 1..queues {
             apic::device_vector();
         }
-        self.interrupts = Interrupts { first: Some(first), processors };
+        self.interrupts = Interrupts {
+            first: Some(first),
+            processors,
+        };
         true
     }
 
@@ -138,7 +158,10 @@ impl Blk {
                 let cpu = smp::processor(usize::from(index) % self.interrupts.processors);
                 msix.route(entry, cpu.apic_id, first.wrapping_add(index as u8));
             }
-            queue.doorbell = Some(self.transport.start_queue(index, &queue.ring.layout, entry)?);
+            queue.doorbell = Some(
+                self.transport
+                    .start_queue(index, &queue.ring.layout, entry)?,
+            );
         }
         self.transport.driver_ok();
         Ok(())

@@ -3,7 +3,7 @@
 pub mod device;
 pub mod queue;
 
-pub use device::{Blk, Configuration};
+pub use device::Blk;
 pub use queue::{Queue, Request};
 
 /// virtio device identity.

@@ -61,7 +61,10 @@ impl Queue {
     /// A queue of `entries` descriptors and `depth` slots for `size` bytes each.
     pub fn new(index: u16, entries: u16, depth: u16, size: u64) -> Queue {
         let slots = (0..depth)
-            .map(|_| Slot { control: dma::allocate(CONTROL_LENGTH, 64), data: dma::allocate(size, 4096) })
+            .map(|_| Slot {
+                control: dma::allocate(CONTROL_LENGTH, 64),
+                data: dma::allocate(size, 4096),
+            })
             .collect();
         Queue {
             index,
@@ -98,14 +101,31 @@ impl Queue {
     /// Puts a request into the free slot that `free_slot` named, its data cut into `pieces` (lengths that
     /// sum up to it; none: uncut). False if the ring has no room now.
     pub fn submit(&mut self, request: &Request, pieces: &[u32]) -> bool {
-        let Some(slot) = self.free_slot() else { return false };
+        let Some(slot) = self.free_slot() else {
+            return false;
+        };
         let Slot { control, data } = &self.slots[slot];
         control.write(HEADER, request.kind);
         control.write(HEADER + 4, 0u32);
-        control.write(HEADER + 8, if request.kind == kind::FLUSH { 0 } else { request.sector });
+        control.write(
+            HEADER + 8,
+            if request.kind == kind::FLUSH {
+                0
+            } else {
+                request.sector
+            },
+        );
         control.write(STATUS, STATUS_NONE);
-        let mut buffers = [Buffer { address: 0, length: 0, writable: false }; MAX_PIECES + 2];
-        buffers[0] = Buffer { address: control.address() + HEADER, length: HEADER_LENGTH, writable: false };
+        let mut buffers = [Buffer {
+            address: 0,
+            length: 0,
+            writable: false,
+        }; MAX_PIECES + 2];
+        buffers[0] = Buffer {
+            address: control.address() + HEADER,
+            length: HEADER_LENGTH,
+            writable: false,
+        };
         let mut used = 1;
         match request.kind {
             kind::FLUSH => {}
@@ -114,8 +134,11 @@ impl Queue {
                 control.write(SEGMENT, request.sector);
                 control.write(SEGMENT + 8, (request.length / super::SECTOR) as u32);
                 control.write(SEGMENT + 12, 0u32);
-                buffers[1] =
-                    Buffer { address: control.address() + SEGMENT, length: SEGMENT_LENGTH, writable: false };
+                buffers[1] = Buffer {
+                    address: control.address() + SEGMENT,
+                    length: SEGMENT_LENGTH,
+                    writable: false,
+                };
                 used += 1;
             }
             _ => {
@@ -123,14 +146,24 @@ impl Queue {
                 let whole = [request.length as u32];
                 let mut at = 0;
                 for piece in if pieces.is_empty() { &whole } else { pieces } {
-                    buffers[used] = Buffer { address: data.address() + at, length: *piece, writable };
+                    buffers[used] = Buffer {
+                        address: data.address() + at,
+                        length: *piece,
+                        writable,
+                    };
                     at += u64::from(*piece);
                     used += 1;
                 }
             }
         }
-        buffers[used] = Buffer { address: control.address() + STATUS, length: 1, writable: true };
-        let Some(head) = self.ring.add(&buffers[..=used]) else { return false };
+        buffers[used] = Buffer {
+            address: control.address() + STATUS,
+            length: 1,
+            writable: true,
+        };
+        let Some(head) = self.ring.add(&buffers[..=used]) else {
+            return false;
+        };
         self.owners[usize::from(head)] = slot;
         self.free.pop();
         true
@@ -147,9 +180,14 @@ impl Queue {
 
     /// Takes one finished request; its slot is free again, its data still there.
     pub fn take(&mut self) -> Result<Option<Finished>, String> {
-        let Some((head, _)) = self.ring.take()? else { return Ok(None) };
+        let Some((head, _)) = self.ring.take()? else {
+            return Ok(None);
+        };
         let slot = self.owners[usize::from(head)];
         self.free.push(slot);
-        Ok(Some(Finished { slot, status: self.slots[slot].control.read(STATUS) }))
+        Ok(Some(Finished {
+            slot,
+            status: self.slots[slot].control.read(STATUS),
+        }))
     }
 }

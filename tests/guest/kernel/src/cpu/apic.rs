@@ -53,13 +53,23 @@ pub fn id() -> u32 {
 /// Starts or stops the tick that bounds every halt of this processor.
 pub fn tick(on: bool) {
     write_msr(TIMER_DIVIDE, DIVIDE_BY_ONE);
-    write_msr(TIMER_LVT, if on { PERIODIC | u64::from(TIMER_VECTOR) } else { MASKED });
+    write_msr(
+        TIMER_LVT,
+        if on {
+            PERIODIC | u64::from(TIMER_VECTOR)
+        } else {
+            MASKED
+        },
+    );
     write_msr(TIMER_INITIAL, if on { TICK } else { 0 });
 }
 
 /// Interrupts another processor so that it looks for work.
 pub fn wake(apic_id: u32) {
-    write_msr(INTERRUPT_COMMAND, u64::from(apic_id) << 32 | 0x4000 | u64::from(WAKE_VECTOR));
+    write_msr(
+        INTERRUPT_COMMAND,
+        u64::from(apic_id) << 32 | 0x4000 | u64::from(WAKE_VECTOR),
+    );
 }
 
 /// Puts another processor into its wait-for-start-up state.
@@ -69,7 +79,10 @@ pub fn send_init(apic_id: u32) {
 
 /// Starts another processor in real mode at `page` * 4096.
 pub fn send_startup(apic_id: u32, page: u8) {
-    write_msr(INTERRUPT_COMMAND, u64::from(apic_id) << 32 | 0x4600 | u64::from(page));
+    write_msr(
+        INTERRUPT_COMMAND,
+        u64::from(apic_id) << 32 | 0x4600 | u64::from(page),
+    );
 }
 
 /// A vector for a device. They are reused in turn when there are more wishes than vectors.
@@ -85,5 +98,7 @@ pub fn taken(vector: u8) -> u64 {
 
 /// How often devices' vectors were taken, on all processors.
 pub fn taken_by_devices() -> u64 {
-    (FIRST_DEVICE_VECTOR..FIRST_DEVICE_VECTOR + DEVICE_VECTORS).map(|vector| taken(vector as u8)).sum()
+    (FIRST_DEVICE_VECTOR..FIRST_DEVICE_VECTOR + DEVICE_VECTORS)
+        .map(|vector| taken(vector as u8))
+        .sum()
 }

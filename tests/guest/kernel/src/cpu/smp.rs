@@ -86,9 +86,17 @@ pub fn start_others(apic_ids: &[u32], wanted: usize) -> Result<(), alloc::string
 }
 
 fn copy_trampoline() {
-    let (start, end) = (&raw const TRAMPOLINE_START as u64, &raw const TRAMPOLINE_END as u64);
+    let (start, end) = (
+        &raw const TRAMPOLINE_START as u64,
+        &raw const TRAMPOLINE_END as u64,
+    );
     // SAFETY: the page at 0x8000 is conventional memory that nothing of ours uses; the source is code.
-    let (to, from) = unsafe { (Span::new(TRAMPOLINE, end - start), Span::new(start, end - start)) };
+    let (to, from) = unsafe {
+        (
+            Span::new(TRAMPOLINE, end - start),
+            Span::new(start, end - start),
+        )
+    };
     for at in 0..end - start {
         to.write::<u8>(at, from.read(at));
     }
@@ -108,7 +116,9 @@ fn start_one(index: usize, apic_id: u32) -> Result<(), alloc::string::String> {
     let begin = clock::now();
     while cpu.started.load(Ordering::Acquire) == 0 {
         if clock::now().wrapping_sub(begin) > START_LIMIT * clock::kilohertz() {
-            return Err(alloc::format!("reason=processor-does-not-start apic_id={apic_id}"));
+            return Err(alloc::format!(
+                "reason=processor-does-not-start apic_id={apic_id}"
+            ));
         }
         core::hint::spin_loop();
     }

@@ -94,7 +94,10 @@ impl Function {
                 // SAFETY: mapped by now; the memory map keeps RAM out of BARs.
                 Ok(unsafe { Span::new(base + offset, length) })
             }
-            other => Err(alloc::format!("reason=no-memory-bar slot={} bar={bar} is={other:?}", self.slot)),
+            other => Err(alloc::format!(
+                "reason=no-memory-bar slot={} bar={bar} is={other:?}",
+                self.slot
+            )),
         }
     }
 
@@ -125,10 +128,18 @@ impl Function {
             let register = Self::bar_register(index);
             let low: u32 = self.config.read(register);
             let wide = low & 7 == 4 && index < 5;
-            let high = if wide { self.config.read::<u32>(register + 4) } else { 0 };
+            let high = if wide {
+                self.config.read::<u32>(register + 4)
+            } else {
+                0
+            };
             let mask = if low & 1 == 1 { !3 } else { !15 };
             let address = u64::from(high) << 32 | u64::from(low & mask);
-            let address = if address == 0 { self.assign(register, wide, windows) } else { address };
+            let address = if address == 0 {
+                self.assign(register, wide, windows)
+            } else {
+                address
+            };
             self.bars[index] = match (address, low & 1) {
                 (0, _) => Bar::None,
                 (port, 1) => Bar::Port(port as u16),
@@ -145,7 +156,11 @@ impl Function {
         self.config.write(register, u32::MAX);
         let bits: u32 = self.config.read(register);
         let is_port = bits & 1 == 1;
-        let mut size = if is_port { u64::from(!(bits & !3) as u16) } else { u64::from(!(bits & !15)) };
+        let mut size = if is_port {
+            u64::from(!(bits & !3) as u16)
+        } else {
+            u64::from(!(bits & !15))
+        };
         if wide {
             self.config.write(register + 4, u32::MAX);
             size |= u64::from(!self.config.read::<u32>(register + 4)) << 32;
@@ -154,7 +169,11 @@ impl Function {
         let address = if size == 0 {
             0
         } else {
-            let window = if is_port { &mut windows.ports } else { &mut windows.memory };
+            let window = if is_port {
+                &mut windows.ports
+            } else {
+                &mut windows.memory
+            };
             let address = window.next_multiple_of(size);
             *window = address + size;
             address
@@ -175,8 +194,10 @@ pub fn scan(platform: &Platform, words: &Words<'_>) -> Result<Vec<Function>, Str
     if ecam == 0 {
         return Err("reason=no-pci-configuration-space".into());
     }
-    let mut windows =
-        Windows { memory: number(words, "pcimmio", MEMORY_WINDOW)?, ports: number(words, "pciio", PORT_WINDOW)? };
+    let mut windows = Windows {
+        memory: number(words, "pcimmio", MEMORY_WINDOW)?,
+        ports: number(words, "pciio", PORT_WINDOW)?,
+    };
     paging::map(ecam, FUNCTIONS * FUNCTION_SPACE);
     let mut functions = Vec::new();
     for slot in 0..32 {
@@ -192,7 +213,12 @@ pub fn scan(platform: &Platform, words: &Words<'_>) -> Result<Vec<Function>, Str
                     last = 7;
                 }
                 if kind & 0x7f == 0 {
-                    let mut function = Function { slot, number, config, bars: [Bar::None; 6] };
+                    let mut function = Function {
+                        slot,
+                        number,
+                        config,
+                        bars: [Bar::None; 6],
+                    };
                     function.find_bars(&mut windows);
                     function.enable();
                     functions.push(function);
@@ -205,5 +231,7 @@ pub fn scan(platform: &Platform, words: &Words<'_>) -> Result<Vec<Function>, Str
 }
 
 fn number(words: &Words<'_>, key: &'static str, otherwise: u64) -> Result<u64, String> {
-    words.number(key, otherwise).map_err(|bad| alloc::format!("reason=bad-value key={} value={}", bad.key, bad.value))
+    words
+        .number(key, otherwise)
+        .map_err(|bad| alloc::format!("reason=bad-value key={} value={}", bad.key, bad.value))
 }

@@ -42,7 +42,13 @@ impl Msix {
         };
         let table = place(TABLE, u64::from(vectors) * ENTRY)?;
         let pending = place(PENDING, u64::from(vectors).div_ceil(64) * 8)?;
-        Ok(Some(Msix { config, capability, table, pending, vectors }))
+        Ok(Some(Msix {
+            config,
+            capability,
+            table,
+            pending,
+            vectors,
+        }))
     }
 
     /// Switches it on, or off.
@@ -57,14 +63,18 @@ impl Msix {
 
     fn set_control(&self, bits: u16) {
         let control: u16 = self.config.read(self.capability + CONTROL);
-        self.config.write(self.capability + CONTROL, control & !(ENABLE | MASK_ALL) | bits);
+        self.config.write(
+            self.capability + CONTROL,
+            control & !(ENABLE | MASK_ALL) | bits,
+        );
     }
 
     /// Lets vector `index` interrupt the processor with this APIC identity (below 256) at `vector`.
     pub fn route(&self, index: u16, apic_id: u32, vector: u8) {
         let at = u64::from(index) * ENTRY;
         self.table.write(at + ENTRY_CONTROL, MASKED);
-        self.table.write(at, MESSAGE_ADDRESS | (apic_id & 0xff) << 12);
+        self.table
+            .write(at, MESSAGE_ADDRESS | (apic_id & 0xff) << 12);
         self.table.write(at + 4, 0u32);
         self.table.write(at + 8, u32::from(vector));
         self.table.write(at + ENTRY_CONTROL, 0u32);
@@ -72,6 +82,9 @@ impl Msix {
 
     /// Masks one vector, or lets it through.
     pub fn mask(&self, index: u16, on: bool) {
-        self.table.write(u64::from(index) * ENTRY + ENTRY_CONTROL, if on { MASKED } else { 0 });
+        self.table.write(
+            u64::from(index) * ENTRY + ENTRY_CONTROL,
+            if on { MASKED } else { 0 },
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! The walk through ACPI's tables: RSDP, XSDT, then MCFG, FADT and MADT. No address is assumed.
 
+use super::paging;
 use super::phys::Span;
 use super::power::{Power, Register};
-use super::paging;
 use alloc::vec::Vec;
 
 /// What the tables say.
@@ -29,12 +29,31 @@ pub fn walk(rsdp: u64) -> Platform {
     let Some(root) = rsdp.map(|address| window(address, 36)).filter(is_rsdp) else {
         return platform;
     };
-    let xsdt = if root.read::<u8>(15) >= 2 { root.read::<u64>(24) } else { 0 };
-    let (address, width) = if xsdt != 0 { (xsdt, 8) } else { (u64::from(root.read::<u32>(16)), 4) };
-    let Some(list) = table(address) else { return platform };
-    for at in (36..list.length()).step_by(width).take_while(|at| at + width as u64 <= list.length()) {
-        let address = if width == 8 { list.read::<u64>(at) } else { u64::from(list.read::<u32>(at)) };
-        let Some(table) = table(address) else { continue };
+    let xsdt = if root.read::<u8>(15) >= 2 {
+        root.read::<u64>(24)
+    } else {
+        0
+    };
+    let (address, width) = if xsdt != 0 {
+        (xsdt, 8)
+    } else {
+        (u64::from(root.read::<u32>(16)), 4)
+    };
+    let Some(list) = table(address) else {
+        return platform;
+    };
+    for at in (36..list.length())
+        .step_by(width)
+        .take_while(|at| at + width as u64 <= list.length())
+    {
+        let address = if width == 8 {
+            list.read::<u64>(at)
+        } else {
+            u64::from(list.read::<u32>(at))
+        };
+        let Some(table) = table(address) else {
+            continue;
+        };
         match &table.read::<u32>(0).to_le_bytes() {
             b"MCFG" => read_mcfg(&table, &mut platform),
             b"FACP" => read_fadt(&table, &mut platform),
@@ -51,7 +70,9 @@ fn is_rsdp(root: &Span) -> bool {
 
 // A BIOS leaves the RSDP on a 16-byte boundary of its area.
 fn scan() -> Option<u64> {
-    (0xe_0000..0x10_0000).step_by(16).find(|address| is_rsdp(&window(*address, 36)))
+    (0xe_0000..0x10_0000)
+        .step_by(16)
+        .find(|address| is_rsdp(&window(*address, 36)))
 }
 
 fn table(address: u64) -> Option<Span> {
@@ -59,11 +80,16 @@ fn table(address: u64) -> Option<Span> {
         return None;
     }
     let length = u64::from(window(address, 36).read::<u32>(4));
-    (36..1 << 20).contains(&length).then(|| window(address, length))
+    (36..1 << 20)
+        .contains(&length)
+        .then(|| window(address, length))
 }
 
 fn read_mcfg(table: &Span, platform: &mut Platform) {
-    for at in (44..table.length()).step_by(16).take_while(|at| at + 16 <= table.length()) {
+    for at in (44..table.length())
+        .step_by(16)
+        .take_while(|at| at + 16 <= table.length())
+    {
         if table.read::<u16>(at + 8) == 0 {
             platform.ecam = Some((table.read(at), table.read(at + 10), table.read(at + 11)));
         }
@@ -102,7 +128,10 @@ fn read_madt(table: &Span, platform: &mut Platform) {
             return;
         }
         let found = match (kind, length) {
-            (LOCAL_APIC, 8..) => Some((u32::from(table.read::<u8>(at + 3)), table.read::<u32>(at + 4))),
+            (LOCAL_APIC, 8..) => Some((
+                u32::from(table.read::<u8>(at + 3)),
+                table.read::<u32>(at + 4),
+            )),
             (LOCAL_X2APIC, 16..) => Some((table.read::<u32>(at + 4), table.read::<u32>(at + 8))),
             _ => None,
         };

@@ -49,13 +49,19 @@ impl Boot {
             command_line: [0; MAX_COMMAND_LINE],
             command_line_length: 0,
         };
-        if kind == PVH { boot.read_start_info(address) } else { boot.read_boot_params(address) }
+        if kind == PVH {
+            boot.read_start_info(address)
+        } else {
+            boot.read_boot_params(address)
+        }
         boot
     }
 
     /// The command line's words.
     pub fn words(&self) -> Words<'_> {
-        Words::new(core::str::from_utf8(&self.command_line[..self.command_line_length]).unwrap_or(""))
+        Words::new(
+            core::str::from_utf8(&self.command_line[..self.command_line_length]).unwrap_or(""),
+        )
     }
 
     /// Pieces of RAM.
@@ -66,7 +72,10 @@ impl Boot {
     // struct hvm_start_info, version 1
     fn read_start_info(&mut self, address: u64) {
         let info = table(address, 56);
-        assert!(info.read::<u32>(0) == PVH_MAGIC, "no start_info at {address:#x}");
+        assert!(
+            info.read::<u32>(0) == PVH_MAGIC,
+            "no start_info at {address:#x}"
+        );
         self.rsdp = info.read(32);
         self.copy_command_line(info.read(24));
         if info.read::<u32>(4) == 0 {

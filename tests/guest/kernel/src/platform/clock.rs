@@ -43,7 +43,10 @@ pub fn nanoseconds(ticks: u64) -> u64 {
 /// measured against the APIC timer, which must be on already.
 pub fn start(given: u64) {
     let known = if given != 0 { given } else { from_cpuid() };
-    KILOHERTZ.store(if known != 0 { known } else { measured() }, Ordering::Relaxed);
+    KILOHERTZ.store(
+        if known != 0 { known } else { measured() },
+        Ordering::Relaxed,
+    );
 }
 
 fn from_cpuid() -> u64 {
@@ -60,7 +63,11 @@ fn from_cpuid() -> u64 {
             return u64::from(leaf.eax);
         }
     }
-    if highest >= 0x16 { u64::from(__cpuid(0x16).eax) * 1000 } else { 0 }
+    if highest >= 0x16 {
+        u64::from(__cpuid(0x16).eax) * 1000
+    } else {
+        0
+    }
 }
 
 fn measured() -> u64 {

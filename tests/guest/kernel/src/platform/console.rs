@@ -30,7 +30,10 @@ pub fn write_byte_by_byte() {
 /// Prints one line, whole, whichever processors print at the same time.
 pub fn print(line: fmt::Arguments<'_>) {
     let _one_at_a_time = LINE.lock();
-    let mut burst = Burst { bytes: [0; FIFO], filled: 0 };
+    let mut burst = Burst {
+        bytes: [0; FIFO],
+        filled: 0,
+    };
     // A Burst cannot fail, so there is nothing to handle.
     let _ = burst.write_fmt(line);
     let _ = burst.write_char('\n');

@@ -18,7 +18,8 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 extern "C" fn exception_ring3() -> ! {
     // SAFETY: entry.s defines these words and only its stub writes them.
-    let [vector, error, cr2, rip] = unsafe { [&VECTOR, &ERROR, &CR2, &RIP].map(|word| word.load(Ordering::Relaxed)) };
+    let [vector, error, cr2, rip] =
+        unsafe { [&VECTOR, &ERROR, &CR2, &RIP].map(|word| word.load(Ordering::Relaxed)) };
     console::print_last_words(format_args!(
         "OUTBOARD panic vector={vector} rip={rip:#x} cr2={cr2:#x} error={error:#x}"
     ));
@@ -27,7 +28,9 @@ extern "C" fn exception_ring3() -> ! {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    let place = info.location().map_or(("?", 0), |at| (at.file(), at.line()));
+    let place = info
+        .location()
+        .map_or(("?", 0), |at| (at.file(), at.line()));
     console::print_last_words(format_args!(
         "OUTBOARD panic message=\"{}\" at={}:{}",
         info.message(),

@@ -11,7 +11,10 @@ struct Heap {
 }
 
 #[global_allocator]
-static HEAP: Heap = Heap { next: AtomicU64::new(0), end: AtomicU64::new(0) };
+static HEAP: Heap = Heap {
+    next: AtomicU64::new(0),
+    end: AtomicU64::new(0),
+};
 
 /// Gives the heap its memory.
 ///
@@ -27,12 +30,18 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let align = layout.align() as u64;
         let mut start = 0;
-        let taken = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, |next| {
-            start = next.next_multiple_of(align);
-            let end = start.checked_add(layout.size() as u64)?;
-            (next != 0 && end <= self.end.load(Ordering::Relaxed)).then_some(end)
-        });
-        if taken.is_ok() { start as *mut u8 } else { null_mut() }
+        let taken = self
+            .next
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |next| {
+                start = next.next_multiple_of(align);
+                let end = start.checked_add(layout.size() as u64)?;
+                (next != 0 && end <= self.end.load(Ordering::Relaxed)).then_some(end)
+            });
+        if taken.is_ok() {
+            start as *mut u8
+        } else {
+            null_mut()
+        }
     }
 
     unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}

@@ -40,10 +40,30 @@ macro_rules! word {
         }
     };
 }
-word!(u8, reg_byte, "mov {0}, byte ptr [{1}]", "mov byte ptr [{1}], {0}");
-word!(u16, reg, "mov {0:x}, word ptr [{1}]", "mov word ptr [{1}], {0:x}");
-word!(u32, reg, "mov {0:e}, dword ptr [{1}]", "mov dword ptr [{1}], {0:e}");
-word!(u64, reg, "mov {0}, qword ptr [{1}]", "mov qword ptr [{1}], {0}");
+word!(
+    u8,
+    reg_byte,
+    "mov {0}, byte ptr [{1}]",
+    "mov byte ptr [{1}], {0}"
+);
+word!(
+    u16,
+    reg,
+    "mov {0:x}, word ptr [{1}]",
+    "mov word ptr [{1}], {0:x}"
+);
+word!(
+    u32,
+    reg,
+    "mov {0:e}, dword ptr [{1}]",
+    "mov dword ptr [{1}], {0:e}"
+);
+word!(
+    u64,
+    reg,
+    "mov {0}, qword ptr [{1}]",
+    "mov qword ptr [{1}], {0}"
+);
 
 /// A window on mapped physical addresses that hold no Rust objects: device registers, firmware tables,
 /// or memory shared with a device. Copies of it name the same bytes.
@@ -75,12 +95,21 @@ impl Span {
     /// A part of it. A part that is not inside is a bug of the guest's and panics, as all of these do.
     pub fn part(&self, offset: u64, length: u64) -> Span {
         self.check(offset, length);
-        Span { base: self.base + offset, length }
+        Span {
+            base: self.base + offset,
+            length,
+        }
     }
 
     fn check(&self, offset: u64, length: u64) {
-        let inside = offset.checked_add(length).is_some_and(|end| end <= self.length);
-        assert!(inside, "{offset:#x}+{length:#x} outside {:#x}+{:#x}", self.base, self.length);
+        let inside = offset
+            .checked_add(length)
+            .is_some_and(|end| end <= self.length);
+        assert!(
+            inside,
+            "{offset:#x}+{length:#x} outside {:#x}+{:#x}",
+            self.base, self.length
+        );
     }
 
     /// Reads a word; its address need not be aligned.
@@ -117,7 +146,13 @@ impl Span {
     pub fn read_words(&self, offset: u64, words: &mut [u64]) {
         self.check(offset, words.len() as u64 * 8);
         // SAFETY: as for read_bytes; every bit pattern is a u64.
-        unsafe { copy(words.as_mut_ptr() as u64, self.base + offset, words.len() * 8) }
+        unsafe {
+            copy(
+                words.as_mut_ptr() as u64,
+                self.base + offset,
+                words.len() * 8,
+            )
+        }
     }
 
     /// Copies 64-bit words in.

@@ -17,7 +17,9 @@ pub fn out16(port: u16, value: u16) {
 /// Writes a 32-bit word to a port.
 pub fn out32(port: u16, value: u32) {
     // SAFETY: as for out8.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags))
+    }
 }
 
 /// Reads one byte from a port.

@@ -37,7 +37,10 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 /// QEMU's isa-debug-exit at its usual place.
 const DEBUG_EXIT: u16 = 0xf4;
 
-static POWER: Spin<Power> = Spin::new(Power { sleep: None, reset: None });
+static POWER: Spin<Power> = Spin::new(Power {
+    sleep: None,
+    reset: None,
+});
 
 /// Remembers the registers.
 pub fn configure(power: Power) {

@@ -46,6 +46,11 @@ pub fn enable_interrupts() {
 pub fn triple_fault() -> ! {
     // SAFETY: nothing runs on this processor after the exception that follows.
     unsafe {
-        asm!("mov r10, offset call_drop_idt", "int3", "ud2", options(noreturn));
+        asm!(
+            "mov r10, offset call_drop_idt",
+            "int3",
+            "ud2",
+            options(noreturn)
+        );
     }
 }

@@ -16,7 +16,10 @@ unsafe impl<T: Send> Sync for Spin<T> {}
 impl<T> Spin<T> {
     /// An unlocked value.
     pub const fn new(value: T) -> Self {
-        Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            taken: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Waits for the value and takes it.
@@ -25,6 +28,11 @@ impl<T> Spin<T> {
             core::hint::spin_loop();
         }
         SpinGuard { lock: self }
+    }
+
+    /// The value, without waiting: nobody else has a reference.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
     }
 
     /// Gives up the lock on behalf of a holder that will never run again: only for the last words of a

@@ -63,7 +63,14 @@ fn describe_disk(device: &Transport, mask: u64) -> Result<(), String> {
     disk.start(queues.iter_mut(), Indirect::Always)?;
     let mut serial = [0; SERIAL_LENGTH as usize];
     let queue = &mut queues[0];
-    queue.submit(&Request { kind: blk::kind::GET_ID, sector: 0, length: SERIAL_LENGTH }, &[]);
+    queue.submit(
+        &Request {
+            kind: blk::kind::GET_ID,
+            sector: 0,
+            length: SERIAL_LENGTH,
+        },
+        &[],
+    );
     queue.publish();
     let begin = clock::now();
     loop {
@@ -74,10 +81,16 @@ fn describe_disk(device: &Transport, mask: u64) -> Result<(), String> {
             break;
         }
         if clock::now().wrapping_sub(begin) > LIMIT * clock::kilohertz() {
-            return Err(alloc::format!("reason=timeout request=get-id {}", queue.ring.state()));
+            return Err(alloc::format!(
+                "reason=timeout request=get-id {}",
+                queue.ring.state()
+            ));
         }
     }
-    let end = serial.iter().position(|byte| *byte == 0).unwrap_or(serial.len());
+    let end = serial
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(serial.len());
     let says = &disk.configuration;
     say!(
         "disk slot={} capacity={} block_size={} seg_max={} size_max={} ro={} wce={} queues={} discard={} write_zeroes={} serial={}",

@@ -48,6 +48,7 @@ pub fn run(machine: &Machine<'_>) -> ! {
     let outcome = match name {
         "identify" => identify::run(machine),
         "verify" => verify::run(machine),
+        "load" => verify::load(machine),
         "idle" => {
             say!("OUTBOARD idle result=pass");
             power::halt()

@@ -15,12 +15,20 @@ pub fn number(words: &Words<'_>, key: &'static str, otherwise: u64) -> Result<u6
 }
 
 /// A number in a range.
-pub fn within(words: &Words<'_>, key: &'static str, otherwise: u64, low: u64, high: u64) -> Result<u64, String> {
+pub fn within(
+    words: &Words<'_>,
+    key: &'static str,
+    otherwise: u64,
+    low: u64,
+    high: u64,
+) -> Result<u64, String> {
     let value = number(words, key, otherwise)?;
     if (low..=high).contains(&value) {
         return Ok(value);
     }
-    Err(alloc::format!("reason=out-of-range key={key} value={value} low={low} high={high}"))
+    Err(alloc::format!(
+        "reason=out-of-range key={key} value={value} low={low} high={high}"
+    ))
 }
 
 /// Yes or no.
@@ -32,5 +40,8 @@ pub fn flag(words: &Words<'_>, key: &'static str, otherwise: bool) -> Result<boo
 pub fn block_device(words: &Words<'_>, devices: &[Transport]) -> Result<Transport, String> {
     let wanted = number(words, "device", 0)? as usize;
     let mut disks = devices.iter().filter(|device| device.kind == blk::KIND);
-    disks.nth(wanted).cloned().ok_or_else(|| alloc::format!("reason=no-block-device device={wanted}"))
+    disks
+        .nth(wanted)
+        .cloned()
+        .ok_or_else(|| alloc::format!("reason=no-block-device device={wanted}"))
 }

@@ -1,1 +1,209 @@
-pub fn run(_: &super::Machine<'_>) -> super::Outcome { Err("reason=todo".into()) }
+//! `scenario=verify`: random writes, reads and flushes on several queues, every byte checked; `scenario=load`
+//! does the same until the guest is killed.
+
+use super::crew::{self, Patience};
+use super::verifier::{Plan, Verifier};
+use super::{Machine, Outcome, options};
+use crate::blk::{Blk, SECTOR, feature};
+use crate::cpu::apic;
+use crate::platform::clock;
+use crate::platform::sync::Spin;
+use crate::say;
+use crate::virtio::ring::Indirect;
+use crate::virtio::transport::Transport;
+use alloc::string::String;
+use alloc::vec::Vec;
+use guest_logic::words::Words;
+
+/// Sectors that are used unless `span=` says otherwise: each costs the guest 4 bytes.
+const DEFAULT_SPAN: u64 = 1 << 18;
+const MAX_SPAN: u64 = 1 << 26;
+
+/// A device with workers on it.
+pub struct Run {
+    disk: Blk,
+    workers: Vec<Spin<Verifier>>,
+    processors: usize,
+    patience: Patience,
+    indirect: Indirect,
+    span: u64,
+}
+
+/// What `mode=`, `spin=` and `timeout=` say; there may be no way to interrupt.
+pub fn patience(words: &Words<'_>, can_interrupt: bool, spin: u64) -> Result<Patience, String> {
+    let poll = match words.text("mode", "irq") {
+        "irq" => false,
+        "poll" => true,
+        other => return Err(alloc::format!("reason=bad-value key=mode value={other}")),
+    };
+    Ok(Patience {
+        poll: poll || !can_interrupt,
+        spin: clock::microseconds(options::number(words, "spin", spin)?),
+        limit: clock::microseconds(options::within(words, "timeout", 10, 1, 3600)? * 1_000_000),
+    })
+}
+
+/// What `indirect=` says.
+pub fn indirect(words: &Words<'_>, otherwise: &'static str) -> Result<Indirect, String> {
+    match words.get("indirect").unwrap_or(otherwise) {
+        "never" => Ok(Indirect::Never),
+        "always" => Ok(Indirect::Always),
+        "mixed" => Ok(Indirect::Mixed),
+        other => Err(alloc::format!(
+            "reason=bad-value key=indirect value={other}"
+        )),
+    }
+}
+
+fn plan(words: &Words<'_>, disk: &Blk) -> Result<Plan, String> {
+    let says = &disk.configuration;
+    let block = u64::from(says.block_size.max(512)) / SECTOR;
+    let size = options::within(
+        words,
+        "size",
+        4096.max(block * SECTOR),
+        block * SECTOR,
+        1 << 20,
+    )?;
+    let pieces =
+        options::within(words, "segments", 4, 1, 16)?.min(u64::from(says.seg_max)) as usize;
+    let has = |bit: u64| disk.features & bit != 0;
+    let flush = if has(feature::FLUSH) {
+        options::number(words, "flush_every", 64)?
+    } else {
+        0
+    };
+    Ok(Plan {
+        seed: options::number(words, "seed", 1)?,
+        size: size / (block * SECTOR) * block * SECTOR,
+        size_fixed: options::flag(words, "size_fixed", false)?,
+        block,
+        flush_every: flush,
+        pieces,
+        ragged: options::flag(words, "ragged", false)?,
+        discard: options::flag(words, "discard", false)? && has(feature::DISCARD),
+        write_zeroes: options::flag(words, "write_zeroes", false)? && has(feature::WRITE_ZEROES),
+        fresh: options::flag(words, "fresh", true)?,
+    })
+}
+
+impl Run {
+    /// Prepares workers on this device as the command line says; `start` is next.
+    pub fn new(words: &Words<'_>, transport: &Transport, processors: usize) -> Result<Run, String> {
+        let mut disk = Blk::open(
+            transport,
+            options::number(words, "features_mask", u64::MAX)?,
+        )?;
+        if disk.features & feature::RO != 0 {
+            return Err("reason=read-only-disk".into());
+        }
+        let most = u64::from(disk.configuration.queues.min(transport.queues()));
+        let count = options::within(words, "queues", most.min(processors as u64), 1, most)? as u16;
+        let depth = options::within(words, "depth", 32, 1, 1024)? as u16;
+        let plan = plan(words, &disk)?;
+        let queues = disk.queues(count, depth, plan.size)?;
+        let processors = processors.min(usize::from(count));
+        let can_interrupt = disk.interrupt_each(count, processors);
+        let span = options::number(words, "span", DEFAULT_SPAN)?
+            .min(disk.configuration.capacity)
+            .min(MAX_SPAN);
+        let share = span / u64::from(count) / plan.block * plan.block;
+        if share < plan.size / SECTOR {
+            return Err(alloc::format!(
+                "reason=disk-too-small sectors={span} queues={count}"
+            ));
+        }
+        let workers = queues.into_iter().map(|queue| {
+            let first = share * u64::from(queue.index);
+            Spin::new(Verifier::new(queue, depth, first..first + share, plan))
+        });
+        Ok(Run {
+            disk,
+            workers: workers.collect(),
+            processors,
+            patience: patience(words, can_interrupt, 20)?,
+            indirect: indirect(words, "mixed")?,
+            span: share * u64::from(count),
+        })
+    }
+
+    /// Resets and starts the device.
+    pub fn start(&mut self) -> Result<(), String> {
+        let queues = self
+            .workers
+            .iter_mut()
+            .map(|worker| &mut worker.get_mut().queue);
+        self.disk.start(queues, self.indirect)
+    }
+
+    /// Runs so many requests, shared among the workers.
+    pub fn round(&mut self, requests: u64, last: bool) -> Result<(), String> {
+        let count = self.workers.len() as u64;
+        for (at, worker) in self.workers.iter_mut().enumerate() {
+            let extra = u64::from((at as u64) < requests % count);
+            worker.get_mut().start_round(requests / count + extra, last);
+        }
+        crew::run(&self.workers, self.processors, self.patience)
+    }
+
+    /// The words of the result line.
+    pub fn summary(&mut self) -> String {
+        let (mut digest, mut sectors) = (0u64, 0);
+        let (mut requests, mut bytes, mut checked, mut kicks, mut suppressed) = (0, 0, 0, 0, 0);
+        for worker in &mut self.workers {
+            let worker = worker.get_mut();
+            let (part, written) = worker.digest();
+            digest = digest.wrapping_add(part);
+            sectors += written;
+            requests += worker.requests;
+            bytes += worker.bytes;
+            checked += worker.checked;
+            kicks += worker.queue.ring.kicks;
+            suppressed += worker.queue.ring.kicks_suppressed;
+        }
+        alloc::format!(
+            "requests={requests} bytes={bytes} checked={checked} span={} sectors={sectors} digest={digest:#018x} \
+             queues={} processors={} kicks={kicks} suppressed={suppressed} interrupts={}",
+            self.span,
+            self.workers.len(),
+            self.processors,
+            apic::taken_by_devices()
+        )
+    }
+}
+
+/// `scenario=verify`
+pub fn run(machine: &Machine<'_>) -> Outcome {
+    let words = &machine.words;
+    let requests = options::within(words, "requests", 10_000, 1, u64::from(u32::MAX / 2))?;
+    let rounds = options::within(words, "reinit", 0, 0, 10_000)? + 1;
+    let devices = machine.devices()?;
+    let transport = options::block_device(words, &devices)?;
+    let processors = machine.start_processors()?;
+    let mut run = Run::new(words, &transport, processors)?;
+    let begin = clock::now();
+    for round in 1..=rounds {
+        run.start()?;
+        let extra = u64::from(round <= requests % rounds);
+        run.round(requests / rounds + extra, round == rounds)?;
+    }
+    let elapsed = clock::nanoseconds(clock::now().wrapping_sub(begin)) / 1_000_000;
+    Ok(alloc::format!("{} milliseconds={elapsed}", run.summary()))
+}
+
+/// `scenario=load`: goes on until it is killed, with a line after every `report=` requests.
+pub fn load(machine: &Machine<'_>) -> Outcome {
+    let words = &machine.words;
+    let report = options::within(words, "report", 1000, 1, 1 << 30)?;
+    let devices = machine.devices()?;
+    let transport = options::block_device(words, &devices)?;
+    let processors = machine.start_processors()?;
+    let mut run = Run::new(words, &transport, processors)?;
+    run.start()?;
+    let mut requests = 0;
+    loop {
+        run.round(report, false)?;
+        requests += report;
+        say!("progress requests={requests}");
+    }
+}

@@ -132,11 +132,22 @@ impl Ring {
     /// Makes it empty, for a device that was reset and agreed on these features.
     pub fn restart(&mut self, features: u64, indirect: Indirect) {
         self.event_idx = features & feature::EVENT_IDX != 0;
-        self.indirect = if features & feature::INDIRECT_DESC != 0 { indirect } else { Indirect::Never };
+        self.indirect = if features & feature::INDIRECT_DESC != 0 {
+            indirect
+        } else {
+            Indirect::Never
+        };
         if self.indirect != Indirect::Never && self.tables.is_none() {
-            self.tables = Some(dma::allocate(u64::from(self.layout.size) * INDIRECT_TABLE * DESCRIPTOR, 16));
+            self.tables = Some(dma::allocate(
+                u64::from(self.layout.size) * INDIRECT_TABLE * DESCRIPTOR,
+                16,
+            ));
         }
-        for part in [self.layout.descriptors, self.layout.available, self.layout.used] {
+        for part in [
+            self.layout.descriptors,
+            self.layout.available,
+            self.layout.used,
+        ] {
             part.fill(0);
         }
         self.free.clear();
@@ -151,7 +162,10 @@ impl Ring {
         let at = u64::from(index) * DESCRIPTOR;
         table.write(at, buffer.address);
         table.write(at + 8, buffer.length);
-        table.write(at + 12, flags | if buffer.writable { flag::WRITE } else { 0 });
+        table.write(
+            at + 12,
+            flags | if buffer.writable { flag::WRITE } else { 0 },
+        );
         table.write(at + 14, next);
     }
 
@@ -171,7 +185,10 @@ impl Ring {
         self.chains[usize::from(head)] = Chain {
             in_flight: true,
             descriptors: self.members[usize::from(head)].len() as u16,
-            writable: buffers.iter().filter(|b| b.writable).fold(0, |sum, b| sum.wrapping_add(b.length)),
+            writable: buffers
+                .iter()
+                .filter(|b| b.writable)
+                .fold(0, |sum, b| sum.wrapping_add(b.length)),
         };
         self.offer(head);
         Some(head)
@@ -184,7 +201,13 @@ impl Ring {
         let last = buffers.len() - 1;
         for (at, buffer) in buffers.iter().enumerate() {
             let flags = if at < last { flag::NEXT } else { 0 };
-            Self::describe(&table, at as u16, buffer, flags, if at < last { at as u16 + 1 } else { 0 });
+            Self::describe(
+                &table,
+                at as u16,
+                buffer,
+                flags,
+                if at < last { at as u16 + 1 } else { 0 },
+            );
         }
         let whole = Buffer {
             address: table.address(),
@@ -206,7 +229,13 @@ impl Ring {
         for (at, buffer) in buffers.iter().enumerate() {
             let next = members.get(at + 1).copied();
             let flags = if next.is_some() { flag::NEXT } else { 0 };
-            Self::describe(&self.layout.descriptors, members[at], buffer, flags, next.unwrap_or(0));
+            Self::describe(
+                &self.layout.descriptors,
+                members[at],
+                buffer,
+                flags,
+                next.unwrap_or(0),
+            );
         }
         self.members[usize::from(head)] = members;
         Some(head)
@@ -259,14 +288,25 @@ impl Ring {
             return Err(alloc::format!("reason=used-index {}", self.state()));
         }
         let at = 4 + 8 * u64::from(self.last_used % self.layout.size);
-        let (head, written): (u32, u32) = (self.layout.used.read(at), self.layout.used.read(at + 4));
+        let (head, written): (u32, u32) =
+            (self.layout.used.read(at), self.layout.used.read(at + 4));
         self.last_used = self.last_used.wrapping_add(1);
-        let Some(chain) = self.chains.get_mut(head as usize).filter(|chain| chain.in_flight) else {
-            return Err(alloc::format!("reason=used-head head={head} {}", self.state()));
+        let Some(chain) = self
+            .chains
+            .get_mut(head as usize)
+            .filter(|chain| chain.in_flight)
+        else {
+            return Err(alloc::format!(
+                "reason=used-head head={head} {}",
+                self.state()
+            ));
         };
         chain.in_flight = false;
         if written > chain.writable {
-            return Err(alloc::format!("reason=used-length head={head} length={written} room={}", chain.writable));
+            return Err(alloc::format!(
+                "reason=used-length head={head} length={written} room={}",
+                chain.writable
+            ));
         }
         let members = core::mem::take(&mut self.members[head as usize]);
         self.free.extend(members.iter().rev());
@@ -278,7 +318,9 @@ impl Ring {
     /// miss it (2.7.10).
     pub fn arm(&mut self) -> bool {
         if self.event_idx {
-            self.layout.available.write(4 + 2 * u64::from(self.layout.size), self.last_used);
+            self.layout
+                .available
+                .write(4 + 2 * u64::from(self.layout.size), self.last_used);
         } else {
             self.layout.available.write(0, 0u16);
         }
@@ -300,7 +342,12 @@ impl Ring {
 
     /// What a reader of a failure needs to know.
     pub fn state(&self) -> String {
-        let descriptors: u16 = self.chains.iter().filter(|c| c.in_flight).map(|c| c.descriptors).sum();
+        let descriptors: u16 = self
+            .chains
+            .iter()
+            .filter(|c| c.in_flight)
+            .map(|c| c.descriptors)
+            .sum();
         alloc::format!(
             "avail={} used={} last_used={} in_flight={} descriptors={descriptors}",
             self.published,

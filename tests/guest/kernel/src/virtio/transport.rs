@@ -136,7 +136,10 @@ impl Transport {
             }
         }
         let (Some(common), Some(notify)) = (common, notify) else {
-            return Err(alloc::format!("reason=capability-missing slot={}", function.slot));
+            return Err(alloc::format!(
+                "reason=capability-missing slot={}",
+                function.slot
+            ));
         };
         Ok(Some(Transport {
             function: function.clone(),
@@ -168,7 +171,10 @@ impl Transport {
         let begin = clock::now();
         while self.status() != 0 {
             if clock::now().wrapping_sub(begin) > RESET_LIMIT * clock::kilohertz() {
-                return Err(alloc::format!("reason=reset-timeout status={:#x}", self.status()));
+                return Err(alloc::format!(
+                    "reason=reset-timeout status={:#x}",
+                    self.status()
+                ));
             }
         }
         Ok(())
@@ -186,7 +192,8 @@ impl Transport {
     /// Agrees on the offered ones of `wanted` and returns them.
     pub fn negotiate(&self, wanted: u64) -> Result<u64, String> {
         self.common.write(common::STATUS, status::ACKNOWLEDGE);
-        self.common.write(common::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        self.common
+            .write(common::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         let offered = self.offered();
         if offered & feature::VERSION_1 == 0 {
             return Err(alloc::format!("reason=legacy-device features={offered:#x}"));
@@ -199,7 +206,9 @@ impl Transport {
         let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         self.common.write(common::STATUS, ready);
         if self.status() & status::FEATURES_OK == 0 {
-            return Err(alloc::format!("reason=features-refused features={agreed:#x}"));
+            return Err(alloc::format!(
+                "reason=features-refused features={agreed:#x}"
+            ));
         }
         Ok(agreed)
     }
@@ -216,7 +225,12 @@ impl Transport {
     }
 
     /// Hands a ring to the device, with an MSI-X vector or `NO_VECTOR`, and returns its doorbell.
-    pub fn start_queue(&self, queue: u16, layout: &Layout, vector: u16) -> Result<Doorbell, String> {
+    pub fn start_queue(
+        &self,
+        queue: u16,
+        layout: &Layout,
+        vector: u16,
+    ) -> Result<Doorbell, String> {
         self.common.write(common::QUEUE_SELECT, queue);
         self.common.write(common::QUEUE_SIZE, layout.size);
         for (register, address) in [
@@ -229,7 +243,9 @@ impl Transport {
         }
         self.common.write(common::QUEUE_VECTOR, vector);
         if self.common.read::<u16>(common::QUEUE_VECTOR) != vector {
-            return Err(alloc::format!("reason=vector-refused queue={queue} vector={vector}"));
+            return Err(alloc::format!(
+                "reason=vector-refused queue={queue} vector={vector}"
+            ));
         }
         let doorbell = self.doorbell(queue)?;
         self.common.write(common::QUEUE_ENABLE, 1u16);
@@ -239,17 +255,22 @@ impl Transport {
     /// The doorbell of a queue (4.1.4.4).
     pub fn doorbell(&self, queue: u16) -> Result<Doorbell, String> {
         self.common.write(common::QUEUE_SELECT, queue);
-        let offset = u64::from(self.common.read::<u16>(common::QUEUE_NOTIFY_OFFSET)) * u64::from(self.multiplier);
+        let offset = u64::from(self.common.read::<u16>(common::QUEUE_NOTIFY_OFFSET))
+            * u64::from(self.multiplier);
         let room = match self.notify {
             Notify::Memory(span) => span.length(),
             Notify::Port(_, length) => length,
         };
         if offset + 2 > room {
-            return Err(alloc::format!("reason=doorbell-outside queue={queue} offset={offset}"));
+            return Err(alloc::format!(
+                "reason=doorbell-outside queue={queue} offset={offset}"
+            ));
         }
         Ok(match self.notify {
             // The rest of the structure is the doorbell's as well: `registers` rings it with other widths.
-            Notify::Memory(span) => Doorbell::Memory(span.part(offset, (room - offset).min(8)), queue),
+            Notify::Memory(span) => {
+                Doorbell::Memory(span.part(offset, (room - offset).min(8)), queue)
+            }
             Notify::Port(base, _) => Doorbell::Port(base.wrapping_add(offset as u16), queue),
         })
     }
@@ -260,18 +281,23 @@ impl Transport {
         if self.common.read::<u16>(common::CONFIG_VECTOR) == vector {
             return Ok(());
         }
-        Err(alloc::format!("reason=vector-refused queue=config vector={vector}"))
+        Err(alloc::format!(
+            "reason=vector-refused queue=config vector={vector}"
+        ))
     }
 
     /// Lets the device go.
     pub fn driver_ok(&self) {
         let status = self.status();
-        self.common.write(common::STATUS, status | status::DRIVER_OK);
+        self.common
+            .write(common::STATUS, status | status::DRIVER_OK);
     }
 
     /// Reads device configuration that does not change in between (2.5.1).
     pub fn configuration<T>(&self, read: impl Fn(&Span) -> T) -> Result<T, String> {
-        let device = self.device.ok_or_else(|| String::from("reason=no-device-configuration"))?;
+        let device = self
+            .device
+            .ok_or_else(|| String::from("reason=no-device-configuration"))?;
         loop {
             let before: u8 = self.common.read(common::GENERATION);
             let result = read(&device);
