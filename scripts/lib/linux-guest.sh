@@ -119,9 +119,10 @@ guest_in_emulated_host() {
     say "in an emulated host (QEMU TCG): this machine has no hardware KVM that can be used, or --emulated was given"
     compose_run
     [ -z "$GUEST_SECOND_DISK" ] || files+=(second.img)
-    # The images come back by way of /out, on the same file system there: a rename.
+    # The images come back by way of /out, on the same file system there: a rename. An interrupt is for the program alone.
     cat >"$GUEST_DIRECTORY/script" <<END
 #!/bin/sh
+trap : INT
 ${GUEST_RUN[*]@Q}
 status=\$?
 mv ./*.img /out/
