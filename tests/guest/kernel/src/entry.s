@@ -126,6 +126,65 @@ trampoline_gdtr:
 .set TRAMPOLINE_GDTR, 0x8000 + (trampoline_gdtr - trampoline_start)
 trampoline_end:
 
+# ---------------------------------------------------------------- 16-bit entry of the bzImage
+# The packer copies these bytes into the setup sectors at 0xd00, behind the zero page that a BIOS loader
+# fills in. DS is the segment of the setup sectors. A loader that enters at 32 or 64 bits never comes here.
+.set SETUP_AT, 0xd00
+.org 0x400
+.code16
+setup_start:
+    cli
+    cld
+    push ds
+    pop es
+    mov byte ptr [0x1e8], 0     # e820_entries
+    mov di, 0x2d0               # e820_table
+    xor ebx, ebx
+1:  mov eax, 0xe820
+    mov edx, 0x534d4150         # "SMAP"
+    mov ecx, 20
+    int 0x15
+    jc 2f
+    cmp eax, 0x534d4150
+    jne 2f
+    inc byte ptr [0x1e8]
+    add di, 20
+    cmp byte ptr [0x1e8], 100
+    jae 2f
+    test ebx, ebx
+    jnz 1b
+2:  cli
+    xor esi, esi
+    mov si, ds
+    shl esi, 4                  # boot_params
+    lea di, [SETUP_GDTR]
+    lea eax, [esi + SETUP_GDT]
+    mov [di + 2], eax
+    .byte 0x66
+    lgdt [di]
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    mov ax, 0x18
+    mov ds, ax
+    mov es, ax
+    mov ss, ax
+    .byte 0x66, 0xea            # far jump 0x10:linux32_entry
+    .long 0x100000
+    .word 0x10
+.p2align 3
+setup_gdt:
+    .quad 0
+    .quad 0
+    .quad 0x00cf9b000000ffff
+    .quad 0x00cf93000000ffff
+setup_gdtr:
+    .word 31
+    .long 0
+.set SETUP_GDT, SETUP_AT + (setup_gdt - setup_start)
+.set SETUP_GDTR, SETUP_AT + (setup_gdtr - setup_start)
+.org 0x500
+
 .code64
 ap_long:
     mov rdi, [ap_mailbox]       # its PerCpu: see cpu/percpu.rs for the offsets
