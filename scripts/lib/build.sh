@@ -43,7 +43,7 @@ build() {
     (cd "$top" && cargo build --locked "$@") >&2 || die "the build failed; see above"
 }
 
-# need_kvm: whether this machine has a /dev/kvm that may be used; why not is in REPLY.
+# have_kvm: whether this machine has a /dev/kvm that may be used; why not is in REPLY.
 have_kvm() {
     REPLY=
     if [ ! -e /dev/kvm ]; then

@@ -3,7 +3,7 @@
 
 new_directory outboard-counts
 COUNTS=$REPLY
-: >"$COUNTS/passed" >"$COUNTS/failed" >"$COUNTS/skipped"
+touch "$COUNTS/passed" "$COUNTS/failed" "$COUNTS/skipped"
 
 # A name a line; the skipped ones with their reason.
 pass() { echo "$1" >>"$COUNTS/passed"; }
