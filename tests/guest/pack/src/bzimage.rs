@@ -25,13 +25,17 @@ const COMMAND_LINE_SIZE: u32 = 2047;
 
 /// Wraps the image.
 pub fn pack(image: &Image) -> Result<Vec<u8>, String> {
-    let code = image.bytes.get(SETUP_CODE).ok_or("the image is too short for its 16-bit code")?;
+    let code = image
+        .bytes
+        .get(SETUP_CODE)
+        .ok_or("the image is too short for its 16-bit code")?;
     let address = u32::try_from(image.address).map_err(|_| "the image lies above 4 GiB")?;
     let init_size = u32::try_from(image.size).map_err(|_| "the image is larger than 4 GiB")?;
     let mut file = vec![0; PAYLOAD];
     file.extend_from_slice(&image.bytes);
     file.resize(file.len().next_multiple_of(16), 0);
-    let paragraphs = u32::try_from((file.len() - PAYLOAD) / 16).map_err(|_| "the image is too large")?;
+    let paragraphs =
+        u32::try_from((file.len() - PAYLOAD) / 16).map_err(|_| "the image is too large")?;
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1f1, &[SETUP_SECTORS]);
     put(0x1f4, &paragraphs.to_le_bytes());
@@ -53,7 +57,10 @@ pub fn pack(image: &Image) -> Result<Vec<u8>, String> {
     put(0x258, &image.address.to_le_bytes()); // pref_address
     put(0x260, &init_size.to_le_bytes());
     put(HEADER_END, &[0xe9]);
-    put(HEADER_END + 1, &((SETUP_CODE_AT - HEADER_END - 3) as u16).to_le_bytes());
+    put(
+        HEADER_END + 1,
+        &((SETUP_CODE_AT - HEADER_END - 3) as u16).to_le_bytes(),
+    );
     put(SETUP_CODE_AT, code);
     Ok(file)
 }
@@ -64,7 +71,11 @@ mod tests {
 
     #[test]
     fn the_header_has_what_loaders_look_for() {
-        let image = Image { address: 0x10_0000, bytes: vec![5; 0x1001], size: 0x9000 };
+        let image = Image {
+            address: 0x10_0000,
+            bytes: vec![5; 0x1001],
+            size: 0x9000,
+        };
         let file = pack(&image).unwrap();
         assert_eq!(&file[0x202..0x206], b"HdrS");
         assert_eq!(file[0x1fe..0x200], [0x55, 0xaa]);
@@ -77,6 +88,13 @@ mod tests {
 
     #[test]
     fn an_image_without_16_bit_code_is_refused() {
-        assert!(pack(&Image { address: 0, bytes: vec![0; 0x400], size: 0x400 }).is_err());
+        assert!(
+            pack(&Image {
+                address: 0,
+                bytes: vec![0; 0x400],
+                size: 0x400
+            })
+            .is_err()
+        );
     }
 }

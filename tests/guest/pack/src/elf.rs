@@ -57,7 +57,9 @@ fn headers(file: &[u8], kind: u32) -> Result<Vec<usize>, String> {
 
 fn contents(file: &[u8], header: usize) -> Result<Range<usize>, String> {
     let start = index(long(file, header + 8)?)?;
-    let end = start.checked_add(index(long(file, header + 32)?)?).ok_or("a segment overflows")?;
+    let end = start
+        .checked_add(index(long(file, header + 32)?)?)
+        .ok_or("a segment overflows")?;
     if end > file.len() {
         return Err(format!("the ELF file ends before {end:#x}"));
     }
@@ -68,10 +70,17 @@ fn contents(file: &[u8], header: usize) -> Result<Range<usize>, String> {
 pub fn image(file: &[u8]) -> Result<Image, String> {
     let loads = headers(file, PT_LOAD)?;
     let [header] = loads.as_slice() else {
-        return Err(format!("the guest has {} segments to load, not one", loads.len()));
+        return Err(format!(
+            "the guest has {} segments to load, not one",
+            loads.len()
+        ));
     };
     let bytes = file[contents(file, *header)?].to_vec();
-    Ok(Image { address: long(file, header + 24)?, bytes, size: long(file, header + 40)? })
+    Ok(Image {
+        address: long(file, header + 24)?,
+        bytes,
+        size: long(file, header + 40)?,
+    })
 }
 
 /// The same file without its note, entered at `entry`.
@@ -95,9 +104,10 @@ mod tests {
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
         file[PROGRAM_HEADERS] = 64;
         file[PROGRAM_HEADER_COUNT] = 2;
-        for (at, kind, offset, address, in_file, in_memory) in
-            [(64usize, PT_LOAD, 0x100u64, 0x10_0000u64, 0x80u64, 0x1000u64), (120, PT_NOTE, 0x140, 0x10_0040, 8, 8)]
-        {
+        for (at, kind, offset, address, in_file, in_memory) in [
+            (64usize, PT_LOAD, 0x100u64, 0x10_0000u64, 0x80u64, 0x1000u64),
+            (120, PT_NOTE, 0x140, 0x10_0040, 8, 8),
+        ] {
             file[at..at + 4].copy_from_slice(&kind.to_le_bytes());
             for (field, value) in [(8, offset), (24, address), (32, in_file), (40, in_memory)] {
                 file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
@@ -126,6 +136,10 @@ mod tests {
     #[test]
     fn files_that_are_cut_or_not_elf_are_refused() {
         assert!(image(&file()[..0x110]).unwrap_err().contains("ends before"));
-        assert!(image(&[0; 100]).unwrap_err().contains("not a little-endian ELF64"));
+        assert!(
+            image(&[0; 100])
+                .unwrap_err()
+                .contains("not a little-endian ELF64")
+        );
     }
 }

@@ -8,16 +8,22 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn pack(input: &Path, output: &Path) -> Result<(), String> {
-    let file = std::fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display()))?;
+    let file = std::fs::read(input)
+        .map_err(|error| format!("cannot read {}: {error}", input.display()))?;
     let image = elf::image(&file)?;
     write(output, "guest-pvh", &file)?;
-    write(output, "guest-elf64", &elf::without_note(&file, image.address + bzimage::ENTRY64)?)?;
+    write(
+        output,
+        "guest-elf64",
+        &elf::without_note(&file, image.address + bzimage::ENTRY64)?,
+    )?;
     write(output, "guest.bzimage", &bzimage::pack(&image)?)
 }
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), String> {
     let path = folder.join(name);
-    std::fs::write(&path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    std::fs::write(&path, bytes)
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 fn main() -> ExitCode {

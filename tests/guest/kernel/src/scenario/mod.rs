@@ -2,6 +2,7 @@
 
 mod crew;
 mod identify;
+mod measure;
 mod options;
 mod verifier;
 mod verify;
@@ -9,6 +10,7 @@ mod verify;
 use crate::cpu::{apic, smp};
 use crate::pci;
 use crate::platform::acpi::Platform;
+use crate::platform::phys::Span;
 use crate::platform::{power, ring0};
 use crate::say;
 use crate::virtio::transport::{self, Transport};
@@ -47,6 +49,7 @@ pub fn run(machine: &Machine<'_>) -> ! {
     let name = machine.words.text("scenario", "idle");
     let outcome = match name {
         "identify" => identify::run(machine),
+        "measure" => measure::run(machine),
         "verify" => verify::run(machine),
         "load" => verify::load(machine),
         "idle" => {
@@ -56,6 +59,8 @@ pub fn run(machine: &Machine<'_>) -> ! {
         "triple" => ring0::triple_fault(),
         "reset" => power::reset(),
         "poweroff" => power::off(),
+        "fault" => fault(),
+        "panic" => panic!("as wanted"),
         _ => Err("reason=unknown-scenario".into()),
     };
     match &outcome {
@@ -68,4 +73,15 @@ pub fn run(machine: &Machine<'_>) -> ! {
         "triple" => ring0::triple_fault(),
         _ => power::off(),
     }
+}
+
+/// `scenario=fault`: touches an address that is not mapped, to show that exceptions are reported.
+fn fault() -> Outcome {
+    const NOWHERE: u64 = 0x7f00_dead_0000;
+    // SAFETY: deliberately not mapped; the exception that follows ends the guest.
+    let nowhere = unsafe { Span::new(NOWHERE, 8) };
+    Err(alloc::format!(
+        "reason=no-fault value={:#x}",
+        nowhere.read::<u64>(0)
+    ))
 }
