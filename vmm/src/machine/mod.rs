@@ -1,5 +1,16 @@
 //! The process that owns /dev/kvm: guest memory, vCPUs, PCI and the front-end.
 
+pub mod acpi;
+pub mod boot;
 pub mod bus;
+pub mod console;
+pub mod ending;
+pub mod kvm;
 pub mod layout;
 pub mod memory;
+mod run;
+pub mod threads;
+pub mod vcpu;
+pub mod vm;
+
+pub use run::run;

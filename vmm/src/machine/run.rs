@@ -1,0 +1,189 @@
+//! The machine's main loop: what the supervisor says, what the devices tell,
+//! and the end of the run.
+//!
+//! ```text
+//! start ──> built ──(every device attached)──> running ──> ended
+//!             │                                   │
+//!             └──── stop, or the supervisor gone ─┴──────> ended
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_protocol::Deadline;
+use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
+
+use super::threads::Threads;
+use super::vm::Machine;
+
+/// The supervisor sends the first message at once, and reads ours soon.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a machine for the supervisor at the other end of `socket`, and tells
+/// it how that ended.
+pub fn run(socket: OwnedFd) -> ExitCode {
+    let channel = Channel::new(socket);
+    let Err(error) = serve(&channel) else {
+        return ExitCode::SUCCESS;
+    };
+    let error = format!("{error:#}");
+    if tell(
+        &channel,
+        &FromMachine::Failed {
+            error: error.clone(),
+        },
+    )
+    .is_err()
+    {
+        // Nobody is left to tell it to.
+        log::error!("{error}");
+    }
+    ExitCode::FAILURE
+}
+
+fn serve(channel: &Channel) -> Result<()> {
+    let Some((spec, fds)) = receive_start(channel)? else {
+        return Ok(());
+    };
+    let machine = Machine::build(&spec, fds)?;
+    let mut session = Session {
+        channel,
+        machine,
+        threads: None,
+        gone: false,
+    };
+    session.start_if_attached()?;
+    let result = session.until_the_end();
+    session.finish(result)
+}
+
+type Start = (
+    launch::Machine,
+    std::collections::BTreeMap<launch::StartFd, OwnedFd>,
+);
+
+/// The first message; `None` when the supervisor has gone.
+fn receive_start(channel: &Channel) -> Result<Option<Start>> {
+    let received = channel
+        .recv::<ToMachine>(Deadline::after(PATIENCE))
+        .context("receiving the start message")?;
+    let Some((message, descriptors)) = received else {
+        return Ok(None);
+    };
+    let ToMachine::Start {
+        version,
+        machine,
+        fds,
+    } = message
+    else {
+        bail!("the first message was not the start message");
+    };
+    if version != launch::VERSION {
+        bail!(
+            "the supervisor speaks version {version} of the launch contract, this machine \
+             version {}: install both from one release",
+            launch::VERSION
+        );
+    }
+    let fds = launch::sort_fds(&fds, descriptors).context("the start message")?;
+    Ok(Some((machine, fds)))
+}
+
+fn tell(channel: &Channel, message: &FromMachine) -> std::io::Result<()> {
+    channel.send(message, &[], Deadline::after(PATIENCE))
+}
+
+/// A machine and whom it talks to.
+struct Session<'a> {
+    channel: &'a Channel,
+    machine: Machine,
+    /// Once it runs.
+    threads: Option<Threads>,
+    /// The supervisor has gone.
+    gone: bool,
+}
+
+impl Session<'_> {
+    /// Starts the guest when every device has had its first attach.
+    fn start_if_attached(&mut self) -> Result<()> {
+        if self.threads.is_none() {
+            self.threads = Some(self.machine.start()?);
+            self.tell(&FromMachine::Running)?;
+        }
+        Ok(())
+    }
+
+    fn until_the_end(&mut self) -> Result<()> {
+        while self.machine.end().get().is_none() {
+            let mut fds = [
+                PollFd::new(self.machine.end().as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno).context("waiting for the supervisor"),
+            }
+            let [_, channel] = fds.map(|fd| fd.any() == Some(true));
+            if channel {
+                self.obey()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One message from the supervisor, or its end.
+    fn obey(&mut self) -> Result<()> {
+        let received = self
+            .channel
+            .recv::<ToMachine>(Deadline::after(Duration::ZERO))
+            .context("receiving from the supervisor")?;
+        match received {
+            None => {
+                self.gone = true;
+                self.machine.end().set(Ending::Stopped);
+            }
+            Some((ToMachine::Stop, _)) => self.machine.end().set(Ending::Stopped),
+            Some((ToMachine::Attach { device }, _)) => {
+                bail!("the supervisor attaches a device {device} that this machine has not got")
+            }
+            Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
+        }
+        Ok(())
+    }
+
+    /// Stops everything and tells how the run ended.
+    fn finish(mut self, result: Result<()>) -> Result<()> {
+        if result.is_err() {
+            self.machine.end().set(Ending::Stopped);
+        }
+        let stopped = match self.threads.take() {
+            Some(threads) => threads.stop(),
+            None => Ok(()),
+        };
+        result?;
+        let ending = self.machine.end().get().cloned();
+        let ending = ending.context("the run is over without a reason")?;
+        self.tell(&FromMachine::Ended { ending })?;
+        stopped
+    }
+
+    /// Tells the supervisor; that it has gone is not an error but an end.
+    fn tell(&mut self, message: &FromMachine) -> Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        match tell(self.channel, message) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                self.gone = true;
+                self.machine.end().set(Ending::Stopped);
+                Ok(())
+            }
+            result => result.context("telling the supervisor"),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What a vCPU's thread does.
+//!
+//! ```text
+//! start ──> KVM ──exit──> bus ──> has the run ended? ──yes──> thread ends
+//!            ^────────────────────────no─┘
+//! ```
+
+use std::sync::Arc;
+
+use super::bus::Bus;
+use super::ending::End;
+use super::kvm::vcpu::{Exit, Space, Vcpu};
+use super::memory::Ram;
+
+/// What the guest can reach.
+pub struct World {
+    /// Behind port instructions.
+    pub ports: Bus,
+    /// Behind addresses that are not RAM.
+    pub memory: Bus,
+    /// Its RAM.
+    pub ram: Arc<Ram>,
+    /// Why the run ends.
+    pub end: Arc<End>,
+}
+
+/// Runs a vCPU until the run ends.
+pub fn run(mut vcpu: Vcpu, world: &World) {
+    let _kickable = vcpu.kickable();
+    while world.end.get().is_none() {
+        match vcpu.run(&world.ram) {
+            Exit::Read {
+                space,
+                address,
+                size,
+                data,
+            } => {
+                for piece in data.chunks_mut(size) {
+                    world.bus(space).read(address, piece);
+                }
+            }
+            Exit::Write {
+                space,
+                address,
+                size,
+                data,
+            } => {
+                for piece in data.chunks(size) {
+                    world.bus(space).write(address, piece);
+                }
+            }
+            Exit::Interrupted => {}
+            Exit::End(ending) => world.end.set(ending),
+        }
+    }
+}
+
+impl World {
+    fn bus(&self, space: Space) -> &Bus {
+        match space {
+            Space::Port => &self.ports,
+            Space::Memory => &self.memory,
+        }
+    }
+}
