@@ -1,0 +1,298 @@
+//! The machine process as its supervisor sees it, with guests of a few bytes.
+//!
+//! Without /dev/kvm the tests that need it are skipped, loudly.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use outboard_protocol::Deadline;
+use outboard_protocol::launch::{self, Channel, Ending, FromMachine, StartFd, ToMachine};
+
+/// Code that is the same in 32-bit and in 64-bit mode: writes '!' to the
+/// serial port.
+const SAY: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
+/// Writes sleep type 5 to the sleep control register.
+const POWER_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
+/// Writes to the reset register.
+const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee];
+/// Without an interrupt table an undefined instruction is a triple fault.
+const CRASH: &[u8] = &[0x0f, 0x0b];
+/// Jumps to itself.
+const SPIN: &[u8] = &[0xeb, 0xfe];
+/// Halts, for ever.
+const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+/// Whether there is a KVM to test with.
+fn kvm() -> Option<File> {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = &kvm {
+        eprintln!("SKIP: /dev/kvm: {error}");
+    }
+    kvm.ok()
+}
+
+/// An ELF file with `code` at 2 MiB, entered by PVH or by its ELF entry.
+fn elf(pvh: bool, code: &[u8]) -> Vec<u8> {
+    const ADDRESS: u64 = 0x20_0000;
+    let headers: u16 = if pvh { 2 } else { 1 };
+    let body = 64 + 56 * u64::from(headers);
+    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+    bytes.resize(16, 0);
+    for half in [2u16, 62] {
+        bytes.extend(half.to_le_bytes());
+    }
+    bytes.extend(1u32.to_le_bytes());
+    for long in [ADDRESS, 64, 0] {
+        bytes.extend(long.to_le_bytes());
+    }
+    bytes.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, headers, 0, 0, 0] {
+        bytes.extend(half.to_le_bytes());
+    }
+    let mut header = |kind: u32, offset: u64, size: u64| {
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(7u32.to_le_bytes());
+        for long in [offset, ADDRESS, ADDRESS, size, size, 4] {
+            bytes.extend(long.to_le_bytes());
+        }
+    };
+    let size = code.len() as u64;
+    header(1, body, size);
+    if pvh {
+        header(4, body + size, 20);
+    }
+    bytes.extend(code);
+    for word in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), ADDRESS as u32] {
+        bytes.extend(u32::to_le_bytes(word));
+    }
+    bytes
+}
+
+/// A bzImage with `code` at its 64-bit entry.
+fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 1024 + 0x200];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0x1f1, &[1]);
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x214, &0x10_0000u32.to_le_bytes());
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(0x236, &1u16.to_le_bytes());
+    put(0x238, &2047u32.to_le_bytes());
+    put(0x258, &0x20_0000u64.to_le_bytes());
+    put(0x260, &0x1_0000u32.to_le_bytes());
+    bytes.extend(code);
+    bytes
+}
+
+fn spec(cpus: u8, mib: u64) -> launch::Machine {
+    launch::Machine {
+        cpus,
+        memory: mib << 20,
+        hugepages: false,
+        prefault: false,
+        doorbell: launch::Doorbell::Mmio,
+        cmdline: "test".into(),
+        devices: Vec::new(),
+    }
+}
+
+/// A machine in a thread of this process, and its supervisor's view.
+struct Machine {
+    channel: Option<Channel>,
+    console: UnixStream,
+    thread: JoinHandle<ExitCode>,
+}
+
+impl Machine {
+    fn start(kvm: File, spec: launch::Machine, kernel: &[u8]) -> Self {
+        Self::start_version(kvm, spec, kernel, launch::VERSION)
+    }
+
+    fn start_version(kvm: File, machine: launch::Machine, kernel: &[u8], version: u32) -> Self {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let thread = thread::spawn(move || outboard::machine::run(OwnedFd::from(theirs)));
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(kernel).unwrap();
+        let (console, output) = UnixStream::pair().unwrap();
+        let start = ToMachine::Start {
+            version,
+            machine,
+            fds: vec![StartFd::Kvm, StartFd::Kernel, StartFd::ConsoleOut],
+        };
+        let fds = [kvm.as_fd(), file.as_fd(), output.as_fd()];
+        ours.send(&start, &fds, soon()).unwrap();
+        Self {
+            channel: Some(ours),
+            console,
+            thread,
+        }
+    }
+
+    fn hear(&self) -> Option<FromMachine> {
+        let channel = self.channel.as_ref().unwrap();
+        channel.recv(soon()).unwrap().map(|(message, _)| message)
+    }
+
+    fn running(&self) {
+        let heard = self.hear();
+        assert_eq!(heard, Some(FromMachine::Running));
+    }
+
+    /// Waits until the guest has said its '!'.
+    fn heard_guest(&mut self) {
+        let mut byte = [0];
+        self.console.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"!");
+    }
+
+    fn ending(self) -> Ending {
+        let ending = match self.hear() {
+            Some(FromMachine::Ended { ending }) => ending,
+            other => panic!("{other:?}"),
+        };
+        self.thread.join().unwrap();
+        ending
+    }
+
+    fn failure(self) -> String {
+        match self.hear() {
+            Some(FromMachine::Failed { error }) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn code(pieces: &[&[u8]]) -> Vec<u8> {
+    pieces.concat()
+}
+
+#[test]
+fn every_kind_of_kernel_is_entered_and_powers_itself_off() {
+    let program = code(&[SAY, POWER_OFF, SPIN]);
+    for kernel in [elf(true, &program), elf(false, &program), bzimage(&program)] {
+        for cpus in [1, 2, 4] {
+            let Some(kvm) = kvm() else { return };
+            let mut machine = Machine::start(kvm, spec(cpus, 16), &kernel);
+            machine.running();
+            machine.heard_guest();
+            assert_eq!(machine.ending(), Ending::PowerOff);
+        }
+    }
+}
+
+#[test]
+fn memory_beyond_the_hole_is_there() {
+    let Some(kvm) = kvm() else { return };
+    let kernel = elf(true, &code(&[SAY, POWER_OFF, SPIN]));
+    let mut machine = Machine::start(kvm, spec(2, 5 << 10), &kernel);
+    machine.running();
+    machine.heard_guest();
+    assert_eq!(machine.ending(), Ending::PowerOff);
+}
+
+#[test]
+fn a_reset_and_a_triple_fault_are_told_apart() {
+    for (last, expected) in [(RESET, Ending::Reset), (CRASH, Ending::TripleFault)] {
+        let Some(kvm) = kvm() else { return };
+        let machine = Machine::start(kvm, spec(1, 16), &elf(true, &code(&[last, SPIN])));
+        machine.running();
+        assert_eq!(machine.ending(), expected);
+    }
+}
+
+#[test]
+fn a_guest_that_spins_or_halts_is_stopped_when_it_is_asked_for() {
+    for last in [SPIN, HALT] {
+        let Some(kvm) = kvm() else { return };
+        let mut machine = Machine::start(kvm, spec(4, 16), &elf(true, &code(&[SAY, last])));
+        machine.running();
+        machine.heard_guest();
+        let channel = machine.channel.as_ref().unwrap();
+        channel.send(&ToMachine::Stop, &[], soon()).unwrap();
+        assert_eq!(machine.ending(), Ending::Stopped);
+    }
+}
+
+#[test]
+fn a_machine_whose_supervisor_has_gone_ends() {
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(2, 16), &elf(true, &code(&[SAY, SPIN])));
+    machine.running();
+    machine.heard_guest();
+    machine.channel = None;
+    machine.thread.join().unwrap();
+}
+
+#[test]
+fn a_string_instruction_writes_every_byte() {
+    // mov esi, text; mov ecx, 5; mov dx, 0x3f8; cld; rep outsb
+    let start = 0x20_0000u32;
+    let mut program = vec![0xbe, 0, 0, 0, 0, 0xb9, 5, 0, 0, 0];
+    program.extend([0x66, 0xba, 0xf8, 0x03, 0xfc, 0xf3, 0x6e]);
+    program.extend(code(&[POWER_OFF, SPIN]));
+    let text = start + program.len() as u32;
+    program[1..5].copy_from_slice(&text.to_le_bytes());
+    program.extend(b"hello");
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(1, 16), &elf(true, &program));
+    machine.running();
+    let mut said = [0; 5];
+    machine.console.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"hello");
+    assert_eq!(machine.ending(), Ending::PowerOff);
+}
+
+#[test]
+fn what_nothing_answers_reads_as_ones() {
+    // mov dx, 0x80; in al, dx; mov dx, 0x3f8; out dx, al; then a byte from
+    // 0xd000_0000, in the PCI window.
+    let mut program = vec![0x66, 0xba, 0x80, 0, 0xec, 0x66, 0xba, 0xf8, 0x03, 0xee];
+    program.extend([0xb0, 0, 0xbb, 0, 0, 0, 0xd0, 0x8a, 0x03, 0xee]);
+    program.extend(code(&[POWER_OFF, SPIN]));
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(1, 16), &elf(true, &program));
+    machine.running();
+    let mut said = [0; 2];
+    machine.console.read_exact(&mut said).unwrap();
+    assert_eq!(said, [0xff, 0xff]);
+    assert_eq!(machine.ending(), Ending::PowerOff);
+}
+
+#[test]
+fn what_cannot_be_built_is_said() {
+    let program = code(&[POWER_OFF, SPIN]);
+    let failure = |spec, kernel: &[u8], version| {
+        let kvm = kvm()?;
+        Some(Machine::start_version(kvm, spec, kernel, version).failure())
+    };
+    let kernel = elf(true, &program);
+    let cases = [
+        (spec(1, 16), kernel.clone(), 999, "version 999"),
+        (spec(0, 16), kernel.clone(), 1, "vCPUs"),
+        (spec(33, 16), kernel.clone(), 1, "vCPUs"),
+        (spec(1, 0), kernel.clone(), 1, "guest memory"),
+        (spec(1, 16), b"nonsense".to_vec(), 1, "not a kernel"),
+    ];
+    for (spec, kernel, version, expected) in cases {
+        let Some(said) = failure(spec, &kernel, version) else {
+            return;
+        };
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let null = File::open("/dev/null").unwrap();
+    let said = Machine::start(null, spec(1, 16), &kernel).failure();
+    assert!(said.contains("not KVM"), "{said}");
+}
