@@ -1,0 +1,300 @@
+//! A disk as the driver sees it: features, configuration space, queues
+//! (virtio 1.3, section 5.2).
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use outboard_protocol::devices::BlkConfig;
+use outboard_runtime::device::Device;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use crate::durability::{Durability, Verdict};
+use crate::engine::{Choice, Engine, Null};
+use crate::image::{Alignment, Image};
+use crate::iovec::Iovecs;
+use crate::queue::BlkQueue;
+use crate::request::{
+    ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
+};
+use crate::task::{Refused, Rules};
+
+/// Most data segments in a request: what Linux asked for before it could be
+/// told. Longer lists save nothing and cost memory in every request.
+const SEG_MAX: u32 = 126;
+/// Block size that guests lay out their partitions by, if the image has none.
+const PAGE: u32 = 4096;
+
+/// What is behind a disk.
+#[derive(Debug)]
+pub enum Storage {
+    /// A file or block device.
+    Image(Image),
+    /// Nothing: reads give zeroes and writes vanish (`--null`).
+    Null {
+        /// In bytes, a multiple of 512.
+        size: u64,
+    },
+}
+
+/// How a disk is to appear.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Number of queues, at least 1.
+    pub queues: u16,
+    /// Largest queue size, a power of two.
+    pub queue_size: u16,
+    /// Serial number; up to 20 bytes are shown.
+    pub serial: String,
+    /// The write cache is on until the driver says otherwise.
+    pub writeback: bool,
+    /// The way to the kernel.
+    pub engine: Choice,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            queue_size: 256,
+            serial: String::new(),
+            writeback: true,
+            engine: Choice::Auto,
+        }
+    }
+}
+
+/// What all queues of a disk share.
+#[derive(Debug)]
+pub struct Disk {
+    /// `None` when there is nothing behind it.
+    file: Option<Arc<File>>,
+    limits: Limits,
+    /// What direct I/O needs; `None` when the page cache takes anything.
+    alignment: Option<Alignment>,
+    physical_block: u32,
+    serial: [u8; ID_BYTES],
+    durability: Arc<Durability>,
+    refused: Refused,
+    settings: Settings,
+}
+
+impl Disk {
+    /// Puts a disk together.
+    ///
+    /// # Errors
+    /// The engine that was asked for is not to be had.
+    pub fn new(storage: Storage, settings: Settings) -> anyhow::Result<Self> {
+        let mut serial = [0; ID_BYTES];
+        for (to, from) in serial.iter_mut().zip(settings.serial.bytes()) {
+            *to = from;
+        }
+        let engine = match storage {
+            Storage::Image(_) => settings.engine.settle()?,
+            Storage::Null { .. } => settings.engine,
+        };
+        let durability = Durability::new(settings.writeback);
+        let settings = Settings { engine, ..settings };
+        let (file, limits, alignment, physical_block) = match storage {
+            Storage::Image(image) => (
+                Some(image.file.clone()),
+                image.limits(),
+                image.alignment,
+                image.physical_block,
+            ),
+            Storage::Null { size } => {
+                let limits = Limits {
+                    capacity: size,
+                    block_size: SECTOR as u32,
+                    read_only: false,
+                    discard: true,
+                    write_zeroes: true,
+                };
+                (None, limits, None, PAGE)
+            }
+        };
+        Ok(Self {
+            file,
+            limits,
+            alignment,
+            physical_block,
+            serial,
+            durability,
+            refused: Refused::default(),
+            settings,
+        })
+    }
+
+    /// What requests are checked against.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The serial number, padded with zeroes.
+    pub fn serial(&self) -> &[u8] {
+        &self.serial
+    }
+
+    /// Largest queue size.
+    pub fn queue_size(&self) -> u16 {
+        self.settings.queue_size
+    }
+
+    /// What a task goes by; `flushes` when the driver has negotiated FLUSH.
+    pub fn rules(&self, flushes: bool) -> Rules<'_> {
+        Rules {
+            durability: &self.durability,
+            refused: &self.refused,
+            flushes,
+        }
+    }
+
+    /// Whether these buffers can be used as they are.
+    pub fn takes(&self, data: &Iovecs) -> bool {
+        self.alignment
+            .is_none_or(|needed| data.is_aligned(needed.memory as usize, needed.offset as usize))
+    }
+
+    /// An engine for one queue.
+    fn engine(&self) -> io::Result<Box<dyn Engine>> {
+        match &self.file {
+            Some(file) => self.settings.engine.make(file, self.settings.queue_size),
+            None => Ok(Box::new(Null)),
+        }
+    }
+
+    fn features(&self) -> u64 {
+        let always = [
+            VIRTIO_BLK_F_SEG_MAX,
+            VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_TOPOLOGY,
+            VIRTIO_BLK_F_FLUSH,
+            VIRTIO_BLK_F_MQ,
+        ];
+        let perhaps = [
+            (VIRTIO_BLK_F_RO, self.limits.read_only),
+            (VIRTIO_BLK_F_CONFIG_WCE, !self.limits.read_only),
+            (VIRTIO_BLK_F_DISCARD, self.limits.discard),
+            (VIRTIO_BLK_F_WRITE_ZEROES, self.limits.write_zeroes),
+        ];
+        let perhaps = perhaps.into_iter().filter(|(_, offered)| *offered);
+        let bits = always.into_iter().chain(perhaps.map(|(bit, _)| bit));
+        bits.fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn config(&self) -> BlkConfig {
+        let block = self.limits.block_size;
+        let physical = self.physical_block.max(block);
+        let per_physical = physical / block.max(1);
+        let mut config = BlkConfig {
+            capacity: self.limits.capacity / SECTOR,
+            // Header and status take a descriptor each.
+            seg_max: SEG_MAX.clamp(1, u32::from(self.settings.queue_size).max(3) - 2),
+            blk_size: block,
+            physical_block_exp: per_physical.checked_ilog2().unwrap_or(0) as u8,
+            min_io_size: u16::try_from(per_physical).unwrap_or(1),
+            writeback: self.durability.writeback().into(),
+            num_queues: self.settings.queues,
+            ..BlkConfig::default()
+        };
+        if self.limits.discard {
+            config.max_discard_sectors = MAX_DISCARD_SECTORS;
+            config.max_discard_seg = MAX_SEGMENTS;
+            config.discard_sector_alignment = physical / SECTOR as u32;
+        }
+        if self.limits.write_zeroes {
+            config.max_write_zeroes_sectors = MAX_WRITE_ZEROES_SECTORS;
+            config.max_write_zeroes_seg = MAX_SEGMENTS;
+            config.write_zeroes_may_unmap = self.limits.discard.into();
+        }
+        config
+    }
+
+    /// Turns the write cache on or off. Writes that have completed with the
+    /// cache on become durable before it counts as off: a driver sends no
+    /// flush any more, and an application's fsync would find nothing to do.
+    fn set_writeback(&self, writeback: bool) -> io::Result<()> {
+        let turned_off = self.durability.writeback() && !writeback;
+        self.durability.set_writeback(writeback);
+        let Some(file) = self.file.as_ref().filter(|_| turned_off) else {
+            return Ok(());
+        };
+        let lost = || io::Error::other("a sync of the disk has failed, now or earlier");
+        let ticket = self.durability.begin().ok_or_else(lost)?;
+        // On an error the ticket is dropped, and remembers.
+        file.sync_data()?;
+        let mut verdict = ticket.end();
+        while let Verdict::Unsure(before) = verdict {
+            file.sync_data().inspect_err(|_| self.durability.lose())?;
+            verdict = self.durability.judge(before);
+        }
+        match verdict {
+            Verdict::Durable | Verdict::Unsure(_) => Ok(()),
+            Verdict::Lost => Err(lost()),
+        }
+    }
+}
+
+/// A disk as the runtime takes it.
+#[derive(Clone, Debug)]
+pub struct Blk(Arc<Disk>);
+
+impl Blk {
+    /// The device of a disk.
+    pub fn new(disk: Disk) -> Self {
+        Self(Arc::new(disk))
+    }
+}
+
+impl Device for Blk {
+    type Queue = BlkQueue;
+
+    fn virtio_id(&self) -> u16 {
+        VIRTIO_ID_BLOCK as u16
+    }
+
+    fn features(&self) -> u64 {
+        self.0.features()
+    }
+
+    fn queues(&self) -> u16 {
+        self.0.settings.queues
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.0.settings.queue_size
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.0.config().to_bytes().to_vec()
+    }
+
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+        match (offset, data) {
+            (BlkConfig::WRITEBACK, [value]) if !self.0.limits.read_only => {
+                self.0.set_writeback(*value != 0)
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "only the writeback byte of a block device's configuration can be written",
+            )),
+        }
+    }
+
+    fn reset(&self, _features: u64) {
+        self.0.durability.reset();
+    }
+
+    fn queue(&self, _index: u16, features: u64) -> io::Result<BlkQueue> {
+        let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        Ok(BlkQueue::new(self.0.clone(), self.0.engine()?, flushes))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! The write cache of a disk, and what a failed sync means.
+//!
+//! After fdatasync(2) has failed, the kernel may have dropped the pages that
+//! it could not write and marked them clean: the next fdatasync succeeds, and
+//! the data is gone all the same. It also tells an error only once for an open
+//! file, and all queues of a disk share one. So a failure is remembered here,
+//! for all queues and until this process ends: a flush after it fails. And a
+//! flush that ran at the same time as others does not believe its own success
+//! before theirs are known, since the one error may have gone to one of them.
+//!
+//! ```text
+//!          begin              end(ok)
+//! flush ──────────► Ticket ──────────► no others at the time: durable
+//!                     │                 others not yet ended: sync again, ask again
+//!                     └── end(failed), or dropped: lost, for everyone, for good
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One disk's write cache, shared by its queues.
+#[derive(Debug)]
+pub struct Durability {
+    initially: bool,
+    writeback: AtomicBool,
+    syncs: Mutex<Syncs>,
+}
+
+#[derive(Debug, Default)]
+struct Syncs {
+    lost: bool,
+    next: u64,
+    /// Numbers of those that have begun and not ended.
+    running: BTreeSet<u64>,
+}
+
+/// What is known when a sync has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that was written before it is on stable storage.
+    Durable,
+    /// Something was not written, then or earlier.
+    Lost,
+    /// An earlier one has not told its result; sync again and ask by
+    /// [`Durability::judge`] with this number.
+    Unsure(u64),
+}
+
+/// A sync that is under way. Dropped without an end, it counts as failed.
+#[derive(Debug)]
+pub struct Ticket {
+    durability: Arc<Durability>,
+    number: u64,
+    ended: bool,
+}
+
+impl Durability {
+    /// A disk whose cache is write-back, or write-through, until the driver
+    /// says otherwise.
+    pub fn new(writeback: bool) -> Arc<Self> {
+        Arc::new(Self {
+            initially: writeback,
+            writeback: AtomicBool::new(writeback),
+            syncs: Mutex::default(),
+        })
+    }
+
+    /// Whether a write may complete before it is durable.
+    pub fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Acquire)
+    }
+
+    /// Turns the cache on or off, for requests taken from now on.
+    pub fn set_writeback(&self, writeback: bool) {
+        self.writeback.store(writeback, Ordering::Release);
+    }
+
+    /// As it was when the device was made.
+    pub fn reset(&self) {
+        self.set_writeback(self.initially);
+    }
+
+    /// Begins a sync; `None` when one has failed before.
+    pub fn begin(self: &Arc<Self>) -> Option<Ticket> {
+        let mut syncs = self.lock();
+        if syncs.lost {
+            return None;
+        }
+        let number = syncs.next;
+        syncs.next = number.saturating_add(1);
+        syncs.running.insert(number);
+        Some(Ticket {
+            durability: self.clone(),
+            number,
+            ended: false,
+        })
+    }
+
+    /// Notes that data was lost: every flush from now on fails.
+    pub fn lose(&self) {
+        self.lock().lost = true;
+    }
+
+    /// What is known of a sync that succeeded when `before` syncs had begun.
+    pub fn judge(&self, before: u64) -> Verdict {
+        let syncs = self.lock();
+        if syncs.lost {
+            Verdict::Lost
+        } else if syncs.running.range(..before).next().is_some() {
+            Verdict::Unsure(before)
+        } else {
+            Verdict::Durable
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Syncs> {
+        self.syncs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Ends a sync that succeeded.
+    pub fn end(mut self) -> Verdict {
+        self.ended = true;
+        let before = {
+            let mut syncs = self.durability.lock();
+            syncs.running.remove(&self.number);
+            syncs.next
+        };
+        self.durability.judge(before)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut syncs = self.durability.lock();
+            syncs.running.remove(&self.number);
+            syncs.lost = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_alone_is_believed() {
+        let durability = Durability::new(true);
+        for _ in 0..3 {
+            assert_eq!(durability.begin().unwrap().end(), Verdict::Durable);
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_fails_all_that_follow() {
+        let durability = Durability::new(true);
+        drop(durability.begin().unwrap());
+        assert!(durability.begin().is_none());
+        durability.reset();
+        assert!(durability.begin().is_none(), "a reset mends nothing");
+    }
+
+    #[test]
+    fn a_success_beside_a_failure_is_not_believed() {
+        let durability = Durability::new(true);
+        let (mine, other) = (durability.begin().unwrap(), durability.begin().unwrap());
+        let Verdict::Unsure(before) = mine.end() else {
+            panic!("the other has not told");
+        };
+        assert_eq!(durability.judge(before), Verdict::Unsure(before));
+        drop(other);
+        assert_eq!(durability.judge(before), Verdict::Lost);
+    }
+
+    #[test]
+    fn a_success_waits_for_no_sync_that_began_after_it() {
+        let durability = Durability::new(true);
+        let (mine, other) = (durability.begin().unwrap(), durability.begin().unwrap());
+        let Verdict::Unsure(before) = mine.end() else {
+            panic!("the other has not told");
+        };
+        let later = durability.begin().unwrap();
+        assert!(matches!(other.end(), Verdict::Unsure(_)));
+        assert_eq!(durability.judge(before), Verdict::Durable);
+        assert_eq!(later.end(), Verdict::Durable);
+    }
+
+    #[test]
+    fn a_reset_restores_the_cache_that_was_configured() {
+        for initially in [false, true] {
+            let durability = Durability::new(initially);
+            durability.set_writeback(!initially);
+            assert_eq!(durability.writeback(), !initially);
+            durability.reset();
+            assert_eq!(durability.writeback(), initially);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! How one operation reaches the kernel and comes back.
+//!
+//! An engine takes a [`Job`] by value and gives it back with its result: while
+//! the kernel may touch the memory of a job, the engine is the one that keeps
+//! it. It does each job once, as it is; what a short or interrupted one means
+//! is decided above, in [`crate::task`], once for every engine.
+
+mod threads;
+mod uring;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+pub use self::threads::Threads;
+pub use self::uring::Uring;
+use crate::iovec::Iovecs;
+
+/// What the kernel is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Read into the buffers.
+    Read,
+    /// Write the buffers.
+    Write {
+        /// Complete only when the data is on stable storage (`RWF_DSYNC`).
+        durable: bool,
+    },
+    /// Put all data on stable storage: fdatasync(2).
+    Sync,
+    /// Make `length` bytes read as zeroes: fallocate(2), never beyond the end.
+    Clear {
+        /// Whether they stay allocated.
+        mode: Clear,
+        /// In bytes.
+        length: u64,
+    },
+}
+
+/// Two ways to make a range read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clear {
+    /// As a hole: the space is given back.
+    Punch,
+    /// As zeroes: the space stays allocated.
+    Zero,
+}
+
+impl Clear {
+    /// The mode of fallocate(2): never one that changes the size.
+    fn flags(self) -> FallocateFlags {
+        FallocateFlags::FALLOC_FL_KEEP_SIZE
+            | match self {
+                Self::Punch => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+                Self::Zero => FallocateFlags::FALLOC_FL_ZERO_RANGE,
+            }
+    }
+}
+
+/// One operation at one place of the image.
+#[derive(Debug)]
+pub struct Job {
+    /// What to do.
+    pub operation: Operation,
+    /// Where, in bytes; 0 for a sync.
+    pub offset: u64,
+    /// With which memory; none but for a read or a write.
+    pub iovecs: Iovecs,
+}
+
+/// A job that the kernel is done with.
+#[derive(Debug)]
+pub struct Completion {
+    /// As it was given to [`Engine::start`].
+    pub id: usize,
+    /// The job; its buffers are not advanced.
+    pub job: Job,
+    /// Bytes moved, 0 for an operation that moves none.
+    pub result: io::Result<u64>,
+}
+
+/// A way to the kernel, used by one thread.
+pub trait Engine {
+    /// Takes a job. `id` is below the number of jobs that are under way at a
+    /// time and not that of another one of them. An engine that is done at
+    /// once says so.
+    fn start(&mut self, id: usize, job: Job) -> Option<Completion>;
+    /// Hands what was taken to the kernel.
+    ///
+    /// # Errors
+    /// The engine is broken.
+    fn submit(&mut self) -> io::Result<()>;
+    /// Readable when there is something to reap.
+    fn ready(&self) -> Option<BorrowedFd<'_>>;
+    /// Appends what is done to `done`, without waiting.
+    ///
+    /// # Errors
+    /// The engine is broken.
+    fn reap(&mut self, done: &mut Vec<Completion>) -> io::Result<()>;
+    /// Waits for all that was taken, and appends it to `done`.
+    ///
+    /// There is no deadline: what the kernel may still write to cannot be
+    /// given back.
+    ///
+    /// # Errors
+    /// The engine is broken, and what is missing is lost with it.
+    fn drain(&mut self, done: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+/// Which engine to use (`--engine`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// `io_uring`, or threads where it is not to be had.
+    #[default]
+    Auto,
+    /// `io_uring`, or an error.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+impl Choice {
+    /// Settles [`Choice::Auto`] by trying.
+    ///
+    /// # Errors
+    /// `io_uring` was asked for by name and is not to be had.
+    pub fn settle(self) -> anyhow::Result<Self> {
+        match (self, Uring::probe()) {
+            (Self::Threads, _) => Ok(Self::Threads),
+            (_, Ok(())) => Ok(Self::IoUring),
+            (Self::Auto, Err(error)) => {
+                log::info!("io_uring is not to be had ({error}): using threads");
+                Ok(Self::Threads)
+            }
+            (Self::IoUring, Err(error)) => anyhow::bail!(
+                "cannot set up io_uring: {error}; use --engine=auto or --engine=threads, \
+                 or allow it (sysctl kernel.io_uring_disabled, the container's seccomp profile)"
+            ),
+        }
+    }
+
+    /// Makes an engine for `file` that holds up to `depth` jobs at a time.
+    ///
+    /// # Errors
+    /// Those of the resources it needs.
+    pub fn make(self, file: &Arc<File>, depth: u16) -> io::Result<Box<dyn Engine>> {
+        Ok(match self {
+            Self::Threads => Box::new(Threads::new(file.clone(), depth)?),
+            Self::Auto | Self::IoUring => Box::new(Uring::new(file.clone(), depth)?),
+        })
+    }
+}
+
+/// Does a job on the spot.
+fn perform(file: &File, job: &Job) -> io::Result<u64> {
+    match job.operation {
+        Operation::Read => job.iovecs.read_from(file, job.offset),
+        Operation::Write { durable } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            job.iovecs.write_to(file, job.offset, flags)
+        }
+        Operation::Sync => {
+            nix::unistd::fdatasync(file)?;
+            Ok(0)
+        }
+        Operation::Clear { mode, length } => {
+            let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+            let offset = libc::off_t::try_from(job.offset).map_err(invalid)?;
+            let length = libc::off_t::try_from(length).map_err(invalid)?;
+            fallocate(file, mode.flags(), offset, length)?;
+            Ok(0)
+        }
+    }
+}
+
+/// The engine of a disk that is not there, for measurements: reads give
+/// zeroes, all else succeeds.
+#[derive(Clone, Copy, Debug)]
+pub struct Null;
+
+impl Engine for Null {
+    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
+        let count = job.iovecs.remaining();
+        if job.operation == Operation::Read {
+            job.iovecs.zero();
+        }
+        let result = Ok(count);
+        Some(Completion { id, job, result })
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn reap(&mut self, _: &mut Vec<Completion>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn drain(&mut self, _: &mut Vec<Completion>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! The engine on `io_uring`: one ring per queue, guest memory as its buffers.
+//!
+//! ```text
+//! start ──► backlog ──submit──► in the kernel ──reap──► caller
+//!              jobs[id] owns the job all the while
+//! ```
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, Probe, opcode};
+
+use super::{Completion, Engine, Job, Operation};
+
+/// Entries of the submission ring; a longer batch goes in parts. Small, since
+/// each entry that was ever used is a part of this process's footprint.
+const SUBMISSIONS: u16 = 64;
+
+/// Most bytes that the kernel moves in one operation (`MAX_RW_COUNT`).
+const MAX_MOVE: usize = 0x7fff_f000;
+
+/// What the kernel must be able to do.
+const NEEDED: [u8; 6] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+];
+
+/// See the module.
+pub struct Uring {
+    ring: IoUring,
+    file: Arc<File>,
+    /// Every job that was taken, by its id.
+    jobs: Vec<Option<Job>>,
+    /// Ids of those that the kernel has not seen yet.
+    backlog: VecDeque<usize>,
+    /// Entries pushed and not yet reaped.
+    out: usize,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Uring");
+        debug.field("out", &self.out).finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// Whether the kernel lets this process have what is needed.
+    ///
+    /// # Errors
+    /// Those of `io_uring_setup(2)`, `Unsupported` when an operation is missing.
+    pub fn probe() -> io::Result<()> {
+        let ring = IoUring::new(2)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        if NEEDED.iter().all(|code| probe.is_supported(*code)) {
+            Ok(())
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel's io_uring lacks operations, it is older than 5.6",
+            ))
+        }
+    }
+
+    /// Sets up a ring for up to `depth` jobs at a time.
+    ///
+    /// # Errors
+    /// Those of `io_uring_setup(2)`.
+    pub fn new(file: Arc<File>, depth: u16) -> io::Result<Self> {
+        let depth = u32::from(depth.max(1));
+        let submissions = depth.min(SUBMISSIONS.into());
+        let ring = IoUring::builder()
+            .setup_cqsize(depth.max(submissions).next_power_of_two())
+            .setup_clamp()
+            .build(submissions)?;
+        Ok(Self {
+            ring,
+            file,
+            jobs: Vec::new(),
+            backlog: VecDeque::new(),
+            out: 0,
+        })
+    }
+
+    /// Moves what fits of the backlog to the submission ring.
+    fn push(&mut self) {
+        let mut submissions = self.ring.submission();
+        while let Some(id) = self.backlog.front() {
+            if let Some(job) = self.jobs.get(*id).and_then(Option::as_ref) {
+                let entry = entry(&self.file, job).user_data(*id as u64);
+                // SAFETY: `jobs` keeps the job, and with it what the entry
+                // points to, until its completion is reaped; the list of
+                // buffers is on the heap and stays where it is. If the ring
+                // cannot be drained when this is dropped, both are leaked.
+                if unsafe { submissions.push(&entry) }.is_err() {
+                    return;
+                }
+                self.out = self.out.saturating_add(1);
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Hands everything to the kernel and waits for `want` completions.
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        let mut patience = 1000;
+        loop {
+            self.push();
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Memory is short, or completions are to be reaped first.
+                Err(error) if is_transient(&error) => {
+                    let waiting = self.ring.submission().len();
+                    if self.out > waiting {
+                        // Something completes, and reaping submits again.
+                        return Ok(());
+                    }
+                    patience -= 1;
+                    if patience == 0 {
+                        return Err(error);
+                    }
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error),
+            }
+            if self.backlog.is_empty() && self.ring.submission().is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, id: u64) -> Option<(usize, Job)> {
+        let id = usize::try_from(id).ok()?;
+        let job = self.jobs.get_mut(id)?.take()?;
+        Some((id, job))
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+}
+
+/// The job in the kernel's words.
+fn entry(file: &File, job: &Job) -> Entry {
+    let fd = Fd(file.as_raw_fd());
+    match job.operation {
+        Operation::Read => match job.iovecs.target() {
+            [one] => opcode::Read::new(fd, one.iov_base.cast(), length(one))
+                .offset(job.offset)
+                .build(),
+            many => opcode::Readv::new(fd, many.as_ptr(), many.len() as u32)
+                .offset(job.offset)
+                .build(),
+        },
+        Operation::Write { durable } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            match job.iovecs.source() {
+                [one] => opcode::Write::new(fd, one.iov_base.cast(), length(one))
+                    .offset(job.offset)
+                    .rw_flags(flags)
+                    .build(),
+                many => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
+                    .offset(job.offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        Operation::Clear { mode, length } => opcode::Fallocate::new(fd, length)
+            .offset(job.offset)
+            .mode(mode.flags().bits())
+            .build(),
+        Operation::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+    }
+}
+
+fn length(iovec: &libc::iovec) -> u32 {
+    iovec.iov_len.min(MAX_MOVE) as u32
+}
+
+impl Engine for Uring {
+    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+        if self.jobs.len() <= id {
+            self.jobs.resize_with(id.saturating_add(1), || None);
+        }
+        let place = self.jobs.get_mut(id)?;
+        debug_assert!(place.is_none(), "job {id} is under way");
+        *place = Some(job);
+        self.backlog.push_back(id);
+        None
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        if self.backlog.is_empty() && self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.enter(0)
+    }
+
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the descriptor is the ring's, which `self` keeps open for
+        // longer than the borrow.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
+        loop {
+            let Some(entry) = self.ring.completion().next() else {
+                break;
+            };
+            self.out = self.out.saturating_sub(1);
+            let Some((id, job)) = self.take(entry.user_data()) else {
+                continue;
+            };
+            let result = match u64::try_from(entry.result()) {
+                Ok(count) => Ok(count),
+                Err(_) => Err(io::Error::from_raw_os_error(
+                    entry.result().saturating_neg(),
+                )),
+            };
+            done.push(Completion { id, job, result });
+        }
+        // What did not go for want of room goes now.
+        self.submit()
+    }
+
+    fn drain(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
+        loop {
+            self.reap(done)?;
+            if self.out == 0 && self.backlog.is_empty() {
+                return Ok(());
+            }
+            self.enter(1)?;
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        let mut done = Vec::new();
+        if let Err(error) = self.drain(&mut done) {
+            log::error!("cannot drain a disk's io_uring, its memory is given up: {error}");
+            std::mem::forget(std::mem::take(&mut self.jobs));
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! A disk: an image behind virtio-blk queues.
+//!
+//! - [`image`]: the file or block device, its size, alignment and lock;
+//! - [`request`]: a descriptor chain understood as a block request;
+//! - [`iovec`]: guest buffers as the kernel wants them (one of two files with
+//!   unsafe code, the other is the `io_uring` engine);
+//! - [`engine`]: how one operation reaches the kernel and comes back;
+//! - [`task`]: the operations that make up a request, one after another;
+//! - [`durability`]: the write cache, and what a failed sync means;
+//! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`.
+//!
+//! Sockets, rings and indices are the runtime's.
+
+pub mod disk;
+pub mod durability;
+pub mod engine;
+pub mod image;
+pub mod iovec;
+pub mod queue;
+pub mod request;
+pub mod task;
+
+#[cfg(test)]
+mod guest;

@@ -1,0 +1,260 @@
+//! One queue of a disk: chains in, requests through the engine, answers out.
+//!
+//! ```text
+//! take ──► Done at once (refused, identify, a disk that is not there)
+//!   └────► Deferred: pending[id], its job in the engine ⟲ ──reap──► answer
+//!                    or waiting for a bounce buffer
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use outboard_runtime::chain::Chain;
+use outboard_runtime::device::{Memory, Outcome, Queue};
+
+use crate::disk::Disk;
+use crate::engine::{Completion, Engine};
+use crate::iovec::{Bounce, Iovecs};
+use crate::request::{Operation, Refusal, Reply, Request, Status};
+use crate::task::{Rules, Step, Task};
+
+/// Bounce buffers of a queue. Requests beyond wait for one.
+const BOUNCES: usize = 4;
+/// Lists of buffers kept for reuse.
+const SPARE: usize = 64;
+
+/// See the module.
+pub struct BlkQueue {
+    disk: Arc<Disk>,
+    engine: Box<dyn Engine>,
+    /// The driver has negotiated FLUSH.
+    flushes: bool,
+    /// Requests under way, by the id of their job.
+    pending: Vec<Option<Pending>>,
+    /// Ids that are free.
+    free: Vec<usize>,
+    /// Requests that wait for a bounce buffer, in order.
+    waiting: VecDeque<usize>,
+    bounces: Vec<Bounce>,
+    bounces_made: usize,
+    spare: Vec<Iovecs>,
+    completions: Vec<Completion>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    reply: Reply,
+    task: Task,
+}
+
+impl std::fmt::Debug for BlkQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("BlkQueue");
+        debug.field("in_flight", &self.in_flight());
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl BlkQueue {
+    /// A queue of `disk`, by way of `engine`; `flushes` when the driver has
+    /// negotiated FLUSH.
+    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>, flushes: bool) -> Self {
+        Self {
+            disk,
+            engine,
+            flushes,
+            pending: Vec::new(),
+            free: Vec::new(),
+            waiting: VecDeque::new(),
+            bounces: Vec::new(),
+            bounces_made: 0,
+            spare: Vec::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    /// Begins a request: its answer, or `None` when it is under way.
+    fn begin(&mut self, memory: &Arc<Memory>, request: Request<'_>) -> Option<(u16, u32)> {
+        let mut data = self.spare.pop().unwrap_or_default();
+        if data.fill(memory, request.data()).is_err() {
+            self.keep(data);
+            return Some(request.reply.finish(Status::IoErr, 0));
+        }
+        let (reply, aligned) = (request.reply, self.disk.takes(&data));
+        let task = match request.operation {
+            Operation::Read(range) => Task::read(range.offset, data),
+            Operation::Write(range) => Task::write(range.offset, data),
+            Operation::Discard(segments) => Task::discard(segments),
+            Operation::WriteZeroes(segments) => Task::write_zeroes(segments),
+            // Nothing is ever changed through a read-only descriptor.
+            Operation::Flush if self.disk.limits().read_only => {
+                return Some(reply.finish(Status::Ok, 0));
+            }
+            Operation::Flush => Task::flush(),
+            Operation::Identify(length) => {
+                data.copy_from(self.disk.serial().get(..length).unwrap_or_default());
+                return Some(reply.finish(Status::Ok, length as u64));
+            }
+        };
+        let mut pending = Pending { reply, task };
+        let id = self.id();
+        if !aligned {
+            let Some(bounce) = self.bounce() else {
+                self.put(id, pending);
+                self.waiting.push_back(id);
+                return None;
+            };
+            pending.task.give(bounce);
+        }
+        self.start(id, pending)
+    }
+
+    fn start(&mut self, id: usize, mut pending: Pending) -> Option<(u16, u32)> {
+        let step = pending.task.start(self.rules());
+        self.drive(id, pending, step)
+    }
+
+    /// Goes on until the engine has a job or the request is answered.
+    fn drive(&mut self, id: usize, mut pending: Pending, mut step: Step) -> Option<(u16, u32)> {
+        loop {
+            match step {
+                Step::Done(status) => {
+                    self.free.push(id);
+                    let written = pending.task.written();
+                    let (data, bounce) = pending.task.dismantle();
+                    data.into_iter().for_each(|data| self.keep(data));
+                    self.bounces.extend(bounce);
+                    return Some(pending.reply.finish(status, written));
+                }
+                Step::Next(job) => match self.engine.start(id, job) {
+                    Some(done) => {
+                        step = pending.task.complete(done.job, done.result, self.rules());
+                    }
+                    None => {
+                        self.put(id, pending);
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        self.disk.rules(self.flushes)
+    }
+
+    /// A free id, below the number of requests under way.
+    fn id(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.pending.push(None);
+            self.pending.len().saturating_sub(1)
+        })
+    }
+
+    fn put(&mut self, id: usize, pending: Pending) {
+        if let Some(place) = self.pending.get_mut(id) {
+            *place = Some(pending);
+        }
+    }
+
+    fn keep(&mut self, mut data: Iovecs) {
+        data.clear();
+        if self.spare.len() < SPARE {
+            self.spare.push(data);
+        }
+    }
+
+    fn bounce(&mut self) -> Option<Bounce> {
+        if self.bounces.is_empty() && self.bounces_made < BOUNCES {
+            self.bounces_made = self.bounces_made.saturating_add(1);
+            return Some(Bounce::new());
+        }
+        self.bounces.pop()
+    }
+
+    /// Gives bounce buffers that have come back to those who wait.
+    fn feed(&mut self, done: &mut dyn FnMut(u16, u32)) {
+        while !self.waiting.is_empty() {
+            let Some(bounce) = self.bounces.pop() else {
+                return;
+            };
+            let next = self.waiting.pop_front();
+            let pending = next.and_then(|id| Some((id, self.pending.get_mut(id)?.take()?)));
+            let Some((id, mut pending)) = pending else {
+                self.bounces.push(bounce);
+                continue;
+            };
+            pending.task.give(bounce);
+            if let Some((head, used)) = self.start(id, pending) {
+                done(head, used);
+            }
+        }
+    }
+}
+
+impl Queue for BlkQueue {
+    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+        // The ring has no more chains than this; whoever says otherwise waits.
+        if self.in_flight() >= usize::from(self.disk.queue_size()) {
+            return Outcome::NotNow;
+        }
+        let answer = match Request::parse(memory, chain, &self.disk.limits()) {
+            Ok(request) => self.begin(memory, request),
+            Err(Refusal::Status(reply, status)) => Some(reply.finish(status, 0)),
+            Err(Refusal::NoStatus) => Some((chain.head, 0)),
+        };
+        answer.map_or(Outcome::Deferred, |(_, used)| Outcome::Done(used))
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.engine.submit()
+    }
+
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        self.engine.ready()
+    }
+
+    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        let result = self.engine.reap(&mut completions);
+        for Completion { id, job, result } in completions.drain(..) {
+            let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) else {
+                continue;
+            };
+            let step = pending.task.complete(job, result, self.rules());
+            if let Some((head, used)) = self.drive(id, pending, step) {
+                done(head, used);
+                self.feed(done);
+            }
+        }
+        self.completions = completions;
+        result?;
+        self.engine.submit()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len().saturating_sub(self.free.len())
+    }
+}
+
+impl Drop for BlkQueue {
+    /// Waits until the kernel is done with the guest's memory. What then
+    /// remains of a request is not done, and nobody is told; but a sync that
+    /// has failed is remembered.
+    fn drop(&mut self) {
+        let mut completions = Vec::new();
+        if let Err(error) = self.engine.drain(&mut completions) {
+            log::error!("cannot drain a queue of the disk: {error}");
+        }
+        for Completion { id, job, result } in completions {
+            if let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) {
+                let _ = pending.task.complete(job, result, self.rules());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
