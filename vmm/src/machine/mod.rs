@@ -4,13 +4,16 @@ pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod console;
+pub mod device;
 pub mod ending;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod pci;
 mod run;
 pub mod threads;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;
 
 pub use run::run;

@@ -2,7 +2,9 @@
 //! controllers, its memory slots.
 
 pub mod cpuid;
+pub mod doorbell;
 pub mod failure;
+pub mod irq;
 pub mod registers;
 pub mod vcpu;
 

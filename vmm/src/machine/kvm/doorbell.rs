@@ -1,0 +1,225 @@
+//! A doorbell: a guest address at which a write signals an eventfd in KVM,
+//! without an exit to us (KVM_IOEVENTFD).
+//!
+//! KVM's rules: an address space (memory or ports), an address, a length of
+//! 1, 2, 4 or 8 bytes or, where KVM_CAP_IOEVENTFD_ANY_LENGTH is there, any
+//! (length 0). Two registrations collide (EEXIST) at one address when their
+//! lengths are equal or one of them is "any". A release must repeat all that
+//! was registered, else it is ENOENT. Here a [`Doorbell`] is registered for as
+//! long as it lives, so that neither can be got wrong.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use kvm_bindings::{
+    KVM_CAP_IOEVENTFD_ANY_LENGTH, kvm_ioeventfd, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+mod number {
+    #![allow(missing_docs)] // The macro makes a public function without any.
+    vmm_sys_util::ioctl_iow_nr!(
+        KVM_IOEVENTFD,
+        kvm_bindings::KVMIO,
+        0x79,
+        kvm_bindings::kvm_ioeventfd
+    );
+}
+
+/// Where a doorbell is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A guest-physical address.
+    Memory(u64),
+    /// A port.
+    Port(u16),
+}
+
+/// How many bytes a write may have to ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    /// Any number: the wildcard, which KVM's fast path for memory needs.
+    Any,
+    Two,
+    Four,
+}
+
+impl Width {
+    fn bytes(self) -> u32 {
+        match self {
+            Self::Any => 0,
+            Self::Two => 2,
+            Self::Four => 4,
+        }
+    }
+}
+
+/// A registered doorbell. Dropping it releases it; a kick in flight then is
+/// either signalled or exits to us.
+#[derive(Debug)]
+pub struct Doorbell {
+    registered: Vec<Registration>,
+}
+
+impl Doorbell {
+    /// Makes writes at `address` signal `kick`, whatever their value: writes of
+    /// any width, or of 2 and 4 bytes where KVM knows no "any".
+    ///
+    /// # Errors
+    /// Another doorbell is there, or KVM has no room for more; the text says
+    /// which.
+    pub fn register(vm: &Arc<VmFd>, address: Address, kick: &Arc<EventFd>) -> Result<Self> {
+        let any = vm.check_extension_raw(KVM_CAP_IOEVENTFD_ANY_LENGTH.into()) > 0;
+        let widths: &[Width] = if any {
+            &[Width::Any]
+        } else {
+            &[Width::Two, Width::Four]
+        };
+        let registered = widths
+            .iter()
+            .map(|width| Registration::new(vm, address, *width, kick))
+            .collect::<Result<_>>()?;
+        Ok(Self { registered })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Option<Address> {
+        self.registered.first().map(|one| one.address)
+    }
+}
+
+/// One KVM_IOEVENTFD that is in force.
+#[derive(Debug)]
+struct Registration {
+    vm: Arc<VmFd>,
+    address: Address,
+    width: Width,
+    kick: Arc<EventFd>,
+}
+
+impl Registration {
+    fn new(vm: &Arc<VmFd>, address: Address, width: Width, kick: &Arc<EventFd>) -> Result<Self> {
+        // Dropped only when registered: a failed one has nothing to release.
+        set(vm, address, width, kick, 0).map_err(|error| explain(address, &error))?;
+        Ok(Self {
+            vm: Arc::clone(vm),
+            address,
+            width,
+            kick: Arc::clone(kick),
+        })
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
+        if let Err(error) = set(&self.vm, self.address, self.width, &self.kick, deassign) {
+            log::error!("releasing the doorbell at {:x?}: {error}", self.address);
+        }
+    }
+}
+
+fn set(vm: &VmFd, address: Address, width: Width, kick: &EventFd, deassign: u32) -> io::Result<()> {
+    let (addr, space) = match address {
+        Address::Memory(address) => (address, 0),
+        Address::Port(port) => (port.into(), 1 << kvm_ioeventfd_flag_nr_pio),
+    };
+    let argument = kvm_ioeventfd {
+        addr,
+        len: width.bytes(),
+        fd: kick.as_raw_fd(),
+        flags: space | deassign,
+        ..Default::default()
+    };
+    // SAFETY: `vm` is a VM's descriptor, and KVM only reads `argument`.
+    let result = unsafe { ioctl_with_ref(vm, number::KVM_IOEVENTFD(), &argument) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn explain(address: Address, error: &io::Error) -> anyhow::Error {
+    let reason = match error.raw_os_error() {
+        Some(libc::EEXIST) => "another doorbell is at that address".to_string(),
+        Some(libc::ENOSPC) => "KVM holds as many doorbells as it can: use fewer queues".to_string(),
+        Some(libc::EINVAL) => "KVM does not take that address".to_string(),
+        _ => error.to_string(),
+    };
+    anyhow!("registering a doorbell at {address:x?}: {reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_ioctls::Kvm;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    fn vm() -> Option<Arc<VmFd>> {
+        match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+            Ok(vm) => Some(Arc::new(vm)),
+            Err(error) => {
+                eprintln!("SKIPPED: no usable /dev/kvm: {error}");
+                None
+            }
+        }
+    }
+
+    fn eventfd() -> Arc<EventFd> {
+        Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())
+    }
+
+    const PLACES: [Address; 2] = [Address::Memory(0xc000_3000), Address::Port(0xc000)];
+
+    #[test]
+    fn two_doorbells_at_one_address_are_refused_and_say_so() {
+        let Some(vm) = vm() else { return };
+        for place in PLACES {
+            let first = Doorbell::register(&vm, place, &eventfd()).unwrap();
+            let error = Doorbell::register(&vm, place, &eventfd()).unwrap_err();
+            assert!(error.to_string().contains("another doorbell"), "{error}");
+            assert_eq!(first.address(), Some(place));
+        }
+    }
+
+    #[test]
+    fn a_dropped_doorbell_leaves_its_address_free() {
+        let Some(vm) = vm() else { return };
+        for place in PLACES {
+            for _ in 0..3 {
+                drop(Doorbell::register(&vm, place, &eventfd()).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_registration_leaves_nothing_behind() {
+        let Some(vm) = vm() else { return };
+        let place = PLACES[0];
+        // A four-byte doorbell in the way of the second of two widths.
+        let obstacle = Registration::new(&vm, place, Width::Four, &eventfd()).unwrap();
+        assert!(Doorbell::register(&vm, place, &eventfd()).is_err());
+        drop(obstacle);
+        Doorbell::register(&vm, place, &eventfd()).unwrap();
+    }
+
+    #[test]
+    fn a_release_must_repeat_all_that_was_registered() {
+        let Some(vm) = vm() else { return };
+        let (kick, other) = (eventfd(), eventfd());
+        let one = Registration::new(&vm, PLACES[0], Width::Any, &kick).unwrap();
+        let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
+        for (width, fd) in [(Width::Two, &kick), (Width::Any, &other)] {
+            let error = set(&vm, PLACES[0], width, fd, deassign).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        }
+        drop(one);
+    }
+}

@@ -1,0 +1,125 @@
+//! The doorbells of one function: where the driver kicks its queues, and which
+//! eventfd a kick signals.
+//!
+//! A doorbell is registered in KVM while three things hold: the driver has
+//! turned decoding on, the queue is enabled, and a session has been lent a kick
+//! eventfd. At any other time a kick exits to us. Before the session that is
+//! only to be noted: a fresh kick eventfd has count 1.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::interrupts::owing_eventfd;
+use crate::machine::kvm::doorbell::{Address, Doorbell};
+
+/// Bytes between the notify addresses of two queues (notify_off_multiplier).
+pub const STRIDE: u16 = 4;
+
+/// The doorbells of one function.
+#[derive(Debug)]
+pub struct Doorbells {
+    vm: Arc<VmFd>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    base: Option<Address>,
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    kick: Option<Arc<EventFd>>,
+    doorbell: Option<Doorbell>,
+}
+
+impl Doorbells {
+    /// For `queues` queues, nowhere yet.
+    pub fn new(vm: Arc<VmFd>, queues: u16) -> Self {
+        Self {
+            vm,
+            state: Mutex::new(State {
+                base: None,
+                queues: (0..queues).map(|_| Queue::default()).collect(),
+            }),
+        }
+    }
+
+    /// Puts the doorbells where the driver has put their BAR, or nowhere. On
+    /// the vCPU thread that moved it: from its next instruction on they ring
+    /// there.
+    pub fn place(&self, base: Option<Address>) {
+        let mut state = self.state();
+        if state.base == base {
+            return;
+        }
+        state.base = base;
+        for queue in &mut state.queues {
+            queue.doorbell = None;
+        }
+        for (index, queue) in (0..).zip(&mut state.queues) {
+            queue.register(&self.vm, base, index);
+        }
+    }
+
+    /// A fresh kick eventfd for a queue, count 1, that its doorbell rings from
+    /// now on instead of the former one.
+    ///
+    /// # Errors
+    /// Those of eventfd(2); `NotFound` for a queue that does not exist.
+    pub fn lend(&self, queue: u16) -> io::Result<Arc<EventFd>> {
+        let kick = owing_eventfd()?;
+        let mut state = self.state();
+        let base = state.base;
+        let entry = state
+            .queues
+            .get_mut(usize::from(queue))
+            .ok_or(io::ErrorKind::NotFound)?;
+        entry.doorbell = None;
+        entry.kick = Some(Arc::clone(&kick));
+        entry.register(&self.vm, base, queue);
+        Ok(kick)
+    }
+
+    /// Takes a queue's kick eventfd out of use: a kick now exits to us.
+    pub fn withdraw(&self, queue: u16) {
+        if let Some(entry) = self.state().queues.get_mut(usize::from(queue)) {
+            *entry = Queue::default();
+        }
+    }
+
+    /// Whether a kick that has exited to us must be passed on: there is a
+    /// session that waits for it. (Its doorbell is not registered, or the
+    /// driver kicked through configuration space.)
+    pub fn is_lent(&self, queue: u16) -> bool {
+        let state = self.state();
+        let entry = state.queues.get(usize::from(queue));
+        entry.is_some_and(|entry| entry.kick.is_some())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn register(&mut self, vm: &Arc<VmFd>, base: Option<Address>, index: u16) {
+        let (Some(base), Some(kick)) = (base, &self.kick) else {
+            return;
+        };
+        let offset = index.saturating_mul(STRIDE);
+        let address = match base {
+            Address::Memory(base) => Address::Memory(base.saturating_add(offset.into())),
+            Address::Port(base) => Address::Port(base.saturating_add(offset)),
+        };
+        // Without it a kick exits to us and is passed on, slowly.
+        match Doorbell::register(vm, address, kick) {
+            Ok(doorbell) => self.doorbell = Some(doorbell),
+            Err(error) => log::warn!("queue {index}: {error:#}; it will be slow"),
+        }
+    }
+}

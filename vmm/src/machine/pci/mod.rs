@@ -1,0 +1,179 @@
+//! The PCI bus: a host bridge in slot 0, a virtio function in each further slot.
+//!
+//! Configuration space is reached through ECAM alone. Only addresses inside the
+//! two PCI windows of the address map are ever decoded, so a BAR that a guest
+//! moves over RAM, or anywhere else, is a BAR that nobody can reach; of two
+//! that overlap the one in the lower slot answers.
+
+mod config;
+mod doorbells;
+mod function;
+mod interrupts;
+mod layout;
+mod msix;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Result, bail};
+
+use self::config::{ConfigSpace, Identity};
+pub use self::doorbells::Doorbells;
+pub use self::function::Function;
+pub use self::interrupts::Interrupts;
+use crate::machine::bus::Target;
+use crate::machine::layout as map;
+
+/// Slots for functions: all but the host bridge's.
+const MAX_FUNCTIONS: usize = 31;
+/// Bytes of configuration space that ECAM gives each function.
+const ECAM_FUNCTION: u64 = 0x1000;
+/// ECAM functions in a slot.
+const FUNCTIONS_PER_SLOT: u64 = 8;
+
+/// Bus 0.
+#[derive(Debug)]
+pub struct Host {
+    bridge: Mutex<ConfigSpace>,
+    functions: Vec<Arc<Function>>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Host {
+    /// A bus with nothing but its bridge.
+    pub fn new() -> Self {
+        // Red Hat's generic host bridge, which no driver claims.
+        let bridge = ConfigSpace::new(Identity {
+            vendor: 0x1b36,
+            device: 0x0008,
+            revision: 0,
+            class: 0x06_00_00,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
+        });
+        Self {
+            bridge: Mutex::new(bridge),
+            functions: Vec::new(),
+        }
+    }
+
+    /// Puts a function in the next slot, and its BARs in the windows.
+    ///
+    /// # Errors
+    /// The bus is full.
+    pub fn add(&mut self, function: Arc<Function>) -> Result<()> {
+        if self.functions.len() >= MAX_FUNCTIONS {
+            bail!("more than {MAX_FUNCTIONS} devices: the PCI bus has no more slots");
+        }
+        self.functions.push(Arc::clone(&function));
+        function.place(self.functions.len() as u8);
+        Ok(())
+    }
+
+    /// What answers in the three ranges: ECAM, the memory window, the I/O
+    /// window, offsets counted from their starts.
+    pub fn targets(self) -> Targets {
+        let host = Arc::new(self);
+        Targets {
+            ecam: Arc::new(Ecam(Arc::clone(&host))),
+            memory: Arc::new(Memory(Arc::clone(&host))),
+            io: Arc::new(Io(host)),
+        }
+    }
+
+    /// The configuration space that an ECAM offset names.
+    fn locate(&self, offset: u64) -> Option<(Located<'_>, usize)> {
+        let register = (offset % ECAM_FUNCTION) as usize;
+        let device = offset / ECAM_FUNCTION;
+        if !device.is_multiple_of(FUNCTIONS_PER_SLOT) {
+            return None;
+        }
+        let slot = usize::try_from(device / FUNCTIONS_PER_SLOT).ok()?;
+        let located = match slot.checked_sub(1) {
+            None => Located::Bridge(&self.bridge),
+            Some(index) => Located::Function(self.functions.get(index)?),
+        };
+        Some((located, register))
+    }
+}
+
+enum Located<'a> {
+    Bridge(&'a Mutex<ConfigSpace>),
+    Function(&'a Function),
+}
+
+/// The bus as the vCPUs reach it.
+#[derive(Clone)]
+pub struct Targets {
+    /// For `layout::ECAM`.
+    pub ecam: Arc<dyn Target>,
+    /// For `layout::PCI_MEMORY`.
+    pub memory: Arc<dyn Target>,
+    /// For `layout::PCI_IO`.
+    pub io: Arc<dyn Target>,
+}
+
+struct Ecam(Arc<Host>);
+struct Memory(Arc<Host>);
+struct Io(Arc<Host>);
+
+impl Target for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.0.locate(offset) {
+            Some((Located::Bridge(bridge), register)) => {
+                let bridge = bridge.lock().unwrap_or_else(PoisonError::into_inner);
+                bridge.read(register, data);
+            }
+            Some((Located::Function(function), register)) => function.read_config(register, data),
+            // No device: all ones, which the bus has put there.
+            None => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match self.0.locate(offset) {
+            Some((Located::Bridge(bridge), register)) => {
+                let mut bridge = bridge.lock().unwrap_or_else(PoisonError::into_inner);
+                bridge.write(register, data);
+            }
+            Some((Located::Function(function), register)) => function.write_config(register, data),
+            None => {}
+        }
+    }
+}
+
+impl Target for Memory {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let address = map::PCI_MEMORY.start.saturating_add(offset);
+        let mut functions = self.0.functions.iter();
+        functions.any(|function| function.read_memory(address, data));
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let address = map::PCI_MEMORY.start.saturating_add(offset);
+        let mut functions = self.0.functions.iter();
+        functions.any(|function| function.write_memory(address, data));
+    }
+}
+
+impl Target for Io {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let Some(port) = port(offset) else { return };
+        let mut functions = self.0.functions.iter();
+        functions.any(|function| function.read_port(port, data));
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Some(port) = port(offset) else { return };
+        let mut functions = self.0.functions.iter();
+        functions.any(|function| function.write_port(port, data));
+    }
+}
+
+fn port(offset: u64) -> Option<u16> {
+    u16::try_from(map::PCI_IO.start.saturating_add(offset)).ok()
+}
