@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::chain::Chain;
+use crate::notifier::Notifier;
 
 /// The guest's memory as one session has mapped it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
@@ -20,6 +21,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Virtio device id (virtio 1.3, section 5).
     fn virtio_id(&self) -> u16;
+    /// Called once, before the first session: a device whose configuration can
+    /// change by itself keeps the notifier.
+    fn attach(&self, notifier: Notifier) {
+        let _ = notifier;
+    }
     /// Device-specific feature bits offered; the runtime adds those of rings
     /// and transport (VERSION_1, INDIRECT_DESC, EVENT_IDX).
     fn features(&self) -> u64;
@@ -76,6 +82,7 @@ pub trait Queue {
     }
     /// Answers every deferred chain that has completed: its head and the bytes
     /// written to its writable part. Consumes the readiness of [`Self::ready`].
+    /// Also called when nothing has completed, and then cheap.
     ///
     /// # Errors
     /// The engine is broken; the ring stops and its error eventfd tells.

@@ -1,8 +1,28 @@
 //! The part that every back-end shares: session, rings, event loop, inflight
 //! region, command line. A device sees none of it ([`device`]).
+//!
+//! - [`program`]: a back-end's command line and its whole life;
+//! - [`listen`]: where its front-ends come from;
+//! - [`session`]: one vhost-user connection;
+//! - [`memory`]: the guest memory that a session is lent;
+//! - [`worker`]: the thread that serves one ring;
+//! - [`ring`]: a split ring, by value;
+//! - [`device`], [`chain`], [`notifier`]: what a device sees.
 
 pub mod chain;
+pub mod counters;
 pub mod device;
+pub mod event;
+pub mod inherited;
+pub mod listen;
+pub mod memory;
+pub mod notifier;
+mod polling;
+pub mod program;
+pub mod ring;
+pub mod session;
+pub mod worker;
 
 pub use chain::{Buffer, Chain};
 pub use device::{Device, Memory, Outcome, Queue};
+pub use notifier::Notifier;

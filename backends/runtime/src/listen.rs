@@ -1,0 +1,243 @@
+//! Where a back-end's front-ends come from: a connected socket, or one that
+//! listens.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+
+/// A source of front-ends.
+#[derive(Debug)]
+pub enum Source {
+    /// One front-end, connected already.
+    Connected(UnixStream),
+    /// One after another.
+    Listening(Listening),
+}
+
+impl Source {
+    /// Takes a socket that this process was started with, connected or
+    /// listening.
+    ///
+    /// # Errors
+    /// When it is not a Unix stream socket.
+    pub fn inherited(socket: OwnedFd) -> anyhow::Result<Self> {
+        let kind = getsockopt(&socket, sockopt::SockType)
+            .context("cannot serve --fd: it is not a socket")?;
+        if kind != SockType::Stream {
+            bail!("cannot serve --fd: it is not a stream socket");
+        }
+        if getsockopt(&socket, sockopt::AcceptConn).context("cannot ask --fd whether it listens")? {
+            let listener = UnixListener::from(socket);
+            return Ok(Self::Listening(Listening::new(listener, None)?));
+        }
+        Ok(Self::Connected(UnixStream::from(socket)))
+    }
+
+    /// Listens at `path`. A socket there that nobody serves is replaced.
+    ///
+    /// # Errors
+    /// When somebody serves it, when something else is there, and those of
+    /// bind(2).
+    pub fn at(path: &Path) -> anyhow::Result<Self> {
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                clear_stale(path)?;
+                UnixListener::bind(path)
+            }
+            result => result,
+        };
+        let listener = listener.with_context(|| format!("cannot listen at {}", path.display()))?;
+        let own = fs::symlink_metadata(path)
+            .with_context(|| format!("cannot look at {} after binding it", path.display()))?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            identity: identity(&own),
+        };
+        Ok(Self::Listening(Listening::new(listener, Some(file))?))
+    }
+}
+
+/// Removes the socket of a process that has gone.
+fn clear_stale(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {shown}"))?;
+    if !found.file_type().is_socket() {
+        bail!(
+            "cannot listen at {shown}: it is there and is not a socket; remove it or name another path"
+        );
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot tell whether {shown} is served"));
+        }
+        Ok(_) => bail!(
+            "cannot listen at {shown}: another process serves it; end that one or name another path"
+        ),
+    }
+    fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
+}
+
+/// A socket's file, removed at the end if it is still ours.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A listening socket; its file, if it is ours, goes with it.
+#[derive(Debug)]
+pub struct Listening {
+    listener: UnixListener,
+    _file: Option<SocketFile>,
+}
+
+impl Listening {
+    fn new(listener: UnixListener, file: Option<SocketFile>) -> anyhow::Result<Self> {
+        // A client may be gone between poll and accept.
+        listener
+            .set_nonblocking(true)
+            .context("cannot listen without blocking")?;
+        Ok(Self {
+            listener,
+            _file: file,
+        })
+    }
+
+    /// Waits for the next front-end; `None` when `stop` becomes readable first.
+    ///
+    /// # Errors
+    /// Those of poll(2) and accept(2) that do not pass by themselves.
+    pub fn accept(&self, stop: BorrowedFd<'_>) -> io::Result<Option<UnixStream>> {
+        loop {
+            let mut fds = [
+                PollFd::new(stop, PollFlags::POLLIN),
+                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            if fds.first().and_then(PollFd::any) == Some(true) {
+                return Ok(None);
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) if passes(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn passes(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::WouldBlock | K::Interrupted | K::ConnectionAborted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::event::Event;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_removed_at_the_end() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let source = Source::at(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(source);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_served_socket_and_any_other_file_are_left_alone() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let _served = UnixListener::bind(&path).unwrap();
+        let error = Source::at(&path).unwrap_err().to_string();
+        assert!(error.contains("another process serves it"), "{error}");
+        let file = folder.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        let error = Source::at(&file).unwrap_err().to_string();
+        assert!(error.contains("not a socket"), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_successors_socket_is_not_removed() {
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let source = Source::at(&path).unwrap();
+        // Keep the inode number from being used again at once.
+        let _kept = fs::hard_link(&path, folder.path().join("kept"));
+        fs::remove_file(&path).unwrap();
+        let _successor = UnixListener::bind(&path).unwrap();
+        drop(source);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn an_inherited_socket_is_told_apart_by_what_it_is() {
+        let folder = folder();
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        let (connected, _peer) = UnixStream::pair().unwrap();
+        let (datagram, _peer) = UnixDatagram::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(
+            Source::inherited(listener.into()).unwrap(),
+            Source::Listening(_)
+        ));
+        assert!(matches!(
+            Source::inherited(connected.into()).unwrap(),
+            Source::Connected(_)
+        ));
+        assert!(Source::inherited(datagram.into()).is_err());
+        assert!(Source::inherited(file.into()).is_err());
+    }
+
+    #[test]
+    fn waiting_for_a_front_end_ends_when_asked() {
+        let folder = folder();
+        let stop = Event::new().unwrap();
+        let Source::Listening(listening) = Source::at(&folder.path().join("socket")).unwrap()
+        else {
+            panic!("it listens");
+        };
+        stop.signal();
+        assert!(listening.accept(stop.as_fd()).unwrap().is_none());
+    }
+}

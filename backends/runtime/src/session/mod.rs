@@ -1,0 +1,284 @@
+//! One vhost-user connection, served from its first message to its end.
+//!
+//! ```text
+//! serve ──► waiting ──message──► obeying ──answer──► waiting ─ … ─► every ring stopped ──► End
+//!              ├── stop asked, connection closed ────────────────────────►┤
+//!              └── the specification broken ─────────────────────────────►┘
+//! ```
+//! Requests are obeyed one at a time on the caller's thread; rings run on
+//! workers of their own ([`rings`]). A request that cannot be obeyed is
+//! answered with a number other than 0 if the front-end asked for an answer.
+//! If it did not, and goes on in the belief that it was obeyed, the connection
+//! is cut off. So it is when a frame or a payload breaks the specification.
+
+mod requests;
+mod rings;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_protocol::Deadline;
+use outboard_protocol::inflight::Region;
+use outboard_protocol::wire::{Connection, Header, Message, WireError};
+use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::device::Device;
+use crate::memory::Table;
+use crate::notifier::Notifier;
+use crate::worker::Stuck;
+use rings::Rings;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// A message begun must be complete within this, and an answer be read.
+const MESSAGE: Duration = Duration::from_secs(10);
+/// A configuration change must be read within this; the session waits for it.
+const CHANGE: Duration = Duration::from_secs(1);
+
+/// What a back-end serves, to one front-end after another.
+#[derive(Debug)]
+pub struct Host<D> {
+    /// The device.
+    device: Arc<D>,
+    notifier: Notifier,
+    /// Longest polling of a worker.
+    poll: Duration,
+}
+
+impl<D: Device> Host<D> {
+    /// Serves `device`, whose workers poll for `poll` at most before they
+    /// sleep; zero is not at all.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn new(device: D, poll: Duration) -> std::io::Result<Self> {
+        let notifier = Notifier::new()?;
+        device.attach(notifier.clone());
+        Ok(Self {
+            device: Arc::new(device),
+            notifier,
+            poll,
+        })
+    }
+}
+
+/// How a session ended. Every ring has been stopped and drained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The front-end closed the connection.
+    Closed,
+    /// The caller asked for it.
+    Stopped,
+    /// The front-end broke the specification; the text says how.
+    CutOff(String),
+}
+
+/// What a request is answered with, besides an error.
+enum Answer {
+    /// 0, if an answer was asked for.
+    Done,
+    /// The request's own reply.
+    Reply(Vec<u8>),
+    /// The same, with a descriptor.
+    ReplyWithFd(Vec<u8>, OwnedFd),
+}
+
+/// Why a request is not obeyed.
+#[derive(Debug)]
+enum Fault {
+    /// The front-end must learn of it, or be cut off.
+    Refused(String),
+    /// The front-end may learn of it.
+    Declined(String),
+    /// The specification is broken.
+    Broken(String),
+    /// A worker does not stop.
+    Stuck,
+}
+
+impl From<Stuck> for Fault {
+    fn from(_: Stuck) -> Self {
+        Self::Stuck
+    }
+}
+
+impl From<WireError> for Fault {
+    fn from(error: WireError) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// Why [`Session::step`] was the last.
+enum Last {
+    End(End),
+    Stuck,
+}
+
+/// The state of one connection.
+struct Session<'a, D: Device> {
+    host: &'a Host<D>,
+    connection: Connection,
+    /// As acknowledged, with [`PROTOCOL_FEATURES`]; `None` before that.
+    features: Option<u64>,
+    protocol: VhostUserProtocolFeatures,
+    memory: Table,
+    inflight: Option<Region>,
+    rings: Rings<D>,
+    /// Where the back-end's own requests go (SET_BACKEND_REQ_FD).
+    requests: Option<Connection>,
+}
+
+/// Serves one connection to its end; `stop` becoming readable ends it too.
+///
+/// # Errors
+/// [`Stuck`] when a ring could not be drained: the process must end, since its
+/// device may still work on the guest's memory.
+pub fn serve<D: Device>(
+    host: &Host<D>,
+    stream: UnixStream,
+    stop: BorrowedFd<'_>,
+) -> Result<End, Stuck> {
+    host.notifier.clear();
+    host.device.reset(0);
+    let mut session = Session {
+        host,
+        connection: Connection::new(stream),
+        features: None,
+        protocol: VhostUserProtocolFeatures::empty(),
+        memory: Table::default(),
+        inflight: None,
+        rings: Rings::new(host.device.clone(), host.poll),
+        requests: None,
+    };
+    let last = loop {
+        if let Some(last) = session.step(stop) {
+            break last;
+        }
+    };
+    session.rings.park_all()?;
+    session.tell();
+    match last {
+        Last::End(end) => Ok(end),
+        Last::Stuck => Err(Stuck),
+    }
+}
+
+impl<D: Device> Session<'_, D> {
+    /// Waits for one event and obeys it.
+    fn step(&mut self, stop: BorrowedFd<'_>) -> Option<Last> {
+        let mut fds = [
+            PollFd::new(stop, PollFlags::POLLIN),
+            PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.host.notifier.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
+        }
+        let [stop, message, change] = fds.map(|fd| fd.any().unwrap_or(false));
+        if stop {
+            return Some(Last::End(End::Stopped));
+        }
+        if change {
+            self.host.notifier.clear();
+            self.send_change();
+        }
+        message.then(|| self.receive()).flatten()
+    }
+
+    /// Receives one message, obeys it and answers.
+    fn receive(&mut self) -> Option<Last> {
+        let message = match self.connection.recv(Deadline::after(MESSAGE)) {
+            Ok(message) => message,
+            Err(WireError::Closed) => return Some(Last::End(End::Closed)),
+            Err(error) => return Some(cut_off(error.to_string())),
+        };
+        let header = message.header;
+        let result = self.obey(message);
+        match self.answer(header, result) {
+            Ok(()) => None,
+            Err(Fault::Stuck) => Some(Last::Stuck),
+            Err(Fault::Refused(why) | Fault::Declined(why) | Fault::Broken(why)) => {
+                Some(cut_off(why))
+            }
+        }
+    }
+
+    fn obey(&mut self, message: Message) -> Result<Answer, Fault> {
+        if message.header.reply {
+            let request = message.header.request;
+            return Err(Fault::Broken(format!(
+                "request {request} marked as a reply"
+            )));
+        }
+        self.dispatch(message)
+    }
+
+    /// Answers as the request, its outcome and the negotiated features demand;
+    /// a fault that cannot be answered comes back.
+    fn answer(&mut self, header: Header, result: Result<Answer, Fault>) -> Result<(), Fault> {
+        let acknowledged = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        let asked = header.need_reply && acknowledged;
+        match result {
+            Ok(Answer::Done) if asked => self.reply(header, &0u64.to_ne_bytes(), &[]),
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Reply(payload)) => self.reply(header, &payload, &[]),
+            Ok(Answer::ReplyWithFd(payload, fd)) => self.reply(header, &payload, &[fd.as_fd()]),
+            Err(Fault::Refused(why) | Fault::Declined(why)) if asked => {
+                log::debug!("refused: {why}");
+                self.reply(header, &1u64.to_ne_bytes(), &[])
+            }
+            Err(Fault::Declined(_)) => Ok(()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn reply(&self, header: Header, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Fault> {
+        let header = Header::reply_to(header.request);
+        let deadline = Deadline::after(MESSAGE);
+        Ok(self.connection.send(header, payload, fds, deadline)?)
+    }
+
+    /// Tells the front-end that the configuration changed; one that does not
+    /// read it gets no further such message.
+    fn send_change(&mut self) {
+        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::BACKEND_REQ;
+        let Some(requests) = self.requests.as_ref() else {
+            return;
+        };
+        if !self.protocol.contains(wanted) {
+            return;
+        }
+        let header = Header::request(BackendReq::CONFIG_CHANGE_MSG.into());
+        if let Err(error) = requests.send(header, &[], &[], Deadline::after(CHANGE)) {
+            log::warn!("cannot announce a configuration change: {error}");
+            self.requests = None;
+        }
+    }
+
+    /// Every feature bit that the device and the runtime offer.
+    fn offered(&self) -> u64 {
+        let rings = (1 << VIRTIO_RING_F_INDIRECT_DESC) | (1 << VIRTIO_RING_F_EVENT_IDX);
+        self.host.device.features() | rings | (1 << VIRTIO_F_VERSION_1) | PROTOCOL_FEATURES
+    }
+
+    /// Prints the counters, once.
+    fn tell(&self) {
+        let tally = &self.rings.tally;
+        if tally.is_suspicious() {
+            log::info!("session ended: {tally}");
+        } else {
+            log::debug!("session ended: {tally}");
+        }
+    }
+}
+
+fn cut_off(why: String) -> Last {
+    Last::End(End::CutOff(why))
+}

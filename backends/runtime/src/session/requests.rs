@@ -1,0 +1,438 @@
+//! What each request of the front-end means (vhost-user, "Front-end message
+//! types").
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use outboard_protocol::inflight::{Region, Shape};
+use outboard_protocol::wire::{Connection, Message, malformed};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserVringAddr,
+    VhostUserVringState,
+};
+use vm_memory::ByteValued;
+
+use super::rings::{Context, Slot};
+use super::{Answer, Fault, PROTOCOL_FEATURES, Session};
+use crate::device::Device;
+use crate::event::Event;
+use crate::memory::{MAX_REGIONS, Table};
+use crate::worker::Kick;
+
+/// What is offered by GET_PROTOCOL_FEATURES.
+const OFFERED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// VHOST_SET_CONFIG_TYPE_FRONTEND and _MIGRATION, as numbers in `flags`.
+const CONFIG_WRITABLE: u32 = 0;
+const CONFIG_MIGRATION: u32 = 1;
+
+/// Bit 8 of a KICK, CALL or ERR payload: no descriptor comes along.
+const NO_FD: u64 = 1 << 8;
+const INDEX: u64 = 0xff;
+
+impl<D: Device> Session<'_, D> {
+    pub(super) fn dispatch(&mut self, message: Message) -> Result<Answer, Fault> {
+        use FrontendReq as R;
+        let number = message.header.request;
+        let Ok(request) = R::try_from(number) else {
+            return self.unknown(number);
+        };
+        if !message.fds.is_empty() && !brings_fds(request) {
+            return Err(Fault::Broken(format!("descriptors with request {number}")));
+        }
+        let done = |result: Result<(), Fault>| result.map(|()| Answer::Done);
+        let number = |message: &Message, value: u64| {
+            empty(message).map(|()| Answer::Reply(value.to_ne_bytes().to_vec()))
+        };
+        let result = match request {
+            R::GET_FEATURES => number(&message, self.offered()),
+            R::SET_FEATURES => done(self.set_features(&message)),
+            R::SET_OWNER | R::RESET_OWNER => done(empty(&message)),
+            R::GET_PROTOCOL_FEATURES => number(&message, OFFERED.bits()),
+            R::SET_PROTOCOL_FEATURES => done(self.set_protocol_features(&message)),
+            R::GET_QUEUE_NUM => number(&message, self.rings.count() as u64),
+            R::SET_MEM_TABLE => done(self.set_mem_table(message)),
+            R::GET_MAX_MEM_SLOTS => number(&message, MAX_REGIONS as u64),
+            R::ADD_MEM_REG => done(self.add_mem_reg(message)),
+            R::REM_MEM_REG => done(self.rem_mem_reg(&message)),
+            R::SET_VRING_NUM => done(self.set_vring_num(&message)),
+            R::SET_VRING_ADDR => done(self.set_vring_addr(&message)),
+            R::SET_VRING_BASE => done(self.set_vring_base(&message)),
+            R::GET_VRING_BASE => self.get_vring_base(&message),
+            R::SET_VRING_KICK => done(self.set_vring_kick(message)),
+            R::SET_VRING_CALL => done(self.set_vring_signal(message, |slot| &slot.call)),
+            R::SET_VRING_ERR => done(self.set_vring_signal(message, |slot| &slot.err)),
+            R::SET_VRING_ENABLE => done(self.set_vring_enable(&message)),
+            R::GET_CONFIG => self.get_config(&message),
+            R::SET_CONFIG => done(self.set_config(&message)),
+            R::SET_BACKEND_REQ_FD => done(self.set_backend_req_fd(message)),
+            R::GET_INFLIGHT_FD => self.get_inflight_fd(&message),
+            R::SET_INFLIGHT_FD => done(self.set_inflight_fd(message)),
+            R::RESET_DEVICE => done(self.reset_device(&message)),
+            _ => return self.unknown(request.into()),
+        };
+        if matches!(result, Err(Fault::Refused(_) | Fault::Declined(_))) {
+            self.rings.tally.refused_requests += 1;
+        }
+        result
+    }
+
+    fn unknown(&mut self, number: u32) -> Result<Answer, Fault> {
+        self.rings.tally.unknown_requests += 1;
+        Err(Fault::Declined(format!("request {number} is not known")))
+    }
+
+    /// Starts what may run by now.
+    fn start_rings(&mut self) -> Result<(), Fault> {
+        let Some(features) = self.features else {
+            return Ok(());
+        };
+        let context = Context {
+            memory: &self.memory,
+            features,
+            inflight: self.inflight.as_ref(),
+        };
+        self.rings.start_all(&context)
+    }
+
+    fn set_features(&mut self, message: &Message) -> Result<(), Fault> {
+        let features: u64 = message.body()?;
+        let foreign = features & !self.offered();
+        if foreign != 0 {
+            return Err(Fault::Refused(format!("features {foreign:#x} not offered")));
+        }
+        if self.features == Some(features) {
+            return Ok(());
+        }
+        self.rings.park_all()?;
+        self.rings.set_features(features);
+        self.features = Some(features);
+        self.host.device.reset(features & !PROTOCOL_FEATURES);
+        self.start_rings()
+    }
+
+    fn set_protocol_features(&mut self, message: &Message) -> Result<(), Fault> {
+        let bits: u64 = message.body()?;
+        let foreign = bits & !OFFERED.bits();
+        if foreign != 0 {
+            let why = format!("protocol features {foreign:#x} not offered");
+            return Err(Fault::Refused(why));
+        }
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(bits);
+        Ok(())
+    }
+
+    fn set_mem_table(&mut self, mut message: Message) -> Result<(), Fault> {
+        let fds = std::mem::take(&mut message.fds);
+        let (head, described) = split::<VhostUserMemory>(&message)?;
+        let size = size_of::<VhostUserMemoryRegion>();
+        let count = fds.len();
+        let same = usize::try_from(head.num_regions).is_ok_and(|number| number == count);
+        if !same || described.len() != count * size {
+            return Err(Fault::Broken("a memory table of another length".into()));
+        }
+        if count == 0 {
+            return Err(Fault::Refused("a memory table without a region".into()));
+        }
+        let regions = described.chunks_exact(size).map(decode);
+        let table = Table::new(regions.zip(fds)).map_err(Fault::Refused)?;
+        self.change_memory(table)
+    }
+
+    fn add_mem_reg(&mut self, mut message: Message) -> Result<(), Fault> {
+        let region: VhostUserSingleMemoryRegion = message.body()?;
+        let fd = message.one_fd()?;
+        let table = self.memory.with(&region, fd).map_err(Fault::Refused)?;
+        self.change_memory(table)
+    }
+
+    fn rem_mem_reg(&mut self, message: &Message) -> Result<(), Fault> {
+        let region: VhostUserSingleMemoryRegion = message.body()?;
+        // The specification lets a descriptor come along, to be ignored.
+        if message.fds.len() > 1 {
+            return Err(Fault::Broken("descriptors with a removal".into()));
+        }
+        let table = self.memory.without(&region).map_err(Fault::Refused)?;
+        if !self.rings.fit(&table) {
+            return Err(Fault::Refused("a ring lies in that memory region".into()));
+        }
+        self.change_memory(table)
+    }
+
+    /// Swaps the memory under the rings: they stop, and go on in the new one.
+    fn change_memory(&mut self, table: Table) -> Result<(), Fault> {
+        self.rings.park_all()?;
+        self.memory = table;
+        self.start_rings()
+    }
+
+    fn set_vring_num(&mut self, message: &Message) -> Result<(), Fault> {
+        let state: VhostUserVringState = message.body()?;
+        let most = self.host.device.max_queue_size();
+        let slot = stopped(self.rings.slot(state.index)?)?;
+        let legal = |size: &u16| size.is_power_of_two() && *size <= most;
+        let size = u16::try_from(state.num).ok().filter(legal);
+        let Some(size) = size else {
+            let num = state.num;
+            return Err(Fault::Refused(format!(
+                "queue size {num} of {most} at most"
+            )));
+        };
+        slot.size = Some(size);
+        Ok(())
+    }
+
+    fn set_vring_addr(&mut self, message: &Message) -> Result<(), Fault> {
+        let address: VhostUserVringAddr = message.body()?;
+        if address.flags != 0 {
+            return Err(Fault::Refused("logging is not offered".into()));
+        }
+        let slot = self.rings.slot(address.index)?;
+        let before = slot.address.replace(address);
+        let misplaced = slot.layout(&self.memory).err();
+        slot.address = before;
+        if let Some(why) = misplaced {
+            return Err(Fault::Refused(format!("a ring: {why}")));
+        }
+        self.rings.park(address.index)?.address = Some(address);
+        self.start_rings()
+    }
+
+    fn set_vring_base(&mut self, message: &Message) -> Result<(), Fault> {
+        let state: VhostUserVringState = message.body()?;
+        let slot = stopped(self.rings.slot(state.index)?)?;
+        let num = state.num;
+        slot.base = u16::try_from(num)
+            .map_err(|_| Fault::Refused(format!("base {num} of a split ring")))?;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, message: &Message) -> Result<Answer, Fault> {
+        let state: VhostUserVringState = message.body()?;
+        let base = match self.rings.stop(state.index) {
+            // The reply has no room for an error.
+            Err(Fault::Refused(why)) => return Err(Fault::Broken(why)),
+            base => base?,
+        };
+        let reply = VhostUserVringState::new(state.index, base.into());
+        Ok(Answer::Reply(reply.as_slice().to_vec()))
+    }
+
+    fn set_vring_kick(&mut self, message: Message) -> Result<(), Fault> {
+        let (index, event) = vring_fd(message)?;
+        let kick = event.map_or(Kick::Polled, |event| Kick::Event(Arc::new(event)));
+        self.rings.park(index)?.kick = Some(kick);
+        self.start_rings()
+    }
+
+    fn set_vring_signal(
+        &mut self,
+        message: Message,
+        which: impl Fn(&Slot) -> &Arc<crate::event::Signal>,
+    ) -> Result<(), Fault> {
+        let (index, event) = vring_fd(message)?;
+        which(self.rings.slot(index)?).set(event);
+        Ok(())
+    }
+
+    fn set_vring_enable(&mut self, message: &Message) -> Result<(), Fault> {
+        let state: VhostUserVringState = message.body()?;
+        match state.num {
+            0 => self.rings.park(state.index)?.enabled = Some(false),
+            1 => self.rings.slot(state.index)?.enabled = Some(true),
+            num => return Err(Fault::Refused(format!("enable with {num}"))),
+        }
+        self.start_rings()
+    }
+
+    fn get_config(&mut self, message: &Message) -> Result<Answer, Fault> {
+        let (head, bytes) = config(message)?;
+        let config = self.host.device.config();
+        let start = usize::try_from(head.offset).unwrap_or(usize::MAX);
+        // What lies beyond is 0, as is every field of a feature not offered: a
+        // front-end may know of more fields than this device.
+        let mut reply = match config.get(start..) {
+            Some(rest) if !bytes.is_empty() => rest.to_vec(),
+            _ => return Ok(Answer::Reply(Vec::new())),
+        };
+        reply.resize(bytes.len(), 0);
+        reply.splice(..0, head.as_slice().iter().copied());
+        Ok(Answer::Reply(reply))
+    }
+
+    fn set_config(&mut self, message: &Message) -> Result<(), Fault> {
+        let (head, bytes) = config(message)?;
+        if !matches!(head.flags, CONFIG_WRITABLE | CONFIG_MIGRATION) {
+            let flags = head.flags;
+            return Err(Fault::Declined(format!("configuration flags {flags:#x}")));
+        }
+        let written = self.host.device.write_config(head.offset, bytes);
+        // The guest can cause this, so nobody is cut off for it.
+        written.map_err(|error| Fault::Declined(format!("configuration: {error}")))
+    }
+
+    fn set_backend_req_fd(&mut self, mut message: Message) -> Result<(), Fault> {
+        empty(&message)?;
+        let fd = message.one_fd()?;
+        self.requests = Some(Connection::new(UnixStream::from(fd)));
+        Ok(())
+    }
+
+    fn get_inflight_fd(&mut self, message: &Message) -> Result<Answer, Fault> {
+        let asked = inflight(message)?;
+        let fits = usize::from(asked.num_queues) <= self.rings.count();
+        let shape = Shape::new(asked.num_queues, asked.queue_size).filter(|_| fits);
+        // No region, by the size 0, is what libvhost-user answers on failure.
+        let none = VhostUserInflight::new(0, 0, asked.num_queues, asked.queue_size);
+        let made = shape.and_then(|shape| Region::create(shape).ok());
+        let fd = made
+            .as_ref()
+            .and_then(|region| region.file()?.0.try_clone_to_owned().ok());
+        // Nothing of it is kept: the front-end sends it back when it is to be
+        // used (SET_INFLIGHT_FD).
+        match (shape, fd) {
+            (Some(shape), Some(fd)) => {
+                let reply = VhostUserInflight {
+                    mmap_size: shape.size(),
+                    ..none
+                };
+                Ok(Answer::ReplyWithFd(trimmed(&reply, message), fd))
+            }
+            _ => Ok(Answer::Reply(trimmed(&none, message))),
+        }
+    }
+
+    fn set_inflight_fd(&mut self, mut message: Message) -> Result<(), Fault> {
+        let described = inflight(&message)?;
+        let fd = message.one_fd()?;
+        if self.rings.any_live() {
+            let why = "an inflight region while rings run: stop them first";
+            return Err(Fault::Refused(why.into()));
+        }
+        let fits = usize::from(described.num_queues) <= self.rings.count();
+        let shape = Shape::new(described.num_queues, described.queue_size)
+            .filter(|shape| fits && shape.size() <= described.mmap_size)
+            .ok_or_else(|| Fault::Refused("an inflight region of another shape".into()))?;
+        let region = Region::open(fd, described.mmap_offset, shape)
+            .map_err(|error| Fault::Refused(error.to_string()))?;
+        self.inflight = Some(region);
+        Ok(())
+    }
+
+    fn reset_device(&mut self, message: &Message) -> Result<(), Fault> {
+        empty(message)?;
+        self.rings.reset()?;
+        self.features = None;
+        self.host.device.reset(0);
+        Ok(())
+    }
+}
+
+/// Whether the specification lets descriptors come with this request.
+fn brings_fds(request: FrontendReq) -> bool {
+    use FrontendReq as R;
+    matches!(
+        request,
+        R::SET_MEM_TABLE
+            | R::ADD_MEM_REG
+            | R::REM_MEM_REG
+            | R::SET_LOG_BASE
+            | R::SET_LOG_FD
+            | R::SET_VRING_KICK
+            | R::SET_VRING_CALL
+            | R::SET_VRING_ERR
+            | R::SET_BACKEND_REQ_FD
+            | R::SET_INFLIGHT_FD
+            | R::GPU_SET_SOCKET
+            | R::SET_DEVICE_STATE_FD
+    )
+}
+
+fn empty(message: &Message) -> Result<(), Fault> {
+    if message.payload.is_empty() {
+        return Ok(());
+    }
+    let request = message.header.request;
+    Err(malformed(format!("a payload with request {request}")).into())
+}
+
+/// A `T` at the front of the payload, and the rest.
+fn split<T: ByteValued + Default>(message: &Message) -> Result<(T, &[u8]), Fault> {
+    let request = message.header.request;
+    message
+        .payload
+        .split_at_checked(size_of::<T>())
+        .map(|(head, rest)| (decode(head), rest))
+        .ok_or_else(|| malformed(format!("request {request} with a short payload")).into())
+}
+
+/// Reads a `T` from bytes of exactly its length.
+fn decode<T: ByteValued + Default>(bytes: &[u8]) -> T {
+    let mut value = T::default();
+    for (to, from) in value.as_mut_slice().iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    value
+}
+
+fn config(message: &Message) -> Result<(VhostUserConfig, &[u8]), Fault> {
+    let (head, bytes) = split::<VhostUserConfig>(message)?;
+    let same = usize::try_from(head.size).is_ok_and(|size| size == bytes.len());
+    if !same {
+        return Err(malformed("a configuration message of another length").into());
+    }
+    Ok((head, bytes))
+}
+
+/// The structure ends with 4 bytes of padding in QEMU and in most others, and
+/// without by the letter of the specification.
+fn inflight(message: &Message) -> Result<VhostUserInflight, Fault> {
+    let length = message.payload.len();
+    if length != size_of::<VhostUserInflight>() && length != UNPADDED_INFLIGHT {
+        return Err(malformed("an inflight description of another length").into());
+    }
+    Ok(decode(&message.payload))
+}
+
+const UNPADDED_INFLIGHT: usize = 20;
+
+/// The reply in the form of the request.
+fn trimmed(reply: &VhostUserInflight, request: &Message) -> Vec<u8> {
+    let mut bytes = reply.as_slice().to_vec();
+    bytes.truncate(request.payload.len());
+    bytes
+}
+
+/// Queue index and descriptor of a KICK, CALL or ERR.
+fn vring_fd(mut message: Message) -> Result<(u32, Option<Event>), Fault> {
+    let payload: u64 = message.body()?;
+    if payload & !(NO_FD | INDEX) != 0 {
+        return Err(malformed(format!("queue index {payload:#x}")).into());
+    }
+    let fd: Option<OwnedFd> = if payload & NO_FD == 0 {
+        Some(message.one_fd()?)
+    } else if message.fds.is_empty() {
+        None
+    } else {
+        return Err(malformed("a descriptor where there should be none").into());
+    };
+    // Eight bits fit.
+    let index = u32::try_from(payload & INDEX).unwrap_or(u32::MAX);
+    Ok((index, fd.map(Event::lent)))
+}
+
+/// The ring, if it is stopped.
+fn stopped(slot: &mut Slot) -> Result<&mut Slot, Fault> {
+    if slot.is_live() {
+        return Err(Fault::Refused("a ring that was not stopped".into()));
+    }
+    Ok(slot)
+}
