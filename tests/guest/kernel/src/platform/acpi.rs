@@ -2,6 +2,7 @@
 
 use super::paging;
 use super::phys::Span;
+use super::port;
 use super::power::{Power, Register};
 use alloc::vec::Vec;
 
@@ -121,6 +122,10 @@ fn read_madt(table: &Span, platform: &mut Platform) {
     const LOCAL_APIC: u8 = 0;
     const LOCAL_X2APIC: u8 = 9;
     const ENABLED: u32 = 1;
+    const HAS_8259: u32 = 1;
+    if table.length() >= 44 && table.read::<u32>(40) & HAS_8259 != 0 {
+        mask_8259();
+    }
     let mut at = 44;
     while at + 2 <= table.length() {
         let (kind, length) = (table.read::<u8>(at), u64::from(table.read::<u8>(at + 1)));
@@ -143,4 +148,10 @@ fn read_madt(table: &Span, platform: &mut Platform) {
         }
         at += length;
     }
+}
+
+// A BIOS leaves the old interrupt controllers' timer on, at a vector that means an exception.
+fn mask_8259() {
+    port::out8(0x21, 0xff);
+    port::out8(0xa1, 0xff);
 }

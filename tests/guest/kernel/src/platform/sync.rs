@@ -35,6 +35,11 @@ impl<T> Spin<T> {
         self.value.get_mut()
     }
 
+    /// The value, for good.
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+
     /// Gives up the lock on behalf of a holder that will never run again: only for the last words of a
     /// guest that stops.
     pub fn break_open(&self) {

@@ -1,9 +1,11 @@
 //! Scenarios: what the command line asks for. Each ends with exactly one result line.
 
+mod chaos;
 mod crew;
 mod identify;
 mod measure;
 mod options;
+mod registers;
 mod verifier;
 mod verify;
 
@@ -49,6 +51,7 @@ pub fn run(machine: &Machine<'_>) -> ! {
     let name = machine.words.text("scenario", "idle");
     let outcome = match name {
         "identify" => identify::run(machine),
+        "registers" => registers::run(machine),
         "measure" => measure::run(machine),
         "verify" => verify::run(machine),
         "load" => verify::load(machine),

@@ -124,6 +124,25 @@ impl Verifier {
         self.phase = Phase::Work;
     }
 
+    /// Gives up what is in flight, because the device was reset: whether it was done is not known.
+    pub fn abandon(&mut self) {
+        for slot in 0..self.pending.len() {
+            if let Some(lost) = self.pending[slot].take()
+                && matches!(lost.kind, kind::WRITE | kind::DISCARD | kind::WRITE_ZEROES)
+            {
+                (lost.first..lost.first + lost.sectors)
+                    .for_each(|sector| *self.holds(sector) = UNKNOWN);
+            }
+        }
+        self.flush_in_flight = false;
+    }
+
+    /// Ends a round early.
+    pub fn end_round(&mut self) {
+        self.target = self.issued;
+        self.phase = Phase::Rest;
+    }
+
     /// The digest of what it wrote, and in how many sectors.
     pub fn digest(&self) -> (u64, u64) {
         let written = self

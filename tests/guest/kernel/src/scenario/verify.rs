@@ -21,10 +21,14 @@ const MAX_SPAN: u64 = 1 << 26;
 
 /// A device with workers on it.
 pub struct Run {
-    disk: Blk,
-    workers: Vec<Spin<Verifier>>,
-    processors: usize,
-    patience: Patience,
+    /// The device.
+    pub disk: Blk,
+    /// One for each queue.
+    pub workers: Vec<Spin<Verifier>>,
+    /// Processors that they are spread over.
+    pub processors: usize,
+    /// How they wait.
+    pub patience: Patience,
     indirect: Indirect,
     span: u64,
 }
@@ -88,8 +92,14 @@ fn plan(words: &Words<'_>, disk: &Blk) -> Result<Plan, String> {
 }
 
 impl Run {
-    /// Prepares workers on this device as the command line says; `start` is next.
-    pub fn new(words: &Words<'_>, transport: &Transport, processors: usize) -> Result<Run, String> {
+    /// Prepares workers on this device as the command line says, but none for the last `reserve` sectors;
+    /// `start` is next.
+    pub fn new(
+        words: &Words<'_>,
+        transport: &Transport,
+        processors: usize,
+        reserve: u64,
+    ) -> Result<Run, String> {
         let mut disk = Blk::open(
             transport,
             options::number(words, "features_mask", u64::MAX)?,
@@ -104,8 +114,9 @@ impl Run {
         let queues = disk.queues(count, depth, plan.size)?;
         let processors = processors.min(usize::from(count));
         let can_interrupt = disk.interrupt_each(count, processors);
+        let room = disk.configuration.capacity.saturating_sub(reserve);
         let span = options::number(words, "span", DEFAULT_SPAN)?
-            .min(disk.configuration.capacity)
+            .min(room)
             .min(MAX_SPAN);
         let share = span / u64::from(count) / plan.block * plan.block;
         if share < plan.size / SECTOR {
@@ -180,7 +191,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let devices = machine.devices()?;
     let transport = options::block_device(words, &devices)?;
     let processors = machine.start_processors()?;
-    let mut run = Run::new(words, &transport, processors)?;
+    let mut run = Run::new(words, &transport, processors, 0)?;
     let begin = clock::now();
     for round in 1..=rounds {
         run.start()?;
@@ -198,7 +209,7 @@ pub fn load(machine: &Machine<'_>) -> Outcome {
     let devices = machine.devices()?;
     let transport = options::block_device(words, &devices)?;
     let processors = machine.start_processors()?;
-    let mut run = Run::new(words, &transport, processors)?;
+    let mut run = Run::new(words, &transport, processors, 0)?;
     run.start()?;
     let mut requests = 0;
     loop {
