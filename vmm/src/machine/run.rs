@@ -2,12 +2,14 @@
 //! and the end of the run.
 //!
 //! ```text
-//! start ──> built ──(every device attached)──> running ──> ended
-//!             │                                   │
-//!             └──── stop, or the supervisor gone ─┴──────> ended
+//! start ──> built ──(every device attached once)──> running ──> ended
+//!             │                                        │
+//!             └────── stop, or the supervisor gone ────┴──────> ended
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
+use super::device::DeviceEvent;
 use super::threads::Threads;
 use super::vm::Machine;
 
@@ -30,17 +33,12 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     let Err(error) = serve(&channel) else {
         return ExitCode::SUCCESS;
     };
-    let error = format!("{error:#}");
-    if tell(
-        &channel,
-        &FromMachine::Failed {
-            error: error.clone(),
-        },
-    )
-    .is_err()
-    {
+    let failed = FromMachine::Failed {
+        error: format!("{error:#}"),
+    };
+    if tell(&channel, &failed).is_err() {
         // Nobody is left to tell it to.
-        log::error!("{error}");
+        log::error!("{error:#}");
     }
     ExitCode::FAILURE
 }
@@ -52,19 +50,16 @@ fn serve(channel: &Channel) -> Result<()> {
     let machine = Machine::build(&spec, fds)?;
     let mut session = Session {
         channel,
+        awaited: machine.device_ids().map(str::to_owned).collect(),
         machine,
         threads: None,
         gone: false,
     };
-    session.start_if_attached()?;
     let result = session.until_the_end();
     session.finish(result)
 }
 
-type Start = (
-    launch::Machine,
-    std::collections::BTreeMap<launch::StartFd, OwnedFd>,
-);
+type Start = (launch::Machine, BTreeMap<launch::StartFd, OwnedFd>);
 
 /// The first message; `None` when the supervisor has gone.
 fn receive_start(channel: &Channel) -> Result<Option<Start>> {
@@ -101,6 +96,8 @@ fn tell(channel: &Channel, message: &FromMachine) -> std::io::Result<()> {
 struct Session<'a> {
     channel: &'a Channel,
     machine: Machine,
+    /// The devices that have never been attached.
+    awaited: BTreeSet<String>,
     /// Once it runs.
     threads: Option<Threads>,
     /// The supervisor has gone.
@@ -108,19 +105,12 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Starts the guest when every device has had its first attach.
-    fn start_if_attached(&mut self) -> Result<()> {
-        if self.threads.is_none() {
-            self.threads = Some(self.machine.start()?);
-            self.tell(&FromMachine::Running)?;
-        }
-        Ok(())
-    }
-
     fn until_the_end(&mut self) -> Result<()> {
+        self.start_if_attached()?;
         while self.machine.end().get().is_none() {
             let mut fds = [
                 PollFd::new(self.machine.end().as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.machine.events().as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut fds, PollTimeout::NONE) {
@@ -128,12 +118,40 @@ impl Session<'_> {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno).context("waiting for the supervisor"),
             }
-            let [_, channel] = fds.map(|fd| fd.any() == Some(true));
+            let [_, events, channel] = fds.map(|fd| fd.any() == Some(true));
+            if events {
+                self.pass_on()?;
+            }
             if channel {
                 self.obey()?;
             }
         }
         Ok(())
+    }
+
+    /// Starts the guest when every device has had its first attach.
+    fn start_if_attached(&mut self) -> Result<()> {
+        if self.threads.is_none() && self.awaited.is_empty() {
+            self.threads = Some(self.machine.start()?);
+            self.tell(&FromMachine::Running)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the supervisor what the devices tell.
+    fn pass_on(&mut self) -> Result<()> {
+        for event in self.machine.events().take() {
+            match event {
+                DeviceEvent::Attached { device } => {
+                    self.awaited.remove(&device);
+                    self.tell(&FromMachine::Attached { device })?;
+                }
+                DeviceEvent::Lost { device, cause } => {
+                    self.tell(&FromMachine::Lost { device, cause })?;
+                }
+            }
+        }
+        self.start_if_attached()
     }
 
     /// One message from the supervisor, or its end.
@@ -148,8 +166,11 @@ impl Session<'_> {
                 self.machine.end().set(Ending::Stopped);
             }
             Some((ToMachine::Stop, _)) => self.machine.end().set(Ending::Stopped),
-            Some((ToMachine::Attach { device }, _)) => {
-                bail!("the supervisor attaches a device {device} that this machine has not got")
+            Some((ToMachine::Attach { device }, mut fds)) => {
+                let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
+                    bail!("an attach of {device} without exactly one connection");
+                };
+                self.machine.attach(&device, UnixStream::from(fd))?;
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }
@@ -165,11 +186,14 @@ impl Session<'_> {
             Some(threads) => threads.stop(),
             None => Ok(()),
         };
-        result?;
-        let ending = self.machine.end().get().cloned();
-        let ending = ending.context("the run is over without a reason")?;
-        self.tell(&FromMachine::Ended { ending })?;
-        stopped
+        // The end is told before the sessions are: a back-end may be slow.
+        let told = result.and_then(|()| {
+            let ending = self.machine.end().get().cloned();
+            let ending = ending.context("the run is over without a reason")?;
+            self.tell(&FromMachine::Ended { ending })
+        });
+        self.machine.stop_devices();
+        told.and(stopped)
     }
 
     /// Tells the supervisor; that it has gone is not an error but an end.

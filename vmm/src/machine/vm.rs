@@ -1,23 +1,28 @@
 //! The machine as a whole: this file alone orders its construction.
 //!
-//! memory ─> KVM ─> console ─> buses ─> kernel and tables ─> vCPUs ─> threads
+//! memory ─> KVM ─> console ─> devices ─> buses ─> kernel and tables ─> vCPUs ─>
+//! threads
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use kvm_ioctls::{Kvm, VmFd};
-use outboard_protocol::launch::{Machine as Spec, StartFd};
+use outboard_protocol::launch::{Ending, Machine as Spec, StartFd};
 
 use super::bus::{Bus, Target};
 use super::console::Console;
+use super::device::{Device, DeviceEvent, Mailbox};
 use super::ending::{AcpiPorts, End, LegacyReset};
 use super::kvm::cpuid::Cpuid;
+use super::kvm::irq::Routes;
 use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
 use super::kvm::{self};
 use super::memory::{Backing, Ram};
+use super::pci;
 use super::threads::Threads;
 use super::vcpu::{self, World};
 use super::{acpi, boot, layout};
@@ -28,8 +33,14 @@ pub struct Machine {
     world: Arc<World>,
     console: Arc<Console>,
     console_in: Option<File>,
-    /// Kept open for as long as anything of the machine is.
-    _vm: Arc<VmFd>,
+    devices: Devices,
+}
+
+/// The devices, and what they tell.
+struct Devices {
+    /// By id, in slot order.
+    devices: Vec<(String, Device)>,
+    events: Arc<Mailbox<DeviceEvent>>,
 }
 
 /// Most vCPUs of a machine.
@@ -65,9 +76,13 @@ impl Machine {
         let console = Arc::new(console);
         vm.register_irqfd(console.interrupt(), layout::COM1_GSI)
             .context("binding the console's interrupt")?;
+        let (devices, bus) = Devices::build(spec, &ram, &vm)?;
         let world = Arc::new(World {
-            ports: ports(&console, &end)?,
-            memory: Bus::new(Vec::new())?,
+            ports: ports(&console, &end, &bus)?,
+            memory: Bus::new(vec![
+                (layout::PCI_MEMORY, bus.memory),
+                (layout::ECAM, bus.ecam),
+            ])?,
             ram: Arc::clone(&ram),
             end,
         });
@@ -91,13 +106,42 @@ impl Machine {
             world,
             console,
             console_in,
-            _vm: vm,
+            devices,
         })
     }
 
     /// Why the run ends; readable then.
     pub fn end(&self) -> &Arc<End> {
         &self.world.end
+    }
+
+    /// What the devices tell; readable when there is something.
+    pub fn events(&self) -> &Mailbox<DeviceEvent> {
+        &self.devices.events
+    }
+
+    /// The devices' ids, in slot order.
+    pub fn device_ids(&self) -> impl Iterator<Item = &str> {
+        self.devices.devices.iter().map(|(id, _)| id.as_str())
+    }
+
+    /// Hands a device a connection to a back-end.
+    ///
+    /// # Errors
+    /// There is no device of that id.
+    pub fn attach(&self, id: &str, stream: UnixStream) -> Result<()> {
+        let mut devices = self.devices.devices.iter();
+        let device = devices.find(|(other, _)| other == id);
+        let (_, device) = device.with_context(|| format!("this machine has no device {id}"))?;
+        device.attach(stream);
+        Ok(())
+    }
+
+    /// Ends every device's session. The vCPUs have been stopped.
+    pub fn stop_devices(self) {
+        for (_, device) in self.devices.devices {
+            device.stop();
+        }
     }
 
     /// Starts the vCPUs and the console's input. They run until [`Self::end`]
@@ -109,9 +153,7 @@ impl Machine {
         let mut threads = Threads::new(&self.world.end)?;
         let result = self.start_threads(&mut threads);
         if let Err(error) = result {
-            self.world
-                .end
-                .set(outboard_protocol::launch::Ending::Stopped);
+            self.world.end.set(Ending::Stopped);
             threads.stop()?;
             return Err(error);
         }
@@ -131,6 +173,35 @@ impl Machine {
     }
 }
 
+impl Devices {
+    /// Makes the devices and the bus they are on.
+    fn build(spec: &Spec, ram: &Arc<Ram>, vm: &Arc<VmFd>) -> Result<(Self, pci::Targets)> {
+        let routes = Routes::new(Arc::clone(vm))?;
+        let events = Arc::new(Mailbox::new().context("making an eventfd")?);
+        let mut host = pci::Host::new();
+        let mut devices: Vec<(String, Device)> = Vec::new();
+        for device in &spec.devices {
+            let id = &device.id;
+            if devices.iter().any(|(other, _)| other == id) {
+                bail!("two devices have the id {id}");
+            }
+            let made = Device::new(
+                device,
+                spec.doorbell,
+                Arc::clone(ram),
+                Arc::clone(vm),
+                Arc::clone(&routes),
+                Arc::clone(&events),
+            );
+            let made = made.with_context(|| format!("making the device {id}"))?;
+            host.add(made.function())
+                .with_context(|| format!("putting the device {id} on the bus"))?;
+            devices.push((id.clone(), made));
+        }
+        Ok((Self { devices, events }, host.targets()))
+    }
+}
+
 fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
     let limit = kvm_vcpu::limit(kvm);
     if usize::from(cpus) > limit {
@@ -139,13 +210,14 @@ fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
     Ok(())
 }
 
-fn ports(console: &Arc<Console>, end: &Arc<End>) -> Result<Bus> {
+fn ports(console: &Arc<Console>, end: &Arc<End>, bus: &pci::Targets) -> Result<Bus> {
     let com1 = u64::from(layout::COM1);
     let acpi = u64::from(layout::ACPI_PORTS.start)..u64::from(layout::ACPI_PORTS.end);
     let console: Arc<dyn Target> = Arc::clone(console) as _;
     Bus::new(vec![
         (com1..com1 + 8, console),
         (acpi, Arc::new(AcpiPorts(Arc::clone(end)))),
+        (layout::PCI_IO, Arc::clone(&bus.io)),
         (
             LegacyReset::KEYBOARD..LegacyReset::KEYBOARD + 1,
             Arc::new(LegacyReset::keyboard(Arc::clone(end))),
