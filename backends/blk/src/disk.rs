@@ -61,7 +61,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             queues: 1,
-            queue_size: 256,
+            queue_size: 1024,
             serial: String::new(),
             writeback: true,
             engine: Choice::Auto,
@@ -161,7 +161,7 @@ impl Disk {
     }
 
     /// An engine for one queue.
-    fn engine(&self) -> io::Result<Box<dyn Engine>> {
+    pub(crate) fn engine(&self) -> io::Result<Box<dyn Engine>> {
         match &self.file {
             Some(file) => self.settings.engine.make(file, self.settings.queue_size),
             None => Ok(Box::new(Null)),
@@ -218,7 +218,7 @@ impl Disk {
     /// Turns the write cache on or off. Writes that have completed with the
     /// cache on become durable before it counts as off: a driver sends no
     /// flush any more, and an application's fsync would find nothing to do.
-    fn set_writeback(&self, writeback: bool) -> io::Result<()> {
+    pub(crate) fn set_writeback(&self, writeback: bool) -> io::Result<()> {
         let turned_off = self.durability.writeback() && !writeback;
         self.durability.set_writeback(writeback);
         let Some(file) = self.file.as_ref().filter(|_| turned_off) else {

@@ -247,10 +247,23 @@ impl Iovecs {
         }
     }
 
-    /// Fills what is left with zeroes and consumes it.
-    pub fn zero(&mut self) {
-        while self.length > 0 && !self.target().is_empty() {
-            self.copy_from(&ZERO.0);
+    /// Fills what is left with zeroes; consumes nothing.
+    pub fn zero(&self) {
+        if self.target().is_empty() {
+            return;
+        }
+        for entry in self.rest() {
+            let mut done = 0;
+            while done < entry.iov_len {
+                let part = min(entry.iov_len.saturating_sub(done), ZERO_PAGE);
+                let base = entry.iov_base.wrapping_byte_add(done);
+                // SAFETY: by the invariant, the entry lies in writable memory
+                // that stays mapped while `self` is borrowed; nobody has a
+                // reference into it.
+                let slice = unsafe { VolatileSlice::new(base.cast(), part) };
+                slice.copy_from(&ZERO.0);
+                done = done.saturating_add(part);
+            }
         }
     }
 
@@ -418,8 +431,10 @@ mod tests {
         let buffers = (0..3000).map(|_| buffer(0x1000, 1));
         iovecs.fill(&memory, buffers).unwrap();
         assert_eq!(iovecs.source().len(), WINDOW);
+        memory.write_obj(1u8, GuestAddress(0x1000)).unwrap();
         iovecs.zero();
-        assert_eq!(iovecs.remaining(), 0);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000)).unwrap(), 0);
+        assert_eq!(iovecs.remaining(), 3000);
     }
 
     #[test]

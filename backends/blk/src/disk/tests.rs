@@ -1,1 +1,150 @@
+use outboard_runtime::device::Queue as _;
 
+use super::*;
+use crate::image::Options;
+
+fn file(size: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(size).unwrap();
+    file
+}
+
+fn blk(file: &tempfile::NamedTempFile, settings: Settings, read_only: bool) -> Blk {
+    let options = Options {
+        read_only,
+        ..Options::default()
+    };
+    let image = Image::open(file.path(), options).unwrap();
+    Blk::new(Disk::new(Storage::Image(image), settings).unwrap())
+}
+
+fn has(features: u64, bit: u32) -> bool {
+    features & (1 << bit) != 0
+}
+
+#[test]
+fn a_disk_offers_what_its_image_can() {
+    let file = file(1 << 20);
+    let features = blk(&file, Settings::default(), false).features();
+    for bit in [
+        VIRTIO_BLK_F_SEG_MAX,
+        VIRTIO_BLK_F_BLK_SIZE,
+        VIRTIO_BLK_F_TOPOLOGY,
+        VIRTIO_BLK_F_CONFIG_WCE,
+        VIRTIO_BLK_F_MQ,
+        VIRTIO_BLK_F_FLUSH,
+        VIRTIO_BLK_F_WRITE_ZEROES,
+    ] {
+        assert!(has(features, bit), "bit {bit}");
+    }
+    assert!(!has(features, VIRTIO_BLK_F_RO));
+    let features = blk(&file, Settings::default(), true).features();
+    assert!(has(features, VIRTIO_BLK_F_RO));
+    for bit in [
+        VIRTIO_BLK_F_CONFIG_WCE,
+        VIRTIO_BLK_F_DISCARD,
+        VIRTIO_BLK_F_WRITE_ZEROES,
+    ] {
+        assert!(!has(features, bit), "bit {bit} of a read-only disk");
+    }
+}
+
+#[test]
+fn the_configuration_says_what_is_true() {
+    let file = file(3 << 20);
+    let settings = Settings {
+        queues: 4,
+        queue_size: 64,
+        ..Settings::default()
+    };
+    let blk = blk(&file, settings, false);
+    let config = blk.0.config();
+    assert_eq!(config.capacity, 6144);
+    assert_eq!(config.blk_size, 512);
+    assert_eq!(config.seg_max, 62);
+    assert_eq!(config.num_queues, 4);
+    assert_eq!(config.writeback, 1);
+    assert_eq!(
+        u32::from(config.min_io_size) * 512,
+        512 << config.physical_block_exp
+    );
+    assert_eq!(config.max_write_zeroes_seg, MAX_SEGMENTS);
+    assert_eq!(blk.config(), config.to_bytes());
+    assert_eq!((blk.queues(), blk.max_queue_size()), (4, 64));
+    assert_eq!(blk.virtio_id(), 2);
+}
+
+#[test]
+fn the_smallest_queue_still_has_room_for_data() {
+    let file = file(512);
+    let settings = Settings {
+        queue_size: 2,
+        ..Settings::default()
+    };
+    assert_eq!(blk(&file, settings, false).0.config().seg_max, 1);
+}
+
+#[test]
+fn a_driver_turns_the_cache_off_and_a_reset_restores_it() {
+    let file = file(1 << 20);
+    for initially in [false, true] {
+        let settings = Settings {
+            writeback: initially,
+            ..Settings::default()
+        };
+        let blk = blk(&file, settings, false);
+        let shown = |blk: &Blk| blk.config()[BlkConfig::WRITEBACK as usize];
+        assert_eq!(shown(&blk), u8::from(initially));
+        for value in [0, 1, 0] {
+            blk.write_config(BlkConfig::WRITEBACK, &[value]).unwrap();
+            assert_eq!(shown(&blk), value);
+        }
+        blk.write_config(BlkConfig::WRITEBACK, &[(!initially).into()])
+            .unwrap();
+        blk.reset(0);
+        assert_eq!(shown(&blk), u8::from(initially));
+    }
+}
+
+#[test]
+fn nothing_else_of_the_configuration_can_be_written() {
+    let file = file(1 << 20);
+    let writable = blk(&file, Settings::default(), false);
+    let before = writable.config();
+    for (offset, data) in [
+        (0, &[1][..]),
+        (31, &[0, 0]),
+        (32, &[]),
+        (32, &[0, 0]),
+        (33, &[0]),
+        (u32::MAX, &[0]),
+    ] {
+        let error = writable.write_config(offset, data).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+    assert_eq!(writable.config(), before);
+    drop(writable);
+    let read_only = blk(&file, Settings::default(), true);
+    assert!(read_only.write_config(BlkConfig::WRITEBACK, &[0]).is_err());
+}
+
+#[test]
+fn the_cache_is_not_off_before_what_was_written_is_synced() {
+    let file = file(1 << 20);
+    let blk = blk(&file, Settings::default(), false);
+    blk.0.durability.lose();
+    assert!(
+        blk.write_config(BlkConfig::WRITEBACK, &[0]).is_err(),
+        "data was lost, and that is said"
+    );
+    assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 0);
+}
+
+#[test]
+fn a_disk_that_is_not_there_has_its_size() {
+    let disk = Disk::new(Storage::Null { size: 4 << 30 }, Settings::default()).unwrap();
+    let blk = Blk::new(disk);
+    assert_eq!(blk.0.config().capacity, 8 << 20);
+    blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+    assert!(blk.queue(0, 0).unwrap().ready().is_none());
+}

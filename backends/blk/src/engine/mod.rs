@@ -182,7 +182,7 @@ fn perform(file: &File, job: &Job) -> io::Result<u64> {
 pub struct Null;
 
 impl Engine for Null {
-    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
+    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
         let count = job.iovecs.remaining();
         if job.operation == Operation::Read {
             job.iovecs.zero();

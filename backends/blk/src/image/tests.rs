@@ -1,1 +1,191 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
+use super::*;
+
+fn file(size: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(size).unwrap();
+    file
+}
+
+fn open(path: &Path, options: Options) -> Result<Image, String> {
+    Image::open(path, options).map_err(|error| format!("{error:#}"))
+}
+
+const WRITABLE: Options = Options {
+    read_only: false,
+    direct: false,
+};
+const READ_ONLY: Options = Options {
+    read_only: true,
+    direct: false,
+};
+const DIRECT: Options = Options {
+    read_only: false,
+    direct: true,
+};
+
+/// That the message has each of these words.
+fn says(result: Result<Image, String>, words: &[&str]) {
+    let message = result.unwrap_err();
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+}
+
+#[test]
+fn a_file_of_whole_sectors_is_an_image() {
+    let file = file(512 * 3);
+    let image = open(file.path(), WRITABLE).unwrap();
+    assert_eq!(image.size, 1536);
+    assert_eq!(image.limits().block_size, 512);
+    assert!(image.alignment.is_none());
+    assert!(image.physical_block.is_power_of_two());
+    let length = file.as_file().metadata().unwrap().len();
+    assert_eq!(length, 1536, "asking what it can changes nothing");
+}
+
+#[test]
+fn what_is_not_an_image_is_named_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    says(open(folder.path(), WRITABLE), &["directory", "raw image"]);
+    let missing = folder.path().join("missing.img");
+    says(open(&missing, WRITABLE), &["missing.img", "truncate -s"]);
+    let null = PathBuf::from("/dev/null");
+    says(open(&null, WRITABLE), &["/dev/null", "character device"]);
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    says(open(&fifo, READ_ONLY), &["pipe"]);
+    says(open(file(0).path(), WRITABLE), &["empty", "truncate"]);
+    says(
+        open(file(1000).path(), WRITABLE),
+        &["1000 bytes", "multiple of 512", "truncate -s %512"],
+    );
+}
+
+#[test]
+fn an_image_without_rights_is_named_with_a_remedy() {
+    let file = file(4096);
+    let read_only = std::fs::Permissions::from_mode(0o444);
+    file.as_file().set_permissions(read_only).unwrap();
+    if OpenOptions::new().write(true).open(file.path()).is_ok() {
+        eprintln!("SKIPPED: this user may write anything");
+        let error = io::Error::from_raw_os_error(libc::EACCES);
+        let message = format!("{:#}", explain(error, file.path(), WRITABLE));
+        assert!(message.contains("--read-only"));
+        return;
+    }
+    says(
+        open(file.path(), WRITABLE),
+        &["right to write", "--read-only"],
+    );
+    open(file.path(), READ_ONLY).unwrap();
+}
+
+#[test]
+fn readers_share_and_a_writer_is_alone() {
+    let file = file(4096);
+    let reader = open(file.path(), READ_ONLY).unwrap();
+    let second = open(file.path(), READ_ONLY).unwrap();
+    says(open(file.path(), WRITABLE), &["in use by another process"]);
+    drop((reader, second));
+    let _writer = open(file.path(), WRITABLE).unwrap();
+    says(open(file.path(), READ_ONLY), &["in use", "writes to it"]);
+}
+
+#[test]
+fn an_inherited_image_keeps_the_lock_of_its_opener() {
+    let file = file(4096);
+    let opener = open(file.path(), WRITABLE).unwrap();
+    let lent = OwnedFd::from(opener.file.try_clone().unwrap());
+    let image = Image::inherit(lent, WRITABLE).unwrap();
+    drop(opener);
+    says(open(file.path(), READ_ONLY), &["in use"]);
+    drop(image);
+    open(file.path(), READ_ONLY).unwrap();
+}
+
+#[test]
+fn an_inherited_image_that_nobody_locked_is_locked() {
+    let file = file(4096);
+    let fd = OwnedFd::from(file.reopen().unwrap());
+    let _image = Image::inherit(fd, WRITABLE).unwrap();
+    says(open(file.path(), WRITABLE), &["in use"]);
+}
+
+#[test]
+fn an_inherited_image_must_be_open_for_what_is_asked() {
+    let file = file(4096);
+    let reading = || OwnedFd::from(File::open(file.path()).unwrap());
+    let message = format!("{:#}", Image::inherit(reading(), WRITABLE).unwrap_err());
+    assert!(message.contains("--read-only"), "{message}");
+    assert!(Image::inherit(reading(), READ_ONLY).is_ok());
+    let writing = OpenOptions::new().write(true).open(file.path()).unwrap();
+    assert!(Image::inherit(writing.into(), READ_ONLY).is_err());
+    let folder = File::open("/").unwrap();
+    let message = format!(
+        "{:#}",
+        Image::inherit(folder.into(), READ_ONLY).unwrap_err()
+    );
+    assert!(message.contains("directory"), "{message}");
+}
+
+#[test]
+fn an_inherited_file_that_does_not_block_is_made_to() {
+    let file = file(4096);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file.path())
+        .unwrap();
+    let image = Image::inherit(opened.into(), WRITABLE).unwrap();
+    let flags = fcntl(&image.file, FcntlArg::F_GETFL).unwrap();
+    assert_eq!(flags & libc::O_NONBLOCK, 0);
+}
+
+#[test]
+fn direct_io_knows_its_alignment() {
+    let file = file(1 << 20);
+    let image = match open(file.path(), DIRECT) {
+        Ok(image) => image,
+        Err(message) => {
+            eprintln!("SKIPPED: no direct I/O for temporary files: {message}");
+            assert!(message.contains("leave --direct away"));
+            return;
+        }
+    };
+    let alignment = image.alignment.unwrap();
+    assert_eq!(image.limits().block_size, alignment.offset);
+    let mut bounce = Bounce::new();
+    let block = bounce.bytes().get_mut(..alignment.offset as usize).unwrap();
+    image
+        .file
+        .read_exact_at(block, u64::from(alignment.offset))
+        .unwrap();
+    // By trying, the answer is the same or more careful.
+    let probed = probe_alignment(&image.file).unwrap();
+    assert!(
+        probed.offset >= alignment.offset,
+        "{probed:?} {alignment:?}"
+    );
+    drop(image);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(file.path())
+        .unwrap();
+    let image = Image::inherit(opened.into(), WRITABLE).unwrap();
+    assert!(image.alignment.is_some(), "it is heeded where it is found");
+}
+
+#[test]
+fn sizes_fit_blocks() {
+    check_size(8192, 4096, "it").unwrap();
+    let message = check_size(4608, 4096, "it").unwrap_err().to_string();
+    assert!(message.contains("%4096") && message.contains("--direct"));
+    let message = check_size(513, 512, "it").unwrap_err().to_string();
+    assert!(!message.contains("--direct"));
+}
