@@ -46,6 +46,7 @@ extern "C" fn guest_main(kind: u64, address: u64) -> ! {
     let machine = scenario::Machine {
         words,
         platform: &platform,
+        ram: boot.ram(),
     };
     scenario::run(&machine)
 }

@@ -18,7 +18,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         let number = splitmix64(self.state);
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         number
@@ -26,7 +26,7 @@ impl Random {
 
     /// A number below `limit`, or 0 if that is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
+        ((u128::from(self.number()) * u128::from(limit)) >> 64) as u64
     }
 
     /// True in `part` of `whole` cases.
@@ -53,6 +53,6 @@ mod tests {
     #[test]
     fn a_seed_repeats_its_stream() {
         let (mut a, mut b) = (Random::new(4), Random::new(4));
-        assert!((0..100).all(|_| a.next() == b.next()));
+        assert!((0..100).all(|_| a.number() == b.number()));
     }
 }

@@ -30,7 +30,7 @@ impl<'a> Words<'a> {
             .filter_map(|word| word.split_once('='))
             .filter(|(name, _)| *name == key)
             .map(|(_, value)| value)
-            .last()
+            .next_back()
     }
 
     /// The value of a key, or what stands for it.

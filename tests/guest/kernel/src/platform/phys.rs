@@ -135,13 +135,6 @@ impl Span {
         unsafe { copy(bytes.as_mut_ptr() as u64, self.base + offset, bytes.len()) }
     }
 
-    /// Copies bytes in.
-    pub fn write_bytes(&self, offset: u64, bytes: &[u8]) {
-        self.check(offset, bytes.len() as u64);
-        // SAFETY: as for read_bytes, the other way round.
-        unsafe { copy(self.base + offset, bytes.as_ptr() as u64, bytes.len()) }
-    }
-
     /// Copies 64-bit words out.
     pub fn read_words(&self, offset: u64, words: &mut [u64]) {
         self.check(offset, words.len() as u64 * 8);
@@ -158,7 +151,7 @@ impl Span {
     /// Copies 64-bit words in.
     pub fn write_words(&self, offset: u64, words: &[u64]) {
         self.check(offset, words.len() as u64 * 8);
-        // SAFETY: as for write_bytes.
+        // SAFETY: as for read_bytes, the other way round.
         unsafe { copy(self.base + offset, words.as_ptr() as u64, words.len() * 8) }
     }
 

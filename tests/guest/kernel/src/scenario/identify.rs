@@ -93,7 +93,7 @@ fn describe_disk(device: &Transport, mask: u64) -> Result<(), String> {
         .unwrap_or(serial.len());
     let says = &disk.configuration;
     say!(
-        "disk slot={} capacity={} block_size={} seg_max={} size_max={} ro={} wce={} queues={} discard={} write_zeroes={} serial={}",
+        "disk slot={} capacity={} block_size={} seg_max={} size_max={} ro={} wce={} queues={} discard={} discard_alignment={} write_zeroes={} serial={}",
         device.function.slot,
         says.capacity,
         says.block_size,
@@ -103,6 +103,7 @@ fn describe_disk(device: &Transport, mask: u64) -> Result<(), String> {
         u8::from(says.writeback),
         says.queues,
         says.max_discard,
+        says.discard_alignment,
         says.max_write_zeroes,
         core::str::from_utf8(&serial[..end]).unwrap_or("?")
     );

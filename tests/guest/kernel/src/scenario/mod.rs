@@ -1,17 +1,22 @@
 //! Scenarios: what the command line asks for. Each ends with exactly one result line.
 
+mod bars;
+mod cases;
 mod chaos;
 mod crew;
 mod identify;
 mod measure;
 mod options;
+mod plan;
 mod registers;
+mod rings;
 mod verifier;
 mod verify;
 
 use crate::cpu::{apic, smp};
 use crate::pci;
 use crate::platform::acpi::Platform;
+use crate::platform::boot::Region;
 use crate::platform::phys::Span;
 use crate::platform::{power, ring0};
 use crate::say;
@@ -29,6 +34,8 @@ pub struct Machine<'a> {
     pub words: Words<'a>,
     /// What ACPI said.
     pub platform: &'a Platform,
+    /// RAM.
+    pub ram: &'a [Region],
 }
 
 impl Machine<'_> {
@@ -51,6 +58,7 @@ pub fn run(machine: &Machine<'_>) -> ! {
     let name = machine.words.text("scenario", "idle");
     let outcome = match name {
         "identify" => identify::run(machine),
+        "rings" => rings::run(machine),
         "registers" => registers::run(machine),
         "measure" => measure::run(machine),
         "verify" => verify::run(machine),

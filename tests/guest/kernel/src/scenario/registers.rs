@@ -1,11 +1,11 @@
 //! `scenario=registers`: whatever a driver should not do to a device's registers. After each step the
 //! device is reset and must serve a short verified run; at the end a longer one.
 
+use super::bars::move_bars;
 use super::verify::Run;
 use super::{Machine, Outcome, chaos, crew, options};
-use crate::pci::{Bar, DECODE_MEMORY, DECODE_PORTS, Function};
 use crate::platform::phys::{Span, Word};
-use crate::platform::{dma, port};
+use crate::platform::port;
 use crate::say;
 use crate::virtio::transport::{NO_VECTOR, Notify, Transport, common};
 use crate::virtio::{feature, status};
@@ -131,19 +131,19 @@ fn head(span: &Span, length: u64) -> Span {
 fn widths(bench: &mut Bench) -> Result<(), String> {
     let device = bench.run.disk.transport.clone();
     device.reset()?;
-    hammer_all(&head(&device.common, common::LENGTH), bench.random.next());
+    hammer_all(&head(&device.common, common::LENGTH), bench.random.number());
     if let Some(registers) = &device.device {
-        hammer_all(&head(registers, 64), bench.random.next());
+        hammer_all(&head(registers, 64), bench.random.number());
     }
     if let Some(registers) = &device.isr {
-        hammer_all(&head(registers, 4), bench.random.next());
+        hammer_all(&head(registers, 4), bench.random.number());
     }
     Ok(())
 }
 
 fn widths_while_running(bench: &mut Bench) -> Result<(), String> {
     let device = running(bench)?;
-    hammer_all(&head(&device.common, common::LENGTH), bench.random.next());
+    hammer_all(&head(&device.common, common::LENGTH), bench.random.number());
     running(bench)?;
     hammer_all(&head(&device.common, common::STATUS), u64::MAX);
     Ok(())
@@ -172,7 +172,7 @@ fn status_orders(bench: &mut Bench) -> Result<(), String> {
     for _ in 0..32 {
         device
             .common
-            .write(common::STATUS, bench.random.next() as u8);
+            .write(common::STATUS, bench.random.number() as u8);
     }
     device.reset()
 }
@@ -239,10 +239,10 @@ fn msix_table(bench: &mut Bench) -> Result<(), String> {
         return Ok(());
     };
     msix.mask_all(true);
-    hammer_all(&head(&msix.table, 48), bench.random.next());
-    hammer_all(&head(&msix.pending, 16), bench.random.next());
+    hammer_all(&head(&msix.table, 48), bench.random.number());
+    hammer_all(&head(&msix.pending, 16), bench.random.number());
     msix.enable(false);
-    hammer_all(&head(&msix.table, 16), bench.random.next());
+    hammer_all(&head(&msix.table, 16), bench.random.number());
     // Leaves messages behind that go nowhere, not ones that hit a processor at a random vector.
     for at in (0..msix.table.length()).step_by(4) {
         msix.table.write(at, u32::from(at % 16 == 12));
@@ -254,7 +254,7 @@ fn msix_table(bench: &mut Bench) -> Result<(), String> {
 
 fn notify_widths(bench: &mut Bench) -> Result<(), String> {
     let device = running(bench)?;
-    let value = bench.random.next();
+    let value = bench.random.number();
     match device.notify {
         Notify::Memory(span) => {
             let room = span.length().min(256);
@@ -295,7 +295,7 @@ fn interrupts(bench: &mut Bench) -> Result<(), String> {
     let mut disturbed = alloc::vec::Vec::new();
     for mut worker in core::mem::take(&mut run.workers) {
         worker.get_mut().start_round(requests / count, false);
-        let seed = bench.random.next();
+        let seed = bench.random.number();
         disturbed.push(chaos::Disturbed::new(
             worker,
             transport.clone(),
@@ -310,68 +310,6 @@ fn interrupts(bench: &mut Bench) -> Result<(), String> {
 }
 
 // -------------------------------------------------------------------- BARs
-
-/// Where a BAR may be sent: free addresses, RAM, other devices' registers, nonsense.
-fn destinations(own: u64) -> [u64; 8] {
-    let ram = dma::allocate(1 << 16, 1 << 16);
-    ram.fill(0x5a);
-    [
-        ram.address(),
-        0xfee0_0000,
-        0xfec0_0000,
-        0xe000_0000,
-        0,
-        0xffff_0000,
-        own ^ 0x0100_0000,
-        own,
-    ]
-}
-
-fn write_bar(function: &Function, index: usize, address: u64) {
-    let register = Function::bar_register(index);
-    let wide = function.config.read::<u32>(register) & 7 == 4;
-    function.config.write(register, address as u32);
-    if wide {
-        function.config.write(register + 4, (address >> 32) as u32);
-    }
-}
-
-// Moves each BAR about, with decoding off and on meanwhile, and home again.
-fn move_bars(device: &Transport) -> Result<(), String> {
-    let function = &device.function;
-    let command = function.command();
-    let off = command & !(DECODE_MEMORY | DECODE_PORTS);
-    for (index, bar) in function.bars.iter().enumerate() {
-        let home = match bar {
-            Bar::Memory(home) => *home,
-            Bar::Port(home) => u64::from(*home),
-            Bar::None => continue,
-        };
-        let others = function.bars.iter().filter_map(|other| match other {
-            Bar::Memory(address) if *address != home => Some(*address),
-            _ => None,
-        });
-        for address in destinations(home).into_iter().chain(others) {
-            function.set_command(off);
-            write_bar(function, index, address);
-            function.set_command(command);
-            let _ = function.command();
-            // Once more while it decodes, which real firmware avoids.
-            write_bar(function, index, u64::from(u32::MAX));
-            write_bar(function, index, address);
-            function.set_command(off);
-            write_bar(function, index, home);
-            function.set_command(command);
-        }
-        let found = function.config.read::<u32>(Function::bar_register(index)) & !0xf;
-        if matches!(bar, Bar::Memory(_)) && found != home as u32 {
-            return Err(alloc::format!(
-                "reason=bar-lost bar={index} wanted={home:#x} found={found:#x}"
-            ));
-        }
-    }
-    Ok(())
-}
 
 fn bars(bench: &mut Bench) -> Result<(), String> {
     let device = bench.run.disk.transport.clone();

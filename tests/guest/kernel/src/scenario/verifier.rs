@@ -6,6 +6,7 @@
 //! ```
 
 use super::crew::Worker;
+use super::plan::Plan;
 use crate::blk::queue::{Finished, MAX_PIECES};
 use crate::blk::{Queue, Request, SECTOR, STATUS_OK, kind};
 use crate::virtio::ring::Ring;
@@ -22,31 +23,6 @@ const UNKNOWN: u32 = u32::MAX;
 
 /// Writes that reads aim at.
 const REMEMBERED: usize = 64;
-
-/// What a worker does to its part.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// The patterns' and the choices' seed.
-    pub seed: u64,
-    /// Bytes in the largest request.
-    pub size: u64,
-    /// Whether all requests are of that size.
-    pub size_fixed: bool,
-    /// Sectors that positions and lengths are multiples of.
-    pub block: u64,
-    /// A flush after each so many requests; 0 for none.
-    pub flush_every: u64,
-    /// The most pieces that data is cut into.
-    pub pieces: usize,
-    /// Whether pieces may be of any length, not only whole sectors.
-    pub ragged: bool,
-    /// Discards too.
-    pub discard: bool,
-    /// Writes zeroes too.
-    pub write_zeroes: bool,
-    /// Whether sectors that were not written yet are known to be zero.
-    pub fresh: bool,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -259,7 +235,7 @@ impl Verifier {
         };
         let mut pieces = [0; MAX_PIECES];
         let count = if matches!(kind, kind::READ | kind::WRITE) {
-            self.cut(request.length, &mut pieces)
+            self.plan.cut(&mut self.random, request.length, &mut pieces)
         } else {
             0
         };
@@ -274,25 +250,6 @@ impl Verifier {
             generation,
         });
         true
-    }
-
-    /// Cuts a length into random pieces and returns their number.
-    fn cut(&mut self, length: u64, pieces: &mut [u32; MAX_PIECES]) -> usize {
-        let unit = if self.plan.ragged { 1 } else { SECTOR };
-        let wanted = 1 + self.random.below(self.plan.pieces as u64) as usize;
-        let mut left = length / unit;
-        let mut count = 0;
-        while left > 0 {
-            let piece = if count + 1 == wanted {
-                left
-            } else {
-                1 + self.random.below(left)
-            };
-            pieces[count] = (piece * unit) as u32;
-            left -= piece;
-            count += 1;
-        }
-        count
     }
 
     /// Chooses a request that touches nothing in flight and submits it. False if there is no room.

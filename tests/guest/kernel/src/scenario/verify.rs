@@ -2,7 +2,8 @@
 //! does the same until the guest is killed.
 
 use super::crew::{self, Patience};
-use super::verifier::{Plan, Verifier};
+use super::plan::Plan;
+use super::verifier::Verifier;
 use super::{Machine, Outcome, options};
 use crate::blk::{Blk, SECTOR, feature};
 use crate::cpu::apic;
@@ -59,38 +60,6 @@ pub fn indirect(words: &Words<'_>, otherwise: &'static str) -> Result<Indirect, 
     }
 }
 
-fn plan(words: &Words<'_>, disk: &Blk) -> Result<Plan, String> {
-    let says = &disk.configuration;
-    let block = u64::from(says.block_size.max(512)) / SECTOR;
-    let size = options::within(
-        words,
-        "size",
-        4096.max(block * SECTOR),
-        block * SECTOR,
-        1 << 20,
-    )?;
-    let pieces =
-        options::within(words, "segments", 4, 1, 16)?.min(u64::from(says.seg_max)) as usize;
-    let has = |bit: u64| disk.features & bit != 0;
-    let flush = if has(feature::FLUSH) {
-        options::number(words, "flush_every", 64)?
-    } else {
-        0
-    };
-    Ok(Plan {
-        seed: options::number(words, "seed", 1)?,
-        size: size / (block * SECTOR) * block * SECTOR,
-        size_fixed: options::flag(words, "size_fixed", false)?,
-        block,
-        flush_every: flush,
-        pieces,
-        ragged: options::flag(words, "ragged", false)?,
-        discard: options::flag(words, "discard", false)? && has(feature::DISCARD),
-        write_zeroes: options::flag(words, "write_zeroes", false)? && has(feature::WRITE_ZEROES),
-        fresh: options::flag(words, "fresh", true)?,
-    })
-}
-
 impl Run {
     /// Prepares workers on this device as the command line says, but none for the last `reserve` sectors;
     /// `start` is next.
@@ -110,7 +79,7 @@ impl Run {
         let most = u64::from(disk.configuration.queues.min(transport.queues()));
         let count = options::within(words, "queues", most.min(processors as u64), 1, most)? as u16;
         let depth = options::within(words, "depth", 32, 1, 1024)? as u16;
-        let plan = plan(words, &disk)?;
+        let plan = Plan::read(words, &disk)?;
         let queues = disk.queues(count, depth, plan.size)?;
         let processors = processors.min(usize::from(count));
         let can_interrupt = disk.interrupt_each(count, processors);
