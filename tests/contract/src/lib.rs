@@ -1,1 +1,21 @@
 //! A vhost-user client and a scripted back-end, for tests.
+//!
+//! - [`memory`]: guest memory to lend;
+//! - [`ring`]: the driver's side of a split ring, legal or not;
+//! - [`client`]: a front-end that sends any message, whole or broken;
+//! - [`scripted`]: a back-end that answers as a test says.
+
+pub mod client;
+pub mod memory;
+pub mod ring;
+pub mod scripted;
+
+use std::time::Duration;
+
+use outboard_protocol::Deadline;
+
+/// A deadline for what must happen: generous, since machines are slow, and
+/// finite, since a test must end.
+pub fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}

@@ -1,0 +1,87 @@
+//! Guest memory that a test lends to a back-end.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::Context;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// What a front-end's own addresses differ by from guest addresses here, so
+/// that a back-end that mistakes one for the other is found out.
+pub const USER_OFFSET: u64 = 0x7000_0000_0000;
+
+/// One region, backed by a file of its own.
+#[derive(Debug)]
+pub struct Region {
+    /// Guest address.
+    pub guest: u64,
+    /// Bytes.
+    pub size: u64,
+    file: File,
+}
+
+impl Region {
+    /// As SET_MEM_TABLE describes it.
+    pub fn described(&self) -> VhostUserMemoryRegion {
+        VhostUserMemoryRegion::new(self.guest, self.size, self.guest + USER_OFFSET, 0)
+    }
+
+    /// As ADD_MEM_REG and REM_MEM_REG describe it.
+    pub fn single(&self) -> VhostUserSingleMemoryRegion {
+        VhostUserSingleMemoryRegion::new(self.guest, self.size, self.guest + USER_OFFSET, 0)
+    }
+}
+
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Guest memory in sealed memfds.
+#[derive(Debug)]
+pub struct Memory {
+    /// The regions, by guest address.
+    pub regions: Vec<Region>,
+    /// The same, mapped here.
+    pub guest: GuestMemoryMmap<()>,
+}
+
+impl Memory {
+    /// Memory of these regions: guest address and size, in order.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2) and mmap(2).
+    pub fn new(ranges: &[(u64, u64)]) -> anyhow::Result<Self> {
+        let mut regions = Vec::new();
+        let mut mapped = Vec::new();
+        for &(guest, size) in ranges {
+            let file = sealed(size)?;
+            let offset = FileOffset::new(file.try_clone()?, 0);
+            let mapping = MmapRegion::from_file(offset, usize::try_from(size)?)?;
+            let region = GuestRegionMmap::new(mapping, GuestAddress(guest));
+            mapped.push(region.context("a region beyond 64 bits")?);
+            regions.push(Region { guest, size, file });
+        }
+        Ok(Self {
+            regions,
+            guest: GuestMemoryMmap::from_regions(mapped)?,
+        })
+    }
+}
+
+/// A memfd of this size that nobody can resize.
+///
+/// # Errors
+/// Those of memfd_create(2).
+pub fn sealed(size: u64) -> anyhow::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"guest-memory", flags)?);
+    file.set_len(size)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
+}
