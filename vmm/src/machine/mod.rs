@@ -6,6 +6,7 @@ pub mod bus;
 pub mod console;
 pub mod device;
 pub mod ending;
+pub mod frontend;
 pub mod kvm;
 pub mod layout;
 pub mod memory;

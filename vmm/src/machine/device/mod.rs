@@ -1,19 +1,35 @@
-//! The thread that owns one device's session with its back-end.
+//! A device: its PCI function, and the thread that owns its session with its
+//! back-end ([`worker`]).
+//!
+//! The two meet in three places: commands go to the thread through a mailbox,
+//! the thread changes the registers under the function's lock, and both see to
+//! doorbells and interrupts under locks of those. A vCPU thread never waits for
+//! the device's thread.
 
 mod mailbox;
+mod ring;
+mod worker;
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
 use outboard_protocol::launch;
 
 pub use self::mailbox::Mailbox;
+use self::worker::Worker;
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::Function;
 use super::virtio::Event;
+
+/// Most configuration writes that wait for a back-end; a guest that does more
+/// at once has no driver, and what it writes beyond is dropped.
+const MAX_CONFIG_WRITES: usize = 64;
 
 /// What a device's thread is asked to do.
 #[derive(Debug)]
@@ -26,6 +42,30 @@ pub enum Command {
     Attach(UnixStream),
     /// End.
     Stop,
+}
+
+impl Command {
+    /// Posts a command; however many a guest causes, few wait.
+    pub fn post_to(self, mailbox: &Mailbox<Self>) {
+        let is_write = |command: &Self| matches!(command, Self::Guest(Event::ConfigWrite { .. }));
+        mailbox.change(|queue| match &self {
+            Self::Kick(queue_index) => {
+                let same = |other: &Self| matches!(other, Self::Kick(q) if q == queue_index);
+                if !queue.iter().any(same) {
+                    queue.push_back(self);
+                }
+            }
+            command if is_write(command) => {
+                let waiting = queue.iter().filter(|other| is_write(other)).count();
+                if waiting < MAX_CONFIG_WRITES {
+                    queue.push_back(self);
+                } else if let Some(last) = queue.iter_mut().rfind(|other| is_write(other)) {
+                    *last = self;
+                }
+            }
+            _ => queue.push_back(self),
+        });
+    }
 }
 
 /// What a device's thread tells the machine's main loop.
@@ -45,11 +85,51 @@ pub enum DeviceEvent {
     },
 }
 
-/// A device: its PCI function, and the thread that owns its session.
+/// How the session's thread is interrupted in whatever it waits for.
+#[derive(Debug, Default)]
+struct Interruption {
+    stopping: AtomicBool,
+    /// The connection of the session, for as long as there is one.
+    stream: Mutex<Option<UnixStream>>,
+}
+
+impl Interruption {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Keeps hold of the connection of a session that begins, or of none.
+    fn watch(&self, stream: Option<UnixStream>) {
+        let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = std::mem::replace(&mut *kept, stream) {
+            shut(&former);
+        }
+        if self.is_stopping()
+            && let Some(stream) = kept.take()
+        {
+            shut(&stream);
+        }
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.watch(None);
+    }
+}
+
+/// Ends a connection for every holder of a copy. It may have ended already.
+fn shut(stream: &UnixStream) {
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// A device: its PCI function, and the thread that owns its session. Dropping
+/// it ends both.
 #[derive(Debug)]
 pub struct Device {
     function: Arc<Function>,
     commands: Arc<Mailbox<Command>>,
+    interruption: Arc<Interruption>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Device {
@@ -69,10 +149,25 @@ impl Device {
     ) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new()?);
         let function = Function::new(spec, doorbell, &vm, &routes, Arc::clone(&commands))?;
-        let _ = (ram, events);
+        let function = Arc::new(function);
+        let interruption = Arc::new(Interruption::default());
+        let worker = Worker::new(
+            spec.clone(),
+            ram,
+            Arc::clone(&function),
+            Arc::clone(&commands),
+            Arc::clone(&interruption),
+            events,
+        );
+        let name: String = format!("device {}", spec.id).chars().take(15).collect();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || worker.run())?;
         Ok(Self {
-            function: Arc::new(function),
+            function,
             commands,
+            interruption,
+            thread: Some(thread),
         })
     }
 
@@ -81,14 +176,27 @@ impl Device {
         Arc::clone(&self.function)
     }
 
-    /// Hands over a connection to a back-end: the first, a successor's, or one
-    /// after a loss. [`DeviceEvent`] tells what became of it.
+    /// Hands over a connection to a back-end. [`DeviceEvent`] tells what became
+    /// of it.
     pub fn attach(&self, stream: UnixStream) {
         self.commands.post(Command::Attach(stream));
     }
 
-    /// Ends the session and the thread; waits for it.
+    /// Ends the session and the thread, and waits for it: not longer than for
+    /// what it is doing in this process.
     pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.interruption.stop();
         self.commands.post(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("a device's thread ended by a panic");
+        }
     }
 }

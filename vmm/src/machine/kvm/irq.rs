@@ -200,11 +200,15 @@ impl Drop for Irqfd {
     }
 }
 
+/// The descriptor of an eventfd, to be lent or polled.
+pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: `event` stays open for as long as the borrow.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
 /// Whether an eventfd has a count, asked without taking it.
 pub fn is_signalled(event: &EventFd) -> bool {
-    // SAFETY: `event` is open for as long as the borrow.
-    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(descriptor(event), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
 }
 

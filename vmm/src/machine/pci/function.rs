@@ -277,7 +277,7 @@ impl Function {
             }
             Part::Notify(queue) => {
                 if self.doorbells.is_lent(queue) {
-                    self.commands.post(Command::Kick(queue));
+                    Command::Kick(queue).post_to(&self.commands);
                 }
                 return;
             }
@@ -287,7 +287,7 @@ impl Function {
             match event {
                 Event::Vector { source, vector } => self.interrupts.assign(source, vector),
                 Event::VectorsCleared => self.interrupts.clear_vectors(),
-                event => self.commands.post(Command::Guest(event)),
+                event => Command::Guest(event).post_to(&self.commands),
             }
         }
     }

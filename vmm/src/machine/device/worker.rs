@@ -1,0 +1,423 @@
+//! The thread that owns one device's session.
+//!
+//! ```text
+//!              attach                     DRIVER_OK
+//!  Detached ───────────▶ Idle(Negotiated) ─────────▶ Running(Started)
+//!     ▲ ▲                 │    ▲                        │      │
+//!     │ └──── lost ───────┘    └───────── reset ────────┘      │
+//!     └─────────────────────── lost ───────────────────────────┘
+//! ```
+//! A driver that is ready while no back-end is attached stays noted, and so
+//! does the inflight region of a back-end that was lost: a successor will start
+//! from them.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use outboard_protocol::{Deadline, launch};
+
+use super::ring;
+use super::{Command, DeviceEvent, Interruption, Mailbox};
+use crate::machine::frontend::{
+    Connected, Inflight, Negotiated, Notices, PATIENCE, RingStart, Session, Started, Stopped,
+};
+use crate::machine::memory::Ram;
+use crate::machine::pci::Function;
+use crate::machine::virtio::{Event, Registers, Ring};
+
+/// Between two looks at a back-end that completes late.
+const LOOK: Duration = Duration::from_millis(1);
+/// Between two answers to a back-end that says again and again that its
+/// configuration has changed.
+const CONFIG_PAUSE: Duration = Duration::from_millis(10);
+
+enum State {
+    Detached,
+    Idle(Session<Negotiated>),
+    Running(Session<Started>),
+}
+
+/// A driver that is ready.
+struct Driver {
+    features: u64,
+    rings: Vec<Ring>,
+}
+
+/// The thread's own.
+pub struct Worker {
+    spec: launch::Device,
+    ram: Arc<Ram>,
+    function: Arc<Function>,
+    commands: Arc<Mailbox<Command>>,
+    interruption: Arc<Interruption>,
+    events: Arc<Mailbox<DeviceEvent>>,
+    state: State,
+    driver: Option<Driver>,
+    /// Of the rings that are started and not broken.
+    errors: Vec<(u16, Arc<EventFd>)>,
+    /// Of a back-end that was lost, for its successor.
+    inflight: Option<Inflight>,
+    /// The configuration is to be read again, and not before this.
+    config_stale: Option<Deadline>,
+}
+
+impl Worker {
+    /// A thread's state before its first attach.
+    pub fn new(
+        spec: launch::Device,
+        ram: Arc<Ram>,
+        function: Arc<Function>,
+        commands: Arc<Mailbox<Command>>,
+        interruption: Arc<Interruption>,
+        events: Arc<Mailbox<DeviceEvent>>,
+    ) -> Self {
+        Self {
+            spec,
+            ram,
+            function,
+            commands,
+            interruption,
+            events,
+            state: State::Detached,
+            driver: None,
+            errors: Vec::new(),
+            inflight: None,
+            config_stale: None,
+        }
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(mut self) {
+        loop {
+            self.wait();
+            for command in self.commands.take() {
+                if matches!(command, Command::Stop) {
+                    self.withdraw_all();
+                    return;
+                }
+                let result = self.obey(command);
+                self.lose_on_error(result);
+            }
+            let result = self.attend();
+            self.lose_on_error(result);
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) {
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
+        let session = match &self.state {
+            State::Detached => None,
+            State::Idle(session) => Some(session.fds()),
+            State::Running(session) => Some(session.fds()),
+        };
+        if let Some((main, channel)) = session {
+            fds.push(main);
+            fds.extend(channel);
+        }
+        fds.extend(self.errors.iter().map(|(_, error)| error.as_fd()));
+        let mut fds: Vec<_> = fds
+            .into_iter()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        let timeout = self
+            .config_stale
+            .map_or(PollTimeout::NONE, Deadline::poll_timeout);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                log::error!("device {}: waiting: {errno}", self.spec.id);
+                std::thread::sleep(LOOK);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Attach(stream) => self.attach(stream),
+            Command::Kick(queue) => self.restart(queue),
+            Command::Guest(Event::DriverOk { features, rings }) => {
+                self.driver = Some(Driver { features, rings });
+                self.start()
+            }
+            Command::Guest(Event::RingEnabled(ring)) => self.start_one_more(ring),
+            Command::Guest(Event::Reset) => {
+                let result = self.reset();
+                self.driver = None;
+                self.inflight = None;
+                self.function.with_registers(Registers::reset_done);
+                result
+            }
+            Command::Guest(Event::ConfigWrite { offset, data }) => self.write_config(offset, &data),
+            // The function has seen to those itself.
+            Command::Guest(Event::Vector { .. } | Event::VectorsCleared) | Command::Stop => Ok(()),
+        }
+    }
+
+    /// The first words with a new back-end.
+    fn attach(&mut self, stream: UnixStream) -> Result<()> {
+        if !matches!(self.state, State::Detached) {
+            log::error!("device {}: attached while it has a back-end", self.spec.id);
+            return Ok(());
+        }
+        if self.driver.is_some() {
+            bail!(
+                "a back-end came back while the guest uses the device: \
+                 the guest must reset it first"
+            );
+        }
+        let copy = stream.try_clone().context("keeping the connection")?;
+        self.interruption.watch(Some(copy));
+        let mut session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
+        let config = read_config(&mut session, &self.spec)?;
+        let features = session.agreement().features;
+        self.function.with_registers(|registers| {
+            registers.offer(features);
+            registers.set_config(&config);
+        });
+        self.state = State::Idle(session);
+        self.events.post(DeviceEvent::Attached {
+            device: self.spec.id.clone(),
+        });
+        Ok(())
+    }
+
+    /// The driver is ready: starts its rings, if there is a back-end.
+    fn start(&mut self) -> Result<()> {
+        let (State::Idle(_), Some(driver)) = (&self.state, &self.driver) else {
+            return Ok(());
+        };
+        let features = driver.features;
+        if !driver.rings.iter().all(|r| ring::is_placed(r, &self.ram)) {
+            self.needs_reset();
+            return Ok(());
+        }
+        // A driver that has just reset the device begins at 0 (virtio 1.3,
+        // section 2.7.13); a successor will begin at the used index.
+        let starts = driver.rings.clone().into_iter();
+        let starts: Vec<_> = starts.map(|r| self.lend(r, 0)).collect::<Result<_>>()?;
+        let State::Idle(session) = std::mem::replace(&mut self.state, State::Detached) else {
+            return Ok(());
+        };
+        let queues = (self.spec.queues, self.spec.queue_size);
+        let session = session.start(&self.ram, features, queues, self.inflight.take(), &starts)?;
+        for start in starts {
+            self.watch_error(start);
+        }
+        self.state = State::Running(session);
+        Ok(())
+    }
+
+    fn start_one_more(&mut self, ring: Ring) -> Result<()> {
+        let Some(driver) = &mut self.driver else {
+            return Ok(());
+        };
+        driver.rings.push(ring);
+        if !ring::is_placed(&ring, &self.ram) {
+            self.needs_reset();
+            return Ok(());
+        }
+        if matches!(self.state, State::Running(_)) {
+            let start = self.lend(ring, 0)?;
+            if let State::Running(session) = &mut self.state {
+                session.start_rings(std::slice::from_ref(&start))?;
+            }
+            self.watch_error(start);
+        }
+        Ok(())
+    }
+
+    /// A kick that KVM could not deliver. A lent eventfd is never written, so
+    /// the ring is taken back and started again, and with that comes the one
+    /// kick that every start owes.
+    fn restart(&mut self, queue: u16) -> Result<()> {
+        let State::Running(session) = &mut self.state else {
+            return Ok(());
+        };
+        let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
+        let ring = rings.and_then(|mut rings| rings.find(|ring| ring.index == queue));
+        let Some(ring) = ring.copied().filter(|_| session.rings().contains(&queue)) else {
+            return Ok(());
+        };
+        let base = session.stop_ring(queue)?;
+        if !self.is_drained(&ring, base) {
+            self.needs_reset();
+            return Ok(());
+        }
+        let start = self.lend(ring, base)?;
+        if let State::Running(session) = &mut self.state {
+            session.start_rings(std::slice::from_ref(&start))?;
+        }
+        self.watch_error(start);
+        Ok(())
+    }
+
+    /// Fresh eventfds for a ring, bound before they are lent.
+    fn lend(&self, ring: Ring, base: u16) -> Result<RingStart> {
+        let (interrupts, doorbells) = (&self.function.interrupts, &self.function.doorbells);
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let making = || format!("making eventfds for queue {}", ring.index);
+        Ok(RingStart {
+            ring,
+            base,
+            call: interrupts.lend(ring.index).with_context(making)?,
+            kick: doorbells.lend(ring.index).with_context(making)?,
+            error: Arc::new(EventFd::from_flags(flags).with_context(making)?),
+        })
+    }
+
+    /// From now on the thread listens to this ring's error eventfd.
+    fn watch_error(&mut self, start: RingStart) {
+        self.errors.retain(|(queue, _)| *queue != start.ring.index);
+        self.errors.push((start.ring.index, start.error));
+    }
+
+    /// Takes the rings back from the back-end.
+    fn reset(&mut self) -> Result<()> {
+        let session = match std::mem::replace(&mut self.state, State::Detached) {
+            State::Running(session) => session,
+            other => {
+                self.state = other;
+                return Ok(());
+            }
+        };
+        self.errors.clear();
+        let (mut session, bases) = session.stop()?;
+        let rings = self.driver.as_ref().map_or(&[][..], |driver| &driver.rings);
+        for Stopped { queue, base } in bases {
+            let ring = rings.iter().find(|ring| ring.index == queue);
+            if ring.is_some_and(|ring| !self.is_drained(ring, base)) {
+                // Either the guest has overwritten its ring, or the back-end
+                // does not finish what it has taken.
+                log::warn!(
+                    "device {}: queue {queue} was reset with requests under way",
+                    self.spec.id
+                );
+            }
+        }
+        self.withdraw_all();
+        session.reset_device()?;
+        self.state = State::Idle(session);
+        Ok(())
+    }
+
+    /// Waits until the back-end has returned what it had taken before it
+    /// stopped the ring at `base`. Ours have when they say so; others may be
+    /// late.
+    fn is_drained(&self, ring: &Ring, base: u16) -> bool {
+        let deadline = Deadline::after(PATIENCE);
+        while ring::used_index(ring, &self.ram) != Some(base) {
+            if deadline.passed() || self.interruption.is_stopping() {
+                return false;
+            }
+            std::thread::sleep(LOOK);
+        }
+        true
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let result = match &mut self.state {
+            State::Detached => Ok(()),
+            State::Idle(session) => session.write_config(offset, data),
+            State::Running(session) => session.write_config(offset, data),
+        };
+        self.function.with_registers(Registers::config_written);
+        // What the back-end made of it.
+        self.config_stale = Some(Deadline::after(Duration::ZERO));
+        result
+    }
+
+    /// What the back-end has to say, and what is due.
+    fn attend(&mut self) -> Result<()> {
+        let notices = match &mut self.state {
+            State::Detached => Notices::default(),
+            State::Idle(session) => heard(session)?,
+            State::Running(session) => heard(session)?,
+        };
+        if notices.config_changed && self.config_stale.is_none() {
+            self.config_stale = Some(Deadline::after(CONFIG_PAUSE));
+        }
+        let before = self.errors.len();
+        self.errors.retain(|(_, error)| !is_signalled(error));
+        if notices.ring_broken || self.errors.len() != before {
+            self.needs_reset();
+        }
+        if self.config_stale.is_some_and(Deadline::passed) {
+            self.config_stale = None;
+            self.refresh_config()?;
+        }
+        Ok(())
+    }
+
+    fn refresh_config(&mut self) -> Result<()> {
+        let config = match &mut self.state {
+            State::Detached => return Ok(()),
+            State::Idle(session) => read_config(session, &self.spec)?,
+            State::Running(session) => read_config(session, &self.spec)?,
+        };
+        if self.function.with_registers(|r| r.set_config(&config)) {
+            self.function.interrupts.config_changed();
+        }
+        Ok(())
+    }
+
+    fn needs_reset(&self) {
+        log::warn!("device {}: it needs a reset by its driver", self.spec.id);
+        if self.function.with_registers(Registers::needs_reset) {
+            self.function.interrupts.config_changed();
+        }
+    }
+
+    /// After an error there is no session any more.
+    fn lose_on_error(&mut self, result: Result<()>) {
+        let Err(error) = result else { return };
+        if let State::Running(session) = std::mem::replace(&mut self.state, State::Detached) {
+            self.inflight = session.into_inflight();
+        }
+        self.errors.clear();
+        self.config_stale = None;
+        self.withdraw_all();
+        self.interruption.watch(None);
+        if !self.interruption.is_stopping() {
+            self.events.post(DeviceEvent::Lost {
+                device: self.spec.id.clone(),
+                cause: format!("{error:#}"),
+            });
+        }
+    }
+
+    /// From now on a kick exits to us, and nothing that was lent raises an
+    /// interrupt.
+    fn withdraw_all(&self) {
+        for queue in 0..self.spec.queues {
+            self.function.doorbells.withdraw(queue);
+            self.function.interrupts.withdraw(queue);
+        }
+    }
+}
+
+fn heard<P>(session: &mut Session<P>) -> Result<Notices> {
+    session.listen()?;
+    Ok(session.take_notices())
+}
+
+/// The configuration as the driver is to see it; zeroes where the back-end
+/// leaves it to us and the device can do with that.
+fn read_config<P>(session: &mut Session<P>, spec: &launch::Device) -> Result<Vec<u8>> {
+    let len = spec.kind.config_len as usize;
+    let mut config = session.read_config(len)?.unwrap_or_else(|| vec![0; len]);
+    ring::limit_queues(&mut config, spec);
+    Ok(config)
+}
+
+/// Asked by poll alone: the eventfd is lent, so reading it could block.
+fn is_signalled(error: &EventFd) -> bool {
+    let mut fds = [PollFd::new(error.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
+}

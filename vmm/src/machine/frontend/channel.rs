@@ -1,0 +1,82 @@
+//! The channel on which the back-end asks (SET_BACKEND_REQ_FD; vhost-user,
+//! "Back-end message types").
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result};
+use outboard_protocol::Deadline;
+use outboard_protocol::wire::{Connection, Header, Message, WireError};
+use vhost::vhost_user::message::{BackendReq, VhostUserVringState};
+
+/// What the back-end has told us. A storm of one kind is one notice.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Notices {
+    /// The device configuration has changed (CONFIG_CHANGE_MSG).
+    pub config_changed: bool,
+    /// A ring is broken (VRING_ERR).
+    pub ring_broken: bool,
+}
+
+/// Our end of the channel.
+#[derive(Debug)]
+pub struct Channel {
+    connection: Connection,
+}
+
+impl Channel {
+    /// A new channel, and the end that the back-end is to have.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub fn new() -> Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair().context("making a channel for the back-end")?;
+        let connection = Connection::new(ours);
+        Ok((Self { connection }, theirs.into()))
+    }
+
+    /// Receives and answers one request; false when the back-end has closed
+    /// the channel, which it may.
+    ///
+    /// # Errors
+    /// The back-end broke the specification, or does not read its answer.
+    pub fn serve(&mut self, notices: &mut Notices, deadline: Deadline) -> Result<bool> {
+        let message = match self.connection.recv(deadline) {
+            Ok(message) => message,
+            Err(WireError::Closed) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let result = note(&message, notices);
+        if message.header.need_reply {
+            let reply = Header::reply_to(message.header.request);
+            let code = u64::from(!result).to_ne_bytes();
+            match self.connection.send(reply, &code, &[], deadline) {
+                Err(WireError::Closed) => return Ok(false),
+                result => result?,
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+/// Whether the request is one that we do something about.
+fn note(message: &Message, notices: &mut Notices) -> bool {
+    match BackendReq::try_from(message.header.request) {
+        Ok(BackendReq::CONFIG_CHANGE_MSG) => notices.config_changed = true,
+        Ok(BackendReq::VRING_ERR) => {
+            let named = message.body::<VhostUserVringState>().is_ok();
+            notices.ring_broken |= named;
+            return named;
+        }
+        // Our call eventfds do that; it is no error to say it twice.
+        Ok(BackendReq::VRING_CALL) => {}
+        _ => return false,
+    }
+    true
+}

@@ -1,0 +1,127 @@
+//! What both sides can do, found out before any ring is touched.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Result, bail};
+use outboard_protocol::launch::Device as Spec;
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
+};
+
+use super::channel::Channel;
+use super::{Connected, Negotiated, Session};
+use crate::machine::virtio::F_VERSION_1;
+
+/// The protocol features that we make use of where a back-end offers them.
+const WANTED: Protocol = Protocol::from_bits_truncate(
+    Protocol::MQ.bits()
+        | Protocol::REPLY_ACK.bits()
+        | Protocol::BACKEND_REQ.bits()
+        | Protocol::CONFIG.bits()
+        | Protocol::CONFIGURE_MEM_SLOTS.bits()
+        | Protocol::INFLIGHT_SHMFD.bits()
+        | Protocol::RESET_DEVICE.bits(),
+);
+const VIRTIO_ID_NET: u16 = 1;
+const VIRTIO_ID_BLK: u16 = 2;
+
+/// What was found out about a back-end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    /// The virtio features that the back-end has, whole.
+    pub features: u64,
+    /// Number of queues that it serves at most.
+    pub max_queues: u64,
+    /// The protocol features in use.
+    pub protocol: Protocol,
+}
+
+impl Agreement {
+    /// Whether the back-end knows protocol features at all. If not, its rings
+    /// are enabled as soon as they are started.
+    pub fn has_protocol(&self) -> bool {
+        self.features & protocol_bit() != 0
+    }
+}
+
+/// The virtio feature bit that says "I know protocol features".
+pub fn protocol_bit() -> u64 {
+    VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+}
+
+impl Session<Connected> {
+    /// Finds out what the back-end is and checks that it fits the device that
+    /// it is to serve.
+    ///
+    /// # Errors
+    /// What does not fit and what to do, or what went wrong.
+    pub fn negotiate(mut self, spec: &Spec) -> Result<Session<Negotiated>> {
+        let link = &mut self.link;
+        let features = link.query_u64(FrontendReq::GET_FEATURES)?;
+        let mut max_queues = if spec.kind.virtio_id == VIRTIO_ID_NET {
+            2
+        } else {
+            1
+        };
+        if features & protocol_bit() != 0 {
+            let offered = link.query_u64(FrontendReq::GET_PROTOCOL_FEATURES)?;
+            let protocol = Protocol::from_bits_truncate(offered) & WANTED;
+            let bits = protocol.bits().to_ne_bytes();
+            link.command(FrontendReq::SET_PROTOCOL_FEATURES, &bits, &[])?;
+            link.agree(protocol);
+            if protocol.contains(Protocol::MQ) {
+                max_queues = link.query_u64(FrontendReq::GET_QUEUE_NUM)?;
+            }
+            if protocol.contains(Protocol::BACKEND_REQ) {
+                let (channel, theirs) = Channel::new()?;
+                link.command(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
+                link.open(channel);
+            }
+        }
+        link.command(FrontendReq::SET_OWNER, &[], &[])?;
+        let agreement = Agreement {
+            features,
+            max_queues,
+            protocol: link.protocol(),
+        };
+        fits(&agreement, spec)?;
+        Ok(Session {
+            link: self.link,
+            phase: Negotiated {
+                agreement,
+                memory_lent: false,
+            },
+        })
+    }
+}
+
+fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
+    if agreement.features & F_VERSION_1 == 0 {
+        bail!(
+            "the back-end offers no VIRTIO_F_VERSION_1 (features {:#x}): it serves only legacy \
+             drivers, use a newer one",
+            agreement.features
+        );
+    }
+    if agreement.max_queues < spec.queues.into() {
+        let (has, wants) = (agreement.max_queues, spec.queues);
+        let advice = match has {
+            0 => "it cannot serve any device".to_string(),
+            has => format!("use queues={has}"),
+        };
+        bail!(
+            "the back-end offers {has} queue{}, {wants} were asked: {advice}",
+            if has == 1 { "" } else { "s" }
+        );
+    }
+    // A disk's size is in there: without it there is no disk.
+    let needs_config = spec.kind.virtio_id == VIRTIO_ID_BLK;
+    if needs_config && !agreement.protocol.contains(Protocol::CONFIG) {
+        bail!(
+            "the back-end does not serve the configuration of a {} device \
+             (VHOST_USER_PROTOCOL_F_CONFIG): it serves another kind of device, or is too old",
+            spec.kind.name
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Starting and stopping rings (vhost-user, "Ring states" and "Inflight I/O
+//! tracking").
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::eventfd::EventFd as ErrorFd;
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVringAddr,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vm_memory::ByteValued;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::link::spoke;
+use super::negotiate::protocol_bit;
+use super::{Agreement, Negotiated, Session, Started, memory};
+use crate::machine::kvm::irq::descriptor;
+use crate::machine::memory::Ram;
+use crate::machine::virtio::Ring;
+
+/// Bytes of the inflight description: 20, and 4 of padding at its end, which
+/// QEMU and the `vhost` crate send.
+const INFLIGHT_LEN: usize = 20;
+const INFLIGHT_PADDED: usize = 24;
+
+/// Everything a ring needs to be started.
+#[derive(Debug)]
+pub struct RingStart {
+    /// The ring, checked to lie in guest memory.
+    pub ring: Ring,
+    /// The index of the next available entry to be taken.
+    pub base: u16,
+    /// The driver signals it: count 1, its doorbell rings it already.
+    pub kick: Arc<EventFd>,
+    /// The back-end signals it: count 1, bound already.
+    pub call: Arc<EventFd>,
+    /// The back-end signals it when it gives up on the ring.
+    pub error: Arc<ErrorFd>,
+}
+
+/// A ring that the back-end has handed back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Index of the queue.
+    pub queue: u16,
+    /// The index of the next available entry that it would have taken.
+    pub base: u16,
+}
+
+/// The region in which a back-end notes what it has taken and not answered. We
+/// keep it and pass it on, and never look into it.
+#[derive(Debug)]
+pub struct Inflight {
+    fd: OwnedFd,
+    size: u64,
+    offset: u64,
+}
+
+impl Session<Negotiated> {
+    /// What was found out about the back-end.
+    pub fn agreement(&self) -> Agreement {
+        self.phase.agreement
+    }
+
+    /// Starts rings for a driver that acknowledged `features`. An `inflight`
+    /// region from before is handed on; without one a fresh one is asked for
+    /// where the back-end keeps one.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub fn start(
+        mut self,
+        ram: &Ram,
+        features: u64,
+        queues: (u16, u16),
+        inflight: Option<Inflight>,
+        rings: &[RingStart],
+    ) -> Result<Session<Started>> {
+        let agreement = self.phase.agreement;
+        let features = features | agreement.features & protocol_bit();
+        let bits = features.to_ne_bytes();
+        self.link.command(FrontendReq::SET_FEATURES, &bits, &[])?;
+        if !self.phase.memory_lent {
+            memory::lend(&mut self.link, ram).context("lending guest memory")?;
+        }
+        let mut session = Session {
+            link: self.link,
+            phase: Started {
+                agreement,
+                rings: Vec::new(),
+                inflight,
+            },
+        };
+        session.share_inflight(queues)?;
+        session.start_rings(rings)?;
+        Ok(session)
+    }
+
+    /// Tells a back-end that can be told that the driver reset the device
+    /// (RESET_DEVICE).
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub fn reset_device(&mut self) -> Result<()> {
+        if !self.link.protocol().contains(Protocol::RESET_DEVICE) {
+            return Ok(());
+        }
+        self.link.command(FrontendReq::RESET_DEVICE, &[], &[])
+    }
+}
+
+impl Session<Started> {
+    /// Starts rings, each whole, and enables them when all of them are.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub fn start_rings(&mut self, rings: &[RingStart]) -> Result<()> {
+        for start in rings {
+            self.start_ring(start)
+                .with_context(|| format!("starting queue {}", start.ring.index))?;
+            self.phase.rings.push(start.ring.index);
+        }
+        for start in rings {
+            self.enable(start.ring.index, true)?;
+        }
+        Ok(())
+    }
+
+    /// Stops one ring (GET_VRING_BASE) and answers its next available index.
+    /// What the back-end has taken may still complete, unless it is our own.
+    ///
+    /// # Errors
+    /// The back-end has gone, or answers for another ring.
+    pub fn stop_ring(&mut self, index: u16) -> Result<u16> {
+        let state = VhostUserVringState::new(index.into(), 0);
+        let reply = self
+            .link
+            .query(FrontendReq::GET_VRING_BASE, state.as_slice())?;
+        let state: VhostUserVringState = reply
+            .body()
+            .map_err(|error| spoke(FrontendReq::GET_VRING_BASE, &error))?;
+        let (stopped, base) = (state.index, state.num);
+        let same = stopped == u32::from(index);
+        let Some(base) = u16::try_from(base).ok().filter(|_| same) else {
+            bail!("the back-end stopped queue {index} with base {base} of queue {stopped}");
+        };
+        self.enable(index, false)?;
+        self.phase.rings.retain(|ring| *ring != index);
+        Ok(base)
+    }
+
+    /// The rings that are started.
+    pub fn rings(&self) -> &[u16] {
+        &self.phase.rings
+    }
+
+    /// Stops every ring; answers each with its next available index.
+    ///
+    /// # Errors
+    /// As [`Self::stop_ring`].
+    pub fn stop(mut self) -> Result<(Session<Negotiated>, Vec<Stopped>)> {
+        let mut bases = Vec::new();
+        for index in self.phase.rings.clone() {
+            bases.push(Stopped {
+                queue: index,
+                base: self.stop_ring(index)?,
+            });
+        }
+        let session = Session {
+            link: self.link,
+            phase: Negotiated {
+                agreement: self.phase.agreement,
+                memory_lent: true,
+            },
+        };
+        Ok((session, bases))
+    }
+
+    /// The region to be handed to a successor, when this back-end is gone.
+    pub fn into_inflight(self) -> Option<Inflight> {
+        self.phase.inflight
+    }
+
+    fn start_ring(&mut self, start: &RingStart) -> Result<()> {
+        let ring = &start.ring;
+        let index = u32::from(ring.index);
+        let state = |value: u16| VhostUserVringState::new(index, value.into());
+        let address = VhostUserVringAddr::new(
+            index,
+            VhostUserVringAddrFlags::empty(),
+            ring.descriptors,
+            ring.used,
+            ring.available,
+            0,
+        );
+        let size = state(ring.size);
+        let base = state(start.base);
+        let link = &mut self.link;
+        link.command(FrontendReq::SET_VRING_NUM, size.as_slice(), &[])?;
+        link.command(FrontendReq::SET_VRING_BASE, base.as_slice(), &[])?;
+        link.command(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])?;
+        let index = u64::from(ring.index).to_ne_bytes();
+        let error = start.error.as_fd();
+        link.command(FrontendReq::SET_VRING_ERR, &index, &[error])?;
+        let call = descriptor(&start.call);
+        link.command(FrontendReq::SET_VRING_CALL, &index, &[call])?;
+        let kick = descriptor(&start.kick);
+        link.command(FrontendReq::SET_VRING_KICK, &index, &[kick])
+    }
+
+    fn enable(&mut self, index: u16, enable: bool) -> Result<()> {
+        if !self.phase.agreement.has_protocol() {
+            return Ok(());
+        }
+        let state = VhostUserVringState::new(index.into(), enable.into());
+        let request = FrontendReq::SET_VRING_ENABLE;
+        self.link.command(request, state.as_slice(), &[])
+    }
+
+    /// Gives the back-end its inflight region: the one from before, or a fresh
+    /// one of its own making.
+    fn share_inflight(&mut self, queues: (u16, u16)) -> Result<()> {
+        if !self.link.protocol().contains(Protocol::INFLIGHT_SHMFD) {
+            self.phase.inflight = None;
+            return Ok(());
+        }
+        if self.phase.inflight.is_none() {
+            self.phase.inflight = Some(self.ask_inflight(queues)?);
+        }
+        if let Some(inflight) = &self.phase.inflight {
+            let payload = inflight_payload(inflight.size, inflight.offset, queues);
+            let fd = inflight.fd.as_fd();
+            self.link
+                .command(FrontendReq::SET_INFLIGHT_FD, &payload, &[fd])?;
+        }
+        Ok(())
+    }
+
+    fn ask_inflight(&mut self, queues: (u16, u16)) -> Result<Inflight> {
+        let request = FrontendReq::GET_INFLIGHT_FD;
+        let payload = inflight_payload(0, 0, queues);
+        let mut reply = self.link.query_with_fd(request, &payload)?;
+        let length = reply.payload.len();
+        if !matches!(length, INFLIGHT_LEN | INFLIGHT_PADDED) {
+            bail!("the back-end answered {request:?} with {length} bytes instead of 20 or 24");
+        }
+        let fd = reply.one_fd().map_err(|error| spoke(request, &error))?;
+        let eight = |at: usize| {
+            let bytes = reply.payload.get(at..at + 8);
+            bytes.and_then(|eight| eight.try_into().ok())
+        };
+        let size = eight(0).map_or(0, u64::from_ne_bytes);
+        let offset = eight(8).map_or(0, u64::from_ne_bytes);
+        if size == 0 || size.checked_add(offset).is_none() {
+            bail!("the back-end answered {request:?} with {size} bytes at {offset} of a file");
+        }
+        Ok(Inflight { fd, size, offset })
+    }
+}
+
+/// `VhostUserInflight`, padded as everybody sends it; `queues` are their number
+/// and their largest size.
+fn inflight_payload(size: u64, offset: u64, queues: (u16, u16)) -> [u8; INFLIGHT_PADDED] {
+    let mut bytes = Vec::with_capacity(INFLIGHT_PADDED);
+    bytes.extend(size.to_ne_bytes());
+    bytes.extend(offset.to_ne_bytes());
+    bytes.extend(queues.0.to_ne_bytes());
+    bytes.extend(queues.1.to_ne_bytes());
+    let mut payload = [0; INFLIGHT_PADDED];
+    for (to, from) in payload.iter_mut().zip(bytes) {
+        *to = from;
+    }
+    payload
+}
