@@ -23,9 +23,10 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         }
         device.reset()?;
     }
+    let started = machine.start_processors()?;
     let (regions, memory) = dma::left();
     Ok(alloc::format!(
-        "devices={} processors={} regions={regions} memory_mib={} tsc_khz={}",
+        "devices={} processors={} started={started} regions={regions} memory_mib={} tsc_khz={}",
         devices.len(),
         machine.platform.processors.len(),
         memory >> 20,
