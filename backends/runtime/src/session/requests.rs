@@ -187,7 +187,7 @@ impl<D: Device> Session<'_, D> {
             )));
         };
         slot.size = Some(size);
-        Ok(())
+        self.start_rings()
     }
 
     fn set_vring_addr(&mut self, message: &Message) -> Result<(), Fault> {

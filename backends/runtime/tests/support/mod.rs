@@ -1,0 +1,348 @@
+//! A device that copies what it reads, and a session that serves it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    dead_code,
+    reason = "tests; each uses a part of this"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use outboard_contract::client::{Ack, Client};
+use outboard_contract::memory::Memory as Guest;
+use outboard_contract::ring::{Buffer, Ring};
+use outboard_contract::soon;
+use outboard_runtime::event::Event;
+use outboard_runtime::session::{End, Host, serve};
+use outboard_runtime::worker::Stuck;
+use outboard_runtime::{Chain, Device, Memory, Notifier, Outcome, Queue};
+use vhost::vhost_user::message::FrontendReq;
+use vm_memory::{Bytes, GuestAddress};
+
+/// EVENT_IDX, INDIRECT_DESC, VERSION_1.
+pub const EVENT_IDX: u64 = 1 << 29;
+pub const INDIRECT: u64 = 1 << 28;
+pub const VERSION_1: u64 = 1 << 32;
+
+/// Guest memory of the tests: two regions with a hole between them.
+pub const LOW: u64 = 0x10_0000;
+pub const HIGH: u64 = 0x100_0000;
+pub const REGION: u64 = 0x20_0000;
+
+/// Where tests put data: outside every ring.
+pub const DATA: u64 = LOW + 0x10_0000;
+
+/// What the first byte of a chain asks of the device.
+pub const NOW: u8 = 0;
+pub const LATER: u8 = b'L';
+pub const NOT_NOW: u8 = b'N';
+
+/// What a test sees of the device, and does to it.
+#[derive(Default)]
+pub struct Knobs {
+    /// Whether LATER chains complete and NOT_NOW chains are taken.
+    open: AtomicBool,
+    wakes: Mutex<Vec<Arc<Event>>>,
+    /// Chains held back now.
+    pub held: AtomicUsize,
+    /// The second byte of every chain taken, in order.
+    pub seen: Mutex<Vec<u8>>,
+    pub resets: Mutex<Vec<u64>>,
+    pub config: Mutex<Vec<u8>>,
+    pub notifier: Mutex<Option<Notifier>>,
+    /// Makes every queue fail to start.
+    pub no_queues: AtomicBool,
+    /// Makes the engine fail at the next submission.
+    pub break_engine: AtomicBool,
+}
+
+impl Knobs {
+    pub fn open(&self, open: bool) {
+        self.open.store(open, Ordering::SeqCst);
+        for wake in self.wakes.lock().unwrap().iter() {
+            wake.signal();
+        }
+    }
+
+    pub fn wait_held(&self, count: usize) {
+        wait(|| self.held.load(Ordering::SeqCst) == count);
+    }
+}
+
+/// Waits until something is so.
+pub fn wait(mut done: impl FnMut() -> bool) {
+    let deadline = soon();
+    while !done() {
+        assert!(!deadline.passed(), "it did not come to be in time");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+pub struct Loopback {
+    knobs: Arc<Knobs>,
+    queues: u16,
+}
+
+pub struct LoopbackQueue {
+    knobs: Arc<Knobs>,
+    wake: Arc<Event>,
+    held: Vec<(u16, u32)>,
+}
+
+impl Device for Loopback {
+    type Queue = LoopbackQueue;
+
+    fn virtio_id(&self) -> u16 {
+        63
+    }
+    fn attach(&self, notifier: Notifier) {
+        *self.knobs.notifier.lock().unwrap() = Some(notifier);
+    }
+    fn features(&self) -> u64 {
+        1
+    }
+    fn queues(&self) -> u16 {
+        self.queues
+    }
+    fn max_queue_size(&self) -> u16 {
+        256
+    }
+    fn config(&self) -> Vec<u8> {
+        self.knobs.config.lock().unwrap().clone()
+    }
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+        let mut config = self.knobs.config.lock().unwrap();
+        match config.get_mut(offset as usize) {
+            Some(byte) if offset == 1 && data.len() == 1 => *byte = data[0],
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+        Ok(())
+    }
+    fn reset(&self, features: u64) {
+        self.knobs.resets.lock().unwrap().push(features);
+    }
+    fn queue(&self, _: u16, _: u64) -> io::Result<LoopbackQueue> {
+        if self.knobs.no_queues.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no queues today"));
+        }
+        let wake = Arc::new(Event::new()?);
+        self.knobs.wakes.lock().unwrap().push(wake.clone());
+        Ok(LoopbackQueue {
+            knobs: self.knobs.clone(),
+            wake,
+            held: Vec::new(),
+        })
+    }
+}
+
+impl LoopbackQueue {
+    fn copy(memory: &Memory, chain: &Chain) -> Option<(Vec<u8>, u32)> {
+        let mut bytes = Vec::new();
+        for buffer in &chain.readable {
+            let mut part = vec![0; buffer.length.min(0x1_0000) as usize];
+            memory.read_slice(&mut part, buffer.address).ok()?;
+            bytes.extend(part);
+        }
+        let mut rest = bytes.as_slice();
+        for buffer in &chain.writable {
+            let (part, left) = rest.split_at(rest.len().min(buffer.length as usize));
+            memory.write_slice(part, buffer.address).ok()?;
+            rest = left;
+        }
+        let written = bytes.len() - rest.len();
+        Some((bytes, written as u32))
+    }
+}
+
+impl Queue for LoopbackQueue {
+    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+        let open = self.knobs.open.load(Ordering::SeqCst);
+        let mut kind = [0];
+        let first = chain.readable.first();
+        let readable = first.is_some_and(|buffer| {
+            buffer.length > 0 && memory.read_slice(&mut kind, buffer.address).is_ok()
+        });
+        if readable && kind[0] == NOT_NOW && !open {
+            return Outcome::NotNow;
+        }
+        let Some((bytes, written)) = Self::copy(memory, chain) else {
+            return Outcome::Done(0);
+        };
+        if let Some(mark) = bytes.get(1) {
+            self.knobs.seen.lock().unwrap().push(*mark);
+        }
+        if kind[0] == LATER {
+            self.held.push((chain.head, written));
+            self.knobs.held.fetch_add(1, Ordering::SeqCst);
+            return Outcome::Deferred;
+        }
+        // More than was written, to see that the driver is not told so.
+        Outcome::Done(if kind[0] == NOW { written } else { u32::MAX })
+    }
+    fn submit(&mut self) -> io::Result<()> {
+        if self.knobs.break_engine.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the engine is broken"));
+        }
+        Ok(())
+    }
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
+    }
+    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
+        self.wake.clear();
+        if self.knobs.open.load(Ordering::SeqCst) {
+            // Out of order, as disks do it.
+            for (head, written) in self.held.drain(..).rev() {
+                self.knobs.held.fetch_sub(1, Ordering::SeqCst);
+                done(head, written);
+            }
+        }
+        Ok(())
+    }
+    fn in_flight(&self) -> usize {
+        self.held.len()
+    }
+}
+
+/// A session that serves a loopback device, and the other end of it.
+pub struct Session {
+    pub client: Client,
+    pub knobs: Arc<Knobs>,
+    stop: Arc<Event>,
+    thread: JoinHandle<Result<End, Stuck>>,
+}
+
+impl Session {
+    pub fn new(queues: u16) -> Self {
+        Self::with_polling(queues, Duration::ZERO)
+    }
+
+    pub fn with_polling(queues: u16, poll: Duration) -> Self {
+        let knobs = Arc::new(Knobs::default());
+        *knobs.config.lock().unwrap() = vec![1, 2, 3, 4];
+        let device = Loopback {
+            knobs: knobs.clone(),
+            queues,
+        };
+        let host = Host::new(device, poll).unwrap();
+        let stop = Arc::new(Event::new().unwrap());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let thread = {
+            let stop = stop.clone();
+            std::thread::spawn(move || serve(&host, theirs, stop.as_fd()))
+        };
+        Self {
+            client: Client::new(ours),
+            knobs,
+            stop,
+            thread,
+        }
+    }
+
+    /// Negotiated, with memory.
+    pub fn ready(queues: u16, features: u64, guest: &Guest) -> Self {
+        let mut session = Self::new(queues);
+        session.client.negotiate(features).unwrap();
+        session.client.set_mem_table(guest).unwrap();
+        session
+    }
+
+    /// The front-end closes the connection; how the session ends.
+    pub fn close(self) -> End {
+        self.knobs.open(true);
+        drop(self.client);
+        join(self.thread)
+    }
+
+    /// The back-end is told to end.
+    pub fn stop(self) -> End {
+        self.stop.signal();
+        join(self.thread)
+    }
+
+    /// Waits for the end that the back-end itself makes.
+    pub fn end(self) -> End {
+        self.knobs.open(true);
+        join(self.thread)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+fn join(thread: JoinHandle<Result<End, Stuck>>) -> End {
+    wait(|| thread.is_finished());
+    thread.join().unwrap().unwrap()
+}
+
+pub fn guest() -> Guest {
+    Guest::new(&[(LOW, REGION), (HIGH, REGION)]).unwrap()
+}
+
+/// A request of `length` bytes at `place`: its kind, its mark, and a pattern.
+pub fn fill(guest: &Guest, place: u64, kind: u8, mark: u8, length: u32) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..length)
+        .map(|at| mark.wrapping_mul(31).wrapping_add(at as u8))
+        .collect();
+    bytes[0] = kind;
+    bytes[1] = mark;
+    guest.guest.write_slice(&bytes, GuestAddress(place)).unwrap();
+    bytes
+}
+
+pub fn read(guest: &Guest, place: u64, length: u32) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    guest
+        .guest
+        .read_slice(&mut bytes, GuestAddress(place))
+        .unwrap();
+    bytes
+}
+
+/// Where request number `mark` has its data and its answer.
+pub fn place(mark: u8) -> (u64, u64) {
+    let data = DATA + u64::from(mark) * 0x200;
+    (data, data + 0x100)
+}
+
+/// Adds an echo of 64 bytes and announces it; answers its head.
+pub fn submit(guest: &Guest, ring: &mut Ring, kind: u8, mark: u8) -> u16 {
+    let (data, answer) = place(mark);
+    fill(guest, data, kind, mark, 64);
+    let old = ring.next_avail;
+    let buffers = [Buffer::readable(data, 64), Buffer::writable(answer, 64)];
+    let head = ring.add(&buffers).unwrap();
+    ring.announce(old).unwrap();
+    head
+}
+
+/// Waits for the answer to an echo and checks it.
+pub fn expect(guest: &Guest, ring: &mut Ring, head: u16, mark: u8) {
+    assert_eq!(ring.wait_used(soon()).unwrap(), (head, 64), "echo {mark}");
+    check(guest, mark);
+}
+
+/// Checks that an echo has been answered with its own bytes.
+pub fn check(guest: &Guest, mark: u8) {
+    let (data, answer) = place(mark);
+    assert_eq!(read(guest, data, 64), read(guest, answer, 64), "echo {mark}");
+}
+
+/// The session still serves: an echo on this ring works.
+pub fn still_serves(guest: &Guest, ring: &mut Ring) {
+    let head = submit(guest, ring, NOW, 255);
+    expect(guest, ring, head, 255);
+}
+
+pub fn refused(client: &Client, request: FrontendReq, index: u32, num: u32) {
+    let ack = client.vring_state(request, index, num).unwrap();
+    assert_eq!(ack, Ack::Refused, "{request:?} {index} {num}");
+}
