@@ -94,6 +94,17 @@ fn what_is_written_is_read() {
     }
 }
 
+/// What cannot be synced says so; with the sync deleted it would not be asked.
+#[test]
+fn a_sync_reaches_the_file() {
+    for choice in engines() {
+        let null = File::open("/dev/null").unwrap();
+        let mut engine = choice.make(&Arc::new(null), 8).unwrap();
+        let result = one(&mut *engine, job(Operation::Sync, 0, Iovecs::default()));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}
+
 #[test]
 fn ranges_are_cleared_and_the_size_stays() {
     for choice in engines() {
