@@ -1,0 +1,447 @@
+//! The program itself: a real file, served over a socket to a vhost-user
+//! client, with every type of request, bad ones among them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
+
+use outboard_contract::client::{Ack, Client};
+use outboard_contract::memory::Memory;
+use outboard_contract::ring::{Buffer, Ring};
+use outboard_contract::soon;
+use outboard_protocol::devices::BlkConfig;
+use virtio_bindings::virtio_blk::*;
+use vm_memory::{Bytes, GuestAddress};
+
+const VERSION_1: u64 = 1 << 32;
+const EVERYTHING: u64 = u64::MAX & !(1 << 30);
+
+/// Where the test has what in guest memory; the data lies over two regions.
+const RINGS: u64 = 0x1000;
+const HEADER: u64 = 0x8000;
+const STATUS: u64 = 0x9000;
+const DATA: u64 = 0x0f_f000;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+/// The program, ended when dropped.
+struct Program {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Program {
+    /// Serves an image of 1 MiB, with these arguments besides.
+    fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let child = Command::new("timeout")
+            .arg("120")
+            .arg(env!("CARGO_BIN_EXE_outboard-blk"))
+            .arg(format!("--blk-file={}", image.display()))
+            .arg(format!(
+                "--socket-path={}",
+                folder.path().join("socket").display()
+            ))
+            .args(arguments)
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn image(&self) -> std::fs::File {
+        std::fs::File::open(self.folder.path().join("image")).unwrap()
+    }
+
+    fn content(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.image().read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    /// A driver that acknowledges `features` as far as they are offered.
+    fn driver(&self, features: u64) -> Driver {
+        Driver::new(
+            Client::connect(&self.folder.path().join("socket")).unwrap(),
+            features,
+        )
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        // timeout(1) passes it on.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// A driver of the first queue.
+struct Driver {
+    client: Client,
+    memory: Memory,
+    ring: Ring,
+    features: u64,
+}
+
+impl Driver {
+    fn new(mut client: Client, features: u64) -> Self {
+        let memory = Memory::new(&[(0, 0x10_0000), (0x10_0000, 0x10_0000)]).unwrap();
+        let features = client.negotiate(features | VERSION_1).unwrap();
+        client.set_mem_table(&memory).unwrap();
+        let ring = Ring::new(&memory, RINGS, 64, features & (1 << 29) != 0).unwrap();
+        client.start_ring(0, &ring, 0).unwrap();
+        Self {
+            client,
+            memory,
+            ring,
+            features,
+        }
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        self.features & (1 << bit) != 0
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        let guest = &self.memory.guest;
+        guest.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    fn get(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let guest = &self.memory.guest;
+        guest.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    /// Makes buffers available and waits: the used length.
+    fn submit(&mut self, buffers: &[Buffer]) -> u32 {
+        let old = self.ring.next_avail;
+        let head = self.ring.add(buffers).unwrap();
+        self.ring.announce(old).unwrap();
+        let (used, length) = self.ring.wait_used(soon()).unwrap();
+        assert_eq!(used, head);
+        length
+    }
+
+    /// One request: its status and used length.
+    fn request(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.put(HEADER, &header);
+        self.put(STATUS, &[0xee]);
+        let (readable, writable): (Vec<_>, Vec<_>) =
+            data.iter().copied().partition(|part| !part.writable);
+        let mut buffers = vec![Buffer::readable(HEADER, 16)];
+        buffers.extend(readable);
+        buffers.extend(writable);
+        buffers.push(Buffer::writable(STATUS, 1));
+        let length = self.submit(&buffers);
+        (self.get(STATUS, 1)[0], length)
+    }
+
+    fn write(&mut self, sector: u64, bytes: &[u8]) -> (u8, u32) {
+        self.put(DATA, bytes);
+        let data = Buffer::readable(DATA, bytes.len() as u32);
+        self.request(VIRTIO_BLK_T_OUT, sector, &[data])
+    }
+
+    fn read(&mut self, sector: u64, length: u32) -> (u8, u32, Vec<u8>) {
+        self.put(DATA, &vec![0xff; length as usize]);
+        let data = Buffer::writable(DATA, length);
+        let (status, used) = self.request(VIRTIO_BLK_T_IN, sector, &[data]);
+        (status, used, self.get(DATA, length as usize))
+    }
+
+    fn segment(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> (u8, u32) {
+        let mut segment = sector.to_le_bytes().to_vec();
+        segment.extend(sectors.to_le_bytes());
+        segment.extend(flags.to_le_bytes());
+        self.put(DATA, &segment);
+        self.request(kind, 0, &[Buffer::readable(DATA, 16)])
+    }
+
+    /// That it still works after all that was done to it.
+    fn works(&mut self) {
+        assert_eq!(self.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(self.ring.err.read().unwrap_or(0), 0, "the ring is broken");
+    }
+}
+
+fn pattern(length: usize, generation: u8) -> Vec<u8> {
+    (0..length)
+        .map(|i| (i / 512) as u8 ^ i as u8 ^ generation)
+        .collect()
+}
+
+/// The ways to serve, each of which must do the same.
+const WAYS: [&[&str]; 4] = [
+    &["--engine=auto"],
+    &["--engine=threads"],
+    &["--engine=auto", "--direct"],
+    &["--engine=threads", "--direct"],
+];
+
+#[test]
+fn a_disk_reads_writes_flushes_discards_and_tells_its_name() {
+    for way in WAYS {
+        let program = Program::start(&[way, &["--serial=name-of-disk"]].concat());
+        let mut driver = program.driver(EVERYTHING);
+        // Over the border of the regions, and not aligned.
+        let content = pattern(16384, 1);
+        assert_eq!(driver.write(8, &content), (OK, 1), "{way:?}");
+        assert_eq!(driver.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(program.content(4096, 16384), content, "{way:?}");
+        assert_eq!(driver.read(8, 16384), (OK, 16385, content), "{way:?}");
+        if driver.has(VIRTIO_BLK_F_DISCARD) {
+            let result = driver.segment(VIRTIO_BLK_T_DISCARD, 8, 8, 0);
+            assert_eq!(result, (OK, 1));
+            assert_eq!(program.content(4096, 4096), [0; 4096]);
+        }
+        for flags in [0, 1] {
+            let sector = 16 + 8 * u64::from(flags);
+            let result = driver.segment(VIRTIO_BLK_T_WRITE_ZEROES, sector, 8, flags);
+            assert_eq!(result, (OK, 1));
+        }
+        assert_eq!(program.content(8192, 8192), [0; 8192]);
+        assert_eq!(program.content(16384, 4096), pattern(16384, 1)[12288..]);
+        let name = driver.request(VIRTIO_BLK_T_GET_ID, 0, &[Buffer::writable(DATA, 20)]);
+        assert_eq!(name, (OK, 21));
+        assert_eq!(driver.get(DATA, 20), *b"name-of-disk\0\0\0\0\0\0\0\0");
+        assert_eq!(program.image().metadata().unwrap().len(), 1 << 20);
+        driver.works();
+    }
+}
+
+#[test]
+fn bad_requests_are_answered_and_the_next_one_works() {
+    for way in WAYS {
+        let program = Program::start(way);
+        let mut driver = program.driver(EVERYTHING);
+        let out = Buffer::readable(DATA, 512);
+        let into = Buffer::writable(DATA, 512);
+        for (kind, sector, data, status) in [
+            (VIRTIO_BLK_T_IN, 2048, &[into][..], IOERR),
+            (VIRTIO_BLK_T_IN, u64::MAX, &[into], IOERR),
+            (VIRTIO_BLK_T_IN, 0, &[Buffer::writable(DATA, 511)], IOERR),
+            (VIRTIO_BLK_T_IN, 0, &[out, into], IOERR),
+            (VIRTIO_BLK_T_IN, 0, &[Buffer::writable(1 << 40, 512)], IOERR),
+            (VIRTIO_BLK_T_OUT, 2048, &[out], IOERR),
+            (VIRTIO_BLK_T_OUT, 2047, &[out, out], IOERR),
+            (VIRTIO_BLK_T_OUT, 0, &[into], IOERR),
+            (
+                VIRTIO_BLK_T_OUT,
+                0,
+                &[Buffer::readable(0x1f_ffff, 512)],
+                IOERR,
+            ),
+            (
+                VIRTIO_BLK_T_DISCARD,
+                0,
+                &[Buffer::readable(DATA, 15)],
+                IOERR,
+            ),
+            (VIRTIO_BLK_T_WRITE_ZEROES, 0, &[], IOERR),
+            (99, 0, &[], UNSUPP),
+        ] {
+            let result = driver.request(kind, sector, data);
+            assert_eq!(result, (status, 1), "{way:?}: {kind} {sector} {data:?}");
+        }
+        let unmapped = [Buffer::readable(1 << 40, 16), Buffer::writable(STATUS, 1)];
+        assert_eq!(driver.submit(&unmapped), 1);
+        let short = [Buffer::readable(HEADER, 15), Buffer::writable(STATUS, 1)];
+        assert_eq!(driver.submit(&short), 1);
+        // No place for a status: nothing done, nothing written.
+        driver.put(HEADER, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        driver.put(DATA, &[7; 512]);
+        let header = Buffer::readable(HEADER, 16);
+        assert_eq!(driver.submit(&[header, out]), 0);
+        assert_eq!(driver.submit(&[header]), 0);
+        let nowhere = Buffer::writable(1 << 40, 1);
+        assert_eq!(driver.submit(&[header, out, nowhere]), 0);
+        assert_eq!(program.content(0, 512), [0; 512], "{way:?}");
+        assert_eq!(program.image().metadata().unwrap().len(), 1 << 20);
+        driver.works();
+    }
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_refuses_writes() {
+    let program = Program::start(&["--read-only"]);
+    let mut driver = program.driver(EVERYTHING);
+    assert!(driver.has(VIRTIO_BLK_F_RO));
+    assert_eq!(driver.write(0, &[7; 512]), (IOERR, 1));
+    assert_eq!(
+        driver.segment(VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 0),
+        (IOERR, 1)
+    );
+    assert_eq!(driver.segment(VIRTIO_BLK_T_DISCARD, 0, 8, 0), (IOERR, 1));
+    assert_eq!(driver.read(0, 512), (OK, 513, vec![0; 512]));
+    driver.works();
+}
+
+#[test]
+fn many_requests_in_flight_on_indirect_tables_all_come_back() {
+    for way in WAYS {
+        let program = Program::start(way);
+        let mut driver = program.driver(EVERYTHING);
+        let count = 32u64;
+        let old = driver.ring.next_avail;
+        for i in 0..count {
+            let (header, data, table) = (HEADER + 16 * i, DATA + 4096 * i, 0xa000 + 64 * i);
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&VIRTIO_BLK_T_OUT.to_le_bytes());
+            bytes[8..].copy_from_slice(&(i * 8).to_le_bytes());
+            driver.put(header, &bytes);
+            driver.put(data, &pattern(4096, i as u8));
+            driver.put(STATUS + i, &[0xee]);
+            let buffers = [
+                Buffer::readable(header, 16),
+                Buffer::readable(data, 4096),
+                Buffer::writable(STATUS + i, 1),
+            ];
+            driver.ring.add_indirect(table, &buffers).unwrap();
+        }
+        driver.ring.announce(old).unwrap();
+        for _ in 0..count {
+            let (_, length) = driver.ring.wait_used(soon()).unwrap();
+            assert_eq!(length, 1);
+        }
+        for i in 0..count {
+            assert_eq!(driver.get(STATUS + i, 1), [OK], "{way:?}");
+            let found = program.content(4096 * i, 4096);
+            assert_eq!(found, pattern(4096, i as u8), "{way:?}");
+        }
+        assert_eq!(driver.client.stop_ring(0).unwrap(), count as u16);
+    }
+}
+
+#[test]
+fn the_configuration_is_that_of_the_disk_and_the_cache_can_be_switched() {
+    let program = Program::start(&["--num-queues=4"]);
+    let mut driver = program.driver(EVERYTHING);
+    let config = driver.client.config(0, BlkConfig::LEN as u32).unwrap();
+    assert_eq!(config[..8], 2048u64.to_le_bytes());
+    assert_eq!(config[34..36], 4u16.to_le_bytes());
+    let writeback = BlkConfig::WRITEBACK;
+    for value in [0, 1] {
+        let ack = driver.client.set_config(writeback, &[value]).unwrap();
+        assert_eq!(ack, Ack::Done);
+        assert_eq!(driver.client.config(writeback, 1).unwrap(), [value]);
+        assert_eq!(driver.write(0, &[value; 512]), (OK, 1));
+    }
+    let ack = driver.client.set_config(0, &[1]).unwrap();
+    assert_eq!(ack, Ack::Refused, "capacity is not the driver's");
+    driver.works();
+}
+
+#[test]
+fn one_front_end_follows_another_and_finds_what_was_written() {
+    let program = Program::start(&[]);
+    let mut first = program.driver(EVERYTHING);
+    assert_eq!(first.write(0, &pattern(4096, 3)), (OK, 1));
+    drop(first);
+    let mut second = program.driver(VERSION_1);
+    assert_eq!(second.read(0, 4096), (OK, 4097, pattern(4096, 3)));
+}
+
+/// Runs the program to its end: its messages and whether it succeeded.
+fn run(arguments: &[&str]) -> (bool, String) {
+    let mut child = Command::new("timeout")
+        .arg("20")
+        .arg(env!("CARGO_BIN_EXE_outboard-blk"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut text = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    (child.wait().unwrap().success(), text)
+}
+
+#[test]
+fn capabilities_are_what_the_schema_says() {
+    let (success, text) = run(&["--print-capabilities"]);
+    assert!(success);
+    let compact: String = text.split_whitespace().collect();
+    assert_eq!(
+        compact,
+        r#"{"type":"block","features":["read-only","blk-file"]}"#
+    );
+}
+
+#[test]
+fn wrong_use_ends_with_a_message_that_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = format!("--socket-path={}", folder.path().join("socket").display());
+    let file = |name: &str, size| {
+        let path = folder.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+        format!("--blk-file={}", path.display())
+    };
+    let odd = file("odd", 1000);
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&[&socket], &["--blk-file"]),
+        (&["--null=1G"], &["--socket-path"]),
+        (
+            &[&socket, "--blk-file=/nonexistent"],
+            &["/nonexistent", "truncate"],
+        ),
+        (&[&socket, "--blk-file=/"], &["directory"]),
+        (&[&socket, &odd], &["odd", "multiple of 512"]),
+        (&[&socket, "--blk-fd=99"], &["99", "not open"]),
+        (&[&socket, "--null=1"], &["512"]),
+        (
+            &[&socket, "--null=1G", "--queue-size=100"],
+            &["power of two"],
+        ),
+        (&[&socket, "--null=1G", "--num-queues=0"], &["1..=64"]),
+    ];
+    for (arguments, words) in cases {
+        let (success, text) = run(arguments);
+        assert!(!success, "{arguments:?}");
+        for word in words {
+            assert!(text.contains(word), "{arguments:?}: no {word:?} in {text}");
+        }
+    }
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 1, "a socket was left behind");
+}
+
+#[test]
+fn an_image_that_is_served_is_not_served_twice() {
+    let program = Program::start(&[]);
+    let _ready = program.driver(EVERYTHING);
+    let image = format!(
+        "--blk-file={}",
+        program.folder.path().join("image").display()
+    );
+    let socket = format!(
+        "--socket-path={}",
+        program.folder.path().join("other").display()
+    );
+    let (success, text) = run(&[&socket, &image]);
+    assert!(!success);
+    assert!(text.contains("in use by another process"), "{text}");
+}
