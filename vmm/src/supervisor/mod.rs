@@ -1,1 +1,107 @@
-//! The parent.
+//! The parent: it reads the configuration, opens every resource, starts the
+//! machine and the back-ends with the descriptors of their contract, watches
+//! them and ends them. It holds no guest memory and no device.
+//!
+//! ```text
+//! settings ──▶ config ──▶ resources ──▶ launch ──▶ watch ──▶ end
+//!  (as written) (checked)  (opened)        ▲                  │
+//!                                          └── guest reset ───┘
+//! ```
+//! A restart policy, the control API and the sandbox have their places in
+//! [`watch`], beside it, and in [`spawn`].
+#![deny(unsafe_code)]
+
+pub mod child;
+pub mod config;
+pub mod connect;
+pub mod console;
+pub mod host;
+pub mod image;
+pub mod launch;
+pub mod options;
+pub mod program;
+pub mod resources;
+pub mod settings;
+pub mod signals;
+#[allow(unsafe_code)]
+pub mod spawn;
+pub mod terminal;
+pub mod verdict;
+pub mod watch;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use outboard_protocol::Deadline;
+use outboard_protocol::launch::Ending;
+
+use crate::exit::Exit;
+use config::Config;
+use console::Console;
+use resources::Resources;
+use settings::{OnReset, Settings};
+use signals::Signals;
+use verdict::Verdict;
+
+/// How long processes that nobody knows may take to die in the end.
+const STRAYS_WAIT: Duration = Duration::from_secs(5);
+
+/// Runs one VM to its end: `outboard run`.
+pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
+    let config = match configure(file, settings) {
+        Ok(config) => config,
+        Err(error) => {
+            say(&format!(
+                "{error}\nFor more information, try 'outboard run --help'."
+            ));
+            return Exit::Usage;
+        }
+    };
+    let result = run_config(config);
+    child::end_strays(Deadline::after(STRAYS_WAIT));
+    result.unwrap_or_else(|error| {
+        say(&format!("{error:#}"));
+        Exit::CannotStart
+    })
+}
+
+fn configure(file: Option<PathBuf>, settings: Settings) -> Result<Config, String> {
+    let settings = match file {
+        Some(path) => settings.over(Settings::read(&path)?),
+        None => settings,
+    };
+    Config::new(settings)
+}
+
+fn run_config(config: Config) -> Result<Exit> {
+    let signals = Signals::block().context("signals cannot be blocked")?;
+    // What a back-end leaves behind becomes ours, to be ended with the rest.
+    nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
+    let on_reset = config.on_reset;
+    let mut resources = Resources::open(config)?;
+    let mut console = Console::new(&resources.console);
+    loop {
+        let Some(mut vm) = launch::launch(&mut resources, &mut console, &signals)? else {
+            return Ok(Exit::Success);
+        };
+        let verdict = watch::watch(&mut vm, &mut console, &signals);
+        watch::end(vm, &verdict, &signals);
+        let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
+        if reset && on_reset == OnReset::Restart {
+            continue;
+        }
+        // The terminal is put back before the last word.
+        drop(console);
+        if let Some(text) = verdict.text() {
+            say(&text);
+        }
+        return Ok(verdict.exit());
+    }
+}
+
+/// Tells the user, who may have closed standard error.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "outboard: {text}");
+}

@@ -1,0 +1,191 @@
+//! The command line of `outboard`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::EXIT_CODES;
+use crate::supervisor::options::{self, Size};
+use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use outboard_protocol::launch::Doorbell;
+
+/// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
+#[derive(Debug, Parser)]
+#[command(name = "outboard", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a virtual machine until its guest powers off.
+    #[command(after_long_help = after_help())]
+    Run(Box<Run>),
+    /// The process that `run` starts to hold the guest; not for use by hand.
+    #[command(hide = true)]
+    Machine,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Make an empty disk and boot a kernel with it:
+    truncate -s 1G disk.img
+    outboard run --kernel vmlinuz --initrd initrd.img --disk path=disk.img
+
+  Two CPUs, 2 GiB, a root file system, and nothing written to the image:
+    outboard run --kernel vmlinuz --cpus 2 --memory 2G \\
+        --cmdline 'console=ttyS0 root=/dev/vda ro' --disk path=root.img,readonly
+
+  A disk that another program serves; wait until it listens:
+    qemu-storage-daemon --blockdev driver=file,node-name=d,filename=disk.img \\
+        --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path=blk.sock &
+    outboard run --kernel vmlinuz --disk socket=blk.sock,wait=10s
+
+  The same from a file:
+    printf 'kernel = \"vmlinuz\"\\nmemory = \"2G\"\\n[[disk]]\\npath = \"disk.img\"\\n' > vm.toml
+    outboard run --config vm.toml";
+
+fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{EXIT_CODES}")
+}
+
+/// `outboard run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Guest kernel: a bzImage, an ELF vmlinux or an ELF with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Kernel command line [default: console=ttyS0]
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+
+    /// Number of CPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u64>,
+
+    /// Memory, a multiple of 2M, such as 512M or 4G [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+
+    /// Back the guest's memory with huge pages
+    #[arg(long)]
+    hugepages: bool,
+
+    /// Populate the guest's memory before it starts
+    #[arg(long)]
+    prefault: bool,
+
+    /// Where the guest's driver rings: a memory or an I/O BAR [default: mmio]
+    #[arg(long, value_name = "mmio|pio", value_parser = doorbell)]
+    doorbell: Option<Doorbell>,
+
+    /// Add a disk (may be given several times)
+    ///
+    /// `path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts
+    /// outboard-blk on a raw image or block device; `direct` bypasses the page
+    /// cache, `wce=off` completes each write when it is durable.
+    /// `backend=EXE` starts another program by the same contract instead.
+    /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end
+    /// that listens there.
+    ///
+    /// All take `queues=N` (default: one for each CPU, 4 at most),
+    /// `queue-size=N` (default: 256) and `id=NAME` (default: disk0, disk1, …).
+    /// A comma within a value is written `,,`.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::disk)]
+    disk: Vec<DiskSettings>,
+
+    /// Add any other vhost-user device (may be given several times)
+    ///
+    /// `virtio-id=N,socket=PATH,queues=N,config-size=N[,queue-size=N]`
+    /// `[,id=NAME][,wait=10s|forever]`: a device of that virtio device id,
+    /// whose back-end listens at PATH.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::device)]
+    device: Vec<DeviceSettings>,
+
+    /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
+    #[arg(long, value_name = "WHERE")]
+    console: Option<Console>,
+
+    /// What a guest's reset does: end the run or start the guest again [default: exit]
+    #[arg(long, value_name = "exit|restart")]
+    on_reset: Option<OnReset>,
+
+    /// Read these settings from a TOML file as well
+    ///
+    /// It has the same names, `[[disk]]` and `[[device]]` once for each. What
+    /// the command line gives wins; its disks and devices are added. Paths are
+    /// relative to the current directory.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Run {
+    /// The configuration file, if one is named, and what the command line
+    /// says beside it.
+    pub fn settings(self) -> (Option<PathBuf>, Settings) {
+        let settings = Settings {
+            kernel: self.kernel,
+            initrd: self.initrd,
+            cmdline: self.cmdline,
+            cpus: self.cpus,
+            memory: self.memory,
+            hugepages: self.hugepages.then_some(true),
+            prefault: self.prefault.then_some(true),
+            doorbell: self.doorbell,
+            console: self.console,
+            on_reset: self.on_reset,
+            disk: self.disk,
+            device: self.device,
+        };
+        (self.config, settings)
+    }
+}
+
+fn doorbell(text: &str) -> Result<Doorbell, String> {
+    options::word(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_complete() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        let run = command.find_subcommand_mut("run").unwrap();
+        let help = run.render_long_help().to_string();
+        assert!(help.contains("Examples:") && help.contains("Exit codes:"));
+    }
+
+    /// Every example is split as a shell would and read as a command line.
+    #[test]
+    fn the_examples_are_accepted() {
+        let text = EXAMPLES.replace("\\\n", " ");
+        let lines: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("outboard "))
+            .collect();
+        assert_eq!(lines.len(), 4);
+        for line in lines {
+            let mut words = vec!["outboard".to_owned()];
+            for (index, part) in line.split('\'').enumerate() {
+                match index % 2 {
+                    0 => words.extend(part.split_whitespace().map(str::to_owned)),
+                    _ => words.push(part.to_owned()),
+                }
+            }
+            Cli::try_parse_from(words).unwrap();
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Disk images: opened, checked and locked here, lent to back-ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use outboard_protocol::image_lock::{self, Access};
+
+/// A disk's size is a multiple of this, in bytes.
+const SECTOR: u64 = 512;
+
+/// Which file or device an image is, by whatever name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// The images of one VM.
+#[derive(Debug, Default)]
+pub struct Images {
+    known: Vec<(Identity, String, bool)>,
+}
+
+impl Images {
+    /// Opens and locks the image at `path` for the device `id`.
+    ///
+    /// # Errors
+    /// A message that names the image and says what to do.
+    pub fn open(&mut self, id: &str, path: &Path, readonly: bool, direct: bool) -> Result<File> {
+        let shown = path.display();
+        // A look before opening: to open a FIFO would wait.
+        let metadata = std::fs::metadata(path).map_err(|error| cannot_open(path, &error))?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            bail!("the image {shown} is a directory; give a file or a block device");
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            bail!("the image {shown} is neither a file nor a block device");
+        }
+        let flags = if direct { libc::O_DIRECT } else { 0 };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!readonly)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|error| cannot_open(path, &error))?;
+        self.note(id, &file, readonly)
+            .with_context(|| format!("the image {shown}"))?;
+        let size = file
+            .seek(SeekFrom::End(0))
+            .with_context(|| format!("the size of the image {shown} cannot be read"))?;
+        if size == 0 {
+            bail!("the image {shown} is empty; `truncate -s 1G {shown}` makes it a disk of 1 GiB");
+        }
+        if size % SECTOR != 0 {
+            bail!(
+                "the image {shown} has {size} bytes, not a multiple of {SECTOR}; \
+                 is it a raw image? `truncate -s %{SECTOR} {shown}` rounds it up"
+            );
+        }
+        let access = match readonly {
+            true => Access::ReadOnly,
+            false => Access::Write,
+        };
+        image_lock::lock(&file, access).with_context(|| format!("the image {shown}"))?;
+        Ok(file)
+    }
+
+    /// Refuses an image that this VM already has, if either may write.
+    fn note(&mut self, id: &str, file: &File, readonly: bool) -> Result<()> {
+        let metadata = file.metadata()?;
+        let identity = match metadata.file_type().is_block_device() {
+            true => Identity {
+                device: metadata.rdev(),
+                inode: 0,
+            },
+            false => Identity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
+        };
+        for (known, other, other_readonly) in &self.known {
+            if *known == identity && !(readonly && *other_readonly) {
+                bail!(
+                    "is given twice, to {other} and {id}, and one may write; \
+                     make both `readonly`, or use a copy"
+                );
+            }
+        }
+        self.known.push((identity, id.to_owned(), readonly));
+        Ok(())
+    }
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
+    let shown = path.display();
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => {
+            anyhow!("the image {shown} does not exist; `truncate -s 1G {shown}` makes one of 1 GiB")
+        }
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+            anyhow!(
+                "the image {shown} cannot be opened: {error}; \
+                 change its permissions, or add `readonly` if it may only be read"
+            )
+        }
+        Some(libc::EINVAL) => {
+            anyhow!(
+                "the image {shown} cannot be opened: {error}; \
+                 if its file system has no direct I/O, leave out `direct`"
+            )
+        }
+        _ => anyhow!("the image {shown} cannot be opened: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(size: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        file
+    }
+
+    fn error(path: &Path, readonly: bool) -> String {
+        let error = Images::default().open("disk0", path, readonly, false);
+        format!("{:#}", error.unwrap_err())
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_by_name() {
+        let empty = image(0);
+        let cases = [
+            (Path::new("/nowhere/disk.img"), "does not exist; `truncate"),
+            (Path::new("/"), "is a directory"),
+            (Path::new("/dev/null"), "neither a file nor a block device"),
+            (empty.path(), "is empty; `truncate"),
+        ];
+        for (path, words) in cases {
+            let error = error(path, true);
+            assert!(error.contains(words), "{error}");
+            assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+        let odd = image(1000);
+        assert!(error(odd.path(), true).contains("1000 bytes, not a multiple of 512"));
+    }
+
+    #[test]
+    fn an_image_in_use_is_refused_until_it_is_free() {
+        let image = image(512);
+        let first = Images::default()
+            .open("disk0", image.path(), false, false)
+            .unwrap();
+        assert!(error(image.path(), true).contains("is in use by another process"));
+        drop(first);
+        Images::default()
+            .open("disk0", image.path(), false, false)
+            .unwrap();
+    }
+
+    #[test]
+    fn the_same_image_twice_is_refused_if_either_writes() {
+        let image = image(512);
+        let other_name = image.path().with_extension("link");
+        std::os::unix::fs::symlink(image.path(), &other_name).unwrap();
+        for (first, second, allowed) in [
+            (true, true, true),
+            (true, false, false),
+            (false, true, false),
+            (false, false, false),
+        ] {
+            let mut images = Images::default();
+            let _held = images.open("disk0", image.path(), first, false).unwrap();
+            let result = images.open("disk1", &other_name, second, false);
+            assert_eq!(result.is_ok(), allowed, "{first} {second}");
+            if let Err(error) = result {
+                assert!(format!("{error:#}").contains("twice, to disk0 and disk1"));
+            }
+        }
+        std::fs::remove_file(other_name).unwrap();
+    }
+}

@@ -1,0 +1,168 @@
+//! From resources to processes: the machine and one back-end for each device,
+//! started side by side, each with the descriptors of the launch contract
+//! (PROTOCOL.md).
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use outboard_protocol::Deadline;
+use outboard_protocol::launch::{Channel, StartFd, ToMachine, VERSION, VERSION_ENV};
+
+use super::child::Child;
+use super::connect::connect_to;
+use super::console::Console;
+use super::resources::{Resource, Resources};
+use super::signals::Signals;
+
+/// How long the machine may take to read a message: it reads them all the
+/// time, and the socket has room for many.
+pub const SEND_WAIT: Duration = Duration::from_secs(10);
+
+/// The processes of one VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// The machine process.
+    pub machine: Child,
+    /// The socket to it.
+    pub channel: Channel,
+    /// Who serves each device.
+    pub backends: Vec<Backend>,
+}
+
+/// Who serves one device.
+#[derive(Debug)]
+pub struct Backend {
+    /// The device's id.
+    pub id: String,
+    /// The program's name, or the socket's path.
+    pub name: String,
+    /// Its process, if we started it.
+    pub child: Option<Child>,
+}
+
+/// Starts everything. `None`: a signal came while an external back-end was
+/// waited for.
+///
+/// # Errors
+/// A message that names what could not be started; nothing is left running.
+pub fn launch(
+    resources: &mut Resources,
+    console: &mut Console,
+    signals: &Signals,
+) -> Result<Option<Vm>> {
+    resources.rewind().context("reading the kernel again")?;
+    // External back-ends first: with none there, nothing is started.
+    let Some(mut sockets) = connect(resources, signals)? else {
+        return Ok(None);
+    };
+    let mut vm = start_machine(resources, console)?;
+    for ((device, resource), socket) in resources
+        .machine
+        .devices
+        .iter()
+        .zip(&resources.devices)
+        .zip(&mut sockets)
+    {
+        let (backend, front) = match resource {
+            Resource::Socket { path, .. } => {
+                let name = path.display().to_string();
+                (backend(&device.id, name, None), socket.take())
+            }
+            Resource::Program {
+                program,
+                args,
+                image,
+            } => {
+                let (front, back) = UnixStream::pair().context("a socket pair")?;
+                let child = start_backend(program, args, &back, image.as_ref())
+                    .with_context(|| format!("{}: starting {}", device.id, program.name()))?;
+                let name = program.name().to_owned();
+                (backend(&device.id, name, Some(child)), Some(front.into()))
+            }
+        };
+        vm.backends.push(backend);
+        if let Some(front) = front {
+            attach(&vm.channel, &device.id, &front);
+        }
+    }
+    Ok(Some(vm))
+}
+
+fn backend(id: &str, name: String, child: Option<Child>) -> Backend {
+    Backend {
+        id: id.to_owned(),
+        name,
+        child,
+    }
+}
+
+/// Connects to every external back-end.
+fn connect(resources: &Resources, signals: &Signals) -> Result<Option<Vec<Option<OwnedFd>>>> {
+    let mut sockets = Vec::new();
+    for (device, resource) in resources.machine.devices.iter().zip(&resources.devices) {
+        sockets.push(match resource {
+            Resource::Program { .. } => None,
+            Resource::Socket { path, wait } => {
+                match connect_to(&device.id, path, *wait, signals)? {
+                    None => return Ok(None),
+                    connected => connected,
+                }
+            }
+        });
+    }
+    Ok(Some(sockets))
+}
+
+fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
+    let (channel, theirs) = Channel::pair().context("a socket pair")?;
+    let args = ["machine".to_owned()];
+    let machine = Child::start(&resources.program, &args, &[], &[theirs.as_fd()])
+        .context("starting the machine process")?;
+    drop(theirs);
+    let ends = console.ends().context("the console")?;
+    let mut fds = vec![
+        (StartFd::Kvm, resources.kvm.as_fd()),
+        (StartFd::Kernel, resources.kernel.as_fd()),
+        (StartFd::ConsoleOut, ends.output.as_fd()),
+    ];
+    let initrd = resources.initrd.as_ref().map(File::as_fd);
+    fds.extend(initrd.map(|fd| (StartFd::Initrd, fd)));
+    let input = ends.input.as_ref().map(OwnedFd::as_fd);
+    fds.extend(input.map(|fd| (StartFd::ConsoleIn, fd)));
+    let (names, fds): (_, Vec<BorrowedFd<'_>>) = fds.into_iter().unzip();
+    let start = ToMachine::Start {
+        version: VERSION,
+        machine: resources.machine.clone(),
+        fds: names,
+    };
+    // A machine that is gone already is found by its descriptor, with how it
+    // ended; so a failure to send says nothing more.
+    let _ = channel.send(&start, &fds, Deadline::after(SEND_WAIT));
+    Ok(Vm {
+        machine,
+        channel,
+        backends: Vec::new(),
+    })
+}
+
+fn start_backend(
+    program: &super::program::Program,
+    args: &[String],
+    socket: &UnixStream,
+    image: Option<&File>,
+) -> std::io::Result<Child> {
+    let mut fds = vec![socket.as_fd()];
+    fds.extend(image.map(File::as_fd));
+    Child::start(program, args, &[(VERSION_ENV, VERSION.to_string())], &fds)
+}
+
+/// Hands a connection to the machine. A failure shows as the machine's end.
+fn attach(channel: &Channel, id: &str, socket: &OwnedFd) {
+    let message = ToMachine::Attach {
+        device: id.to_owned(),
+    };
+    let _ = channel.send(&message, &[socket.as_fd()], Deadline::after(SEND_WAIT));
+}

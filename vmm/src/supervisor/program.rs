@@ -1,0 +1,110 @@
+//! A program to be started: found once, opened once, started from its
+//! descriptor.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{AccessFlags, access};
+
+/// An opened program.
+#[derive(Debug)]
+pub struct Program {
+    path: PathBuf,
+    fd: OwnedFd,
+    script: bool,
+}
+
+impl Program {
+    /// Opens the program at `path`.
+    ///
+    /// # Errors
+    /// A message when it is missing, not a file or not executable.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path)
+            .with_context(|| format!("the program {shown} cannot be opened"))?;
+        if !file.metadata()?.is_file() {
+            bail!("{shown} is not a program: it is not a file");
+        }
+        access(path, AccessFlags::X_OK)
+            .with_context(|| format!("{shown} is not executable; `chmod +x` makes it so"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            fd: file.into(),
+            script: is_script(path),
+        })
+    }
+
+    /// Opens one of Outboard's own programs: it is beside this one, or in PATH.
+    ///
+    /// # Errors
+    /// A message that says where it was looked for.
+    pub fn own(name: &str) -> Result<Self> {
+        let beside = own_directory().map(|directory| directory.join(name));
+        let directories = std::env::var_os("PATH").unwrap_or_default();
+        let in_path = std::env::split_paths(&directories).map(|directory| directory.join(name));
+        for path in beside.into_iter().chain(in_path) {
+            if path.is_file() {
+                return Self::open(&path);
+            }
+        }
+        bail!("{name} is neither beside `outboard` nor in PATH; build or install it")
+    }
+
+    /// This very program.
+    ///
+    /// # Errors
+    /// Those of opening /proc/self/exe.
+    pub fn this() -> Result<Self> {
+        let fd = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open("/proc/self/exe")
+            .context("this program's own file cannot be opened at /proc/self/exe; mount /proc")?;
+        Ok(Self {
+            path: "outboard".into(),
+            fd: fd.into(),
+            script: false,
+        })
+    }
+
+    /// The last part of its path.
+    pub fn name(&self) -> &str {
+        self.path
+            .file_name()
+            .and_then(OsStr::to_str)
+            .unwrap_or("program")
+    }
+
+    /// Its path, if it is a script, which can only be started by that.
+    pub fn script(&self) -> Option<&Path> {
+        self.script.then_some(self.path.as_path())
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn own_directory() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    path.parent().map(Path::to_owned)
+}
+
+fn is_script(path: &Path) -> bool {
+    let mut start = [0; 2];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .is_ok()
+        && start == *b"#!"
+}

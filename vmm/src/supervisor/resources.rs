@@ -1,0 +1,300 @@
+//! Everything that a VM needs from the host, opened: from here on there are
+//! descriptors and no paths.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use outboard_protocol::launch;
+
+use super::config::{Config, Disk, Source};
+use super::host;
+use super::image::Images;
+use super::options::Wait;
+use super::program::Program;
+use super::settings::Console;
+
+/// The back-end that serves a disk if no other is named.
+const BLK: &str = "outboard-blk";
+
+/// What one VM runs on.
+#[derive(Debug)]
+pub struct Resources {
+    /// What the machine is to be.
+    pub machine: launch::Machine,
+    /// The program of the machine process.
+    pub program: Program,
+    /// /dev/kvm.
+    pub kvm: File,
+    /// The kernel image.
+    pub kernel: File,
+    /// The initial RAM disk.
+    pub initrd: Option<File>,
+    /// Where the guest's console writes, unless that is standard output.
+    pub console: Output,
+    /// Who serves each device, in the order of `machine.devices`.
+    pub devices: Vec<Resource>,
+}
+
+/// Where the console writes.
+#[derive(Debug)]
+pub enum Output {
+    /// Standard output; standard input is its input.
+    Stdio,
+    /// A file, without an input.
+    File(File),
+}
+
+/// Who serves a device.
+#[derive(Debug)]
+pub enum Resource {
+    /// A program to be started.
+    Program {
+        /// The program.
+        program: Program,
+        /// What it is told beside its socket.
+        args: Vec<String>,
+        /// The image that it is lent.
+        image: Option<File>,
+    },
+    /// Whoever listens at a socket.
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// How long to wait for it.
+        wait: Wait,
+    },
+}
+
+impl Resources {
+    /// Opens everything; starts nothing and writes nothing.
+    ///
+    /// # Errors
+    /// A message that names the thing and says what to do.
+    pub fn open(config: Config) -> Result<Self> {
+        let kvm = kvm(Path::new("/dev/kvm"))?;
+        let (kernel, _) = readable("kernel", &config.kernel)?;
+        let initrd = match &config.initrd {
+            Some(path) => Some(initrd(path, config.machine.memory)?),
+            None => None,
+        };
+        host::check_memory(config.machine.memory, config.machine.hugepages)?;
+        let mut images = Images::default();
+        let mut devices = Vec::new();
+        for (device, source) in config.machine.devices.iter().zip(config.sources) {
+            let resource = match source {
+                Source::Socket { path, wait } => Resource::Socket { path, wait },
+                Source::Program(disk) => self::disk(device, disk, &mut images)
+                    .with_context(|| format!("--disk {}", device.id))?,
+            };
+            devices.push(resource);
+        }
+        Ok(Self {
+            program: Program::this()?,
+            console: output(config.console)?,
+            machine: config.machine,
+            kvm,
+            kernel,
+            initrd,
+            devices,
+        })
+    }
+
+    /// Makes them as new: who read before may have moved a file's position.
+    ///
+    /// # Errors
+    /// Those of lseek(2).
+    pub fn rewind(&mut self) -> io::Result<()> {
+        self.kernel.seek(SeekFrom::Start(0))?;
+        if let Some(initrd) = &mut self.initrd {
+            initrd.seek(SeekFrom::Start(0))?;
+        }
+        Ok(())
+    }
+}
+
+fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Resource> {
+    let program = match &disk.program {
+        Some(path) => Program::open(path)?,
+        None => Program::own(BLK)?,
+    };
+    let image = match &disk.image {
+        Some(path) => Some(images.open(&device.id, path, disk.readonly, disk.direct)?),
+        None => None,
+    };
+    let args = disk_args(device, &disk);
+    Ok(Resource::Program {
+        program,
+        args,
+        image,
+    })
+}
+
+/// The command line of a block back-end (PROTOCOL.md, launch contract).
+fn disk_args(device: &launch::Device, disk: &Disk) -> Vec<String> {
+    let mut args = vec![format!("--fd={}", launch::BACKEND_FD)];
+    if disk.image.is_some() {
+        args.push(format!("--blk-fd={}", launch::BACKEND_FD + 1));
+    }
+    args.push(format!("--num-queues={}", device.queues));
+    if disk.readonly {
+        args.push("--read-only".into());
+    }
+    if disk.direct {
+        args.push("--direct".into());
+    }
+    if let Some(on) = disk.wce {
+        args.push(format!("--wce={}", if on { "on" } else { "off" }));
+    }
+    if let Some(serial) = &disk.serial {
+        args.push(format!("--serial={serial}"));
+    }
+    args
+}
+
+fn kvm(path: &Path) -> Result<File> {
+    let shown = path.display();
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => anyhow!(
+            "there is no {shown}: {error}; load the module kvm_intel or kvm_amd, and turn \
+             virtualization on in the firmware, or nested virtualization in a virtual machine"
+        ),
+        Some(libc::EACCES | libc::EPERM) => anyhow!(
+            "no permission to use {shown}: {error}; \
+             join its group (`sudo usermod -aG kvm $USER`, then log in again)"
+        ),
+        _ => anyhow!("{shown} cannot be opened: {error}"),
+    })
+}
+
+/// Opens a file that is to be read whole, and tells its size.
+fn readable(what: &str, path: &Path) -> Result<(File, u64)> {
+    let shown = path.display();
+    let file = OpenOptions::new()
+        .read(true)
+        // To open a FIFO would wait otherwise; files do not care.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .with_context(|| format!("the {what} {shown} cannot be opened"))?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let kind = if metadata.is_dir() {
+            "a directory"
+        } else {
+            "not a file"
+        };
+        bail!("the {what} {shown} is {kind}; give a file");
+    }
+    if metadata.len() == 0 {
+        bail!("the {what} {shown} is empty");
+    }
+    Ok((file, metadata.len()))
+}
+
+fn initrd(path: &Path, memory: u64) -> Result<File> {
+    let (file, size) = readable("initrd", path)?;
+    if size >= memory {
+        bail!(
+            "the initrd {} ({size} bytes) does not fit into {memory} bytes of memory; \
+             give more with --memory",
+            path.display()
+        );
+    }
+    Ok(file)
+}
+
+fn output(console: Console) -> Result<Output> {
+    let path = match console {
+        Console::Stdio => return Ok(Output::Stdio),
+        Console::Null => PathBuf::from("/dev/null"),
+        Console::File(path) => path,
+    };
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .with_context(|| format!("the console file {} cannot be opened", path.display()))?;
+    Ok(Output::File(file))
+}
+
+/// A copy of a descriptor to be given away.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn copy(file: &File) -> io::Result<OwnedFd> {
+    file.try_clone().map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{self, Settings};
+    use super::*;
+
+    fn error<T>(result: Result<T>) -> String {
+        match result {
+            Ok(_) => panic!("should have been refused"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn kernels_that_cannot_be_read_are_named() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        for (path, words) in [
+            (
+                Path::new("/nowhere/k"),
+                "the kernel /nowhere/k cannot be opened: No such file",
+            ),
+            (Path::new("/"), "the kernel / is a directory"),
+            (Path::new("/dev/null"), "is not a file"),
+            (empty.path(), "is empty"),
+        ] {
+            let error = error(readable("kernel", path));
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_initrd_larger_than_memory_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(64 << 20).unwrap();
+        assert!(error(initrd(file.path(), 64 << 20)).contains("does not fit"));
+        initrd(file.path(), 128 << 20).unwrap();
+    }
+
+    #[test]
+    fn a_missing_kvm_says_what_to_load() {
+        assert!(error(kvm(Path::new("/nowhere/kvm"))).contains("load the module"));
+    }
+
+    #[test]
+    fn a_back_end_is_told_what_was_asked_for() {
+        let given = Settings {
+            kernel: Some("k".into()),
+            disk: vec![
+                settings::disk("path=a,readonly,direct,wce=off,serial=S1,queues=2").unwrap(),
+            ],
+            ..Settings::default()
+        };
+        let config = Config::new(given).unwrap();
+        let Source::Program(disk) = &config.sources[0] else {
+            panic!("a path makes a program");
+        };
+        assert_eq!(
+            disk_args(&config.machine.devices[0], disk),
+            [
+                "--fd=3",
+                "--blk-fd=4",
+                "--num-queues=2",
+                "--read-only",
+                "--direct",
+                "--wce=off",
+                "--serial=S1"
+            ]
+        );
+    }
+}

@@ -1,0 +1,320 @@
+//! What the user asked for, as it was written: from the command line or from
+//! a TOML file with the same names. Nothing is checked here beyond types;
+//! [`super::config`] makes one consistent whole of it.
+
+use std::path::{Path, PathBuf};
+
+use outboard_protocol::launch::Doorbell;
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+use super::options::{self, Keys, Size, Type, Wait};
+
+/// The settings of one source; what it does not say is `None` or empty.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    /// The kernel image.
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    pub cmdline: Option<String>,
+    /// Number of vCPUs.
+    pub cpus: Option<u64>,
+    /// Guest memory.
+    pub memory: Option<Size>,
+    /// Whether guest memory is backed with huge pages.
+    pub hugepages: Option<bool>,
+    /// Whether guest memory is populated before the guest starts.
+    pub prefault: Option<bool>,
+    /// Where queue notifications go.
+    pub doorbell: Option<Doorbell>,
+    /// The serial console.
+    pub console: Option<Console>,
+    /// What a guest's reset does.
+    pub on_reset: Option<OnReset>,
+    /// The disks.
+    pub disk: Vec<DiskSettings>,
+    /// The other devices.
+    pub device: Vec<DeviceSettings>,
+}
+
+impl Settings {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// A message with the file, the line and the column.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("the configuration file {shown} cannot be read: {error}"))?;
+        toml::from_str(&text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("{shown}:{line}:{column}: {}", error.message())
+        })
+    }
+
+    /// These settings, and from `file` what they leave open. The devices of
+    /// the file come first.
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            cmdline: self.cmdline.or(file.cmdline),
+            cpus: self.cpus.or(file.cpus),
+            memory: self.memory.or(file.memory),
+            hugepages: self.hugepages.or(file.hugepages),
+            prefault: self.prefault.or(file.prefault),
+            doorbell: self.doorbell.or(file.doorbell),
+            console: self.console.or(file.console),
+            on_reset: self.on_reset.or(file.on_reset),
+            disk: file.disk.into_iter().chain(self.disk).collect(),
+            device: file.device.into_iter().chain(self.device).collect(),
+        }
+    }
+}
+
+/// `--disk`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct DiskSettings {
+    /// The image or block device.
+    pub path: Option<PathBuf>,
+    /// The socket at which a back-end listens.
+    pub socket: Option<PathBuf>,
+    /// The program to start instead of outboard-blk.
+    pub backend: Option<PathBuf>,
+    /// How long to wait for the socket.
+    pub wait: Option<Wait>,
+    /// Whether the guest may only read.
+    pub readonly: bool,
+    /// Whether the page cache is bypassed.
+    pub direct: bool,
+    /// Whether the write cache is on.
+    #[serde(deserialize_with = "switch")]
+    pub wce: Option<bool>,
+    /// Number of queues.
+    pub queues: Option<u64>,
+    /// Largest queue size.
+    pub queue_size: Option<u64>,
+    /// The serial number that the guest reads.
+    pub serial: Option<String>,
+    /// The name of the device.
+    pub id: Option<String>,
+}
+
+const DISK: Keys = &[
+    ("path", Type::Text),
+    ("socket", Type::Text),
+    ("backend", Type::Text),
+    ("wait", Type::Text),
+    ("readonly", Type::Switch),
+    ("direct", Type::Switch),
+    ("wce", Type::Switch),
+    ("queues", Type::Number),
+    ("queue-size", Type::Number),
+    ("serial", Type::Text),
+    ("id", Type::Text),
+];
+
+/// `--device`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct DeviceSettings {
+    /// The virtio device id.
+    pub virtio_id: Option<u64>,
+    /// The socket at which the back-end listens.
+    pub socket: Option<PathBuf>,
+    /// How long to wait for the socket.
+    pub wait: Option<Wait>,
+    /// Number of queues.
+    pub queues: Option<u64>,
+    /// Largest queue size.
+    pub queue_size: Option<u64>,
+    /// Length of the configuration space in bytes.
+    pub config_size: Option<u64>,
+    /// The name of the device.
+    pub id: Option<String>,
+}
+
+const DEVICE: Keys = &[
+    ("virtio-id", Type::Number),
+    ("socket", Type::Text),
+    ("wait", Type::Text),
+    ("queues", Type::Number),
+    ("queue-size", Type::Number),
+    ("config-size", Type::Number),
+    ("id", Type::Text),
+];
+
+/// Reads the value of `--disk`.
+///
+/// # Errors
+/// A message that names the key and what would be right.
+pub fn disk(text: &str) -> Result<DiskSettings, String> {
+    let table = options::table(text, DISK)?;
+    table.try_into().map_err(message)
+}
+
+/// Reads the value of `--device`.
+///
+/// # Errors
+/// A message that names the key and what would be right.
+pub fn device(text: &str) -> Result<DeviceSettings, String> {
+    let table = options::table(text, DEVICE)?;
+    table.try_into().map_err(message)
+}
+
+fn message(error: toml::de::Error) -> String {
+    error.message().to_owned()
+}
+
+/// In a file a switch is a boolean; `"on"` and `"off"` are taken as well,
+/// since the command line has them.
+fn switch<'de, D: Deserializer<'de>>(source: D) -> Result<Option<bool>, D::Error> {
+    match toml::Value::deserialize(source)? {
+        toml::Value::Boolean(on) => Ok(Some(on)),
+        toml::Value::String(text) if text == "on" => Ok(Some(true)),
+        toml::Value::String(text) if text == "off" => Ok(Some(false)),
+        _ => Err(de::Error::custom("give true or false")),
+    }
+}
+
+/// `--console`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Console {
+    /// Standard input and output.
+    #[default]
+    Stdio,
+    /// Output is appended to a file; there is no input.
+    File(PathBuf),
+    /// Neither.
+    Null,
+}
+
+impl std::str::FromStr for Console {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("null", _) => Ok(Self::Null),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err(format!("`{text}`: give stdio, file=PATH or null")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Console {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// `--on-reset`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The run ends with status 0.
+    #[default]
+    Exit,
+    /// The guest is started again, on the same disks.
+    Restart,
+}
+
+impl std::str::FromStr for OnReset {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        options::word(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Settings::read(file.path())
+            .map_err(|error| error.replace(&file.path().display().to_string(), "vm.toml"))
+    }
+
+    #[test]
+    fn a_file_has_the_names_of_the_command_line() {
+        let settings = read(
+            r#"
+            kernel = "vmlinuz"
+            memory = "2G"
+            doorbell = "pio"
+            console = "file=log"
+            on-reset = "restart"
+            [[disk]]
+            path = "disk.img"
+            queue-size = 128
+            wce = "off"
+            [[device]]
+            virtio-id = 4
+            socket = "rng.sock"
+            wait = "10s"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(settings.memory, Some(Size(2 << 30)));
+        assert_eq!(settings.doorbell, Some(Doorbell::Pio));
+        assert_eq!(settings.console, Some(Console::File("log".into())));
+        assert_eq!(settings.on_reset, Some(OnReset::Restart));
+        assert_eq!(
+            settings.disk,
+            [disk("path=disk.img,queue-size=128,wce=off").unwrap()]
+        );
+        assert_eq!(
+            settings.device,
+            [device("virtio-id=4,socket=rng.sock,wait=10s").unwrap()]
+        );
+    }
+
+    #[test]
+    fn an_error_has_its_place_in_the_file() {
+        let lines = "kernel = \"k\"\n\n\n\n[[disk]]\npath = \"d\"\n";
+        for (line, words) in [
+            ("speed = 9", "vm.toml:7:1: unknown field `speed`"),
+            ("queues = \"a\"", "vm.toml:7:10: invalid type"),
+            ("  wait = \"10\"", "vm.toml:7:10: `10` is not a wait"),
+            ("queues 4", "vm.toml:7:8: "),
+            ("wce = 7", "vm.toml:7:7: give true or false"),
+        ] {
+            let error = read(&format!("{lines}{line}\n")).unwrap_err();
+            assert!(error.starts_with(words), "{error}");
+        }
+        let error = Settings::read(Path::new("/nowhere/vm.toml")).unwrap_err();
+        assert!(error.contains("/nowhere/vm.toml cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_wins_and_adds() {
+        let file = Settings {
+            cpus: Some(2),
+            memory: Some(Size(1 << 30)),
+            disk: vec![disk("path=a").unwrap()],
+            ..Settings::default()
+        };
+        let line = Settings {
+            cpus: Some(4),
+            disk: vec![disk("path=b").unwrap()],
+            ..Settings::default()
+        };
+        let both = line.over(file);
+        assert_eq!(both.cpus, Some(4));
+        assert_eq!(both.memory, Some(Size(1 << 30)));
+        let paths: Vec<_> = both.disk.into_iter().flat_map(|disk| disk.path).collect();
+        assert_eq!(paths, [PathBuf::from("a"), PathBuf::from("b")]);
+    }
+}

@@ -1,0 +1,225 @@
+//! Starting a process that has exactly the descriptors it is given.
+//!
+//! The one unsafe file of the supervisor. Between fork and exec a process may
+//! do little: no allocation, no lock, no panic. So everything is prepared
+//! before the fork, and the child makes system calls and nothing else.
+//!
+//! What a child gets: standard input as given, standard output and error as
+//! inherited, descriptors 3, 4, … as given, and no other; a session of its own
+//! (so that a terminal's signals do not reach it and it cannot write into the
+//! terminal's input); default signal actions; death by SIGKILL when its parent
+//! dies.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Pid, pipe2};
+
+/// First descriptor after standard input, output and error.
+const FIRST_FD: RawFd = 3;
+/// Exit status of a child that could not become its program.
+pub const NOT_STARTED: i32 = 127;
+
+/// What a process is to be.
+pub struct Spawn<'a> {
+    /// The program, opened (O_PATH is enough).
+    pub program: BorrowedFd<'a>,
+    /// Its path, if it must be started by that: an interpreter opens a script
+    /// by name, which a descriptor that closes on exec does not give it.
+    pub script: Option<&'a CStr>,
+    /// Arguments, the first of which is the name.
+    pub args: &'a [CString],
+    /// Environment, `NAME=value`.
+    pub environment: &'a [CString],
+    /// Standard input.
+    pub stdin: BorrowedFd<'a>,
+    /// Descriptors 3, 4, ….
+    pub fds: &'a [BorrowedFd<'a>],
+}
+
+/// A process that has been started, or is about to find that it cannot be.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id: valid until it has been reaped.
+    pub pid: Pid,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+    /// At its end of file the program runs, unless an error number came first.
+    pub exec: OwnedFd,
+}
+
+/// The same as C strings want it: pointers, and a null one at the end.
+struct Vector(Vec<*const libc::c_char>);
+
+impl Vector {
+    fn new(strings: &[CString]) -> Self {
+        let pointers = strings.iter().map(|string| string.as_ptr());
+        Self(pointers.chain([ptr::null()]).collect())
+    }
+}
+
+/// What the child needs, ready before the fork.
+struct Plan {
+    parent: libc::pid_t,
+    stdin: RawFd,
+    /// Sources of descriptors 3, 4, …, all above the place of the last.
+    fds: Vec<RawFd>,
+    program: RawFd,
+    script: *const libc::c_char,
+    errors: RawFd,
+    args: Vector,
+    environment: Vector,
+}
+
+impl Spawn<'_> {
+    /// Starts the process. Does not wait for its exec: a failure shows in
+    /// [`Spawned::exec`] and as exit status [`NOT_STARTED`].
+    ///
+    /// # Errors
+    /// Those of pipe2(2), fcntl(2), fork(2) and pidfd_open(2).
+    pub fn start(&self) -> io::Result<Spawned> {
+        // Every source is moved above the places to be filled, or filling one
+        // could overwrite the source of another.
+        let above = FIRST_FD + self.fds.len() as RawFd + 2;
+        let mut moved = Vec::new();
+        for fd in self.fds {
+            moved.push(duplicate(*fd, above)?);
+        }
+        let stdin = duplicate(self.stdin, above)?;
+        let program = duplicate(self.program, above)?;
+        let (exec, errors) = pipe2(OFlag::O_CLOEXEC)?;
+        let errors = duplicate(errors.as_fd(), above)?;
+        let plan = Plan {
+            parent: Pid::this().as_raw(),
+            stdin: stdin.as_raw_fd(),
+            fds: moved.iter().map(AsRawFd::as_raw_fd).collect(),
+            program: program.as_raw_fd(),
+            script: self.script.map_or(ptr::null(), CStr::as_ptr),
+            errors: errors.as_raw_fd(),
+            args: Vector::new(self.args),
+            environment: Vector::new(self.environment),
+        };
+        // SAFETY: the child calls `become_program` alone, which makes system
+        // calls on prepared data and never returns.
+        let pid = unsafe {
+            match libc::fork() {
+                -1 => return Err(io::Error::last_os_error()),
+                0 => become_program(&plan),
+                pid => Pid::from_raw(pid),
+            }
+        };
+        let pidfd = pidfd_open(pid)?;
+        Ok(Spawned { pid, pidfd, exec })
+    }
+}
+
+fn duplicate(fd: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
+    let fd = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(above))?;
+    // SAFETY: fcntl has just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor for a child that has not been reaped.
+fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers; it answers a new descriptor, which
+    // closes on exec, or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: as above, nobody else owns it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// In the child: takes on what the plan says and executes the program.
+///
+/// # Safety
+/// To be called in a process that fork(2) has just made, with the descriptors
+/// and strings of `plan` valid.
+unsafe fn become_program(plan: &Plan) -> ! {
+    // SAFETY: system calls on data that was prepared before the fork.
+    unsafe {
+        // The death signal counts from here on; a parent that died before is
+        // noticed by its missing.
+        let ready = libc::setsid() >= 0
+            && libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+            && libc::getppid() == plan.parent
+            && take_descriptors(plan);
+        if ready {
+            default_signals();
+            execute(plan);
+        }
+        let errno = *libc::__errno_location();
+        libc::write(plan.errors, (&raw const errno).cast(), size_of_val(&errno));
+        libc::_exit(NOT_STARTED)
+    }
+}
+
+/// Puts every descriptor in its place; the program and the error pipe follow
+/// the last and close on exec, and so ends what stays open.
+///
+/// # Safety
+/// As [`become_program`].
+unsafe fn take_descriptors(plan: &Plan) -> bool {
+    // SAFETY: system calls on integers.
+    unsafe {
+        if libc::dup2(plan.stdin, 0) < 0 {
+            return false;
+        }
+        let mut place = FIRST_FD;
+        for fd in &plan.fds {
+            // The sources lie above every place, so dup2 always makes a copy,
+            // and a copy does not close on exec.
+            if libc::dup2(*fd, place) < 0 {
+                return false;
+            }
+            place += 1;
+        }
+        libc::syscall(
+            libc::SYS_close_range,
+            place,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        ) == 0
+    }
+}
+
+/// # Safety
+/// As [`become_program`].
+unsafe fn default_signals() {
+    // SAFETY: an empty set on the stack; default actions run no code of ours.
+    unsafe {
+        for signal in 1..libc::SIGRTMIN() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+/// Returns only when the program cannot be executed.
+///
+/// # Safety
+/// As [`become_program`].
+unsafe fn execute(plan: &Plan) {
+    let (args, environment) = (plan.args.0.as_ptr(), plan.environment.0.as_ptr());
+    // SAFETY: both vectors end with a null pointer and live in `plan`.
+    unsafe {
+        if plan.script.is_null() {
+            libc::syscall(
+                libc::SYS_execveat,
+                plan.program,
+                c"".as_ptr(),
+                args,
+                environment,
+                libc::AT_EMPTY_PATH,
+            );
+        } else {
+            libc::execve(plan.script, args, environment);
+        }
+    }
+}

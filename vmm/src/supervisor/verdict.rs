@@ -1,0 +1,133 @@
+//! Why a run is over: what to say, and with which code to exit.
+
+use outboard_protocol::launch::Ending;
+
+use super::child::Death;
+use crate::exit::Exit;
+
+/// Why a run is over.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The machine said how the guest ended.
+    Ended(Ending),
+    /// The machine cannot be built.
+    Failed(String),
+    /// A back-end's process ended.
+    BackEndDied {
+        /// The device's id.
+        id: String,
+        /// The program's name.
+        program: String,
+        /// How.
+        death: Death,
+        /// Whether the guest had been started.
+        running: bool,
+    },
+    /// A back-end's session ended, or could not begin.
+    BackEndLost {
+        /// The device's id.
+        id: String,
+        /// What the machine said.
+        cause: String,
+        /// Whether the guest had been started.
+        running: bool,
+    },
+    /// The machine process ended without a word.
+    MachineDied(Option<Death>),
+    /// A signal, or Ctrl-A x.
+    Interrupted,
+}
+
+impl Verdict {
+    /// The exit code of `outboard run`.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Ended(Ending::PowerOff | Ending::Reset | Ending::Stopped) => Exit::Success,
+            Self::Ended(Ending::TripleFault) => Exit::TripleFault,
+            Self::Ended(Ending::KvmError { .. }) => Exit::KvmError,
+            Self::Failed(_) => Exit::CannotStart,
+            Self::BackEndDied { running, .. } | Self::BackEndLost { running, .. } => {
+                match running {
+                    true => Exit::BackEndDied,
+                    false => Exit::CannotStart,
+                }
+            }
+            Self::MachineDied(_) => Exit::MachineDied,
+            Self::Interrupted => Exit::Success,
+        }
+    }
+
+    /// What the user is told, if anything.
+    pub fn text(&self) -> Option<String> {
+        let when = |running: &bool| match running {
+            true => "",
+            false => " before the guest was started",
+        };
+        match self {
+            Self::Ended(Ending::TripleFault) => Some(
+                "the guest broke itself: triple fault (an exception that it could not handle)"
+                    .into(),
+            ),
+            Self::Ended(Ending::KvmError { detail }) => {
+                Some(format!("KVM cannot go on with this guest: {detail}"))
+            }
+            Self::Ended(_) | Self::Interrupted => None,
+            Self::Failed(error) => Some(error.clone()),
+            Self::BackEndDied {
+                id,
+                program,
+                death,
+                running,
+            } => Some(format!(
+                "{id}: the back-end {program} {death}{}",
+                when(running)
+            )),
+            Self::BackEndLost { id, cause, running } => {
+                Some(format!("{id}: {cause}{}", when(running)))
+            }
+            Self::MachineDied(Some(death)) => Some(format!("the machine process {death}")),
+            Self::MachineDied(None) => Some("the machine process hung and was killed".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::Signal;
+
+    use super::*;
+
+    #[test]
+    fn a_back_end_s_death_has_its_name_its_cause_and_its_code() {
+        let death = |running| Verdict::BackEndDied {
+            id: "disk0".into(),
+            program: "outboard-blk".into(),
+            death: Death::Killed(Signal::SIGKILL),
+            running,
+        };
+        assert_eq!(
+            death(true).text().unwrap(),
+            "disk0: the back-end outboard-blk was killed by SIGKILL"
+        );
+        assert_eq!(death(true).exit(), Exit::BackEndDied);
+        assert!(
+            death(false)
+                .text()
+                .unwrap()
+                .ends_with("before the guest was started")
+        );
+        assert_eq!(death(false).exit(), Exit::CannotStart);
+    }
+
+    #[test]
+    fn an_orderly_end_is_silent_and_a_broken_guest_is_not() {
+        for ending in [Ending::PowerOff, Ending::Reset, Ending::Stopped] {
+            let verdict = Verdict::Ended(ending);
+            assert_eq!((verdict.exit(), verdict.text()), (Exit::Success, None));
+        }
+        assert_eq!(Verdict::Interrupted.exit(), Exit::Success);
+        let fault = Verdict::Ended(Ending::TripleFault);
+        assert_eq!(fault.exit(), Exit::TripleFault);
+        assert!(fault.text().unwrap().contains("triple fault"));
+    }
+}
