@@ -4,15 +4,27 @@ use std::process::{ExitCode, Termination};
 
 use clap::Parser;
 use outboard::cli::{Cli, Command};
-use outboard::supervisor;
+use outboard::exit::Exit;
+use outboard::machine;
+use outboard::supervisor::{self, spawn};
+use outboard_protocol::launch::MACHINE_FD;
 
 fn main() -> ExitCode {
+    // Before anything else opens descriptors, and that number with it.
+    let inherited = spawn::inherited(MACHINE_FD);
     env_logger::init();
     match Cli::parse().command {
         Command::Run(run) => {
+            drop(inherited);
             let (file, settings) = run.settings();
             supervisor::run(file, settings).report()
         }
-        Command::Machine => ExitCode::FAILURE,
+        Command::Machine => match inherited {
+            Some(socket) => machine::run(socket),
+            None => {
+                supervisor::say("`machine` is started by `outboard run`, which see");
+                Exit::Usage.report()
+            }
+        },
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
 
 /// First descriptor after standard input, output and error.
@@ -120,6 +120,17 @@ fn duplicate(fd: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
     let fd = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(above))?;
     // SAFETY: fcntl has just made this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes the descriptor that this process was started with, if it is open, and
+/// marks it close-on-exec. To be called once, before anything else opens
+/// descriptors: the number may be of one of those afterwards.
+pub fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: borrowed for one fcntl only, which fails on a closed descriptor.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    // SAFETY: it is open, came with the process, and is taken once only.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A descriptor for a child that has not been reaped.
