@@ -214,6 +214,26 @@ fn a_reset_and_a_triple_fault_are_told_apart() {
 }
 
 #[test]
+fn a_guest_that_kvm_gives_up_on_is_described() {
+    if outboard::machine::kvm::host_has_hardware_virtualization() {
+        eprintln!("SKIP: this processor runs every instruction itself");
+        return;
+    }
+    let Some(kvm) = kvm() else { return };
+    // A software KVM does not emulate `int 0x80` in ring 0.
+    let machine = Machine::start(kvm, spec(1, 16), &elf(true, &[0x90, 0xcd, 0x80]));
+    machine.running();
+    match machine.ending() {
+        Ending::KvmError { detail } => {
+            for part in ["rip=0000000000200001", "cd 80", "cr0=", "scripts/linux"] {
+                assert!(detail.contains(part), "{part}: {detail}");
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_guest_that_spins_or_halts_is_stopped_when_it_is_asked_for() {
     for last in [SPIN, HALT] {
         let Some(kvm) = kvm() else { return };
