@@ -21,6 +21,8 @@ const SAY: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee];
 const POWER_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee];
 /// Writes to the reset register.
 const RESET: &[u8] = &[0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee];
+/// Jumps to where a PC's firmware resets the machine: mov eax, 0xffff0; jmp eax.
+const JUMP_TO_RESET: &[u8] = &[0xb8, 0xf0, 0xff, 0x0f, 0x00, 0xff, 0xe0];
 /// Without an interrupt table an undefined instruction is a triple fault.
 const CRASH: &[u8] = &[0x0f, 0x0b];
 /// Jumps to itself.
@@ -205,7 +207,11 @@ fn memory_beyond_the_hole_is_there() {
 
 #[test]
 fn a_reset_and_a_triple_fault_are_told_apart() {
-    for (last, expected) in [(RESET, Ending::Reset), (CRASH, Ending::TripleFault)] {
+    for (last, expected) in [
+        (RESET, Ending::Reset),
+        (JUMP_TO_RESET, Ending::Reset),
+        (CRASH, Ending::TripleFault),
+    ] {
         let Some(kvm) = kvm() else { return };
         let machine = Machine::start(kvm, spec(1, 16), &elf(true, &code(&[last, SPIN])));
         machine.running();

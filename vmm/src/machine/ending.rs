@@ -84,52 +84,25 @@ impl Target for AcpiPorts {
     }
 }
 
-/// Where PC firmware and old kernels look for a reset: the keyboard
-/// controller's command port and the chipset's reset control register.
-pub struct LegacyReset {
-    end: std::sync::Arc<End>,
-    /// These bits of a write, equal to `value`, ask for a reset.
-    mask: u8,
-    value: u8,
+/// The keyboard controller's command port, of which only the reset is left.
+/// Kernels that distrust ACPI look for it there.
+pub struct KeyboardController(pub std::sync::Arc<End>);
+
+impl KeyboardController {
+    /// Its port.
+    pub const PORT: u64 = 0x64;
 }
 
-impl LegacyReset {
-    /// Port of the keyboard controller.
-    pub const KEYBOARD: u64 = 0x64;
-    /// Port of the reset control register.
-    pub const CONTROL: u64 = 0xcf9;
-
-    /// The keyboard controller, of which only the reset line is left.
-    pub fn keyboard(end: std::sync::Arc<End>) -> Self {
-        Self {
-            end,
-            mask: 0xff,
-            value: 0xfe,
-        }
-    }
-
-    /// The reset control register: bit 2 resets the processor.
-    pub fn control(end: std::sync::Arc<End>) -> Self {
-        Self {
-            end,
-            mask: 1 << 2,
-            value: 1 << 2,
-        }
-    }
-}
-
-impl Target for LegacyReset {
+impl Target for KeyboardController {
     fn read(&self, _offset: u64, data: &mut [u8]) {
-        // Of the keyboard controller: ready for a command.
+        // Ready for a command.
         data.fill(0);
     }
 
     fn write(&self, _offset: u64, data: &[u8]) {
-        if data
-            .first()
-            .is_some_and(|byte| byte & self.mask == self.value)
-        {
-            self.end.set(Ending::Reset);
+        const PULSE_RESET: u8 = 0xfe;
+        if data.first() == Some(&PULSE_RESET) {
+            self.0.set(Ending::Reset);
         }
     }
 }
@@ -165,19 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_resets_by_any_of_three_registers() {
-        let reset = |target: &dyn Fn(Arc<End>) -> Box<dyn Target>, offset, value: u8| {
-            after(|end| target(end.clone()).write(offset, &[value]))
-        };
-        let acpi = |end| Box::new(AcpiPorts(end)) as Box<dyn Target>;
-        let keyboard = |end| Box::new(LegacyReset::keyboard(end)) as Box<dyn Target>;
-        let control = |end| Box::new(LegacyReset::control(end)) as Box<dyn Target>;
-        assert_eq!(reset(&acpi, RESET, RESET_VALUE), Some(Ending::Reset));
-        assert_eq!(reset(&acpi, RESET, 0), None);
-        assert_eq!(reset(&keyboard, 0, 0xfe), Some(Ending::Reset));
-        assert_eq!(reset(&keyboard, 0, 0xf0), None);
-        assert_eq!(reset(&control, 0, 0x06), Some(Ending::Reset));
-        assert_eq!(reset(&control, 0, 0x02), None);
+    fn a_guest_resets_by_either_register() {
+        let acpi = |value: u8| after(|end| AcpiPorts(end.clone()).write(RESET, &[value]));
+        let keyboard = |value: u8| after(|end| KeyboardController(end.clone()).write(0, &[value]));
+        assert_eq!(acpi(RESET_VALUE), Some(Ending::Reset));
+        assert_eq!(acpi(0), None);
+        assert_eq!(keyboard(0xfe), Some(Ending::Reset));
+        assert_eq!(keyboard(0xf0), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod bus;
+pub mod config_ports;
 pub mod console;
 pub mod device;
 pub mod ending;

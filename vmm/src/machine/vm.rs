@@ -14,9 +14,10 @@ use kvm_ioctls::{Kvm, VmFd};
 use outboard_protocol::launch::{Ending, Machine as Spec, StartFd};
 
 use super::bus::{Bus, Target};
+use super::config_ports::{self, ConfigPorts};
 use super::console::Console;
 use super::device::{Device, DeviceEvent, Mailbox};
-use super::ending::{AcpiPorts, End, LegacyReset};
+use super::ending::{AcpiPorts, End, KeyboardController};
 use super::kvm::cpuid::Cpuid;
 use super::kvm::irq::Routes;
 use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
@@ -212,6 +213,7 @@ fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
 
 fn ports(console: &Arc<Console>, end: &Arc<End>, bus: &pci::Targets) -> Result<Bus> {
     let com1 = u64::from(layout::COM1);
+    let keyboard = KeyboardController::PORT;
     let acpi = u64::from(layout::ACPI_PORTS.start)..u64::from(layout::ACPI_PORTS.end);
     let console: Arc<dyn Target> = Arc::clone(console) as _;
     Bus::new(vec![
@@ -219,12 +221,12 @@ fn ports(console: &Arc<Console>, end: &Arc<End>, bus: &pci::Targets) -> Result<B
         (acpi, Arc::new(AcpiPorts(Arc::clone(end)))),
         (layout::PCI_IO, Arc::clone(&bus.io)),
         (
-            LegacyReset::KEYBOARD..LegacyReset::KEYBOARD + 1,
-            Arc::new(LegacyReset::keyboard(Arc::clone(end))),
+            keyboard..keyboard + 1,
+            Arc::new(KeyboardController(Arc::clone(end))),
         ),
         (
-            LegacyReset::CONTROL..LegacyReset::CONTROL + 1,
-            Arc::new(LegacyReset::control(Arc::clone(end))),
+            config_ports::PORTS,
+            Arc::new(ConfigPorts::new(Arc::clone(&bus.ecam), Arc::clone(end))),
         ),
     ])
 }

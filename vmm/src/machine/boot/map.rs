@@ -7,6 +7,7 @@
 //! 0x9000    page tables: 4 GiB mapped to itself
 //! 0x2_0000  command line
 //! 0xe_0000  ACPI tables
+//! 0xf_fff0  the code that a PC's firmware has there: a reset
 //! 1 MiB     the kernel, from here or higher
 //!           the initial RAM disk, as high as it may
 //! ```
@@ -28,6 +29,9 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 /// ACPI tables; the root pointer comes first, where a kernel would scan for it.
 pub const ACPI: std::ops::Range<u64> = 0xe_0000..0x10_0000;
+/// Where real-mode code jumps for a reset (f000:fff0), the last bytes of
+/// [`ACPI`].
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of low memory that the guest is told of.
 pub const LOW_END: u64 = 0xa_0000;
 /// A kernel lies here or higher.

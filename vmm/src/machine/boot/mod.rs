@@ -21,6 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::kvm::registers::{Entry, gdt};
 use super::memory::Ram;
+use super::{ending, layout};
 use image::Kind;
 
 /// What to boot.
@@ -56,6 +57,28 @@ struct Told<'a> {
     map: &'a [map::Span],
 }
 
+/// What lies at the reset vector: writes to the ACPI reset register, in the same
+/// bytes for every mode of the processor. Linux jumps there when its machine is
+/// hardware-reduced and has no EFI (its reboot type is EFI's then, which falls
+/// back to the BIOS's).
+const RESET_CODE: [u8; 12] = {
+    let [low, high] = (layout::ACPI_PORTS.start + ending::RESET as u16).to_le_bytes();
+    [
+        0x31,
+        0xd2, // xor edx, edx
+        0xb2,
+        low, // mov dl, low
+        0xb6,
+        high, // mov dh, high
+        0xb0,
+        ending::RESET_VALUE, // mov al, value
+        0xee,                // out dx, al
+        0xf4,
+        0xeb,
+        0xfd, // hlt, again and again
+    ]
+};
+
 /// Puts the kernel, what it is told and the ACPI tables (`acpi`, made for the
 /// start of [`map::ACPI`]) into guest memory.
 ///
@@ -72,10 +95,11 @@ pub fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
         None => None,
     };
     load_cmdline(ram, &kernel.cmdline, limit.cmdline)?;
-    if acpi.len() as u64 > map::ACPI.end - map::ACPI.start {
+    if acpi.len() as u64 > map::RESET_VECTOR - map::ACPI.start {
         bail!("the ACPI tables do not fit below 1 MiB");
     }
     put(ram, acpi, map::ACPI.start)?;
+    put(ram, &RESET_CODE, map::RESET_VECTOR)?;
     let told = Told {
         initrd,
         map: &map::memory_map(ram),
@@ -180,7 +204,7 @@ fn check_memory(ram: &Ram, memory: &Range<u64>) -> Result<()> {
             "it needs memory up to {}, and the guest has {}{}; give the guest more --memory",
             mib(memory.end),
             mib(end),
-            if end == super::layout::LOW_RAM_END {
+            if end == layout::LOW_RAM_END {
                 " below 4 GiB"
             } else {
                 ""
