@@ -21,7 +21,7 @@ use crate::request::{Operation, Refusal, Reply, Request, Status};
 use crate::task::{Rules, Step, Task};
 
 /// Bounce buffers of a queue. Requests beyond wait for one.
-const BOUNCES: usize = 4;
+const BOUNCES: usize = 2;
 /// Lists of buffers kept for reuse.
 const SPARE: usize = 64;
 

@@ -116,7 +116,9 @@ impl Reply {
     /// Finds the last writable byte of a chain.
     fn of(memory: &Arc<Memory>, chain: &Chain) -> Option<Self> {
         let last = chain.writable.iter().rev().find(|last| last.length > 0)?;
-        let status = last.address.checked_add(u64::from(last.length) - 1)?;
+        let status = last
+            .address
+            .checked_add(u64::from(last.length).checked_sub(1)?)?;
         memory.address_in_range(status).then(|| Self {
             memory: memory.clone(),
             head: chain.head,
@@ -277,7 +279,11 @@ fn segments(
             return Err(Status::IoErr);
         }
         segments.push(Segment {
-            range: range(wide(segment, 0), u64::from(sectors) * SECTOR, limits)?,
+            range: range(
+                wide(segment, 0),
+                u64::from(sectors).saturating_mul(SECTOR),
+                limits,
+            )?,
             unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || flags_allowed == 0,
         });
     }

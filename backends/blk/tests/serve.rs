@@ -2,6 +2,7 @@
 //! client, with every type of request, bad ones among them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,7 @@ use virtio_bindings::virtio_blk::*;
 use vm_memory::{Bytes, GuestAddress};
 
 const VERSION_1: u64 = 1 << 32;
-const EVERYTHING: u64 = u64::MAX & !(1 << 30);
+const EVERYTHING: u64 = !(1 << 30);
 
 /// Where the test has what in guest memory; the data lies over two regions.
 const RINGS: u64 = 0x1000;
@@ -26,6 +27,11 @@ const DATA: u64 = 0x0f_f000;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
+
+/// The program under test; another build of it by OUTBOARD_BLK.
+fn program() -> OsString {
+    std::env::var_os("OUTBOARD_BLK").unwrap_or(env!("CARGO_BIN_EXE_outboard-blk").into())
+}
 
 /// The program, ended when dropped.
 struct Program {
@@ -42,7 +48,7 @@ impl Program {
         file.set_len(1 << 20).unwrap();
         let child = Command::new("timeout")
             .arg("120")
-            .arg(env!("CARGO_BIN_EXE_outboard-blk"))
+            .arg(program())
             .arg(format!("--blk-file={}", image.display()))
             .arg(format!(
                 "--socket-path={}",
@@ -52,6 +58,14 @@ impl Program {
             .spawn()
             .unwrap();
         Self { child, folder }
+    }
+
+    /// The program's own id: timeout(1) is its parent.
+    fn pid(&self) -> u32 {
+        let id = self.child.id();
+        let children = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        children.trim().parse().unwrap()
     }
 
     fn image(&self) -> std::fs::File {
@@ -82,6 +96,15 @@ impl Drop for Program {
     }
 }
 
+/// Starts a ring of the test's.
+fn ring(client: &Client, memory: &Memory, index: u8, features: u64) -> Ring {
+    let event_idx = features & (1 << 29) != 0;
+    let at = RINGS + 0x1000 * u64::from(index);
+    let ring = Ring::new(memory, at, 64, event_idx).unwrap();
+    client.start_ring(index, &ring, 0).unwrap();
+    ring
+}
+
 /// A driver of the first queue.
 struct Driver {
     client: Client,
@@ -95,8 +118,7 @@ impl Driver {
         let memory = Memory::new(&[(0, 0x10_0000), (0x10_0000, 0x10_0000)]).unwrap();
         let features = client.negotiate(features | VERSION_1).unwrap();
         client.set_mem_table(&memory).unwrap();
-        let ring = Ring::new(&memory, RINGS, 64, features & (1 << 29) != 0).unwrap();
-        client.start_ring(0, &ring, 0).unwrap();
+        let ring = ring(&client, &memory, 0, features);
         Self {
             client,
             memory,
@@ -343,6 +365,82 @@ fn the_configuration_is_that_of_the_disk_and_the_cache_can_be_switched() {
     driver.works();
 }
 
+/// Bytes that only this process has, by smaps: what it has allocated, and all
+/// that it has besides guest memory.
+fn private(pid: u32) -> (u64, u64) {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut own, mut all) = (0, 0);
+    let (mut is_guest, mut is_file) = (false, false);
+    for line in smaps.lines() {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        if line.starts_with("Private_") && !is_guest {
+            let kib: u64 = fields[1].parse().unwrap();
+            all += kib * 1024;
+            own += if is_file { 0 } else { kib * 1024 };
+        } else if !fields[0].ends_with(':') {
+            let name = fields.get(5).copied().unwrap_or_default();
+            is_guest = name.starts_with("/memfd:");
+            is_file = name.starts_with('/');
+        }
+    }
+    (own, all)
+}
+
+#[test]
+fn four_busy_queues_need_less_than_3_mib() {
+    for way in WAYS {
+        let program = Program::start(&[way, &["--num-queues=4"]].concat());
+        let mut driver = program.driver(EVERYTHING);
+        let mut rings = vec![];
+        for index in 1..4 {
+            rings.push(ring(&driver.client, &driver.memory, index, driver.features));
+        }
+        rings.push(std::mem::replace(
+            &mut driver.ring,
+            Ring::new(&driver.memory, 0x6000, 2, false).unwrap(),
+        ));
+        for round in 0..20u64 {
+            for (index, ring) in rings.iter_mut().enumerate() {
+                let old = ring.next_avail;
+                for i in 0..32 {
+                    let sector = (round * 57 + i * 8 + index as u64 * 256) % 2000;
+                    let place = i + 32 * index as u64;
+                    let header = HEADER + 16 * place;
+                    let mut bytes = [0; 16];
+                    bytes[0] = (round & 1) as u8;
+                    bytes[8..].copy_from_slice(&sector.to_le_bytes());
+                    let guest = &driver.memory.guest;
+                    guest.write_slice(&bytes, GuestAddress(header)).unwrap();
+                    let (at, length) = (DATA + 4099 * place, 4096);
+                    let data = match bytes[0] {
+                        0 => Buffer::writable(at, length),
+                        _ => Buffer::readable(at, length),
+                    };
+                    let status = Buffer::writable(STATUS + place, 1);
+                    let buffers = [Buffer::readable(header, 16), data, status];
+                    ring.add_indirect(0xa000 + 64 * place, &buffers).unwrap();
+                }
+                ring.announce(old).unwrap();
+            }
+            for ring in &mut rings {
+                for _ in 0..32 {
+                    let (_, used) = ring.wait_used(soon()).unwrap();
+                    assert_eq!(used, if round & 1 == 0 { 4097 } else { 1 });
+                }
+            }
+        }
+        let pid = program.pid();
+        let (own, all) = private(pid);
+        println!(
+            "{way:?}: {} KiB allocated, {} KiB in all",
+            own >> 10,
+            all >> 10
+        );
+        // The text of a debug build is several times that of a release.
+        assert!(own < 3 << 20, "{way:?}: {own} bytes");
+    }
+}
+
 #[test]
 fn one_front_end_follows_another_and_finds_what_was_written() {
     let program = Program::start(&[]);
@@ -357,7 +455,7 @@ fn one_front_end_follows_another_and_finds_what_was_written() {
 fn run(arguments: &[&str]) -> (bool, String) {
     let mut child = Command::new("timeout")
         .arg("20")
-        .arg(env!("CARGO_BIN_EXE_outboard-blk"))
+        .arg(program())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
