@@ -7,17 +7,18 @@ show_processes() {
 }
 
 show_process() { # PID INDENT
-    local pid=$1 indent=$2 child holds
-    holds=$(process_holds "$pid") || return 0
-    printf '%s%-12s pid %-7s %s\n' "$indent" "$(process_role "$pid")" "$pid" "$holds"
+    local pid=$1 indent=$2 child role
+    role=$(process_role "$pid") && [ -n "$role" ] || return 0
+    printf '%s%-14s pid %-7s %s\n' "$indent" "$role" "$pid" "$(process_holds "$pid")"
     for child in $(cat "/proc/$pid/task/"*/children 2>/dev/null); do
         show_process "$child" "$indent  "
     done
 }
 
+# A process that has ended meanwhile has no role.
 process_role() { # PID
     local words
-    mapfile -d '' words <"/proc/$1/cmdline" 2>/dev/null || return 0
+    { mapfile -d '' words <"/proc/$1/cmdline"; } 2>/dev/null || return 0
     case ${words[0]##*/}:${words[1]:-} in
         outboard:run) echo supervisor ;;
         outboard:machine) echo machine ;;
@@ -25,13 +26,13 @@ process_role() { # PID
     esac
 }
 
-# What its descriptors are, counted by kind, and how much guest memory it has mapped.
+# What its descriptors beyond the three standard ones are, counted by kind.
 process_holds() { # PID
     local fd target
     for fd in "/proc/$1/fd/"*; do
+        case ${fd##*/} in 0 | 1 | 2) continue ;; esac
         target=$(readlink "$fd" 2>/dev/null) || continue
         case $target in
-            /dev/null | pipe:* | /dev/pts/*) ;;
             socket:*) echo socket ;;
             *memfd:*) echo 'memfd' ;;
             'anon_inode:'*) target=${target#anon_inode:} && echo "${target//[\[\]]/}" ;;

@@ -1,6 +1,7 @@
 //! Starting a VM and listening to its console, from outside.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use outboard_protocol::Deadline;
 pub struct Vm {
     child: Child,
     console: ChildStdout,
+    errors: File,
     heard: Vec<u8>,
     started: Instant,
 }
@@ -22,17 +24,19 @@ pub struct Vm {
 impl Vm {
     /// Starts it; the clock runs from before the fork.
     pub fn start(command: &mut Command) -> Result<Self> {
+        let errors = tempfile::tempfile()?;
+        command.stderr(errors.try_clone()?);
         let started = Instant::now();
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;
         let console = child.stdout.take().context("the child has no console")?;
         Ok(Self {
             child,
             console,
+            errors,
             heard: Vec::new(),
             started,
         })
@@ -71,9 +75,13 @@ impl Vm {
         }
     }
 
-    /// All that the console has said so far.
+    /// All that the console and standard error have said so far.
     pub fn said(&self) -> String {
-        String::from_utf8_lossy(&self.heard).into_owned()
+        let mut errors = Vec::new();
+        let mut file = &self.errors;
+        let _ = file.rewind().and_then(|()| file.read_to_end(&mut errors));
+        let console = String::from_utf8_lossy(&self.heard);
+        format!("{console}{}", String::from_utf8_lossy(&errors))
     }
 }
 
