@@ -2,215 +2,18 @@
 //! client, with every type of request, bad ones among them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 
-use std::ffi::OsString;
+mod support;
+
 use std::io::Read;
-use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use outboard_contract::client::{Ack, Client};
-use outboard_contract::memory::Memory;
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
 use outboard_protocol::devices::BlkConfig;
+use support::*;
 use virtio_bindings::virtio_blk::*;
 use vm_memory::{Bytes, GuestAddress};
-
-const VERSION_1: u64 = 1 << 32;
-const EVERYTHING: u64 = !(1 << 30);
-
-/// Where the test has what in guest memory; the data lies over two regions.
-const RINGS: u64 = 0x1000;
-const HEADER: u64 = 0x8000;
-const STATUS: u64 = 0x9000;
-const DATA: u64 = 0x0f_f000;
-
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
-
-/// The program under test; another build of it by OUTBOARD_BLK.
-fn program() -> OsString {
-    std::env::var_os("OUTBOARD_BLK").unwrap_or(env!("CARGO_BIN_EXE_outboard-blk").into())
-}
-
-/// The program, ended when dropped.
-struct Program {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Program {
-    /// Serves an image of 1 MiB, with these arguments besides.
-    fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        let file = std::fs::File::create(&image).unwrap();
-        file.set_len(1 << 20).unwrap();
-        let child = Command::new("timeout")
-            .arg("120")
-            .arg(program())
-            .arg(format!("--blk-file={}", image.display()))
-            .arg(format!(
-                "--socket-path={}",
-                folder.path().join("socket").display()
-            ))
-            .args(arguments)
-            .spawn()
-            .unwrap();
-        Self { child, folder }
-    }
-
-    /// The program's own id: timeout(1) is its parent.
-    fn pid(&self) -> u32 {
-        let id = self.child.id();
-        let children = format!("/proc/{id}/task/{id}/children");
-        let children = std::fs::read_to_string(children).unwrap();
-        children.trim().parse().unwrap()
-    }
-
-    fn image(&self) -> std::fs::File {
-        std::fs::File::open(self.folder.path().join("image")).unwrap()
-    }
-
-    fn content(&self, offset: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.image().read_exact_at(&mut bytes, offset).unwrap();
-        bytes
-    }
-
-    /// A driver that acknowledges `features` as far as they are offered.
-    fn driver(&self, features: u64) -> Driver {
-        Driver::new(
-            Client::connect(&self.folder.path().join("socket")).unwrap(),
-            features,
-        )
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        // timeout(1) passes it on.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts a ring of the test's.
-fn ring(client: &Client, memory: &Memory, index: u8, features: u64) -> Ring {
-    let event_idx = features & (1 << 29) != 0;
-    let at = RINGS + 0x1000 * u64::from(index);
-    let ring = Ring::new(memory, at, 64, event_idx).unwrap();
-    client.start_ring(index, &ring, 0).unwrap();
-    ring
-}
-
-/// A driver of the first queue.
-struct Driver {
-    client: Client,
-    memory: Memory,
-    ring: Ring,
-    features: u64,
-}
-
-impl Driver {
-    fn new(mut client: Client, features: u64) -> Self {
-        let memory = Memory::new(&[(0, 0x10_0000), (0x10_0000, 0x10_0000)]).unwrap();
-        let features = client.negotiate(features | VERSION_1).unwrap();
-        client.set_mem_table(&memory).unwrap();
-        let ring = ring(&client, &memory, 0, features);
-        Self {
-            client,
-            memory,
-            ring,
-            features,
-        }
-    }
-
-    fn has(&self, bit: u32) -> bool {
-        self.features & (1 << bit) != 0
-    }
-
-    fn put(&self, address: u64, bytes: &[u8]) {
-        let guest = &self.memory.guest;
-        guest.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
-
-    fn get(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        let guest = &self.memory.guest;
-        guest.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
-    }
-
-    /// Makes buffers available and waits: the used length.
-    fn submit(&mut self, buffers: &[Buffer]) -> u32 {
-        let old = self.ring.next_avail;
-        let head = self.ring.add(buffers).unwrap();
-        self.ring.announce(old).unwrap();
-        let (used, length) = self.ring.wait_used(soon()).unwrap();
-        assert_eq!(used, head);
-        length
-    }
-
-    /// One request: its status and used length.
-    fn request(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        self.put(HEADER, &header);
-        self.put(STATUS, &[0xee]);
-        let (readable, writable): (Vec<_>, Vec<_>) =
-            data.iter().copied().partition(|part| !part.writable);
-        let mut buffers = vec![Buffer::readable(HEADER, 16)];
-        buffers.extend(readable);
-        buffers.extend(writable);
-        buffers.push(Buffer::writable(STATUS, 1));
-        let length = self.submit(&buffers);
-        (self.get(STATUS, 1)[0], length)
-    }
-
-    fn write(&mut self, sector: u64, bytes: &[u8]) -> (u8, u32) {
-        self.put(DATA, bytes);
-        let data = Buffer::readable(DATA, bytes.len() as u32);
-        self.request(VIRTIO_BLK_T_OUT, sector, &[data])
-    }
-
-    fn read(&mut self, sector: u64, length: u32) -> (u8, u32, Vec<u8>) {
-        self.put(DATA, &vec![0xff; length as usize]);
-        let data = Buffer::writable(DATA, length);
-        let (status, used) = self.request(VIRTIO_BLK_T_IN, sector, &[data]);
-        (status, used, self.get(DATA, length as usize))
-    }
-
-    fn segment(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> (u8, u32) {
-        let mut segment = sector.to_le_bytes().to_vec();
-        segment.extend(sectors.to_le_bytes());
-        segment.extend(flags.to_le_bytes());
-        self.put(DATA, &segment);
-        self.request(kind, 0, &[Buffer::readable(DATA, 16)])
-    }
-
-    /// That it still works after all that was done to it.
-    fn works(&mut self) {
-        assert_eq!(self.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
-        assert_eq!(self.ring.err.read().unwrap_or(0), 0, "the ring is broken");
-    }
-}
-
-fn pattern(length: usize, generation: u8) -> Vec<u8> {
-    (0..length)
-        .map(|i| (i / 512) as u8 ^ i as u8 ^ generation)
-        .collect()
-}
-
-/// The ways to serve, each of which must do the same.
-const WAYS: [&[&str]; 4] = [
-    &["--engine=auto"],
-    &["--engine=threads"],
-    &["--engine=auto", "--direct"],
-    &["--engine=threads", "--direct"],
-];
 
 #[test]
 fn a_disk_reads_writes_flushes_discards_and_tells_its_name() {
@@ -542,4 +345,64 @@ fn an_image_that_is_served_is_not_served_twice() {
     let (success, text) = run(&[&socket, &image]);
     assert!(!success);
     assert!(text.contains("in use by another process"), "{text}");
+}
+
+#[test]
+fn an_inherited_image_is_served_and_locked() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let program = Program::inherit(image.path(), &[]);
+    let mut driver = program.driver(EVERYTHING);
+    assert_eq!(driver.write(0, &pattern(4096, 5)), (OK, 1));
+    assert_eq!(program.content(0, 4096), pattern(4096, 5));
+    let other = format!(
+        "--socket-path={}",
+        program.folder.path().join("other").display()
+    );
+    let (success, text) = run(&[&other, &format!("--blk-file={}", image.path().display())]);
+    assert!(!success);
+    assert!(text.contains("in use by another process"), "{text}");
+}
+
+/// The commands of the examples, each line that is one as a word list.
+#[test]
+fn the_examples_of_the_help_work_when_pasted() {
+    let (success, text) = run(&["--help"]);
+    assert!(success);
+    let (_, examples) = text.split_once("Examples:").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let here = format!("{}/", folder.path().display());
+    let joined = examples.replace("\\\n", " ").replace("/tmp/", &here);
+    let mut tried = 0;
+    for line in joined.lines().map(str::trim) {
+        if line.starts_with("truncate ") {
+            assert!(
+                Command::new("sh")
+                    .args(["-c", line])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        let Some(arguments) = line.strip_prefix("outboard-blk ") else {
+            continue;
+        };
+        let arguments: Vec<_> = arguments.split_whitespace().collect();
+        let socket = arguments
+            .iter()
+            .find_map(|one| one.strip_prefix("--socket-path="));
+        let mut child = Command::new("timeout")
+            .arg("60")
+            .arg(program())
+            .args(&arguments)
+            .spawn()
+            .unwrap();
+        let client = Client::connect(socket.unwrap().as_ref()).unwrap();
+        let mut driver = Driver::new(client, EVERYTHING);
+        driver.works();
+        drop(driver);
+        stop(&mut child);
+        tried += 1;
+    }
+    assert_eq!(tried, 3);
 }
