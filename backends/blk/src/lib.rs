@@ -7,10 +7,13 @@
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
-//! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`.
+//! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`;
+//! - [`cli`]: the command line, for the program and for those in the tests that
+//!   are the program with one fault.
 //!
 //! Sockets, rings and indices are the runtime's.
 
+pub mod cli;
 pub mod disk;
 pub mod durability;
 pub mod engine;
