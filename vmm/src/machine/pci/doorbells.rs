@@ -51,11 +51,12 @@ impl Doorbells {
 
     /// Puts the doorbells where the driver has put their BAR, or nowhere. On
     /// the vCPU thread that moved it: from its next instruction on they ring
-    /// there.
-    pub fn place(&self, base: Option<Address>) {
+    /// there. Answers the queues of a live session, if the doorbells are
+    /// somewhere new: a kick that another vCPU made meanwhile must be made good.
+    pub fn place(&self, base: Option<Address>) -> Vec<u16> {
         let mut state = self.state();
         if state.base == base {
-            return;
+            return Vec::new();
         }
         state.base = base;
         for queue in &mut state.queues {
@@ -64,6 +65,9 @@ impl Doorbells {
         for (index, queue) in (0..).zip(&mut state.queues) {
             queue.register(&self.vm, base, index);
         }
+        let queues = (0..).zip(&state.queues);
+        let lent = queues.filter(|(_, queue)| base.is_some() && queue.kick.is_some());
+        lent.map(|(index, _)| index).collect()
     }
 
     /// A fresh kick eventfd for a queue, count 1, that its doorbell rings from
@@ -93,12 +97,14 @@ impl Doorbells {
     }
 
     /// Whether a kick that has exited to us must be passed on: there is a
-    /// session that waits for it. (Its doorbell is not registered, or the
-    /// driver kicked through configuration space.)
-    pub fn is_lent(&self, queue: u16) -> bool {
+    /// session that waits for it. One at the address of a registered doorbell
+    /// (`at_doorbell`) exited before that was registered, and so before the
+    /// back-end was lent an eventfd of count 1.
+    pub fn must_pass_on(&self, queue: u16, at_doorbell: bool) -> bool {
         let state = self.state();
         let entry = state.queues.get(usize::from(queue));
-        entry.is_some_and(|entry| entry.kick.is_some())
+        entry
+            .is_some_and(|entry| entry.kick.is_some() && !(at_doorbell && entry.doorbell.is_some()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

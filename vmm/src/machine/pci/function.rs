@@ -146,7 +146,11 @@ impl Function {
             && let Some((at, len)) = self.window(&state)
         {
             let bytes = state.config.double_word(window).to_le_bytes();
-            self.write_part(&mut state, at, bytes.get(..len).unwrap_or_default());
+            let bytes = bytes.get(..len).unwrap_or_default();
+            match at {
+                Part::Notify(queue) => self.notify(queue, false),
+                part => self.write_part(&mut state, part, bytes),
+            }
         }
         if touches(self.offsets.msix_control..self.offsets.msix_control + 2) {
             let control = state.config.word(self.offsets.msix_control);
@@ -222,12 +226,15 @@ impl Function {
             let port = inside(&range, &layout::PCI_IO).then(|| u16::try_from(range.start));
             state.ports = port.and_then(Result::ok);
         }
-        self.doorbells.place(match self.doorbell {
+        let moved = self.doorbells.place(match self.doorbell {
             launch::Doorbell::Mmio => state
                 .memory
                 .map(|base| Address::Memory(base + u64::from(bars::NOTIFY))),
             launch::Doorbell::Pio => state.ports.map(Address::Port),
         });
+        for queue in moved {
+            Command::Kick(queue).post_to(&self.commands);
+        }
     }
 
     /// Where the window of VIRTIO_PCI_CAP_PCI_CFG looks, and how many bytes it
@@ -267,6 +274,13 @@ impl Function {
         }
     }
 
+    /// A kick that exited to us.
+    fn notify(&self, queue: u16, at_doorbell: bool) {
+        if self.doorbells.must_pass_on(queue, at_doorbell) {
+            Command::Kick(queue).post_to(&self.commands);
+        }
+    }
+
     fn write_part(&self, state: &mut State, part: Part, data: &[u8]) {
         let events = match part {
             Part::Common(offset) => state.registers.write_common(offset, data),
@@ -276,9 +290,7 @@ impl Function {
                 return;
             }
             Part::Notify(queue) => {
-                if self.doorbells.is_lent(queue) {
-                    Command::Kick(queue).post_to(&self.commands);
-                }
+                self.notify(queue, true);
                 return;
             }
             Part::Isr | Part::Pending(_) | Part::Hole => return,
