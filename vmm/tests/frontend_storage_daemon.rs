@@ -1,5 +1,6 @@
 //! The front-end against a back-end that others wrote: qemu-storage-daemon.
 //! No KVM: the test itself is the driver of the ring.
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::Write;

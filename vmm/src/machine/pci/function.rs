@@ -76,7 +76,6 @@ impl Function {
         let offsets = bars::furnish(
             &mut config,
             Capabilities {
-                queues: spec.queues,
                 vectors,
                 config_len: kind.config_len,
                 io_doorbells: doorbell == launch::Doorbell::Pio,

@@ -21,7 +21,8 @@ pub const MEMORY_BAR: usize = 0;
 pub const MEMORY_SIZE: u32 = 0x8000;
 /// The BAR for doorbells that are ports.
 pub const IO_BAR: usize = 2;
-/// Its size: what limits a device to 64 queues.
+/// Its size, and that of the notify area wherever it is: what limits a device
+/// to 64 queues.
 pub const IO_SIZE: u32 = 0x100;
 /// Bytes that every part of the memory BAR has at least to itself.
 const PART: u32 = 0x1000;
@@ -87,8 +88,6 @@ impl Part {
 /// What a function's capabilities depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Capabilities {
-    /// Number of queues.
-    pub queues: u16,
     /// Number of MSI-X vectors.
     pub vectors: u16,
     /// Length of the device configuration.
@@ -122,14 +121,13 @@ pub fn furnish(space: &mut ConfigSpace, what: Capabilities) -> Offsets {
         space.add_bar(IO_BAR, Bar::Io, IO_SIZE);
     }
     let memory = |cfg, offset, length| body(cfg, MEMORY_BAR, offset, length, &[]);
-    let notify_len = u32::from(what.queues) * u32::from(STRIDE);
     let (bar, offset) = if what.io_doorbells {
         (IO_BAR, 0)
     } else {
         (MEMORY_BAR, NOTIFY)
     };
     let stride = u32::from(STRIDE).to_le_bytes();
-    let notify = body(CFG_NOTIFY, bar, offset, notify_len, &stride);
+    let notify = body(CFG_NOTIFY, bar, offset, IO_SIZE, &stride);
     space.add_capability(
         CAP_VENDOR,
         &memory(CFG_COMMON, COMMON, COMMON_LEN as u32),
