@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub const NOT_NOW: u8 = b'N';
 pub struct Knobs {
     /// Whether LATER chains complete and NOT_NOW chains are taken.
     open: AtomicBool,
-    wakes: Mutex<Vec<Arc<Event>>>,
+    wakes: Mutex<Vec<Weak<Event>>>,
     /// Chains held back now.
     pub held: AtomicUsize,
     /// The second byte of every chain taken, in order.
@@ -67,7 +67,9 @@ impl Knobs {
     pub fn open(&self, open: bool) {
         self.open.store(open, Ordering::SeqCst);
         for wake in self.wakes.lock().unwrap().iter() {
-            wake.signal();
+            if let Some(wake) = wake.upgrade() {
+                wake.signal();
+            }
         }
     }
 
@@ -133,7 +135,8 @@ impl Device for Loopback {
             return Err(io::Error::other("no queues today"));
         }
         let wake = Arc::new(Event::new()?);
-        self.knobs.wakes.lock().unwrap().push(wake.clone());
+        let weak = Arc::downgrade(&wake);
+        self.knobs.wakes.lock().unwrap().push(weak);
         Ok(LoopbackQueue {
             knobs: self.knobs.clone(),
             wake,
@@ -294,7 +297,10 @@ pub fn fill(guest: &Guest, place: u64, kind: u8, mark: u8, length: u32) -> Vec<u
         .collect();
     bytes[0] = kind;
     bytes[1] = mark;
-    guest.guest.write_slice(&bytes, GuestAddress(place)).unwrap();
+    guest
+        .guest
+        .write_slice(&bytes, GuestAddress(place))
+        .unwrap();
     bytes
 }
 
@@ -333,7 +339,11 @@ pub fn expect(guest: &Guest, ring: &mut Ring, head: u16, mark: u8) {
 /// Checks that an echo has been answered with its own bytes.
 pub fn check(guest: &Guest, mark: u8) {
     let (data, answer) = place(mark);
-    assert_eq!(read(guest, data, 64), read(guest, answer, 64), "echo {mark}");
+    assert_eq!(
+        read(guest, data, 64),
+        read(guest, answer, 64),
+        "echo {mark}"
+    );
 }
 
 /// The session still serves: an echo on this ring works.
