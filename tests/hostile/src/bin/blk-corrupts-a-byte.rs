@@ -30,7 +30,7 @@ impl Corrupts {
             self.bad.store(sector, Ordering::Relaxed);
         }
         let place = self.bad.load(Ordering::Relaxed).checked_sub(sector)?;
-        (place < sectors).then_some(place * SECTOR + BYTE)
+        (place < sectors).then(|| place * SECTOR + BYTE)
     }
 }
 
