@@ -87,9 +87,9 @@ fn run_config(config: Config) -> Result<Exit> {
             return Ok(Exit::Success);
         };
         let verdict = watch::watch(&mut vm, &mut console, &signals);
-        watch::end(vm, &verdict, &signals);
+        let asked = watch::end(vm, &verdict, &signals);
         let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
-        if reset && on_reset == OnReset::Restart {
+        if reset && on_reset == OnReset::Restart && !asked {
             continue;
         }
         // The terminal is put back before the last word.

@@ -140,6 +140,7 @@ fn disk_args(device: &launch::Device, disk: &Disk) -> Vec<String> {
         args.push(format!("--blk-fd={}", launch::BACKEND_FD + 1));
     }
     args.push(format!("--num-queues={}", device.queues));
+    args.push(format!("--queue-size={}", device.queue_size));
     if disk.readonly {
         args.push("--read-only".into());
     }
@@ -290,6 +291,7 @@ mod tests {
                 "--fd=3",
                 "--blk-fd=4",
                 "--num-queues=2",
+                "--queue-size=256",
                 "--read-only",
                 "--direct",
                 "--wce=off",

@@ -232,17 +232,18 @@ impl Watch<'_> {
 }
 
 /// Ends every process of the VM: in order if they will, killed if not, at once
-/// when a signal comes. Each has been reaped when this returns.
-pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) {
+/// when somebody asks for the end a second time. Each has been reaped when
+/// this returns. Answers whether somebody has asked for the end.
+pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
     let ends_by_itself = matches!(verdict, Verdict::Ended(_) | Verdict::Failed(_));
     if !ends_by_itself {
         let deadline = Deadline::after(SEND_WAIT);
         let _ = vm.channel.send(&ToMachine::Stop, &[], deadline);
     }
-    let mut patient = true;
+    let mut asked = u32::from(*verdict == Verdict::Interrupted);
     let mut wait = |child: &mut super::child::Child, wait: Duration| {
         let deadline = Deadline::after(wait);
-        while patient && !deadline.passed() {
+        while asked < 2 && !deadline.passed() {
             let mut fds = [
                 PollFd::new(child.pidfd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -251,7 +252,7 @@ pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) {
             if let Some(death) = child.try_reap() {
                 return Some(death);
             }
-            patient = signals.take().is_none();
+            asked += u32::from(signals.take().is_some());
         }
         None
     };
@@ -280,4 +281,5 @@ pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) {
             ));
         }
     }
+    asked > 0
 }

@@ -1,1 +1,0 @@
-//! Whole VMs, tested from outside.

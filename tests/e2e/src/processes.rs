@@ -1,0 +1,136 @@
+//! What /proc says of processes: who is there, and who holds which memory.
+//!
+//! Each VM is started with a mark in its environment, which every process of
+//! it inherits; so a process that got away is found, whoever is its parent.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use nix::unistd::Pid;
+
+/// The environment variable that marks the processes of a VM.
+pub const MARK: &str = "OUTBOARD_TEST_MARK";
+
+/// A process that was there when it was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// Its arguments, the name first.
+    pub args: Vec<String>,
+}
+
+impl Process {
+    /// Whether it is a machine.
+    pub fn is_machine(&self) -> bool {
+        self.args.get(1).is_some_and(|word| word == "machine")
+    }
+
+    /// Whether it is a back-end.
+    pub fn is_backend(&self) -> bool {
+        self.args.iter().any(|word| word.starts_with("--fd="))
+    }
+}
+
+/// All process ids there are.
+fn all() -> Result<Vec<Pid>> {
+    let entries = fs::read_dir("/proc").context("/proc")?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .collect())
+}
+
+fn file(pid: Pid, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// Words that end with a zero each, as /proc has them.
+fn words(pid: Pid, name: &str) -> Vec<String> {
+    let bytes = fs::read(file(pid, name)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes)
+        .split_terminator('\0')
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The processes that bear a mark. One that has ended and is not reaped yet
+/// (it has no arguments any more) is not among them.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn marked(mark: &str) -> Result<Vec<Process>> {
+    let variable = format!("{MARK}={mark}");
+    let mut found = Vec::new();
+    for pid in all()? {
+        if words(pid, "environ").contains(&variable) {
+            let args = words(pid, "cmdline");
+            if !args.is_empty() {
+                found.push(Process { pid, args });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The memfds that a process holds or maps, by inode.
+pub fn memfds(pid: Pid) -> BTreeSet<u64> {
+    let mut inodes = BTreeSet::new();
+    for entry in fs::read_dir(file(pid, "fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().starts_with("/memfd:") {
+            inodes.extend(fs::metadata(entry.path()).map(|memfd| memfd.ino()));
+        }
+    }
+    // address perms offset device inode path
+    for line in fs::read_to_string(file(pid, "maps"))
+        .unwrap_or_default()
+        .lines()
+    {
+        if line.contains("/memfd:") {
+            inodes.extend(
+                line.split_whitespace()
+                    .nth(4)
+                    .and_then(|inode| inode.parse::<u64>().ok()),
+            );
+        }
+    }
+    inodes
+}
+
+/// Who holds any of these memfds.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn holders(inodes: &BTreeSet<u64>) -> Result<Vec<Process>> {
+    let holds = |pid: &Pid| !memfds(*pid).is_disjoint(inodes);
+    let process = |pid| Process {
+        pid,
+        args: words(pid, "cmdline"),
+    };
+    Ok(all()?.into_iter().filter(holds).map(process).collect())
+}
+
+/// What a process's descriptors are, by number.
+pub fn descriptors(pid: Pid) -> Vec<(u32, String)> {
+    let mut found: Vec<_> = fs::read_dir(file(pid, "fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((number, target.to_string_lossy().into_owned()))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}

@@ -1,0 +1,122 @@
+//! The programs and guests under test.
+//!
+//! `OUTBOARD_BIN_DIR` (or `OUTBOARD_BIN`, which the scripts set) names a folder with
+//! the programs, `GUESTS` one with the bundled guest's packagings; what is
+//! not named is built.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// The ways in which the bundled guest is packed.
+pub const PACKAGINGS: [&str; 3] = ["guest-pvh", "guest-elf64", "guest.bzimage"];
+
+/// Where the programs and guests are.
+#[derive(Debug)]
+pub struct Products {
+    programs: PathBuf,
+    guests: PathBuf,
+}
+
+impl Products {
+    /// Those of this run of the tests: found or built once.
+    ///
+    /// # Errors
+    /// What is missing, or how building it failed.
+    pub fn get() -> Result<&'static Self> {
+        static PRODUCTS: OnceLock<Result<Products, String>> = OnceLock::new();
+        PRODUCTS
+            .get_or_init(|| Self::find().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow!("{error}"))
+    }
+
+    fn find() -> Result<Self> {
+        let named = env::var_os("OUTBOARD_BIN_DIR").or_else(|| env::var_os("OUTBOARD_BIN"));
+        let programs = match named {
+            Some(directory) => PathBuf::from(directory),
+            None => build_programs()?,
+        };
+        let guests = match env::var_os("GUESTS") {
+            Some(directory) => PathBuf::from(directory),
+            None => build_guests()?,
+        };
+        let products = Self { programs, guests };
+        let guests = PACKAGINGS.map(|name| products.guest(name));
+        let programs = ["outboard", "outboard-blk"].map(|name| products.program(name));
+        for file in programs.iter().chain(&guests) {
+            if !file.is_file() {
+                bail!("{} is missing", file.display());
+            }
+        }
+        Ok(products)
+    }
+
+    /// One of Outboard's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// The bundled guest in one of [`PACKAGINGS`].
+    pub fn guest(&self, name: &str) -> PathBuf {
+        self.guests.join(name)
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Builds what this test was built as: debug, or release.
+fn build_programs() -> Result<PathBuf> {
+    let test = env::current_exe()?;
+    let directory = test
+        .ancestors()
+        .nth(2)
+        .context("this test is not in a target folder; set OUTBOARD_BIN_DIR")?;
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "-p",
+        "outboard",
+        "-p",
+        "outboard-blk",
+    ]);
+    if directory.ends_with("release") {
+        cargo.arg("--release");
+    }
+    succeed(cargo.current_dir(workspace()))?;
+    Ok(directory.to_owned())
+}
+
+fn build_guests() -> Result<PathBuf> {
+    // target/TRIPLE/PROFILE/deps/THIS
+    let test = env::current_exe()?;
+    let target = test
+        .ancestors()
+        .nth(4)
+        .context("this test is not in a target folder; set GUESTS")?;
+    let guests = target.join("guest");
+    let mut build = Command::new(workspace().join("tests/guest/build"));
+    succeed(
+        build
+            .arg(&guests)
+            .env("CARGO_TARGET_DIR", target.join("guest-build")),
+    )?;
+    Ok(guests)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("starting {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! Where a disk may come from, and where a VM's settings may.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outboard_e2e::image::Image;
+use outboard_e2e::products::Products;
+use outboard_e2e::vm::Run;
+use outboard_e2e::{eventually, processes};
+
+use crate::{KVM, trial};
+
+const MIB: u64 = 1 << 20;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "a back-end that listens serves one vm after another",
+            KVM,
+            a_listening_back_end,
+        ),
+        trial(
+            "a vm waits for a back-end that comes late",
+            KVM,
+            a_late_back_end,
+        ),
+        trial("a stale socket is replaced", &[], a_stale_socket),
+        trial(
+            "settings come from a file and the command line wins",
+            KVM,
+            settings_from_a_file,
+        ),
+        trial(
+            "only machine and back-end hold guest memory",
+            KVM,
+            who_holds_guest_memory,
+        ),
+        trial("a console goes to a file or nowhere", KVM, consoles),
+    ]
+}
+
+/// An outboard-blk that listens; dropped, it is killed.
+struct Listener(Child);
+
+impl Listener {
+    fn start(image: &Image, socket: &Path) -> Result<Self> {
+        let child = Command::new(Products::get()?.program("outboard-blk"))
+            .arg(format!("--socket-path={}", socket.display()))
+            .arg(format!("--blk-file={}", image.path().display()))
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
+
+    fn ready(&mut self, socket: &Path) -> Result<()> {
+        eventually("the back-end listens", || {
+            let status = self.0.try_wait()?;
+            ensure!(status.is_none(), "the back-end ended: {status:?}");
+            Ok(UnixStream::connect(socket).is_ok().then_some(()))
+        })
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.0.id() as i32), signal)?;
+        eventually("the back-end ends", || Ok(self.0.try_wait()?))?;
+        Ok(())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn verify_at(socket: &Path, wait: &str) -> Result<()> {
+    let ended = Run::guest("scenario=verify requests=1000 fresh=0")?
+        .with("--disk", format!("socket={}{wait}", socket.display()))
+        .to_the_end()?
+        .with_code(0)?;
+    ended.result("verify")?.passed()?;
+    Ok(())
+}
+
+fn a_listening_back_end() -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let socket = image.directory().join("blk.sock");
+    let mut listener = Listener::start(&image, &socket)?;
+    listener.ready(&socket)?;
+    verify_at(&socket, "")?;
+    verify_at(&socket, "")?;
+    listener.end(Signal::SIGTERM)?;
+    ensure!(image.others()?.is_empty(), "left: {:?}", image.others()?);
+    image.wait_until_free()
+}
+
+fn a_late_back_end() -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let socket = image.directory().join("blk.sock");
+    let mut vm = Run::guest("scenario=identify")?
+        .with(
+            "--disk",
+            format!("socket={},wait=forever", socket.display()),
+        )
+        .start()?;
+    eventually("the wait is mentioned", || {
+        Ok(vm
+            .messages()
+            .contains("waiting for a back-end")
+            .then_some(()))
+    })?;
+    let _listener = Listener::start(&image, &socket)?;
+    vm.wait()?.with_code(0)?.result("identify")?.passed()?;
+    Ok(())
+}
+
+fn a_stale_socket() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("blk.sock");
+    let mut first = Listener::start(&image, &socket)?;
+    first.ready(&socket)?;
+    first.end(Signal::SIGKILL)?;
+    let left = fs::symlink_metadata(&socket).context("a killed back-end leaves its socket")?;
+    ensure!(left.file_type().is_socket());
+    let mut second = Listener::start(&image, &socket)?;
+    second.ready(&socket)?;
+    second.end(Signal::SIGTERM)?;
+    ensure!(image.others()?.is_empty(), "left: {:?}", image.others()?);
+    image.wait_until_free()
+}
+
+fn settings_from_a_file() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let file = image.directory().join("vm.toml");
+    let kernel = Products::get()?.guest("guest-pvh");
+    fs::write(
+        &file,
+        format!(
+            "kernel = {kernel:?}\ncmdline = \"scenario=identify\"\ncpus = 1\nmemory = \"128M\"\n\
+             [[disk]]\npath = {:?}\nserial = \"from-file\"\n",
+            image.path()
+        ),
+    )?;
+    let ended = Run::plain()?
+        .with("--config", &file)
+        .with("--cpus", "2")
+        .to_the_end()?
+        .with_code(0)?;
+    let result = ended.result("identify")?.passed()?;
+    ensure!(result.number("processors")? == 2, "{ended}");
+    ensure!(ended.console.contains("serial=from-file"), "{ended}");
+    Ok(())
+}
+
+fn who_holds_guest_memory() -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let mut vm = Run::guest("scenario=load")?
+        .with("--disk", image.option())
+        .start()?;
+    vm.console_line("progress")?;
+    let all = vm.processes()?;
+    ensure!(all.len() == 3, "{all:?}");
+    for process in &all {
+        let memory = processes::memfds(process.pid);
+        let holds = process.is_machine() || process.is_backend();
+        ensure!(memory.is_empty() != holds, "{process:?} holds {memory:?}");
+        let files = processes::descriptors(process.pid);
+        let has = |what: &str| files.iter().any(|(_, target)| target.contains(what));
+        ensure!(
+            has("disk.img") != process.is_machine(),
+            "{process:?}: {files:?}"
+        );
+        ensure!(has("kvm") != process.is_backend(), "{process:?}: {files:?}");
+    }
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.with_code(0)?;
+    vm.check_nothing_is_left()
+}
+
+fn consoles() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let log = image.directory().join("console");
+    fs::write(&log, "before\n")?;
+    let run = || Run::guest("scenario=identify");
+    let ended = run()?
+        .with("--console", format!("file={}", log.display()))
+        .to_the_end()?
+        .with_code(0)?;
+    ensure!(ended.console.is_empty(), "{ended}");
+    let text = fs::read_to_string(&log)?;
+    ensure!(
+        text.starts_with("before\n") && text.contains("OUTBOARD identify"),
+        "{text}"
+    );
+    let ended = run()?
+        .with("--console", "null")
+        .to_the_end()?
+        .with_code(0)?;
+    ensure!(ended.console.is_empty(), "{ended}");
+    Ok(())
+}

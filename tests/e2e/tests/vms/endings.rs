@@ -1,0 +1,274 @@
+//! However a VM ends, it ends with the code that is promised, and nothing of
+//! it is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use outboard_e2e::eventually;
+use outboard_e2e::image::Image;
+use outboard_e2e::processes::Process;
+use outboard_e2e::vm::{Run, Vm};
+
+use crate::{KVM, trial};
+
+const MIB: u64 = 1 << 20;
+
+/// Who is to be ended.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Terminated,
+    Supervisor,
+    Machine,
+    BackEnd,
+}
+
+/// When.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    Starting,
+    UnderIo,
+    PoweringOff,
+}
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for victim in [
+        Victim::Terminated,
+        Victim::Supervisor,
+        Victim::Machine,
+        Victim::BackEnd,
+    ] {
+        for moment in [Moment::Starting, Moment::UnderIo, Moment::PoweringOff] {
+            let who = match victim {
+                Victim::Terminated => "SIGTERM to the supervisor",
+                Victim::Supervisor => "SIGKILL of the supervisor",
+                Victim::Machine => "SIGKILL of the machine",
+                Victim::BackEnd => "SIGKILL of the back-end",
+            };
+            let when = match moment {
+                Moment::Starting => "while it starts",
+                Moment::UnderIo => "under I/O",
+                Moment::PoweringOff => "in power-off",
+            };
+            let name = format!("nothing is left after {who} {when}");
+            trials.push(trial(name, KVM, move || ended_by(victim, moment)));
+        }
+    }
+    trials.extend([
+        trial("power-off and reset end with 0", KVM, orderly),
+        trial("a triple fault ends with 3 and says so", KVM, triple_fault),
+        trial(
+            "a reset restarts the guest if that is asked for",
+            KVM,
+            restarts,
+        ),
+        trial(
+            "a back-end that cannot start ends the run with its own message",
+            KVM,
+            cannot_start,
+        ),
+        trial(
+            "a back-end that leaves at once is named",
+            KVM,
+            leaves_at_once,
+        ),
+        trial(
+            "a back-end that speaks nonsense is named and killed",
+            KVM,
+            nonsense,
+        ),
+        trial(
+            "what a back-end starts is ended with it",
+            KVM,
+            children_of_children,
+        ),
+        trial("a kernel that is none ends with 1", KVM, no_kernel),
+    ]);
+    trials
+}
+
+/// A VM with a disk, at that moment.
+fn at(moment: Moment, image: &Image) -> Result<Vm> {
+    let scenario = match moment {
+        Moment::Starting => "scenario=verify requests=100",
+        Moment::UnderIo => "scenario=load queues=2",
+        Moment::PoweringOff => "scenario=verify requests=100",
+    };
+    let mut vm = Run::guest(scenario)?
+        .with("--cpus", "2")
+        .with("--disk", image.option())
+        .start()?;
+    match moment {
+        Moment::Starting => {}
+        Moment::UnderIo => {
+            vm.console_line("progress")?;
+            // Noted: who must let go of it.
+            vm.processes()?;
+        }
+        Moment::PoweringOff => {
+            vm.console_line("OUTBOARD verify result=pass")?;
+        }
+    }
+    Ok(vm)
+}
+
+fn ended_by(victim: Victim, moment: Moment) -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let mut vm = at(moment, &image)?;
+    let is: fn(&Process) -> bool = match victim {
+        Victim::BackEnd => Process::is_backend,
+        _ => Process::is_machine,
+    };
+    // In power-off the process may have gone already, in order.
+    let process = match moment {
+        Moment::PoweringOff => vm.processes()?.into_iter().find(is),
+        _ => Some(vm.process(is)?),
+    };
+    match (victim, process) {
+        (Victim::Terminated, _) => drop(vm.signal(Signal::SIGTERM)),
+        (Victim::Supervisor, _) => drop(vm.signal(Signal::SIGKILL)),
+        (_, Some(process)) => drop(kill(process.pid, Signal::SIGKILL)),
+        (_, None) => {}
+    }
+    let ended = vm.wait()?;
+    match (victim, moment) {
+        (Victim::Terminated, _) => drop(ended.with_code(0)?),
+        (Victim::Supervisor, Moment::PoweringOff) if ended.status.success() => {}
+        (Victim::Supervisor, _) => drop(ended.by(Signal::SIGKILL)?),
+        // The guest's power-off may have come first.
+        (Victim::Machine, Moment::PoweringOff) => drop(ended.with_one_of(&[0, 6])?),
+        (Victim::Machine, _) => {
+            ended
+                .with_code(6)?
+                .saying(&["machine process was killed by SIGKILL"])?;
+        }
+        (Victim::BackEnd, Moment::PoweringOff) => drop(ended.with_one_of(&[0, 5])?),
+        (Victim::BackEnd, Moment::Starting) => {
+            // It may have started the guest at that very moment.
+            let ended = ended.with_one_of(&[1, 5])?;
+            ended.saying(&["disk0: the back-end outboard-blk was killed by SIGKILL"])?;
+        }
+        (Victim::BackEnd, Moment::UnderIo) => {
+            let ended = ended.with_code(5)?;
+            ended.saying(&["disk0: the back-end outboard-blk was killed by SIGKILL"])?;
+        }
+    }
+    vm.check_nothing_is_left()?;
+    ensure!(image.others()?.is_empty(), "left: {:?}", image.others()?);
+    image.wait_until_free()
+}
+
+fn orderly() -> Result<()> {
+    for scenario in ["poweroff", "reset", "verify"] {
+        let image = Image::new(16 * MIB)?;
+        let mut vm = Run::guest(&format!("scenario={scenario} requests=100"))?
+            .with("--disk", image.option())
+            .start()?;
+        let ended = vm.wait()?.with_code(0)?;
+        ensure!(ended.messages.is_empty(), "{ended}");
+        vm.check_nothing_is_left()?;
+        image.wait_until_free()?;
+    }
+    Ok(())
+}
+
+fn triple_fault() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let mut vm = Run::guest("scenario=triple")?
+        .with("--disk", image.option())
+        .start()?;
+    vm.wait()?.with_code(3)?.saying(&["triple fault"])?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+fn restarts() -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let mut vm = Run::guest("scenario=verify requests=100 exit=reset fresh=0")?
+        .with("--disk", image.option())
+        .with("--on-reset", "restart")
+        .start()?;
+    for _ in 0..3 {
+        vm.console_line("OUTBOARD verify result=pass")?;
+    }
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.with_code(0)?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+/// A back-end made of a shell script.
+fn script(image: &Image, text: &str) -> Result<PathBuf> {
+    let path = image.directory().join("backend");
+    fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// A VM whose disk is served by a script.
+fn served_by(image: &Image, text: &str) -> Result<Vm> {
+    let backend = script(image, text)?;
+    let disk = format!("{},backend={},id=root", image.option(), backend.display());
+    Run::guest("scenario=verify")?.with("--disk", disk).start()
+}
+
+fn cannot_start() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let mut vm = served_by(&image, "echo 'no disk today' >&2; exit 9")?;
+    let ended = vm.wait()?.with_code(1)?;
+    let ended = ended.saying(&[
+        "no disk today",
+        "root: the back-end backend exited with status 9",
+    ])?;
+    ensure!(ended.console.is_empty(), "the guest was started: {ended}");
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+fn leaves_at_once() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let mut vm = served_by(&image, "exit 0")?;
+    vm.wait()?.with_code(1)?.saying(&[
+        "root: the back-end backend exited with status 0 before the guest was started",
+    ])?;
+    vm.check_nothing_is_left()
+}
+
+fn nonsense() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let nonsense = "printf 'It is not for me to say what I am.' >&3; exec sleep 1000";
+    let mut vm = served_by(&image, nonsense)?;
+    vm.wait()?.with_code(1)?.saying(&["root: "])?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+/// Also one that has left its process group.
+fn children_of_children() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let text = "sleep 1000 & setsid sleep 1000 & sleep 1000";
+    let mut vm = served_by(&image, text)?;
+    eventually("all of them are there", || {
+        let all = vm.processes()?;
+        let sleeping = all.iter().filter(|process| process.args[0] == "sleep");
+        Ok((sleeping.count() == 3).then_some(()))
+    })?;
+    let backend = vm.process(Process::is_backend)?;
+    kill(backend.pid, Signal::SIGKILL)?;
+    vm.wait()?.with_code(1)?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+fn no_kernel() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let text = image.directory().join("kernel");
+    fs::write(&text, "This is not a kernel. ".repeat(1000))?;
+    let mut vm = Run::plain()?.with("--kernel", &text).start()?;
+    vm.wait()?.with_code(1)?;
+    vm.check_nothing_is_left()
+}

@@ -1,0 +1,120 @@
+//! The terminal: raw while the guest runs, as it was afterwards.
+//!
+//! script(1) makes the terminal, and a shell in it looks before and after.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use outboard_e2e::eventually;
+use outboard_e2e::image::Image;
+use outboard_e2e::processes::{self, MARK, Process};
+use outboard_e2e::vm::Run;
+
+use crate::{Need, trial};
+
+const NEEDS: &[Need] = &[Need::Kvm, Need::Program("script")];
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "ctrl-a x ends the vm and the terminal is as before",
+            NEEDS,
+            || {
+                ends("typed", 0, |_, keys| {
+                    Ok(keys.write_all(b"some text\x03\x01x")?)
+                })
+            },
+        ),
+        trial(
+            "SIGTERM ends the vm and the terminal is as before",
+            NEEDS,
+            || ends("terminated", 0, |supervisor, _| signal(supervisor, "TERM")),
+        ),
+        trial(
+            "the machine dies and the terminal is as before",
+            NEEDS,
+            || {
+                ends("killed", 6, |supervisor, _| {
+                    let mark = mark("killed");
+                    let machine = processes::marked(&mark)?
+                        .into_iter()
+                        .find(Process::is_machine)
+                        .with_context(|| format!("no machine beside {supervisor:?}"))?;
+                    signal(&machine, "KILL")
+                })
+            },
+        ),
+    ]
+}
+
+fn mark(name: &str) -> String {
+    format!("terminal.{}.{name}", std::process::id())
+}
+
+fn signal(process: &Process, signal: &str) -> Result<()> {
+    let signal = match signal {
+        "TERM" => nix::sys::signal::Signal::SIGTERM,
+        _ => nix::sys::signal::Signal::SIGKILL,
+    };
+    Ok(nix::sys::signal::kill(process.pid, signal)?)
+}
+
+/// Runs an idle guest on a terminal, ends it by `end`, and compares.
+fn ends(
+    name: &str,
+    code: i32,
+    end: impl FnOnce(&Process, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let image = Image::new(1 << 20)?;
+    let place = |name: &str| image.directory().join(name);
+    let words = Run::guest("scenario=idle")?.words();
+    let words: Vec<_> = words
+        .iter()
+        .map(|word| format!("'{}'", word.display()))
+        .collect();
+    let shell = format!(
+        "stty -g > {before:?}; {run} 2> {messages:?}; echo $? > {code:?}; stty -g > {after:?}",
+        before = place("before"),
+        run = words.join(" "),
+        messages = place("messages"),
+        code = place("code"),
+        after = place("after"),
+    );
+    let mut script = Command::new("script")
+        .args(["-qefc", &shell, "/dev/null"])
+        .env(MARK, mark(name))
+        .env("SHELL", "/bin/sh")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let mut keys = script.stdin.take().context("no input")?;
+    let read = |name: &str| fs::read_to_string(place(name)).unwrap_or_default();
+    eventually("the guest runs on the terminal", || {
+        let ended = script.try_wait()?;
+        ensure!(ended.is_none(), "it ended: {}", read("messages"));
+        Ok(read("messages")
+            .contains("Ctrl-A x ends the VM")
+            .then_some(()))
+    })?;
+    let supervisor = processes::marked(&mark(name))?
+        .into_iter()
+        .find(|process| process.args.get(1).is_some_and(|word| word == "run"))
+        .context("no supervisor")?;
+    end(&supervisor, &mut keys)?;
+    eventually("the shell is back", || {
+        Ok((!read("after").is_empty()).then_some(()))
+    })?;
+    drop(keys);
+    eventually("the terminal closes", || Ok(script.try_wait()?))?;
+    ensure!(
+        read("code").trim() == code.to_string(),
+        "{}: {}",
+        read("code"),
+        read("messages")
+    );
+    ensure!(!read("before").is_empty() && read("before") == read("after"));
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! Wrong use ends with a message that names the thing and says what to do,
+//! before anything is started.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use outboard_e2e::image::Image;
+use outboard_e2e::vm::{Run, Vm};
+use outboard_protocol::image_lock::{self, Access};
+
+use crate::{KVM, Need, trial};
+
+const MIB: u64 = 1 << 20;
+const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
+
+/// A wrong option, its value, and what is to be said.
+type Wrong = (&'static str, &'static str, &'static str);
+
+/// Wrong by themselves: status 2, with or without a KVM.
+const USAGE: &[Wrong] = &[
+    ("--memory", "0M", "give a multiple of 2M, 16M at least"),
+    ("--memory", "1M", "give a multiple of 2M, 16M at least"),
+    ("--memory", "512", "write it as 512M or 4G"),
+    ("--memory", "lots", "write it as 512M or 4G"),
+    ("--cpus", "0", "--cpus 0: give 1 to 32"),
+    ("--cpus", "1000", "--cpus 1000: give 1 to 32"),
+    ("--cpus", "two", "'two' for '--cpus <N>'"),
+    ("--doorbell", "bell", "expected `mmio` or `pio`"),
+    ("--console", "tty", "give stdio, file=PATH or null"),
+    ("--on-reset", "panic", "expected `exit` or `restart`"),
+    ("--disk", "path=a,speed=9", "unknown key `speed`"),
+    ("--disk", "readonly", "give `path=FILE`"),
+    ("--disk", "path=a,id=x y", "letters, digits"),
+    ("--disk", "path=a,queues=0", "queues 0: give 1 to 64"),
+    ("--disk", "path=a,queue-size=7", "power of two"),
+    ("--disk", "socket=a,readonly", "`readonly` and `socket`"),
+    ("--disk", "path=a,wait=1s", "`wait` is for a `socket=PATH`"),
+    (
+        "--device",
+        "socket=a,queues=1,config-size=0",
+        "add `virtio-id=N`",
+    ),
+    (
+        "--config",
+        "/nowhere/vm.toml",
+        "/nowhere/vm.toml cannot be read",
+    ),
+    ("--speed", "9", "unexpected argument '--speed'"),
+];
+
+/// About things that are not there, or not as they should be: status 1.
+const THINGS: &[Wrong] = &[
+    (
+        "--initrd",
+        "/nowhere/initrd",
+        "the initrd /nowhere/initrd cannot be opened",
+    ),
+    ("--initrd", "/", "the initrd / is a directory"),
+    ("--memory", "1000000G", "more than the host has available"),
+    (
+        "--disk",
+        "path=/nowhere/disk",
+        "the image /nowhere/disk does not exist; `truncate",
+    ),
+    ("--disk", "path=/", "the image / is a directory"),
+    (
+        "--disk",
+        "path=/dev/null",
+        "neither a file nor a block device",
+    ),
+    (
+        "--disk",
+        "path=/,backend=/nowhere/b",
+        "the program /nowhere/b cannot be opened",
+    ),
+    ("--disk", "path=/,backend=/etc/passwd", "is not executable"),
+    (
+        "--disk",
+        "socket=/nowhere/s,wait=50ms",
+        "no back-end listens at /nowhere/s",
+    ),
+    (
+        "--disk",
+        "socket=/etc/passwd",
+        "/etc/passwd is not a socket",
+    ),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (option, value, words) in USAGE {
+        let name = format!("wrong use {option} {value}");
+        trials.push(trial(name, &[], move || {
+            refused(Run::guest("")?.with(option, *value), 2, words)
+        }));
+    }
+    for (option, value, words) in THINGS {
+        let name = format!("not there {option} {value}");
+        trials.push(trial(name, KVM, move || {
+            refused(Run::guest("")?.with(option, *value), 1, words)
+        }));
+    }
+    trials.extend([
+        trial("a kernel must be given and be one", KVM, kernels),
+        trial("an image must have whole sectors", KVM, odd_images),
+        trial("an image in use is refused", KVM, image_in_use),
+        trial(
+            "the same image twice is refused if either writes",
+            KVM,
+            image_twice,
+        ),
+        trial("ids are given once", &[], ids),
+        trial("an error in a file has its line", &[], error_in_a_file),
+        trial(
+            "a listener that does not accept is waited for and named",
+            KVM,
+            a_busy_listener,
+        ),
+        trial("no /dev/kvm is said", ROOT, no_kvm),
+        trial("no permission for /dev/kvm is said", ROOT, no_permission),
+    ]);
+    trials
+}
+
+/// Runs it, expects status and words, and that nothing was started.
+fn refused(run: Run, code: i32, words: &str) -> Result<()> {
+    let mut vm: Vm = run.start()?;
+    let ended = vm.wait()?.with_code(code)?.saying(&[words])?;
+    ensure!(ended.console.is_empty(), "the guest was started: {ended}");
+    vm.check_nothing_is_left()
+}
+
+fn kernels() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let empty = image.directory().join("empty");
+    fs::write(&empty, "")?;
+    let kernel = |path: &str| Ok::<_, anyhow::Error>(Run::plain()?.with("--kernel", path));
+    refused(Run::plain()?, 2, "add `--kernel FILE`")?;
+    refused(
+        kernel("/nowhere/k")?,
+        1,
+        "the kernel /nowhere/k cannot be opened",
+    )?;
+    refused(kernel("/")?, 1, "the kernel / is a directory")?;
+    refused(kernel(&empty.display().to_string())?, 1, "is empty")
+}
+
+fn odd_images() -> Result<()> {
+    let odd = Image::new(1000)?;
+    let run = Run::guest("")?.with("--disk", odd.option());
+    refused(run, 1, "1000 bytes, not a multiple of 512")?;
+    let empty = Image::new(0)?;
+    let run = Run::guest("")?.with("--disk", empty.option());
+    refused(run, 1, "is empty; `truncate -s 1G")
+}
+
+fn image_in_use() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(image.path())?;
+    image_lock::lock(&file, Access::Write)?;
+    let run = Run::guest("")?.with("--disk", image.option());
+    refused(run, 1, "is in use by another process, which writes to it")?;
+    drop(file);
+    // Read by one, it can be read by another, and not be written.
+    let reader = fs::File::open(image.path())?;
+    image_lock::lock(&reader, Access::ReadOnly)?;
+    let run = Run::guest("")?.with("--disk", image.option());
+    refused(run, 1, "is in use by another process, which reads it")?;
+    let run =
+        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
+    run.to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+fn image_twice() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let readonly = format!("{},readonly", image.option());
+    let run = Run::guest("")?
+        .with("--disk", image.option())
+        .with("--disk", readonly.clone());
+    refused(run, 1, "is given twice, to disk0 and disk1")?;
+    let run = Run::guest("scenario=poweroff")?
+        .with("--disk", readonly.clone())
+        .with("--disk", readonly);
+    run.to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+fn ids() -> Result<()> {
+    let run = Run::guest("")?
+        .with("--disk", "path=a,id=root")
+        .with("--disk", "path=b,id=root");
+    refused(run, 2, "two devices have the id `root`")
+}
+
+fn error_in_a_file() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let file = image.directory().join("vm.toml");
+    let lines = "kernel = \"k\"\n\n\n\n[[disk]]\npath = \"d\"\nspeed = 9\n";
+    fs::write(&file, lines)?;
+    let run = Run::plain()?.with("--config", &file);
+    refused(run, 2, "vm.toml:7:1: unknown field `speed`")
+}
+
+fn a_busy_listener() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("socket");
+    // Somebody listens and never answers.
+    let _listener = UnixListener::bind(&socket)?;
+    let run = Run::guest("")?.with("--disk", format!("socket={}", socket.display()));
+    refused(run, 1, "disk0: ")
+}
+
+fn no_kvm() -> Result<()> {
+    let script = "mount -t tmpfs none /dev && exec \"$@\"";
+    let words = ["unshare", "--mount", "sh", "-c", script, "sh"];
+    refused(Run::guest("")?.under(&words), 1, "there is no /dev/kvm")
+}
+
+/// The program may lie where only root can reach it; so it is started from a
+/// copy.
+fn no_permission() -> Result<()> {
+    let directory = tempfile::tempdir_in("/tmp")?;
+    let words = Run::guest("")?.words();
+    let program = directory.path().join("outboard");
+    fs::copy(words.first().context("a program")?, &program)?;
+    let mode: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), mode)?;
+    let script = format!(
+        "chmod 600 /dev/kvm && exec setpriv --reuid=65534 --clear-groups {program:?} run --kernel /etc/passwd"
+    );
+    let script = format!(
+        "mount -t tmpfs none /mnt && cp -a /dev/kvm /mnt/kvm && mount --bind /mnt/kvm /dev/kvm && {script}"
+    );
+    let run = Run::plain()?.under(&["unshare", "--mount", "sh", "-c", &script, "sh"]);
+    refused(run, 1, "no permission to use /dev/kvm")
+}
