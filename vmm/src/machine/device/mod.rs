@@ -6,6 +6,7 @@
 //! doorbells and interrupts under locks of those. A vCPU thread never waits for
 //! the device's thread.
 
+mod backend;
 mod mailbox;
 mod ring;
 mod worker;
@@ -200,3 +201,6 @@ impl Drop for Device {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,11 +22,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_protocol::{Deadline, launch};
 
+use super::backend::Backend;
 use super::ring;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use crate::machine::frontend::{
-    Connected, Inflight, Negotiated, Notices, PATIENCE, RingStart, Session, Started, Stopped,
-};
+use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -36,12 +35,6 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Between two answers to a back-end that says again and again that its
 /// configuration has changed.
 const CONFIG_PAUSE: Duration = Duration::from_millis(10);
-
-enum State {
-    Detached,
-    Idle(Session<Negotiated>),
-    Running(Session<Started>),
-}
 
 /// A driver that is ready.
 struct Driver {
@@ -57,7 +50,7 @@ pub struct Worker {
     commands: Arc<Mailbox<Command>>,
     interruption: Arc<Interruption>,
     events: Arc<Mailbox<DeviceEvent>>,
-    state: State,
+    backend: Backend,
     driver: Option<Driver>,
     /// Of the rings that are started and not broken.
     errors: Vec<(u16, Arc<EventFd>)>,
@@ -65,6 +58,7 @@ pub struct Worker {
     inflight: Option<Inflight>,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
+    complaints: u64,
 }
 
 impl Worker {
@@ -84,11 +78,12 @@ impl Worker {
             commands,
             interruption,
             events,
-            state: State::Detached,
+            backend: Backend::Detached,
             driver: None,
             errors: Vec::new(),
             inflight: None,
             config_stale: None,
+            complaints: 0,
         }
     }
 
@@ -112,15 +107,7 @@ impl Worker {
     /// Waits until there is something to do.
     fn wait(&self) {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
-        let session = match &self.state {
-            State::Detached => None,
-            State::Idle(session) => Some(session.fds()),
-            State::Running(session) => Some(session.fds()),
-        };
-        if let Some((main, channel)) = session {
-            fds.push(main);
-            fds.extend(channel);
-        }
+        fds.extend(self.backend.fds());
         fds.extend(self.errors.iter().map(|(_, error)| error.as_fd()));
         let mut fds: Vec<_> = fds
             .into_iter()
@@ -162,7 +149,7 @@ impl Worker {
 
     /// The first words with a new back-end.
     fn attach(&mut self, stream: UnixStream) -> Result<()> {
-        if !matches!(self.state, State::Detached) {
+        if !matches!(self.backend, Backend::Detached) {
             log::error!("device {}: attached while it has a back-end", self.spec.id);
             return Ok(());
         }
@@ -174,14 +161,14 @@ impl Worker {
         }
         let copy = stream.try_clone().context("keeping the connection")?;
         self.interruption.watch(Some(copy));
-        let mut session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
-        let config = read_config(&mut session, &self.spec)?;
+        let session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
         let features = session.agreement().features;
+        self.backend = Backend::Idle(session);
+        let config = self.backend.read_config(&self.spec)?.unwrap_or_default();
         self.function.with_registers(|registers| {
             registers.offer(features);
             registers.set_config(&config);
         });
-        self.state = State::Idle(session);
         self.events.post(DeviceEvent::Attached {
             device: self.spec.id.clone(),
         });
@@ -190,7 +177,7 @@ impl Worker {
 
     /// The driver is ready: starts its rings, if there is a back-end.
     fn start(&mut self) -> Result<()> {
-        let (State::Idle(_), Some(driver)) = (&self.state, &self.driver) else {
+        let (Backend::Idle(_), Some(driver)) = (&self.backend, &self.driver) else {
             return Ok(());
         };
         let features = driver.features;
@@ -202,7 +189,7 @@ impl Worker {
         // section 2.7.13); a successor will begin at the used index.
         let starts = driver.rings.clone().into_iter();
         let starts: Vec<_> = starts.map(|r| self.lend(r, 0)).collect::<Result<_>>()?;
-        let State::Idle(session) = std::mem::replace(&mut self.state, State::Detached) else {
+        let Backend::Idle(session) = std::mem::take(&mut self.backend) else {
             return Ok(());
         };
         let queues = (self.spec.queues, self.spec.queue_size);
@@ -210,7 +197,7 @@ impl Worker {
         for start in starts {
             self.watch_error(start);
         }
-        self.state = State::Running(session);
+        self.backend = Backend::Running(session);
         Ok(())
     }
 
@@ -223,9 +210,9 @@ impl Worker {
             self.needs_reset();
             return Ok(());
         }
-        if matches!(self.state, State::Running(_)) {
+        if matches!(self.backend, Backend::Running(_)) {
             let start = self.lend(ring, 0)?;
-            if let State::Running(session) = &mut self.state {
+            if let Backend::Running(session) = &mut self.backend {
                 session.start_rings(std::slice::from_ref(&start))?;
             }
             self.watch_error(start);
@@ -237,7 +224,7 @@ impl Worker {
     /// the ring is taken back and started again, and with that comes the one
     /// kick that every start owes.
     fn restart(&mut self, queue: u16) -> Result<()> {
-        let State::Running(session) = &mut self.state else {
+        let Backend::Running(session) = &mut self.backend else {
             return Ok(());
         };
         let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
@@ -246,12 +233,12 @@ impl Worker {
             return Ok(());
         };
         let base = session.stop_ring(queue)?;
-        if !self.is_drained(&ring, base) {
+        if !self.is_drained(&ring, base, Deadline::after(PATIENCE)) {
             self.needs_reset();
             return Ok(());
         }
         let start = self.lend(ring, base)?;
-        if let State::Running(session) = &mut self.state {
+        if let Backend::Running(session) = &mut self.backend {
             session.start_rings(std::slice::from_ref(&start))?;
         }
         self.watch_error(start);
@@ -280,38 +267,36 @@ impl Worker {
 
     /// Takes the rings back from the back-end.
     fn reset(&mut self) -> Result<()> {
-        let session = match std::mem::replace(&mut self.state, State::Detached) {
-            State::Running(session) => session,
+        let session = match std::mem::take(&mut self.backend) {
+            Backend::Running(session) => session,
             other => {
-                self.state = other;
+                self.backend = other;
                 return Ok(());
             }
         };
         self.errors.clear();
         let (mut session, bases) = session.stop()?;
         let rings = self.driver.as_ref().map_or(&[][..], |driver| &driver.rings);
-        for Stopped { queue, base } in bases {
-            let ring = rings.iter().find(|ring| ring.index == queue);
-            if ring.is_some_and(|ring| !self.is_drained(ring, base)) {
-                // Either the guest has overwritten its ring, or the back-end
-                // does not finish what it has taken.
-                log::warn!(
-                    "device {}: queue {queue} was reset with requests under way",
-                    self.spec.id
-                );
-            }
+        let deadline = Deadline::after(PATIENCE);
+        let late = bases.iter().any(|stopped| {
+            let ring = rings.iter().find(|ring| ring.index == stopped.queue);
+            ring.is_some_and(|ring| !self.is_drained(ring, stopped.base, deadline))
+        });
+        if late {
+            // Either the guest has overwritten its ring, or the back-end does
+            // not finish what it has taken.
+            self.complain("it was reset with requests under way that did not end");
         }
         self.withdraw_all();
         session.reset_device()?;
-        self.state = State::Idle(session);
+        self.backend = Backend::Idle(session);
         Ok(())
     }
 
     /// Waits until the back-end has returned what it had taken before it
     /// stopped the ring at `base`. Ours have when they say so; others may be
     /// late.
-    fn is_drained(&self, ring: &Ring, base: u16) -> bool {
-        let deadline = Deadline::after(PATIENCE);
+    fn is_drained(&self, ring: &Ring, base: u16, deadline: Deadline) -> bool {
         while ring::used_index(ring, &self.ram) != Some(base) {
             if deadline.passed() || self.interruption.is_stopping() {
                 return false;
@@ -322,11 +307,7 @@ impl Worker {
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let result = match &mut self.state {
-            State::Detached => Ok(()),
-            State::Idle(session) => session.write_config(offset, data),
-            State::Running(session) => session.write_config(offset, data),
-        };
+        let result = self.backend.write_config(offset, data);
         self.function.with_registers(Registers::config_written);
         // What the back-end made of it.
         self.config_stale = Some(Deadline::after(Duration::ZERO));
@@ -335,11 +316,7 @@ impl Worker {
 
     /// What the back-end has to say, and what is due.
     fn attend(&mut self) -> Result<()> {
-        let notices = match &mut self.state {
-            State::Detached => Notices::default(),
-            State::Idle(session) => heard(session)?,
-            State::Running(session) => heard(session)?,
-        };
+        let notices = self.backend.listen()?;
         if notices.config_changed && self.config_stale.is_none() {
             self.config_stale = Some(Deadline::after(CONFIG_PAUSE));
         }
@@ -356,10 +333,8 @@ impl Worker {
     }
 
     fn refresh_config(&mut self) -> Result<()> {
-        let config = match &mut self.state {
-            State::Detached => return Ok(()),
-            State::Idle(session) => read_config(session, &self.spec)?,
-            State::Running(session) => read_config(session, &self.spec)?,
+        let Some(config) = self.backend.read_config(&self.spec)? else {
+            return Ok(());
         };
         if self.function.with_registers(|r| r.set_config(&config)) {
             self.function.interrupts.config_changed();
@@ -367,17 +342,26 @@ impl Worker {
         Ok(())
     }
 
-    fn needs_reset(&self) {
-        log::warn!("device {}: it needs a reset by its driver", self.spec.id);
+    fn needs_reset(&mut self) {
+        self.complain("it needs a reset by its driver");
         if self.function.with_registers(Registers::needs_reset) {
             self.function.interrupts.config_changed();
+        }
+    }
+
+    /// What a guest can cause again and again is logged ever more rarely.
+    fn complain(&mut self, what: &str) {
+        self.complaints += 1;
+        if self.complaints.is_power_of_two() {
+            let (id, count) = (&self.spec.id, self.complaints);
+            log::warn!("device {id}: {what} ({count} complaints so far)");
         }
     }
 
     /// After an error there is no session any more.
     fn lose_on_error(&mut self, result: Result<()>) {
         let Err(error) = result else { return };
-        if let State::Running(session) = std::mem::replace(&mut self.state, State::Detached) {
+        if let Backend::Running(session) = std::mem::take(&mut self.backend) {
             self.inflight = session.into_inflight();
         }
         self.errors.clear();
@@ -400,20 +384,6 @@ impl Worker {
             self.function.interrupts.withdraw(queue);
         }
     }
-}
-
-fn heard<P>(session: &mut Session<P>) -> Result<Notices> {
-    session.listen()?;
-    Ok(session.take_notices())
-}
-
-/// The configuration as the driver is to see it; zeroes where the back-end
-/// leaves it to us and the device can do with that.
-fn read_config<P>(session: &mut Session<P>, spec: &launch::Device) -> Result<Vec<u8>> {
-    let len = spec.kind.config_len as usize;
-    let mut config = session.read_config(len)?.unwrap_or_else(|| vec![0; len]);
-    ring::limit_queues(&mut config, spec);
-    Ok(config)
 }
 
 /// Asked by poll alone: the eventfd is lent, so reading it could block.

@@ -3,11 +3,13 @@
 //! No KVM, no threads, no I/O: an access goes in, [`Event`]s come out, and the
 //! PCI function does what they say.
 
+mod event;
 mod queue;
 mod registers;
 
+pub use event::{Event, Shape, Source};
 pub use queue::{QueueRegisters, Ring};
-pub use registers::{COMMON_LEN, Event, Registers, Shape, Source};
+pub use registers::{COMMON_LEN, Registers};
 
 /// "No vector" in the MSI-X vector registers (virtio 1.3, section 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
@@ -37,3 +39,6 @@ pub mod status {
     /// The driver has given up.
     pub const FAILED: u8 = 128;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+use outboard_protocol::Deadline;
+use outboard_protocol::devices::Kind;
+use outboard_protocol::wire::{Connection, Header};
+use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::machine::frontend::fake::{Fake, Fault, Running};
+use crate::machine::layout;
+use crate::machine::memory::{Backing, Ram};
+use crate::machine::pci::{Host, Targets};
+use crate::machine::virtio::status;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// BAR 0 of slot 1, from the start of the memory window.
+const BAR: u64 = 0x8000;
+const CONFIG: u64 = BAR + 0x2000;
+const NOTIFY: u64 = BAR + 0x3000;
+const TABLE: u64 = BAR + 0x4000;
+const PENDING: u64 = BAR + 0x7000;
+const USED: u64 = 0x3000;
+
+/// A device on a bus, and the test as its driver.
+struct Bench {
+    ram: Arc<Ram>,
+    events: Arc<Mailbox<DeviceEvent>>,
+    device: Device,
+    bus: Targets,
+}
+
+impl Bench {
+    fn new() -> Option<Self> {
+        let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+            Ok(vm) => Arc::new(vm),
+            Err(error) => {
+                eprintln!("SKIPPED: no usable /dev/kvm: {error}");
+                return None;
+            }
+        };
+        vm.create_irq_chip().unwrap();
+        let ram = Arc::new(Ram::new(2 << 20, Backing::default()).unwrap());
+        let routes = Routes::new(Arc::clone(&vm)).unwrap();
+        let events = Arc::new(Mailbox::new().unwrap());
+        let spec = launch::Device {
+            id: "disk0".into(),
+            kind: Kind::blk(),
+            queues: 2,
+            queue_size: 64,
+        };
+        let (ram_too, events_too) = (Arc::clone(&ram), Arc::clone(&events));
+        let doorbell = launch::Doorbell::Mmio;
+        let device = Device::new(&spec, doorbell, ram_too, vm, routes, events_too).unwrap();
+        let mut host = Host::new();
+        host.add(device.function()).unwrap();
+        let bus = host.targets();
+        let ecam = 1 << 15;
+        bus.ecam.write(ecam + 4, &[6, 0]);
+        Some(Self {
+            ram,
+            events,
+            device,
+            bus,
+        })
+    }
+
+    fn attach(&self, fake: Fake) -> Running {
+        let (stream, running) = fake.start();
+        self.device.attach(stream);
+        running
+    }
+
+    fn attached(&self, fake: Fake) -> Running {
+        let running = self.attach(fake);
+        let device = "disk0".into();
+        assert_eq!(self.event(), DeviceEvent::Attached { device });
+        running
+    }
+
+    fn event(&self) -> DeviceEvent {
+        let mut found = None;
+        eventually(|| {
+            found = self.events.take().pop_front();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn lost(&self) -> String {
+        match self.event() {
+            DeviceEvent::Lost { cause, .. } => cause,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.bus.memory.read(offset, &mut bytes[..len]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn write(&self, offset: u64, value: u64, len: usize) {
+        self.bus.memory.write(offset, &value.to_le_bytes()[..len]);
+    }
+
+    fn status(&self) -> u8 {
+        self.read(BAR + 20, 1) as u8
+    }
+
+    /// Brings the driver up with queue 0, its vector 1, the configuration's 0.
+    fn drive(&self) {
+        self.drive_at(0x1000);
+    }
+
+    fn drive_at(&self, descriptors: u64) {
+        self.write(BAR + 20, 3, 1);
+        self.write(BAR + 8, 1, 4);
+        self.write(BAR + 12, 1, 4);
+        self.write(BAR + 20, 11, 1);
+        assert_eq!(self.status(), 11);
+        self.write(BAR + 16, 0, 2);
+        self.write(BAR + 22, 0, 2);
+        self.write(BAR + 26, 1, 2);
+        for (at, address) in [(32, descriptors), (40, 0x2000), (48, USED)] {
+            self.write(BAR + at, address, 8);
+        }
+        self.write(BAR + 28, 1, 2);
+        self.write(BAR + 20, 15, 1);
+    }
+
+    fn reset(&self) {
+        self.write(BAR + 20, 0, 1);
+        eventually(|| self.status() == 0);
+    }
+
+    /// Pending bits of vectors 0 to 7. MSI-X is off, so none is delivered.
+    fn pending(&self) -> u8 {
+        self.read(PENDING, 1) as u8
+    }
+}
+
+fn eventually(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_driver_comes_and_goes_as_often_as_it_likes() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    assert_eq!(bench.read(CONFIG, 8), 2048, "capacity");
+    assert_eq!(bench.read(CONFIG + 34, 2), 2, "queues, not the fake's 4");
+    for _ in 0..3 {
+        bench.drive();
+        let kick = fake.wait_for(FrontendReq::SET_VRING_KICK);
+        assert_eq!(kick.fds.len(), 1);
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+        bench.reset();
+        fake.wait_for(FrontendReq::RESET_DEVICE);
+    }
+    bench.device.stop();
+    fake.join();
+}
+
+#[test]
+fn a_reset_is_not_done_before_the_back_end_has_let_go() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    // The fake says that it has stopped at 0; the ring says otherwise.
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(5u16, used).unwrap();
+    bench.write(BAR + 20, 0, 1);
+    fake.wait_for(FrontendReq::GET_VRING_BASE);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(bench.status(), 15, "requests are still under way");
+    bench.ram.guest().write_obj(0u16, used).unwrap();
+    eventually(|| bench.status() == 0);
+}
+
+#[test]
+fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
+    let Some(bench) = Bench::new() else { return };
+    let _fake = bench.attached(Fake {
+        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Silence)),
+        ..Fake::default()
+    });
+    bench.drive();
+    bench.reset();
+    assert!(bench.lost().contains("silent: GET_VRING_BASE"));
+}
+
+#[test]
+fn a_back_end_that_goes_is_lost_and_one_for_a_fresh_driver_may_follow() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attach(Fake {
+        queues: 1,
+        ..Fake::default()
+    });
+    let advice = "the back-end offers 1 queue, 2 were asked: use queues=1";
+    assert_eq!(bench.lost(), advice);
+    fake.join();
+    let fake = bench.attached(Fake {
+        fault: Some((FrontendReq::SET_VRING_ENABLE, Fault::Close)),
+        ..Fake::default()
+    });
+    bench.drive();
+    assert!(bench.lost().contains("closed its connection"));
+    fake.join();
+    let _refused = bench.attach(Fake::default());
+    assert!(bench.lost().contains("must reset it first"));
+    bench.reset();
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+}
+
+#[test]
+fn a_changed_configuration_reaches_the_driver_with_an_interrupt() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    let generation = bench.read(BAR + 21, 1);
+    // The driver scribbles over its view; the fake's answer puts it right.
+    bench.write(CONFIG, 7, 8);
+    assert_eq!(bench.read(CONFIG, 8), 7);
+    let request = fake.wait_for(FrontendReq::SET_CONFIG);
+    assert_eq!(request.payload[..4], [0; 4]);
+    eventually(|| bench.read(CONFIG, 8) == 2048);
+    eventually(|| bench.read(BAR + 21, 1) == generation + 1);
+    // Vector 1 waits too: every start owes one call.
+    eventually(|| bench.pending() == 0b11);
+    // A notice without a change is no change.
+    let theirs = fake.channel.recv_timeout(PATIENCE).unwrap();
+    let notice = Header::request(BackendReq::CONFIG_CHANGE_MSG.into());
+    let deadline = Deadline::after(PATIENCE);
+    let channel = Connection::new(theirs.into());
+    channel.send(notice, &[], &[], deadline).unwrap();
+    fake.wait_for(FrontendReq::GET_CONFIG);
+    fake.wait_for(FrontendReq::GET_CONFIG);
+    assert_eq!(bench.read(BAR + 21, 1), generation + 1);
+}
+
+#[test]
+fn a_ring_that_the_back_end_gives_up_or_that_lies_nowhere_needs_a_reset() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    let broken = 15 | status::NEEDS_RESET;
+    bench.drive();
+    let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
+    nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
+    eventually(|| bench.status() == broken);
+    assert_eq!(bench.pending() & 1, 1);
+    bench.reset();
+    assert_eq!(bench.pending(), 0);
+    for descriptors in [0x1008, 2 << 20, layout::PCI_MEMORY.start] {
+        bench.drive_at(descriptors);
+        eventually(|| bench.status() == broken);
+        bench.reset();
+    }
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+}
+
+#[test]
+fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    let ecam = 1 << 15;
+    // MSI-X on, vector 1 with a message, unmasked.
+    let msix = (0x40..0x100u64)
+        .find(|at| {
+            let mut bytes = [0; 4];
+            bench.bus.ecam.read(ecam + at, &mut bytes);
+            bytes[0] == 0x11 && bytes[2..] == [2, 0]
+        })
+        .unwrap();
+    bench.bus.ecam.write(ecam + msix + 2, &[0, 0x80]);
+    bench.write(TABLE + 16, 0xfee0_0000, 8);
+    bench.write(TABLE + 24, 0x41, 4);
+    bench.write(TABLE + 28, 0, 4);
+    bench.drive();
+    let call = fake.wait_for(FrontendReq::SET_VRING_CALL).fds.remove(0);
+    let ring = || {
+        nix::unistd::write(&call, &1u64.to_ne_bytes()).unwrap();
+    };
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    ring();
+    assert_eq!(bench.pending(), 0, "delivered");
+    for (mask, unmask) in [
+        (&[0, 0xc0][..], &[0, 0x80][..]),
+        (&[0, 0][..], &[0, 0x80][..]),
+    ] {
+        bench.bus.ecam.write(ecam + msix + 2, mask);
+        assert_eq!(bench.pending(), 0, "nothing waits");
+        ring();
+        assert_eq!(bench.pending(), 0b10);
+        bench.bus.ecam.write(ecam + msix + 2, unmask);
+        assert_eq!(bench.pending(), 0, "delivered");
+    }
+    bench.write(TABLE + 28, 1, 4);
+    ring();
+    assert_eq!(bench.pending(), 0b10);
+    // A message that no local APIC takes is not an error, only not delivered.
+    bench.write(TABLE + 16, 0xffff_ffff_ffff_ffff, 8);
+    bench.write(TABLE + 28, 0, 4);
+    bench.write(TABLE + 28, 1, 4);
+    bench.write(TABLE + 16, 0xfee0_0000, 8);
+    bench.write(TABLE + 28, 0, 4);
+    assert_eq!(bench.pending(), 0);
+}
+
+#[test]
+fn a_kick_through_the_window_restarts_the_ring_and_one_at_the_doorbell_does_not() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.write(NOTIFY, 0, 2);
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    // What exits at a registered doorbell exited before that was registered.
+    bench.write(NOTIFY, 0, 2);
+    let ecam = 1 << 15;
+    let window = (0x40..0x100u64)
+        .step_by(4)
+        .find(|at| {
+            let mut bytes = [0; 4];
+            bench.bus.ecam.read(ecam + at, &mut bytes);
+            bytes[0] == 9 && bytes[3] == 5
+        })
+        .unwrap();
+    bench.bus.ecam.write(ecam + window + 4, &[0]);
+    bench
+        .bus
+        .ecam
+        .write(ecam + window + 8, &0x3000u32.to_le_bytes());
+    bench
+        .bus
+        .ecam
+        .write(ecam + window + 12, &2u32.to_le_bytes());
+    bench.bus.ecam.write(ecam + window + 16, &[0, 0]);
+    // One stop, for the one kick; then a fresh kick eventfd.
+    fake.wait_for(FrontendReq::GET_VRING_BASE);
+    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench.reset();
+    let rest: Vec<_> = fake.seen.try_iter().map(|(request, _)| request).collect();
+    let stops = rest.iter().filter(|r| **r == FrontendReq::GET_VRING_BASE);
+    assert_eq!(stops.count(), 1, "the reset's own: {rest:?}");
+}
+
+#[test]
+fn stopping_does_not_wait_for_a_silent_back_end() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attach(Fake {
+        fault: Some((FrontendReq::GET_FEATURES, Fault::Silence)),
+        protocol: Protocol::empty(),
+        ..Fake::default()
+    });
+    fake.wait_for(FrontendReq::GET_FEATURES);
+    bench.device.stop();
+    fake.join();
+    assert!(bench.events.take().is_empty(), "that is not a loss");
+}

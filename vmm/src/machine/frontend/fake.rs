@@ -1,0 +1,195 @@
+//! A back-end that does as it is told, for the tests: correct, but for one
+//! fault at one request.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use outboard_protocol::Deadline;
+use outboard_protocol::devices::BlkConfig;
+use outboard_protocol::wire::{Connection, Header, Message};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
+
+/// What goes wrong at the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection ends instead of an answer.
+    Close,
+    /// No answer at all.
+    Silence,
+    /// Half a header, then silence.
+    Half,
+    /// A byte less.
+    Short,
+    /// Eight bytes more.
+    Long,
+    /// An answer to another request.
+    Other,
+    /// Not marked as a reply.
+    NoReply,
+    /// One descriptor more than there should be.
+    Fd,
+    /// A value that means failure, or makes no sense.
+    Value,
+}
+
+/// What a fake has.
+#[derive(Clone, Debug)]
+pub struct Fake {
+    /// Its virtio features.
+    pub features: u64,
+    /// Its protocol features.
+    pub protocol: Protocol,
+    /// Number of queues.
+    pub queues: u64,
+    /// Its configuration.
+    pub config: Vec<u8>,
+    /// What goes wrong, and where.
+    pub fault: Option<(FrontendReq, Fault)>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        let config = BlkConfig {
+            capacity: 2048,
+            num_queues: 4,
+            ..BlkConfig::default()
+        };
+        Self {
+            features: 1 << 30 | 1 << 32 | 0x1000,
+            protocol: Protocol::from_bits_truncate(0xb22b | Protocol::CONFIG.bits()),
+            queues: 4,
+            config: config.to_bytes().to_vec(),
+            fault: None,
+        }
+    }
+}
+
+/// What the test can see and do while the fake serves.
+pub struct Running {
+    /// The requests, as they came, with their descriptors.
+    pub seen: Receiver<(FrontendReq, Message)>,
+    /// The channel to the front-end, when it came.
+    pub channel: Receiver<OwnedFd>,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until a request of this kind has come.
+    pub fn wait_for(&self, request: FrontendReq) -> Message {
+        loop {
+            let (seen, message) = self.seen.recv_timeout(Duration::from_secs(60)).unwrap();
+            if seen == request {
+                return message;
+            }
+        }
+    }
+
+    /// Waits for the end of the connection.
+    pub fn join(self) {
+        self.thread.join().unwrap();
+    }
+}
+
+impl Fake {
+    /// Serves until the connection ends; answers the front-end's socket.
+    pub fn start(self) -> (UnixStream, Running) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (seen_in, seen) = channel();
+        let (channel_in, channel) = channel();
+        let thread = std::thread::spawn(move || self.serve(ours, &seen_in, &channel_in));
+        let running = Running {
+            seen,
+            channel,
+            thread,
+        };
+        (theirs, running)
+    }
+
+    fn serve(
+        &self,
+        stream: UnixStream,
+        seen: &Sender<(FrontendReq, Message)>,
+        channel: &Sender<OwnedFd>,
+    ) {
+        let connection = Connection::new(stream.try_clone().unwrap());
+        while let Ok(mut message) = connection.recv(long()) {
+            let request = FrontendReq::try_from(message.header.request).unwrap();
+            if request == FrontendReq::SET_BACKEND_REQ_FD {
+                let _ = channel.send(message.fds.pop().unwrap());
+            }
+            let fault = self.fault.filter(|(at, _)| *at == request).map(|(_, f)| f);
+            match fault {
+                Some(Fault::Close) => return,
+                Some(Fault::Silence) => {}
+                Some(Fault::Half) => {
+                    use std::io::Write;
+                    (&stream).write_all(&[1, 0, 0, 0, 5]).unwrap();
+                }
+                fault => {
+                    if let Some(answer) = self.answer(request, &message) {
+                        send(&connection, request, answer, fault);
+                    }
+                }
+            }
+            let _ = seen.send((request, message));
+        }
+    }
+
+    /// The right answer, if there is one to be given.
+    fn answer(&self, request: FrontendReq, message: &Message) -> Option<Vec<u8>> {
+        let wrong = self.fault == Some((request, Fault::Value));
+        let number = |value: u64| Some(if wrong { 0 } else { value }.to_ne_bytes().to_vec());
+        match request {
+            FrontendReq::GET_FEATURES => number(self.features),
+            FrontendReq::GET_PROTOCOL_FEATURES => number(self.protocol.bits()),
+            FrontendReq::GET_QUEUE_NUM => number(self.queues),
+            FrontendReq::GET_MAX_MEM_SLOTS => number(32),
+            FrontendReq::GET_CONFIG => {
+                let mut payload = message.payload[..12].to_vec();
+                let at = |i: usize| u32::from_ne_bytes(payload[i..i + 4].try_into().unwrap());
+                let (offset, size) = (at(0) as usize, at(4) as usize);
+                match self.config.get(offset..offset + size) {
+                    Some(bytes) if !wrong => payload.extend(bytes),
+                    _ => payload.clear(),
+                }
+                Some(payload)
+            }
+            FrontendReq::GET_VRING_BASE => {
+                let index = message.payload[0] ^ u8::from(wrong);
+                Some(vec![index, 0, 0, 0, 0, 0, 0, 0])
+            }
+            FrontendReq::GET_INFLIGHT_FD => {
+                let mut payload = vec![0; 20];
+                payload[0] = u8::from(!wrong);
+                Some(payload)
+            }
+            _ if message.header.need_reply => Some(u64::from(wrong).to_ne_bytes().to_vec()),
+            _ => None,
+        }
+    }
+}
+
+fn send(connection: &Connection, request: FrontendReq, mut payload: Vec<u8>, fault: Option<Fault>) {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let mut fds = Vec::new();
+    if request == FrontendReq::GET_INFLIGHT_FD {
+        fds.push(file.as_fd());
+    }
+    let mut header = Header::reply_to(request.into());
+    match fault {
+        Some(Fault::Short) => drop(payload.pop()),
+        Some(Fault::Long) => payload.extend([0; 8]),
+        Some(Fault::Other) => header.request = FrontendReq::SEND_RARP.into(),
+        Some(Fault::NoReply) => header.reply = false,
+        Some(Fault::Fd) => fds.push(file.as_fd()),
+        _ => {}
+    }
+    let _ = connection.send(header, &payload, &fds, long());
+}
+
+fn long() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}

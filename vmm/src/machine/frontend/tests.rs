@@ -1,0 +1,293 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
+use outboard_protocol::Deadline;
+use outboard_protocol::devices::Kind;
+use outboard_protocol::launch;
+use outboard_protocol::wire::Header;
+use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures as Protocol};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::fake::{Fake, Fault};
+use super::*;
+use crate::machine::memory::{Backing, Ram};
+use crate::machine::virtio::Ring;
+
+fn spec(queues: u16) -> launch::Device {
+    launch::Device {
+        id: "disk0".into(),
+        kind: Kind::blk(),
+        queues,
+        queue_size: 64,
+    }
+}
+
+fn ring_start(index: u16) -> RingStart {
+    RingStart {
+        ring: Ring {
+            index,
+            size: 64,
+            descriptors: 0x1000,
+            available: 0x2000,
+            used: 0x3000,
+        },
+        base: 7,
+        kick: Arc::new(EventFd::new(0).unwrap()),
+        call: Arc::new(EventFd::new(0).unwrap()),
+        error: Arc::new(ErrorFd::from_flags(EfdFlags::empty()).unwrap()),
+    }
+}
+
+/// Everything that a session can do, once.
+fn drive(stream: std::os::unix::net::UnixStream) -> Result<()> {
+    let ram = Ram::new(2 << 20, Backing::default())?;
+    let mut session = Session::<Connected>::new(stream).negotiate(&spec(2))?;
+    let config = session.read_config(60)?.context("no configuration")?;
+    assert_eq!(config[..2], [0, 8]);
+    session.write_config(32, &[1])?;
+    let rings = [ring_start(0), ring_start(1)];
+    let session = session.start(&ram, 1 << 32, (2, 64), None, &rings)?;
+    assert_eq!(session.rings(), [0, 1]);
+    let (mut session, bases) = session.stop()?;
+    let stopped = |queue| Stopped { queue, base: 0 };
+    assert_eq!(bases, [stopped(0), stopped(1)]);
+    session.reset_device()
+}
+
+/// Every request that is answered, in the order of the whole session.
+const ANSWERED: [FrontendReq; 21] = [
+    FrontendReq::GET_FEATURES,
+    FrontendReq::GET_PROTOCOL_FEATURES,
+    FrontendReq::GET_QUEUE_NUM,
+    FrontendReq::SET_BACKEND_REQ_FD,
+    FrontendReq::SET_OWNER,
+    FrontendReq::GET_CONFIG,
+    FrontendReq::SET_CONFIG,
+    FrontendReq::SET_FEATURES,
+    FrontendReq::GET_MAX_MEM_SLOTS,
+    FrontendReq::ADD_MEM_REG,
+    FrontendReq::GET_INFLIGHT_FD,
+    FrontendReq::SET_INFLIGHT_FD,
+    FrontendReq::SET_VRING_NUM,
+    FrontendReq::SET_VRING_BASE,
+    FrontendReq::SET_VRING_ADDR,
+    FrontendReq::SET_VRING_ERR,
+    FrontendReq::SET_VRING_CALL,
+    FrontendReq::SET_VRING_KICK,
+    FrontendReq::SET_VRING_ENABLE,
+    FrontendReq::GET_VRING_BASE,
+    FrontendReq::RESET_DEVICE,
+];
+
+#[test]
+fn a_session_goes_its_whole_way_and_each_request_comes_in_its_place() {
+    let (stream, fake) = Fake::default().start();
+    drive(stream).unwrap();
+    let mut seen: Vec<_> = fake.seen.iter().map(|(request, _)| request).collect();
+    seen.dedup();
+    let places = ANSWERED
+        .iter()
+        .map(|request| seen.iter().position(|other| other == request).unwrap());
+    assert!(places.is_sorted(), "{seen:?}");
+    fake.join();
+}
+
+#[test]
+fn every_fault_at_every_request_ends_the_session_with_a_reason() {
+    let faults = [
+        Fault::Close,
+        Fault::Silence,
+        Fault::Half,
+        Fault::Short,
+        Fault::Long,
+        Fault::Other,
+        Fault::NoReply,
+        Fault::Fd,
+        Fault::Value,
+    ];
+    // Side by side: a silent one costs its whole deadline.
+    let cases = ANSWERED.iter().flat_map(|r| faults.map(|f| (*r, f)));
+    let threads: Vec<_> = cases
+        .map(|case| std::thread::spawn(move || (case, one_fault(case))))
+        .collect();
+    for thread in threads {
+        let ((request, fault), result) = thread.join().unwrap();
+        // A driver's write to the configuration may be refused.
+        if (request, fault) == (FrontendReq::SET_CONFIG, Fault::Value) {
+            result.unwrap();
+            continue;
+        }
+        let error = format!(
+            "{:#}",
+            result.expect_err(&format!("{fault:?} at {request:?}"))
+        );
+        match fault {
+            Fault::Close => assert!(error.contains("closed its connection"), "{error}"),
+            Fault::Silence | Fault::Half => assert!(error.contains("was silent"), "{error}"),
+            _ => {}
+        }
+    }
+}
+
+fn one_fault(case: (FrontendReq, Fault)) -> Result<()> {
+    let fake = Fake {
+        fault: Some(case),
+        ..Fake::default()
+    };
+    let (stream, fake) = fake.start();
+    let result = drive(stream);
+    fake.join();
+    result
+}
+
+fn refusal(fake: Fake, queues: u16) -> String {
+    let (stream, _fake) = fake.start();
+    let session = Session::<Connected>::new(stream).negotiate(&spec(queues));
+    format!("{:#}", session.unwrap_err())
+}
+
+#[test]
+fn a_back_end_that_does_not_fit_is_refused_with_advice() {
+    let legacy = Fake {
+        features: 1 << 30,
+        ..Fake::default()
+    };
+    assert!(refusal(legacy, 1).contains("VIRTIO_F_VERSION_1"));
+    let small = Fake {
+        queues: 1,
+        ..Fake::default()
+    };
+    let text = "the back-end offers 1 queue, 4 were asked: use queues=1";
+    assert_eq!(refusal(small, 4), text);
+    let none = Fake {
+        queues: 0,
+        ..Fake::default()
+    };
+    assert!(refusal(none, 1).contains("0 queues"));
+    let single = Fake {
+        protocol: Fake::default().protocol & !Protocol::MQ,
+        ..Fake::default()
+    };
+    assert!(refusal(single, 2).contains("use queues=1"));
+    let blind = Fake {
+        protocol: Fake::default().protocol & !Protocol::CONFIG,
+        ..Fake::default()
+    };
+    assert!(refusal(blind, 1).contains("configuration"));
+    let simple = Fake {
+        features: 1 << 32,
+        ..Fake::default()
+    };
+    assert!(refusal(simple, 1).contains("configuration"));
+}
+
+#[test]
+fn a_back_end_without_protocol_features_is_never_asked_for_them() {
+    let fake = Fake {
+        features: 1 << 32,
+        ..Fake::default()
+    };
+    let (stream, fake) = fake.start();
+    let mut entropy = spec(1);
+    entropy.kind = Kind::unnamed(4, 0);
+    let ram = Ram::new(2 << 20, Backing::default()).unwrap();
+    let mut session = Session::<Connected>::new(stream)
+        .negotiate(&entropy)
+        .unwrap();
+    assert_eq!(session.read_config(0).unwrap(), None);
+    session.reset_device().unwrap();
+    let session = session
+        .start(&ram, 1 << 32, (1, 64), None, &[ring_start(0)])
+        .unwrap();
+    session.stop().unwrap();
+    let seen: Vec<_> = fake.seen.iter().collect();
+    let features = &seen[2].1;
+    assert_eq!(features.payload, (1u64 << 32).to_ne_bytes());
+    let memory = &seen[3];
+    assert_eq!(memory.0, FrontendReq::SET_MEM_TABLE);
+    assert_eq!((memory.1.payload.len(), memory.1.fds.len()), (40, 1));
+    for (request, message) in &seen {
+        assert!(!message.header.need_reply, "{request:?}");
+        assert_ne!(*request, FrontendReq::SET_VRING_ENABLE);
+    }
+    fake.join();
+}
+
+#[test]
+fn a_ring_is_described_as_the_specification_says() {
+    let (stream, fake) = Fake::default().start();
+    drive(stream).unwrap();
+    let words = |message: outboard_protocol::wire::Message| -> Vec<u32> {
+        let words = message.payload.chunks(4);
+        words
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+            .collect()
+    };
+    let region = words(fake.wait_for(FrontendReq::ADD_MEM_REG));
+    assert_eq!(region, [0, 0, 0, 0, 2 << 20, 0, 0, 0, 0, 0]);
+    let inflight = words(fake.wait_for(FrontendReq::SET_INFLIGHT_FD));
+    assert_eq!(inflight, [1, 0, 0, 0, 64 << 16 | 2, 0]);
+    let size = words(fake.wait_for(FrontendReq::SET_VRING_NUM));
+    assert_eq!(size, [0, 64]);
+    assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_BASE)), [0, 7]);
+    let address = words(fake.wait_for(FrontendReq::SET_VRING_ADDR));
+    assert_eq!(address, [0, 0, 0x1000, 0, 0x3000, 0, 0x2000, 0, 0, 0]);
+    let kick = fake.wait_for(FrontendReq::SET_VRING_KICK);
+    assert_eq!((kick.fds.len(), &kick.payload[..]), (1, &[0; 8][..]));
+    assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_ENABLE)), [0, 1]);
+    fake.join();
+}
+
+#[test]
+fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
+    let (stream, fake) = Fake::default().start();
+    let mut session = Session::<Connected>::new(stream)
+        .negotiate(&spec(1))
+        .unwrap();
+    let theirs = fake.channel.recv_timeout(Duration::from_secs(60)).unwrap();
+    let theirs = Connection::new(theirs.into());
+    let soon = || Deadline::after(Duration::from_secs(60));
+    let ask = |request: BackendReq| {
+        let header = Header::request(request.into()).with_need_reply();
+        theirs.send(header, &[], &[], soon()).unwrap();
+    };
+    let answer = || {
+        let reply = theirs.recv(soon()).unwrap();
+        assert!(reply.header.reply);
+        reply.body::<u64>().unwrap()
+    };
+    for _ in 0..100 {
+        ask(BackendReq::CONFIG_CHANGE_MSG);
+    }
+    let mut answers = 0;
+    while answers < 100 {
+        session.read_config(60).unwrap();
+        session.listen().unwrap();
+        assert_eq!(answer(), 0);
+        answers += 1;
+    }
+    let notices = session.take_notices();
+    assert!(notices.config_changed && !notices.ring_broken);
+    assert_eq!(session.take_notices(), Notices::default());
+    ask(BackendReq::SHMEM_MAP);
+    session.listen().unwrap();
+    assert_eq!(answer(), 1, "refused");
+    drop(theirs);
+    session.listen().unwrap();
+    assert!(session.fds().1.is_none(), "it may close the channel");
+    session.read_config(60).unwrap();
+}
+
+#[test]
+fn a_message_that_nobody_asked_for_ends_the_session() {
+    let (stream, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut session = Session::<Connected>::new(stream);
+    session.listen().unwrap();
+    let soon = Deadline::after(Duration::from_secs(60));
+    Connection::new(theirs)
+        .send(Header::reply_to(1), &[0; 8], &[], soon)
+        .unwrap();
+    let error = session.listen().unwrap_err().to_string();
+    assert!(error.contains("nobody asked for"), "{error}");
+}
