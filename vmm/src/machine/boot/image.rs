@@ -18,28 +18,31 @@ pub enum Kind {
 const MISTAKEN: [(&[u8], &str); 10] = [
     (
         b"\x1f\x8b",
-        "compressed by gzip: decompress it (gunzip) first",
+        "a file compressed by gzip: decompress it (gunzip) first",
     ),
     (
         b"\xfd7zXZ\0",
-        "compressed by xz: decompress it (unxz) first",
+        "a file compressed by xz: decompress it (unxz) first",
     ),
     (
         b"\x28\xb5\x2f\xfd",
-        "compressed by zstd: decompress it (unzstd) first",
+        "a file compressed by zstd: decompress it (unzstd) first",
     ),
     (
         b"\x02\x21\x4c\x18",
-        "compressed by lz4: decompress it (unlz4) first",
+        "a file compressed by lz4: decompress it (unlz4) first",
     ),
     (
         b"\x04\x22\x4d\x18",
-        "compressed by lz4: decompress it (unlz4) first",
+        "a file compressed by lz4: decompress it (unlz4) first",
     ),
-    (b"BZh", "compressed by bzip2: decompress it (bunzip2) first"),
+    (
+        b"BZh",
+        "a file compressed by bzip2: decompress it (bunzip2) first",
+    ),
     (b"MZ", "an EFI program without a Linux kernel's header"),
     (b"#!", "a script"),
-    (b"070701", "a cpio archive; is it the initrd?"),
+    (b"070701", "a cpio archive, which an initrd is"),
     (b"QFI\xfb", "a qcow2 disk image"),
 ];
 
@@ -47,13 +50,13 @@ const MISTAKEN: [(&[u8], &str); 10] = [
 pub fn size(file: &File) -> Result<u64> {
     let metadata = file.metadata().context("reading its size")?;
     if metadata.is_dir() {
-        bail!("is a directory");
+        bail!("it is a directory");
     }
     if !metadata.is_file() {
-        bail!("is not a regular file");
+        bail!("it is not a regular file");
     }
     if metadata.len() == 0 {
-        bail!("is an empty file");
+        bail!("it is an empty file");
     }
     Ok(metadata.len())
 }
@@ -83,8 +86,8 @@ pub fn identify(file: &File) -> Result<Kind> {
     }
     for (start, what) in MISTAKEN {
         if head.starts_with(start) {
-            bail!("is not a kernel: it is {what}");
+            bail!("it is not a kernel but {what}");
         }
     }
-    bail!("is not a kernel: it has neither an ELF header nor a Linux boot header");
+    bail!("it is not a kernel: it has neither an ELF header nor a Linux boot header");
 }

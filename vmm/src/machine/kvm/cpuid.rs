@@ -58,6 +58,12 @@ impl Cpuid {
         CpuId::from_entries(&entries).context("putting a vCPU's CPUID together")
     }
 
+    /// Whether the vendor is AMD, or Hygon, which builds on AMD's.
+    fn is_amd(&self) -> bool {
+        let vendor = self.entries.iter().find(|entry| entry.function == 0);
+        vendor.is_some_and(|leaf| matches!(&leaf.ebx.to_le_bytes(), b"Auth" | b"Hygo"))
+    }
+
     /// How many low bits of an APIC id number the cores.
     fn core_bits(&self) -> u32 {
         u32::from(self.cpus.max(1))
@@ -87,7 +93,7 @@ impl Cpuid {
                 }
             }
             // AMD's number of cores and of APIC id bits that number them.
-            (0x8000_0008, _) => {
+            (0x8000_0008, _) if self.is_amd() => {
                 entry.ecx = entry.ecx & !0xf0ff | (cpus - 1) | self.core_bits() << 12;
             }
             // AMD's extended APIC id, core id (one thread each) and node 0 of 1.
@@ -171,8 +177,13 @@ mod tests {
     }
 
     fn made(cpus: u8, apic_id: u8) -> Vec<kvm_cpuid_entry2> {
+        made_by(b"Auth", cpus, apic_id)
+    }
+
+    fn made_by(vendor: &[u8; 4], cpus: u8, apic_id: u8) -> Vec<kvm_cpuid_entry2> {
         let mut first = leaf(0, 0);
         first.eax = 0x1f;
+        first.ebx = u32::from_le_bytes(*vendor);
         let mut one = leaf(1, 0);
         one.ebx = 0xffff_0800;
         let mut l3 = leaf(4, 3);
@@ -183,6 +194,7 @@ mod tests {
             one,
             l3,
             leaf(0xb, 0),
+            leaf(0x8000_0008, 0),
             leaf(0x8000_001e, 0),
             hypervisor,
         ];
@@ -232,6 +244,12 @@ mod tests {
         assert_eq!(l3.eax & 0x3fff, 0xffff_c163 & 0x3fff);
         assert_eq!(l3.eax >> 14 & 0xfff, 3);
         assert_eq!(l3.eax >> 26, 3);
+    }
+
+    #[test]
+    fn the_number_of_cores_is_told_amds_way_by_amd_alone() {
+        assert_eq!(find(&made(3, 0), 0x8000_0008, 0).ecx, 2 << 12 | 2);
+        assert_eq!(find(&made_by(b"Genu", 3, 0), 0x8000_0008, 0).ecx, 0);
     }
 
     #[test]
