@@ -5,11 +5,14 @@ use kvm_ioctls::Kvm;
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::wire::{Connection, Header};
+use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::machine::frontend::fake::{Fake, Fault, Running};
+use crate::machine::kvm::doorbell::{Address, Doorbell};
 use crate::machine::layout;
 use crate::machine::memory::{Backing, Ram};
 use crate::machine::pci::{Host, Targets};
@@ -26,6 +29,7 @@ const USED: u64 = 0x3000;
 
 /// A device on a bus, and the test as its driver.
 struct Bench {
+    vm: Arc<VmFd>,
     ram: Arc<Ram>,
     events: Arc<Mailbox<DeviceEvent>>,
     device: Device,
@@ -53,13 +57,15 @@ impl Bench {
         };
         let (ram_too, events_too) = (Arc::clone(&ram), Arc::clone(&events));
         let doorbell = launch::Doorbell::Mmio;
-        let device = Device::new(&spec, doorbell, ram_too, vm, routes, events_too).unwrap();
+        let vm_too = Arc::clone(&vm);
+        let device = Device::new(&spec, doorbell, ram_too, vm_too, routes, events_too).unwrap();
         let mut host = Host::new();
         host.add(device.function()).unwrap();
         let bus = host.targets();
         let ecam = 1 << 15;
         bus.ecam.write(ecam + 4, &[6, 0]);
         Some(Self {
+            vm,
             ram,
             events,
             device,
@@ -134,6 +140,12 @@ impl Bench {
     fn reset(&self) {
         self.write(BAR + 20, 0, 1);
         eventually(|| self.status() == 0);
+    }
+
+    /// Whether KVM has a doorbell at this guest-physical address.
+    fn has_doorbell(&self, address: u64) -> bool {
+        let event = EventFd::new(0).unwrap();
+        Doorbell::register(&self.vm, Address::Memory(address), &Arc::new(event)).is_err()
     }
 
     /// Pending bits of vectors 0 to 7. MSI-X is off, so none is delivered.
@@ -368,4 +380,101 @@ fn stopping_does_not_wait_for_a_silent_back_end() {
     bench.device.stop();
     fake.join();
     assert!(bench.events.take().is_empty(), "that is not a loss");
+}
+
+#[test]
+fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    let ecam = 1 << 15;
+    let start = layout::PCI_MEMORY.start;
+    let bar = |address: u32| bench.bus.ecam.write(ecam + 0x10, &address.to_le_bytes());
+    let command = |bits: u8| bench.bus.ecam.write(ecam + 4, &[bits, 0]);
+    let here = start + NOTIFY;
+    assert!(!bench.has_doorbell(here), "no session needs one");
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    assert!(bench.has_doorbell(here));
+    assert!(!bench.has_doorbell(here + 4), "queue 1 is not enabled");
+    bar(u32::MAX);
+    let mut size = [0; 4];
+    bench.bus.ecam.read(ecam + 0x10, &mut size);
+    assert_eq!(u32::from_le_bytes(size), 0xffff_8000);
+    assert!(bench.has_doorbell(here), "sizing moves nothing");
+    bar((start + 0x10_0000) as u32);
+    // The move is made good by the kick that a restart owes.
+    let restarted = || {
+        fake.wait_for(FrontendReq::GET_VRING_BASE);
+        fake.wait_for(FrontendReq::SET_VRING_KICK);
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    };
+    restarted();
+    assert!(!bench.has_doorbell(here));
+    assert!(bench.has_doorbell(start + 0x10_0000 + 0x3000));
+    for outside in [0, 0x10_0000, 0xfee0_0000u32, 0xdfff_c000 + 0x8000] {
+        bar(outside);
+        assert!(!bench.has_doorbell(u64::from(outside & !0x7fff) + 0x3000));
+        let mut bytes = [0xff; 4];
+        bench.bus.memory.read(0x10_0000, &mut bytes);
+        assert_eq!(bytes, [0xff; 4], "nobody answers");
+    }
+    command(0);
+    bar((start + BAR) as u32);
+    assert!(!bench.has_doorbell(here), "decoding is off");
+    command(2);
+    restarted();
+    assert!(bench.has_doorbell(here));
+    bench.reset();
+    assert!(!bench.has_doorbell(here), "no session needs one");
+}
+
+#[derive(Clone, Debug)]
+enum Access {
+    Ecam(u64, Vec<u8>),
+    Memory(u64, Vec<u8>),
+    Io(u64, Vec<u8>),
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    let data = || {
+        let any_bytes = prop::collection::vec(any::<u8>(), 1..9);
+        prop_oneof![any_bytes, Just(vec![0xff; 4]), Just(vec![0; 4])]
+    };
+    let function = 1u64 << 15;
+    prop_oneof![
+        (0..1u64 << 20, data()).prop_map(|(at, data)| Access::Ecam(at, data)),
+        (function..function + 256, data()).prop_map(|(at, data)| Access::Ecam(at, data)),
+        (0..1u64 << 29, data()).prop_map(|(at, data)| Access::Memory(at, data)),
+        (BAR..BAR + 64, data()).prop_map(|(at, data)| Access::Memory(at, data)),
+        (BAR..BAR + 0x8000, data()).prop_map(|(at, data)| Access::Memory(at, data)),
+        (0..0x4000u64, data()).prop_map(|(at, data)| Access::Io(at, data)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn no_accesses_break_a_device_for_the_driver_that_comes_after(
+        accesses in prop::collection::vec(access(), 0..200),
+    ) {
+        let Some(bench) = Bench::new() else { return Ok(()) };
+        let fake = bench.attached(Fake::default());
+        for access in accesses {
+            let (target, at, mut data) = match access {
+                Access::Ecam(at, data) => (&bench.bus.ecam, at, data),
+                Access::Memory(at, data) => (&bench.bus.memory, at, data),
+                Access::Io(at, data) => (&bench.bus.io, at, data),
+            };
+            target.write(at, &data);
+            target.read(at, &mut data);
+        }
+        let ecam = 1 << 15;
+        let bar = (layout::PCI_MEMORY.start + BAR) as u32;
+        bench.bus.ecam.write(ecam + 0x10, &bar.to_le_bytes());
+        bench.bus.ecam.write(ecam + 4, &[2, 0]);
+        bench.reset();
+        while fake.seen.try_recv().is_ok() {}
+        bench.drive();
+        fake.wait_for(FrontendReq::SET_VRING_KICK);
+    }
 }
