@@ -1,0 +1,239 @@
+//! A VM whose disk is served in a certain way: by a certain engine, by a
+//! certain program.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Pid;
+use outboard_e2e::eventually;
+use outboard_e2e::image::Image;
+use outboard_e2e::processes::Process;
+use outboard_e2e::products::Products;
+use outboard_e2e::vm::{Ended, Run, Vm};
+
+/// Queues of every disk here, and processors of every VM.
+pub const QUEUES: u64 = 4;
+
+/// How a disk is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As `outboard run --disk path=` does it.
+    Path,
+    /// By a back-end started by hand, with this engine.
+    Engine(&'static str),
+}
+
+/// Every way there is.
+pub const WAYS: [Way; 3] = [Way::Path, Way::Engine("io_uring"), Way::Engine("threads")];
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path => write!(f, "by outboard run"),
+            Self::Engine(engine) => write!(f, "by {engine}"),
+        }
+    }
+}
+
+impl Way {
+    /// Why there is no such way on this machine.
+    pub fn missing(self) -> Option<String> {
+        static NO_URING: OnceLock<Option<String>> = OnceLock::new();
+        match self {
+            Self::Engine("io_uring") => NO_URING.get_or_init(no_uring).clone(),
+            Self::Path | Self::Engine(_) => None,
+        }
+    }
+}
+
+/// Asks outboard-blk whether it can have its io_uring. It takes its socket
+/// first and its disk then, so it tells before anyone has connected.
+fn no_uring() -> Option<String> {
+    let tried = || -> Result<Option<String>> {
+        let image = Image::new(1 << 20)?;
+        let backend = Backend::start(&Program::Sound.path()?, "io_uring", &image, &[]);
+        Ok(backend.err().map(|error| format!("io_uring: {error:#}")))
+    };
+    tried().unwrap_or_else(|error| Some(format!("{error:#}")))
+}
+
+/// Which program serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// outboard-blk.
+    Sound,
+    /// One with a fault, by its name.
+    Faulty(&'static str),
+}
+
+impl Program {
+    /// Where it is. Those with a fault are never installed: they lie beside
+    /// this test, or in `OUTBOARD_HOSTILE`, or are built.
+    pub fn path(self) -> Result<PathBuf> {
+        static FAULTY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        match self {
+            Self::Sound => Ok(Products::get()?.program("outboard-blk")),
+            Self::Faulty(name) => FAULTY
+                .get_or_init(|| faulty_programs().map_err(|error| format!("{error:#}")))
+                .as_ref()
+                .map(|directory| directory.join(name))
+                .map_err(|error| anyhow!("{error}")),
+        }
+    }
+}
+
+fn faulty_programs() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("OUTBOARD_HOSTILE") {
+        return Ok(directory.into());
+    }
+    let test = std::env::current_exe()?;
+    // target/TRIPLE/PROFILE/deps/THIS
+    let directory = test.ancestors().nth(2).context("no target folder")?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--quiet", "--locked", "-p", "outboard-hostile"]);
+    if directory.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    match status {
+        Ok(status) if status.success() => Ok(directory.to_owned()),
+        other => bail!("{cargo:?}: {other:?}"),
+    }
+}
+
+/// A back-end started by hand. Dropped, it is killed.
+#[derive(Debug)]
+struct Backend {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Backend {
+    /// Starts one and waits until it listens.
+    fn start(program: &Path, engine: &str, image: &Image, options: &[&str]) -> Result<Self> {
+        let socket = image.directory().join("disk.sock");
+        let messages = image.directory().join("back-end.txt");
+        let child = Command::new(program)
+            .arg(format!("--socket-path={}", socket.display()))
+            .arg(format!("--blk-file={}", image.path().display()))
+            .args([
+                format!("--engine={engine}"),
+                format!("--num-queues={QUEUES}"),
+            ])
+            .args(options)
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(&messages)?)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let mut this = Self { child, socket };
+        eventually("the back-end holds the image", || {
+            if let Some(status) = this.child.try_wait()? {
+                bail!("{status}: {}", fs::read_to_string(&messages)?.trim());
+            }
+            let listens = this.socket.exists() && image.is_held_by(this.pid());
+            Ok(listens.then_some(()))
+        })?;
+        Ok(this)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running VM with one disk of [`QUEUES`] queues.
+#[derive(Debug)]
+pub struct Served {
+    /// The VM.
+    pub vm: Vm,
+    /// When it was started by hand.
+    backend: Option<Backend>,
+}
+
+impl Served {
+    /// Starts the bundled guest with a disk. `options` are those of `--disk`:
+    /// `direct`, `wce=off`.
+    pub fn start(
+        way: Way,
+        program: Program,
+        image: &Image,
+        options: &[&str],
+        cmdline: &str,
+    ) -> Result<Self> {
+        let (backend, disk) = match way {
+            Way::Path => {
+                let mut words = vec![image.option()];
+                if program != Program::Sound {
+                    words.push(format!("backend={}", program.path()?.display()));
+                }
+                words.extend(options.iter().map(|option| (*option).to_owned()));
+                (None, words.join(","))
+            }
+            Way::Engine(engine) => {
+                let dashed: Vec<String> = options.iter().map(|word| format!("--{word}")).collect();
+                let dashed: Vec<&str> = dashed.iter().map(String::as_str).collect();
+                let backend = Backend::start(&program.path()?, engine, image, &dashed)?;
+                let disk = format!("socket={}", backend.socket.display());
+                (Some(backend), disk)
+            }
+        };
+        let vm = Run::guest(&format!("{cmdline} queues={QUEUES}"))?
+            .with("--cpus", QUEUES.to_string())
+            .with("--memory", "256M")
+            .with("--disk", format!("{disk},queues={QUEUES}"))
+            .start()?;
+        Ok(Self { vm, backend })
+    }
+
+    /// The process that serves the disk.
+    pub fn backend(&mut self) -> Result<Pid> {
+        match &self.backend {
+            Some(backend) => Ok(backend.pid()),
+            None => Ok(self.vm.process(Process::is_backend)?.pid),
+        }
+    }
+
+    /// Waits for the guest's end, and that of a back-end started by hand.
+    pub fn wait(mut self) -> Result<Ended> {
+        self.vm.wait()?.with_code(0)
+    }
+}
+
+/// What a process holds of an image.
+pub trait Held {
+    /// The flags (open(2)) of each descriptor of `process` that is the image.
+    fn flags_in(&self, process: Pid) -> Vec<i32>;
+
+    /// Whether a process has it open.
+    fn is_held_by(&self, process: Pid) -> bool {
+        !self.flags_in(process).is_empty()
+    }
+}
+
+impl Held for Image {
+    fn flags_in(&self, process: Pid) -> Vec<i32> {
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd"));
+        let descriptors = descriptors.into_iter().flatten().flatten();
+        let of_image = descriptors
+            .filter(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == self.path()));
+        of_image
+            .filter_map(|entry| {
+                let number = entry.file_name().into_string().ok()?;
+                let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).ok()?;
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+                i32::from_str_radix(flags.trim(), 8).ok()
+            })
+            .collect()
+    }
+}
