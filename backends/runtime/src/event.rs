@@ -42,15 +42,18 @@ impl Event {
         let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());
     }
 
-    /// Forgets the events so far. Never blocks, whatever the descriptor's mode
-    /// and whoever else reads it.
-    pub fn clear(&self) {
+    /// Forgets the events so far; whether there were any. Never blocks, whatever
+    /// the descriptor's mode and whoever else reads it.
+    pub fn clear(&self) -> bool {
         let mut bytes = [0; 8];
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         // The offset that means "a stream".
         let result = preadv2(&self.fd, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT);
-        if matches!(result, Err(Errno::OPNOTSUPP | Errno::INVAL)) && self.is_set() {
-            let _ = nix::unistd::read(&self.fd, &mut bytes);
+        match result {
+            Err(Errno::OPNOTSUPP | Errno::INVAL) if self.is_set() => {
+                nix::unistd::read(&self.fd, &mut bytes).is_ok_and(|count| count > 0)
+            }
+            result => result.is_ok_and(|count| count > 0),
         }
     }
 

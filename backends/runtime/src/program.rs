@@ -16,7 +16,7 @@ use outboard_protocol::launch;
 use crate::device::Device;
 use crate::inherited;
 use crate::listen::Source;
-use crate::session::{End, Host, serve};
+use crate::session::{End, Host, Limits, serve};
 use crate::worker::Stuck;
 
 /// What every back-end takes on its command line; a program flattens it into
@@ -98,8 +98,11 @@ fn run_device<D: Device>(
         (None, Some(path)) => Source::at(path)?,
         (None, None) => bail!("no front-end to serve: give --socket-path=PATH or --fd=FDNUM"),
     };
-    let poll = Duration::from_micros(args.poll_us.into());
-    let host = Host::new(build()?, poll).context("cannot make an eventfd")?;
+    let limits = Limits {
+        poll: Duration::from_micros(args.poll_us.into()),
+        ..Limits::default()
+    };
+    let host = Host::new(build()?, limits).context("cannot make an eventfd")?;
     serve_all(&host, source, signals.as_fd())
 }
 

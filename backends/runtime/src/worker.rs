@@ -368,8 +368,10 @@ impl<D: Device> Service<'_, D> {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::NONE);
         let result = poll(&mut fds, timeout);
         let [_, kicked, device] = fds.map(|fd| fd.any().unwrap_or(false));
-        if kicked && let Some(event) = kick {
-            event.clear();
+        if kicked && kick.is_some_and(|event| !event.clear()) {
+            // Readable and nothing to read: a pipe whose other end is closed,
+            // or no event at all. It must not keep this thread spinning.
+            std::thread::sleep(TICK);
         }
         if kicked || device || blind || result.is_err() {
             self.blocked = false;

@@ -46,6 +46,11 @@ fn null() -> OwnedFd {
     File::open("/dev/null").unwrap().into()
 }
 
+/// Something to be sent as an event: a pipe's reading end, the other closed.
+fn pipe() -> OwnedFd {
+    nix::unistd::pipe().unwrap().0
+}
+
 /// A session with two rings that run, and what they run on.
 struct Running {
     session: Session,
@@ -139,6 +144,24 @@ fn an_event_with_a_descriptor_too_many_or_too_few_ends_the_session() {
             running.was_cut_off();
         }
     }
+}
+
+#[test]
+fn events_that_are_files_are_refused_and_a_dead_pipe_is_borne() {
+    let running = Running::new();
+    let folder: OwnedFd = File::open("/").unwrap().into();
+    let file: OwnedFd = sealed(64).unwrap().into();
+    for request in [R::SET_VRING_KICK, R::SET_VRING_CALL, R::SET_VRING_ERR] {
+        for fd in [&null(), &folder, &file] {
+            let ack = running.tell(request, &0u64.to_ne_bytes(), &[fd.as_fd()]);
+            assert_eq!(ack, Ack::Refused);
+        }
+    }
+    for request in [R::SET_VRING_CALL, R::SET_VRING_ERR, R::SET_VRING_KICK] {
+        let ack = running.tell(request, &0u64.to_ne_bytes(), &[pipe().as_fd()]);
+        assert_eq!(ack, Ack::Done);
+    }
+    running.ends_well();
 }
 
 #[test]

@@ -20,7 +20,7 @@ use outboard_contract::ring::{Buffer, Ring, drain, wait_event};
 use outboard_contract::soon;
 use outboard_protocol::wire::Header;
 use outboard_runtime::event::Event;
-use outboard_runtime::session::End;
+use outboard_runtime::session::{End, Limits};
 use support::*;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
@@ -396,7 +396,13 @@ fn kicks_are_not_wanted_while_the_worker_works_and_wanted_when_it_sleeps() {
 #[test]
 fn a_polling_worker_serves_the_same_and_sleeps_in_the_end() {
     let guest = guest();
-    let mut session = Session::with_polling(1, Duration::from_millis(5));
+    let mut session = Session::within(
+        1,
+        Limits {
+            poll: Duration::from_millis(5),
+            ..Limits::default()
+        },
+    );
     session.client.negotiate(EVENT_IDX | VERSION_1).unwrap();
     session.client.set_mem_table(&guest).unwrap();
     let mut ring = Ring::new(&guest, LOW, 16, true).unwrap();
@@ -560,4 +566,50 @@ fn a_blocking_kick_that_another_process_reads_does_not_hold_the_worker() {
     }
     still_serves(&guest, &mut ring);
     session.close();
+}
+
+#[test]
+fn a_device_that_does_not_return_its_requests_is_given_up_and_not_waited_for() {
+    let drain = Duration::from_millis(100);
+    let guest = guest();
+    for by_request in [true, false] {
+        let mut session = Session::within(
+            2,
+            Limits {
+                drain,
+                ..Limits::default()
+            },
+        );
+        session.client.negotiate(VERSION_1).unwrap();
+        session.client.set_mem_table(&guest).unwrap();
+        let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
+        session.client.start_ring(0, &ring, 0).unwrap();
+        submit(&guest, &mut ring, LATER, 1);
+        session.knobs.wait_held(1);
+        if by_request {
+            session.client.stop_ring(0).unwrap_err();
+        } else {
+            session.ask_to_stop();
+        }
+        let knobs = session.knobs.clone();
+        session.wait_stuck();
+        // The request was neither returned nor invented.
+        assert_eq!(ring.used_idx().unwrap(), 0);
+        knobs.open(true);
+    }
+}
+
+#[test]
+fn a_message_that_is_never_finished_ends_the_session() {
+    let message = Duration::from_millis(100);
+    let session = Session::within(
+        1,
+        Limits {
+            message,
+            ..Limits::default()
+        },
+    );
+    let fd = session.client.connection.as_fd();
+    nix::unistd::write(fd, &[1, 0, 0, 0, 1]).unwrap();
+    assert!(matches!(session.end(), End::CutOff(_)));
 }

@@ -11,6 +11,7 @@
 //! If it did not, and goes on in the belief that it was obeyed, the connection
 //! is cut off. So it is when a frame or a payload breaks the specification.
 
+mod payload;
 mod requests;
 mod rings;
 
@@ -36,34 +37,52 @@ use rings::Rings;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// A message begun must be complete within this, and an answer be read.
-const MESSAGE: Duration = Duration::from_secs(10);
 /// A configuration change must be read within this; the session waits for it.
 const CHANGE: Duration = Duration::from_secs(1);
+
+/// How long a session waits, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A worker that has been busy polls for this long at most before it
+    /// sleeps; zero is not at all.
+    pub poll: Duration,
+    /// A message begun must be complete within this, and an answer be read.
+    pub message: Duration,
+    /// A device must have returned every chain within this when its ring is
+    /// stopped. A request to a slow disk may well take seconds.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_micros(50),
+            message: Duration::from_secs(10),
+            drain: Duration::from_secs(60),
+        }
+    }
+}
 
 /// What a back-end serves, to one front-end after another.
 #[derive(Debug)]
 pub struct Host<D> {
-    /// The device.
     device: Arc<D>,
     notifier: Notifier,
-    /// Longest polling of a worker.
-    poll: Duration,
+    limits: Limits,
 }
 
 impl<D: Device> Host<D> {
-    /// Serves `device`, whose workers poll for `poll` at most before they
-    /// sleep; zero is not at all.
+    /// Serves `device` within `limits`.
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(device: D, poll: Duration) -> std::io::Result<Self> {
+    pub fn new(device: D, limits: Limits) -> std::io::Result<Self> {
         let notifier = Notifier::new()?;
         device.attach(notifier.clone());
         Ok(Self {
             device: Arc::new(device),
             notifier,
-            poll,
+            limits,
         })
     }
 }
@@ -153,7 +172,7 @@ pub fn serve<D: Device>(
         protocol: VhostUserProtocolFeatures::empty(),
         memory: Table::default(),
         inflight: None,
-        rings: Rings::new(host.device.clone(), host.poll),
+        rings: Rings::new(host.device.clone(), host.limits),
         requests: None,
     };
     let last = loop {
@@ -161,12 +180,12 @@ pub fn serve<D: Device>(
             break last;
         }
     };
+    let Last::End(end) = last else {
+        return Err(Stuck);
+    };
     session.rings.park_all()?;
     session.tell();
-    match last {
-        Last::End(end) => Ok(end),
-        Last::Stuck => Err(Stuck),
-    }
+    Ok(end)
 }
 
 impl<D: Device> Session<'_, D> {
@@ -194,7 +213,10 @@ impl<D: Device> Session<'_, D> {
 
     /// Receives one message, obeys it and answers.
     fn receive(&mut self) -> Option<Last> {
-        let message = match self.connection.recv(Deadline::after(MESSAGE)) {
+        let message = match self
+            .connection
+            .recv(Deadline::after(self.host.limits.message))
+        {
             Ok(message) => message,
             Err(WireError::Closed) => return Some(Last::End(End::Closed)),
             Err(error) => return Some(cut_off(error.to_string())),
@@ -241,7 +263,7 @@ impl<D: Device> Session<'_, D> {
 
     fn reply(&self, header: Header, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Fault> {
         let header = Header::reply_to(header.request);
-        let deadline = Deadline::after(MESSAGE);
+        let deadline = Deadline::after(self.host.limits.message);
         Ok(self.connection.send(header, payload, fds, deadline)?)
     }
 

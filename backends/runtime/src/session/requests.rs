@@ -1,23 +1,23 @@
 //! What each request of the front-end means (vhost-user, "Front-end message
 //! types").
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use outboard_protocol::inflight::{Region, Shape};
-use outboard_protocol::wire::{Connection, Message, malformed};
+use outboard_protocol::wire::{Connection, Message};
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
+    FrontendReq, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
     VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserVringAddr,
     VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
+use super::payload::{config, decode, empty, inflight, split, trimmed, vring_fd};
 use super::rings::{Context, Slot};
 use super::{Answer, Fault, PROTOCOL_FEATURES, Session};
 use crate::device::Device;
-use crate::event::Event;
+use crate::event::Signal;
 use crate::memory::{MAX_REGIONS, Table};
 use crate::worker::Kick;
 
@@ -33,10 +33,6 @@ const OFFERED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
 /// VHOST_SET_CONFIG_TYPE_FRONTEND and _MIGRATION, as numbers in `flags`.
 const CONFIG_WRITABLE: u32 = 0;
 const CONFIG_MIGRATION: u32 = 1;
-
-/// Bit 8 of a KICK, CALL or ERR payload: no descriptor comes along.
-const NO_FD: u64 = 1 << 8;
-const INDEX: u64 = 0xff;
 
 impl<D: Device> Session<'_, D> {
     pub(super) fn dispatch(&mut self, message: Message) -> Result<Answer, Fault> {
@@ -236,7 +232,7 @@ impl<D: Device> Session<'_, D> {
     fn set_vring_signal(
         &mut self,
         message: Message,
-        which: impl Fn(&Slot) -> &Arc<crate::event::Signal>,
+        which: impl Fn(&Slot) -> &Arc<Signal>,
     ) -> Result<(), Fault> {
         let (index, event) = vring_fd(message)?;
         which(self.rings.slot(index)?).set(event);
@@ -354,79 +350,6 @@ fn brings_fds(request: FrontendReq) -> bool {
             | R::GPU_SET_SOCKET
             | R::SET_DEVICE_STATE_FD
     )
-}
-
-fn empty(message: &Message) -> Result<(), Fault> {
-    if message.payload.is_empty() {
-        return Ok(());
-    }
-    let request = message.header.request;
-    Err(malformed(format!("a payload with request {request}")).into())
-}
-
-/// A `T` at the front of the payload, and the rest.
-fn split<T: ByteValued + Default>(message: &Message) -> Result<(T, &[u8]), Fault> {
-    let request = message.header.request;
-    message
-        .payload
-        .split_at_checked(size_of::<T>())
-        .map(|(head, rest)| (decode(head), rest))
-        .ok_or_else(|| malformed(format!("request {request} with a short payload")).into())
-}
-
-/// Reads a `T` from bytes of exactly its length.
-fn decode<T: ByteValued + Default>(bytes: &[u8]) -> T {
-    let mut value = T::default();
-    for (to, from) in value.as_mut_slice().iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    value
-}
-
-fn config(message: &Message) -> Result<(VhostUserConfig, &[u8]), Fault> {
-    let (head, bytes) = split::<VhostUserConfig>(message)?;
-    let same = usize::try_from(head.size).is_ok_and(|size| size == bytes.len());
-    if !same {
-        return Err(malformed("a configuration message of another length").into());
-    }
-    Ok((head, bytes))
-}
-
-/// The structure ends with 4 bytes of padding in QEMU and in most others, and
-/// without by the letter of the specification.
-fn inflight(message: &Message) -> Result<VhostUserInflight, Fault> {
-    let length = message.payload.len();
-    if length != size_of::<VhostUserInflight>() && length != UNPADDED_INFLIGHT {
-        return Err(malformed("an inflight description of another length").into());
-    }
-    Ok(decode(&message.payload))
-}
-
-const UNPADDED_INFLIGHT: usize = 20;
-
-/// The reply in the form of the request.
-fn trimmed(reply: &VhostUserInflight, request: &Message) -> Vec<u8> {
-    let mut bytes = reply.as_slice().to_vec();
-    bytes.truncate(request.payload.len());
-    bytes
-}
-
-/// Queue index and descriptor of a KICK, CALL or ERR.
-fn vring_fd(mut message: Message) -> Result<(u32, Option<Event>), Fault> {
-    let payload: u64 = message.body()?;
-    if payload & !(NO_FD | INDEX) != 0 {
-        return Err(malformed(format!("queue index {payload:#x}")).into());
-    }
-    let fd: Option<OwnedFd> = if payload & NO_FD == 0 {
-        Some(message.one_fd()?)
-    } else if message.fds.is_empty() {
-        None
-    } else {
-        return Err(malformed("a descriptor where there should be none").into());
-    };
-    // Eight bits fit.
-    let index = u32::try_from(payload & INDEX).unwrap_or(u32::MAX);
-    Ok((index, fd.map(Event::lent)))
 }
 
 /// The ring, if it is stopped.

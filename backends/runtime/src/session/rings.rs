@@ -21,7 +21,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
 use vhost::vhost_user::message::VhostUserVringAddr;
 
-use super::{Fault, PROTOCOL_FEATURES};
+use super::{Fault, Limits, PROTOCOL_FEATURES};
 use crate::counters::Tally;
 use crate::device::Device;
 use crate::event::Signal;
@@ -29,9 +29,6 @@ use crate::memory::Table;
 use crate::ring::{Layout, Ring, View};
 use crate::worker::{Kick, NotStarted, Setup, Stuck, Worker};
 
-/// A device must have returned every chain within this when its ring is
-/// stopped. A request to a slow disk may well take seconds.
-const DRAIN: Duration = Duration::from_secs(60);
 /// A device's queue must be there within this.
 const START: Duration = Duration::from_secs(10);
 
@@ -95,18 +92,18 @@ impl Slot {
 /// All rings of a session.
 pub(super) struct Rings<D> {
     device: Arc<D>,
-    poll: Duration,
+    limits: Limits,
     slots: Vec<Slot>,
     /// What happened on rings that have been stopped.
     pub tally: Tally,
 }
 
 impl<D: Device> Rings<D> {
-    pub fn new(device: Arc<D>, poll: Duration) -> Self {
+    pub fn new(device: Arc<D>, limits: Limits) -> Self {
         let slots = (0..device.queues()).map(|_| Slot::default()).collect();
         Self {
             device,
-            poll,
+            limits,
             slots,
             tally: Tally::default(),
         }
@@ -184,7 +181,7 @@ impl<D: Device> Rings<D> {
             kick,
             call: slot.call.clone(),
             err: slot.err.clone(),
-            poll: self.poll,
+            poll: self.limits.poll,
         };
         match Worker::start(setup, ring, Deadline::after(START)) {
             Ok(worker) => slot.worker = Some(worker),
@@ -199,9 +196,10 @@ impl<D: Device> Rings<D> {
 
     /// Stops one ring and keeps it.
     pub fn park(&mut self, index: u32) -> Result<&mut Slot, Fault> {
+        let deadline = Deadline::after(self.limits.drain);
         let slot = self.slot(index)?;
         if let Some(worker) = slot.worker.take() {
-            let mut ring = worker.finish(Deadline::after(DRAIN))?;
+            let mut ring = worker.finish(deadline)?;
             let tally = std::mem::take(&mut ring.tally);
             slot.ring = Some(ring);
             self.tally += tally;
@@ -216,7 +214,7 @@ impl<D: Device> Rings<D> {
                 worker.ask_to_stop();
             }
         }
-        let deadline = Deadline::after(DRAIN);
+        let deadline = Deadline::after(self.limits.drain);
         for slot in &mut self.slots {
             if let Some(worker) = slot.worker.take() {
                 let mut ring = worker.finish(deadline)?;

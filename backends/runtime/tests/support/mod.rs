@@ -20,7 +20,7 @@ use outboard_contract::memory::Memory as Guest;
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
 use outboard_runtime::event::Event;
-use outboard_runtime::session::{End, Host, serve};
+use outboard_runtime::session::{End, Host, Limits, serve};
 use outboard_runtime::worker::Stuck;
 use outboard_runtime::{Chain, Device, Memory, Notifier, Outcome, Queue};
 use vhost::vhost_user::message::FrontendReq;
@@ -224,17 +224,19 @@ pub struct Session {
 
 impl Session {
     pub fn new(queues: u16) -> Self {
-        Self::with_polling(queues, Duration::ZERO)
+        let poll = Duration::ZERO;
+        let limits = Limits::default();
+        Self::within(queues, Limits { poll, ..limits })
     }
 
-    pub fn with_polling(queues: u16, poll: Duration) -> Self {
+    pub fn within(queues: u16, limits: Limits) -> Self {
         let knobs = Arc::new(Knobs::default());
         *knobs.config.lock().unwrap() = vec![1, 2, 3, 4];
         let device = Loopback {
             knobs: knobs.clone(),
             queues,
         };
-        let host = Host::new(device, poll).unwrap();
+        let host = Host::new(device, limits).unwrap();
         let stop = Arc::new(Event::new().unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let thread = {
@@ -264,9 +266,13 @@ impl Session {
         join(self.thread)
     }
 
+    pub fn ask_to_stop(&self) {
+        self.stop.signal();
+    }
+
     /// The back-end is told to end.
     pub fn stop(self) -> End {
-        self.stop.signal();
+        self.ask_to_stop();
         join(self.thread)
     }
 
@@ -274,6 +280,12 @@ impl Session {
     pub fn end(self) -> End {
         self.knobs.open(true);
         join(self.thread)
+    }
+
+    /// Waits for a session that cannot end well; its worker is left behind.
+    pub fn wait_stuck(self) {
+        wait(|| self.thread.is_finished());
+        assert_eq!(self.thread.join().unwrap(), Err(Stuck));
     }
 
     pub fn is_over(&self) -> bool {
