@@ -98,6 +98,19 @@ pub struct LoopbackQueue {
     held: Vec<(u16, u32)>,
 }
 
+impl Loopback {
+    /// A device and what a test does to it.
+    pub fn new(queues: u16) -> (Self, Arc<Knobs>) {
+        let knobs = Arc::new(Knobs::default());
+        *knobs.config.lock().unwrap() = vec![1, 2, 3, 4];
+        let device = Self {
+            knobs: knobs.clone(),
+            queues,
+        };
+        (device, knobs)
+    }
+}
+
 impl Device for Loopback {
     type Queue = LoopbackQueue;
 
@@ -230,12 +243,7 @@ impl Session {
     }
 
     pub fn within(queues: u16, limits: Limits) -> Self {
-        let knobs = Arc::new(Knobs::default());
-        *knobs.config.lock().unwrap() = vec![1, 2, 3, 4];
-        let device = Loopback {
-            knobs: knobs.clone(),
-            queues,
-        };
+        let (device, knobs) = Loopback::new(queues);
         let host = Host::new(device, limits).unwrap();
         let stop = Arc::new(Event::new().unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();

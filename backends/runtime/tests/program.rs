@@ -1,0 +1,302 @@
+//! A whole back-end program: command line, sockets, signals, exit status. The
+//! program under test is this one, started again with [`CHILD`] set.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use clap::Parser;
+use libtest_mimic::{Arguments, Trial};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outboard_contract::client::Client;
+use outboard_contract::ring::Ring;
+use outboard_protocol::launch;
+use outboard_protocol::wire::Header;
+use outboard_runtime::program::{Args, Capabilities, run};
+use support::*;
+
+const CHILD: &str = "OUTBOARD_TEST_CHILD";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(CHILD).is_some() {
+        let capabilities = Capabilities {
+            kind: "loopback",
+            features: &["echo"],
+        };
+        return run(&Cli::parse().args, capabilities, || Ok(Loopback::new(2).0));
+    }
+    let tests: &[(&str, fn())] = &[
+        (
+            "capabilities are printed whatever else is asked",
+            capabilities,
+        ),
+        ("wrong use is refused before anything is done", wrong_use),
+        ("one front-end is served after another", one_after_another),
+        (
+            "a signal ends it cleanly, idle or under requests",
+            ends_on_a_signal,
+        ),
+        ("a killed program's socket is replaced", replaced_when_stale),
+        (
+            "an inherited connection is served to its end",
+            inherited_connection,
+        ),
+        (
+            "an inherited listening socket is served like its own",
+            inherited_listener,
+        ),
+        (
+            "an unknown launch contract is refused",
+            unknown_launch_contract,
+        ),
+    ];
+    // One at a time: what one lets its child inherit, no other child may.
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = tests.iter().map(|(name, test)| {
+        Trial::test(*name, move || {
+            test();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// The program under test; killed when dropped.
+struct Program {
+    child: Child,
+}
+
+impl Program {
+    fn start(arguments: &[&str]) -> Self {
+        Self::with_env(arguments, &[])
+    }
+
+    fn with_env(arguments: &[&str], env: &[(&str, &str)]) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(arguments)
+            .env(CHILD, "1")
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Waits for its end: its status (none when killed), and what it said.
+    fn end(mut self) -> (Option<i32>, String, String) {
+        wait(|| self.child.try_wait().unwrap().is_some());
+        let status = self.child.wait().unwrap().code();
+        let mut said = [String::new(), String::new()];
+        let [out, err] = &mut said;
+        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        stdout.unwrap().read_to_string(out).unwrap();
+        stderr.unwrap().read_to_string(err).unwrap();
+        let [out, err] = said;
+        (status, out, err)
+    }
+
+    fn ends_with(self, status: i32, text: &str) {
+        let (code, _, err) = self.end();
+        assert_eq!(code, Some(status), "{err}");
+        assert!(err.contains(text), "{err:?} without {text:?}");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Place {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self {
+            path: folder.path().join("socket"),
+            _folder: folder,
+        }
+    }
+
+    fn argument(&self) -> String {
+        format!("--socket-path={}", self.path.display())
+    }
+}
+
+/// Lets a child inherit it; answers its number as an option.
+fn inheritable(fd: &impl AsFd) -> String {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    format!("--fd={}", fd.as_fd().as_raw_fd())
+}
+
+/// Serves an echo or two over this connection.
+fn echoes(mut client: Client) -> Client {
+    let guest = guest();
+    client.negotiate(EVENT_IDX | VERSION_1).unwrap();
+    client.set_mem_table(&guest).unwrap();
+    let mut ring = Ring::new(&guest, LOW, 16, true).unwrap();
+    client.start_ring(0, &ring, 0).unwrap();
+    still_serves(&guest, &mut ring);
+    still_serves(&guest, &mut ring);
+    client
+}
+
+fn connect(path: &Path) -> Client {
+    Client::connect(path).unwrap()
+}
+
+fn capabilities() {
+    for more in [&[][..], &["--fd=77"][..]] {
+        let (status, out, _) = Program::start(&[&["--print-capabilities"], more].concat()).end();
+        assert_eq!(status, Some(0));
+        let parsed: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let expected = serde_json::json!({ "type": "loopback", "features": ["echo"] });
+        assert_eq!(parsed, expected);
+    }
+}
+
+fn wrong_use() {
+    let place = Place::new();
+    Program::start(&[]).ends_with(2, "--socket-path");
+    Program::start(&[&place.argument(), "--fd=5"]).ends_with(2, "cannot be used with");
+    Program::start(&["--fd=77"]).ends_with(1, "not open");
+    Program::start(&["--fd=1"]).ends_with(1, "standard streams");
+    let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    Program::start(&[&inheritable(&null)]).ends_with(1, "not a socket");
+    Program::start(&["--socket-path=/nowhere/at/all"]).ends_with(1, "cannot listen at");
+    std::fs::write(&place.path, "precious").unwrap();
+    Program::start(&[&place.argument()]).ends_with(1, "not a socket");
+    assert_eq!(std::fs::read(&place.path).unwrap(), b"precious");
+}
+
+fn one_after_another() {
+    let place = Place::new();
+    let program = Program::start(&[&place.argument()]);
+    let first = echoes(connect(&place.path));
+    // The second waits for the first; the third is gone before its turn.
+    let second = connect(&place.path);
+    drop(connect(&place.path));
+    let header = Header::request(1);
+    second.send(header, &[], &[]).unwrap();
+    drop(first);
+    assert_eq!(second.receive().unwrap().header, Header::reply_to(1));
+    // One that breaks the rules is cut off, and the next is served.
+    second.send(Header::reply_to(1), &[], &[]).unwrap();
+    second.receive().unwrap_err();
+    drop(echoes(connect(&place.path)));
+    // Somebody else does not get the place.
+    Program::start(&[&place.argument()]).ends_with(1, "another process serves it");
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "cut a front-end off");
+    assert!(!place.path.exists());
+}
+
+fn ends_on_a_signal() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for connected in [false, true] {
+            let place = Place::new();
+            let program = Program::start(&[&place.argument()]);
+            let client = echoes(connect(&place.path));
+            if !connected {
+                drop(client);
+                program.signal(signal);
+                program.ends_with(0, "");
+            } else {
+                program.signal(signal);
+                program.ends_with(0, "");
+                client.receive().unwrap_err();
+            }
+            assert!(!place.path.exists());
+        }
+    }
+}
+
+fn replaced_when_stale() {
+    let place = Place::new();
+    let program = Program::start(&[&place.argument()]);
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGKILL);
+    assert_eq!(program.end().0, None);
+    assert!(place.path.exists());
+    let program = Program::start(&[&place.argument()]);
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "");
+    assert!(!place.path.exists());
+}
+
+fn inherited_connection() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let program = Program::start(&[&inheritable(&theirs)]);
+    drop(theirs);
+    drop(echoes(Client::new(ours)));
+    program.ends_with(0, "");
+
+    // Cut off, it is a failure and says why.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let program = Program::start(&[&inheritable(&theirs)]);
+    drop(theirs);
+    let client = echoes(Client::new(ours));
+    client.send(Header::reply_to(1), &[], &[]).unwrap();
+    program.ends_with(1, "cut the front-end off");
+}
+
+fn inherited_listener() {
+    let place = Place::new();
+    let listener = UnixListener::bind(&place.path).unwrap();
+    let program = Program::start(&[&inheritable(&listener)]);
+    drop(listener);
+    drop(echoes(connect(&place.path)));
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "");
+    // The path is its owner's to remove.
+    assert!(place.path.exists());
+}
+
+fn unknown_launch_contract() {
+    let known = launch::VERSION.to_string();
+    for (version, fits) in [(known.as_str(), true), ("999", false), ("", false)] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let env = [(launch::VERSION_ENV, version)];
+        let program = Program::with_env(&[&inheritable(&theirs)], &env);
+        drop((ours, theirs));
+        if fits {
+            program.ends_with(0, "");
+        } else {
+            program.ends_with(1, launch::VERSION_ENV);
+        }
+    }
+}
