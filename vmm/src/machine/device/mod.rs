@@ -1,5 +1,5 @@
 //! A device: its PCI function, and the thread that owns its session with its
-//! back-end ([`worker`]).
+//! back-end (`worker`).
 //!
 //! The two meet in three places: commands go to the thread through a mailbox,
 //! the thread changes the registers under the function's lock, and both see to

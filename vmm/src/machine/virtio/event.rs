@@ -29,11 +29,11 @@ pub enum Source {
 /// What an access asks for, beyond the registers themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The driver assigned a vector (or [`NO_VECTOR`]) to a source.
+    /// The driver assigned a vector (or [`super::NO_VECTOR`]) to a source.
     Vector {
         /// Whose.
         source: Source,
-        /// Below the number of vectors, or [`NO_VECTOR`].
+        /// Below the number of vectors, or [`super::NO_VECTOR`].
         vector: u16,
     },
     /// A reset: no source has a vector any more.
@@ -47,10 +47,10 @@ pub enum Event {
     },
     /// The driver enabled one more queue after it was ready.
     RingEnabled(Ring),
-    /// Stop every ring, then call [`Registers::reset_done`].
+    /// Stop every ring, then call [`super::Registers::reset_done`].
     Reset,
     /// The driver wrote to the device configuration; call
-    /// [`Registers::config_written`] when the back-end has it.
+    /// [`super::Registers::config_written`] when the back-end has it.
     ConfigWrite {
         /// Offset in the device configuration.
         offset: u32,
