@@ -34,7 +34,7 @@ count_cargo() {
     failed=$(sum "$log" failed)
     skips=$(grep -c '^SKIP: ' "$log" || true)
     repeat "$step" $((passed - skips)) >>"$COUNTS/passed"
-    sed -n "s/^SKIP: /$step: /p; s/^test \(.*\) \.\.\. ignored, \(.*\)/$step: \1: \2/p" "$log" >>"$COUNTS/skipped"
+    sed -n "s/^SKIP: /$step: /p; s/^test \(.*[^ ]\)  *\.\.\. ignored,* *(*\(.*[^)]\))*\$/$step: \1: \2/p" "$log" >>"$COUNTS/skipped"
     sed -n "s/^test \(.*\) \.\.\. ignored\$/$step: \1: marked as ignored/p" "$log" >>"$COUNTS/skipped"
     sed -n "s/^test \(.*\) \.\.\. FAILED.*/$step: \1/p" "$log" >>"$COUNTS/failed"
     if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then

@@ -111,6 +111,9 @@ pub struct Run {
     device: Vec<DeviceSettings>,
 
     /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
+    ///
+    /// On a terminal every key is the guest's, but Ctrl-A x ends the VM
+    /// (Ctrl-A Ctrl-A sends one Ctrl-A).
     #[arg(long, value_name = "WHERE")]
     console: Option<Console>,
 

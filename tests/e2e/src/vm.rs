@@ -57,6 +57,19 @@ impl Run {
         })
     }
 
+    /// A shell script, in whose environment the programs are in PATH.
+    ///
+    /// # Errors
+    /// The products are missing.
+    pub fn script(text: &str) -> Result<Self> {
+        let programs = Products::get()?.program("");
+        let text = format!("PATH={}:$PATH\n{text}", programs.display());
+        Ok(Self {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), text.into()],
+        })
+    }
+
     /// Adds an option with its value.
     pub fn with(mut self, option: &str, value: impl Into<OsString>) -> Self {
         self.args.extend([option.into(), value.into()]);
@@ -306,7 +319,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.supervisor.kill();
-        let _ = self.supervisor.wait();
+        let _ = eventually("the supervisor is gone", || Ok(self.supervisor.try_wait()?));
     }
 }
 

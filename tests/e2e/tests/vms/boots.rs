@@ -1,12 +1,14 @@
 //! The bundled guest boots in every shape and verifies its disk.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use outboard_e2e::image::{Content, Image};
-use outboard_e2e::products::PACKAGINGS;
+use outboard_e2e::products::{PACKAGINGS, Products};
 use outboard_e2e::vm::{Ended, Run};
 
-use crate::{KVM, trial};
+use crate::{KVM, Need, trial};
 
 /// The guest's seed: nothing is special about it.
 const SEED: u64 = 7;
@@ -59,7 +61,11 @@ pub fn trials() -> Vec<Trial> {
                 "{} verifies its disk with {} cpus {} queues {} and {} doorbells",
                 shape.packaging, shape.cpus, shape.queues, shape.memory, shape.doorbell
             );
-            trial(name, KVM, move || verifies(shape))
+            let needs: &[Need] = match shape.memory {
+                "5G" => &[Need::Kvm, Need::Memory(6)],
+                _ => KVM,
+            };
+            trial(name, needs, move || verifies(shape))
         })
         .collect();
     trials.extend([
@@ -145,7 +151,11 @@ fn verifies(shape: Shape) -> Result<()> {
 
 fn corruption_is_found_by_the_guest() -> Result<()> {
     let image = Image::new(64 * MIB)?;
-    let disk = format!(",backend={}", env!("CARGO_BIN_EXE_outboard-blk-corrupting"));
+    // Beside the programs under test, if it has been put there.
+    let own = Products::get()?.program("outboard-blk-corrupting");
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_outboard-blk-corrupting"));
+    let backend = if own.is_file() { own } else { built };
+    let disk = format!(",backend={}", backend.display());
     let result = verify(&image, SHAPES[0], &disk, "")?.result("verify")?;
     ensure!(result.word("result")? == "fail", "{result:?}");
     // It is the guest that was lied to: the image is sound.

@@ -8,6 +8,7 @@ mod terminal;
 mod wrong_use;
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
@@ -22,6 +23,10 @@ enum Need {
     Root,
     /// A program.
     Program(&'static str),
+    /// Temporary files on a file system with direct I/O.
+    DirectIo,
+    /// Free memory, in GiB.
+    Memory(u64),
 }
 
 impl Need {
@@ -37,8 +42,30 @@ impl Need {
                 let found = Command::new(name).arg("--version").output();
                 found.err().map(|error| format!("{name}: {error}"))
             }
+            Self::DirectIo => {
+                let file = tempfile::NamedTempFile::new().ok()?;
+                let opened = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(nix::libc::O_DIRECT)
+                    .open(file.path());
+                opened.err().map(|error| format!("no direct I/O: {error}"))
+            }
+            Self::Memory(gib) => {
+                let free = available() >> 30;
+                (free < gib).then(|| format!("{free} GiB of memory are free, {gib} needed"))
+            }
         }
     }
+}
+
+/// What the host has available, in bytes.
+fn available() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
 }
 
 /// A test by its sentence.

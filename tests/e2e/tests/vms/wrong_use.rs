@@ -1,12 +1,17 @@
 //! Wrong use ends with a message that names the thing and says what to do,
-//! before anything is started.
+//! before anything is started; and what the help says is right use.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
+use outboard_e2e::processes::Process;
+use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
 use outboard_protocol::image_lock::{self, Access};
 
@@ -14,6 +19,8 @@ use crate::{KVM, Need, trial};
 
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
+
+const PASTED: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 
 /// A wrong option, its value, and what is to be said.
 type Wrong = (&'static str, &'static str, &'static str);
@@ -118,6 +125,11 @@ pub fn trials() -> Vec<Trial> {
             KVM,
             a_busy_listener,
         ),
+        trial(
+            "the examples in the help work when pasted",
+            PASTED,
+            examples,
+        ),
         trial("no /dev/kvm is said", ROOT, no_kvm),
         trial("no permission for /dev/kvm is said", ROOT, no_permission),
     ]);
@@ -214,6 +226,61 @@ fn a_busy_listener() -> Result<()> {
     let _listener = UnixListener::bind(&socket)?;
     let run = Run::guest("")?.with("--disk", format!("socket={}", socket.display()));
     refused(run, 1, "disk0: ")
+}
+
+/// Each example, with the bundled guest for a kernel, in a folder with the
+/// files that the example does not make itself.
+fn examples() -> Result<()> {
+    let help = Run::script("outboard run --help")?
+        .to_the_end()?
+        .with_code(0)?;
+    let text = help.console;
+    let start = text.find("Examples:\n").context("no examples")?;
+    let end = text.find("\nExit codes:").context("no exit codes")?;
+    let text = text.get(start..end).context("exit codes before examples")?;
+    // A title has two spaces before it, a command four or more.
+    let mut examples: Vec<String> = Vec::new();
+    for line in text.lines().skip(1) {
+        match (line.strip_prefix("    "), examples.last_mut()) {
+            (Some(command), Some(example)) => *example += &format!("{command}\n"),
+            _ => examples.push(String::new()),
+        }
+    }
+    examples.retain(|example| !example.is_empty());
+    ensure!(examples.len() == 4, "{examples:?}");
+    let image = Image::new(MIB)?;
+    let place = |name: &str| image.directory().join(name);
+    fs::copy(Products::get()?.guest("guest-pvh"), place("vmlinuz"))?;
+    fs::write(place("initrd.img"), "initrd")?;
+    fs::write(place("root.img"), [0; 512])?;
+    for example in examples {
+        pasted(&example, image.directory()).with_context(|| example.clone())?;
+    }
+    Ok(())
+}
+
+fn pasted(example: &str, directory: &Path) -> Result<()> {
+    let mut vm = Run::script(&format!("cd {directory:?}\n{example}"))?.start()?;
+    vm.console_line("OUTBOARD idle result=pass")?;
+    for process in vm.processes()? {
+        if process.args.get(1).is_some_and(|word| word == "run") {
+            kill(process.pid, Signal::SIGTERM)?;
+        }
+    }
+    let daemon = |process: &Process| process.args[0].contains("qemu-storage-daemon");
+    eventually("the run ends", || {
+        let left = vm.processes()?;
+        if let Some(daemon) = left.iter().find(|process| daemon(process)) {
+            // It is not ours to end but for this test.
+            let run = |process: &Process| process.args[0].contains("outboard");
+            if !left.iter().any(run) {
+                let _ = kill(daemon.pid, Signal::SIGTERM);
+            }
+        }
+        Ok(left.is_empty().then_some(()))
+    })?;
+    vm.wait()?.with_code(0)?;
+    Ok(())
 }
 
 fn no_kvm() -> Result<()> {
