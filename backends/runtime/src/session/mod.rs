@@ -6,7 +6,7 @@
 //!              └── the specification broken ─────────────────────────────►┘
 //! ```
 //! Requests are obeyed one at a time on the caller's thread; rings run on
-//! workers of their own ([`rings`]). A request that cannot be obeyed is
+//! workers of their own. A request that cannot be obeyed is
 //! answered with a number other than 0 if the front-end asked for an answer.
 //! If it did not, and goes on in the belief that it was obeyed, the connection
 //! is cut off. So it is when a frame or a payload breaks the specification.
