@@ -185,3 +185,44 @@ impl Scripted {
         reply
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Ack, Client};
+
+    #[test]
+    fn a_script_without_a_word_is_a_good_back_end() {
+        let (stream, running) = Scripted::new(0x5, 4, vec![7, 8, 9]).start().unwrap();
+        let mut client = Client::new(stream);
+        assert_eq!(client.negotiate(0xf).unwrap(), 0x5 | PROTOCOL_FEATURES);
+        assert_eq!(client.config(1, 2).unwrap(), [8, 9]);
+        assert_eq!(client.stop_ring(3).unwrap(), 0);
+        drop(client);
+        let numbers = running.messages().into_iter();
+        let numbers: Vec<_> = numbers.map(|message| message.header.request).collect();
+        assert_eq!(numbers, [1, 15, 16, 3, 2, 24, 11]);
+    }
+
+    #[test]
+    fn a_script_answers_as_it_says() {
+        use FrontendReq as R;
+        let script = Scripted::new(0, 1, vec![])
+            .on(R::SET_VRING_NUM, Action::Acknowledge(5))
+            .on(R::GET_QUEUE_NUM, Action::ReplyWithFds(vec![1, 2, 3], 2))
+            .on(R::GET_MAX_MEM_SLOTS, Action::Raw(b"nonsense here".to_vec()))
+            .on(R::SET_VRING_BASE, Action::Close);
+        let (stream, _running) = script.clone().start().unwrap();
+        let mut client = Client::new(stream);
+        client.negotiate(0).unwrap();
+        let num = client.vring_state(R::SET_VRING_NUM, 0, 8).unwrap();
+        assert_eq!(num, Ack::Refused);
+        let reply = client.ask(R::GET_QUEUE_NUM, &[]).unwrap();
+        assert_eq!((reply.payload.len(), reply.fds.len()), (3, 2));
+        let base = client.vring_state(R::SET_VRING_BASE, 0, 8).unwrap();
+        assert_eq!(base, Ack::CutOff);
+        let (stream, _running) = script.start().unwrap();
+        let client = Client::new(stream);
+        assert!(client.ask(R::GET_MAX_MEM_SLOTS, &[]).is_err());
+    }
+}
