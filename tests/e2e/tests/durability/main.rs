@@ -4,12 +4,13 @@
 //! - [`syncs`], [`direct`]: what the kernel did with the image, seen by its
 //!   tracepoints ([`trace`]), since no one else sees what io_uring does;
 //! - [`power_cut`]: what is left on a disk whose power was cut, in an emulated
-//!   host;
+//!   host that logs what reaches its disk ([`block_log`]);
 //! - [`corruption`]: one byte that is not what was written.
 //!
 //! Each kind of check is made to fail, too, with a back-end that has that one
 //! fault (tests/hostile).
 
+mod block_log;
 mod corruption;
 mod direct;
 mod power_cut;
