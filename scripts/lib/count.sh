@@ -23,18 +23,20 @@ check() {
     if "$@"; then pass "$name"; else fail "$name"; fi
 }
 
-# count_cargo STEP COMMAND...: a command that runs Rust's test harness, or libtest-mimic. A test of Rust's own harness
-# cannot say at run time that it was skipped: it prints `SKIP: reason` and is taken out of the passed ones here.
+# count_cargo STEP COMMAND...: a command that runs Rust's test harness with --show-output, or libtest-mimic. A test of
+# Rust's own harness cannot say at run time that it was skipped: it prints `SKIP: reason` and is taken out of the passed
+# ones here. A run of part of the tests is one that a test made of its own program, and does not count.
 count_cargo() {
-    local step=$1 status=0 log passed failed skips
+    local step=$1 status=0 log passed failed
     shift
     log=$COUNTS/$step.log
     "$@" 2>&1 | tee "$log" || status=$?
+    skips "$log" >"$COUNTS/now"
     passed=$(sum "$log" passed)
     failed=$(sum "$log" failed)
-    skips=$(grep -c '^SKIP: ' "$log" || true)
-    repeat "$step" $((passed - skips)) >>"$COUNTS/passed"
-    sed -n "s/^SKIP: /$step: /p; s/^test \(.*[^ ]\)  *\.\.\. ignored,* *(*\(.*[^)]\))*\$/$step: \1: \2/p" "$log" >>"$COUNTS/skipped"
+    repeat "$step" $((passed - $(wc -l <"$COUNTS/now"))) >>"$COUNTS/passed"
+    sed "s/^/$step: /" "$COUNTS/now" >>"$COUNTS/skipped"
+    sed -n "s/^test \(.*\) \.\.\. ignored, \(.*\)/$step: \1: \2/p" "$log" >>"$COUNTS/skipped"
     sed -n "s/^test \(.*\) \.\.\. ignored\$/$step: \1: marked as ignored/p" "$log" >>"$COUNTS/skipped"
     sed -n "s/^test \(.*\) \.\.\. FAILED.*/$step: \1/p" "$log" >>"$COUNTS/failed"
     if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
@@ -42,6 +44,12 @@ count_cargo() {
     elif [ $((passed + failed)) -eq 0 ] && ! grep -q '^test .* ignored' "$log"; then
         fail "$step: ran no test"
     fi
+}
+
+# A line for each test that said SKIP, however often: its name and its first reason.
+skips() { # LOG
+    awk '/^---- .* stdout ----$/ { name = $2 }
+        /^SKIP: / && name != "" { sub(/^SKIP: /, ""); print name ": " $0; name = "" }' "$1"
 }
 
 # count_checks STEP COMMAND...: a command that prints `CHECK name: ok`, `CHECK name: FAILED why` or
@@ -64,7 +72,7 @@ count_checks() {
 
 # Adds up the counts of one kind in the summary lines of Rust's harness.
 sum() { # LOG KIND
-    sed -n "s/^test result: .* \([0-9]*\) $2;.*/\1/p" "$1" | awk '{ sum += $1 } END { print sum + 0 }'
+    sed -n "/ 0 filtered out/s/^test result: .* \([0-9]*\) $2;.*/\1/p" "$1" | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
 repeat() { # TEXT TIMES

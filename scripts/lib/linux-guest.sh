@@ -188,14 +188,15 @@ disk_option() {
 # linux_checks WAY: all of tests/linux/checks in one boot, then the images compared; sets GUEST_STATUS to 0 or 1.
 linux_checks() {
     local way=$1 queues line failed
-    # Options that the user gave come after these, and count.
-    GUEST_DISK_OPTIONS=,serial=root-disk,queues=2$GUEST_DISK_OPTIONS
+    [ -n "$(disk_option "$GUEST_DISK_OPTIONS" serial '')" ] || GUEST_DISK_OPTIONS+=,serial=root-disk
+    [ -n "$(disk_option "$GUEST_DISK_OPTIONS" queues '')" ] || GUEST_DISK_OPTIONS+=,queues=2
     : "${GUEST_SECOND_DISK:=32M,serial=second-disk}"
     queues=$(disk_option "$GUEST_DISK_OPTIONS" queues 1)
     GUEST_COMMAND=(env "EXPECT_CPUS=$GUEST_CPUS"
         "EXPECT_SERIAL=$(disk_option "$GUEST_DISK_OPTIONS" serial '')"
         "EXPECT_QUEUES=$((queues < GUEST_CPUS ? queues : GUEST_CPUS))"
         "EXPECT_SECTORS=$(($(numfmt --from=iec "$GUEST_DISK_SIZE") / 512))"
+        "EXPECT_BLOCK_SIZE=512"
         "EXPECT_WRITE_CACHE=$([ "$(disk_option "$GUEST_DISK_OPTIONS" wce on)" = on ] && echo write back || echo write through)"
         "EXPECT_PCI_DEVICE=0x1af4 0x1042"
         "EXPECT_SECOND_SERIAL=$(disk_option "$GUEST_SECOND_DISK" serial '')"

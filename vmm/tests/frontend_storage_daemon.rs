@@ -72,7 +72,7 @@ impl Daemon {
         match spawned {
             Ok(child) => Some(Self { child, directory }),
             Err(error) => {
-                eprintln!("SKIPPED: no qemu-storage-daemon: {error}");
+                eprintln!("SKIP: no qemu-storage-daemon: {error}");
                 None
             }
         }

@@ -30,7 +30,7 @@ impl Loop {
         let name = match output {
             Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
             other => {
-                eprintln!("SKIPPED: cannot make a loop device: {other:?}");
+                eprintln!("SKIP: cannot make a loop device: {other:?}");
                 return None;
             }
         };

@@ -32,7 +32,7 @@ fn program(name: &str) -> Option<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|file| file.is_file());
     if found.is_none() {
-        eprintln!("SKIPPED: there is no {name} in PATH");
+        eprintln!("SKIP: there is no {name} in PATH");
     }
     found
 }

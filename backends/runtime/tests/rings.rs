@@ -316,7 +316,7 @@ fn indices_wrap_around_at_65536() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever is in the descriptors and in the available ring, either all
     /// heads come back or the ring breaks, and the session lives.

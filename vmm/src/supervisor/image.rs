@@ -40,7 +40,11 @@ impl Images {
         if !kind.is_file() && !kind.is_block_device() {
             bail!("the image {shown} is neither a file nor a block device");
         }
-        let flags = if direct { libc::O_DIRECT } else { 0 };
+        let mut flags = if direct { libc::O_DIRECT } else { 0 };
+        if kind.is_block_device() && !readonly {
+            // Not one that is mounted or part of an array.
+            flags |= libc::O_EXCL;
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .write(!readonly)
@@ -111,6 +115,12 @@ fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
             anyhow!(
                 "the image {shown} cannot be opened: {error}; \
                  if its file system has no direct I/O, leave out `direct`"
+            )
+        }
+        Some(libc::EBUSY) => {
+            anyhow!(
+                "the device {shown} is in use on this host, perhaps mounted; \
+                 unmount it, or add `readonly`"
             )
         }
         _ => anyhow!("the image {shown} cannot be opened: {error}"),

@@ -11,7 +11,7 @@ fn engines() -> Vec<Choice> {
     match Uring::probe() {
         Ok(()) => vec![Choice::IoUring, Choice::Threads],
         Err(error) => {
-            eprintln!("SKIPPED: io_uring is not to be had here ({error})");
+            eprintln!("SKIP: io_uring is not to be had here ({error})");
             vec![Choice::Threads]
         }
     }
@@ -117,7 +117,7 @@ fn ranges_are_cleared_and_the_size_stays() {
             match one(&mut *engine, job(clear, 4096, Iovecs::default())) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    eprintln!("SKIPPED: no {mode:?} on the file system of temporary files");
+                    eprintln!("SKIP: no {mode:?} on the file system of temporary files");
                     continue;
                 }
                 Err(error) => panic!("{mode:?}: {error}"),

@@ -70,7 +70,7 @@ fn an_image_without_rights_is_named_with_a_remedy() {
     let read_only = std::fs::Permissions::from_mode(0o444);
     file.as_file().set_permissions(read_only).unwrap();
     if OpenOptions::new().write(true).open(file.path()).is_ok() {
-        eprintln!("SKIPPED: this user may write anything");
+        eprintln!("SKIP: this user may write anything");
         let error = io::Error::from_raw_os_error(libc::EACCES);
         let message = format!("{:#}", explain(error, file.path(), WRITABLE));
         assert!(message.contains("--read-only"));
@@ -151,7 +151,7 @@ fn direct_io_knows_its_alignment() {
     let image = match open(file.path(), DIRECT) {
         Ok(image) => image,
         Err(message) => {
-            eprintln!("SKIPPED: no direct I/O for temporary files: {message}");
+            eprintln!("SKIP: no direct I/O for temporary files: {message}");
             assert!(message.contains("leave --direct away"));
             return;
         }

@@ -41,7 +41,7 @@ impl Bench {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Arc::new(vm),
             Err(error) => {
-                eprintln!("SKIPPED: no usable /dev/kvm: {error}");
+                eprintln!("SKIP: no usable /dev/kvm: {error}");
                 return None;
             }
         };

@@ -166,7 +166,7 @@ mod tests {
         match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Some(Arc::new(vm)),
             Err(error) => {
-                eprintln!("SKIPPED: no usable /dev/kvm: {error}");
+                eprintln!("SKIP: no usable /dev/kvm: {error}");
                 None
             }
         }

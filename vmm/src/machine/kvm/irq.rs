@@ -223,7 +223,7 @@ mod tests {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => vm,
             Err(error) => {
-                eprintln!("SKIPPED: no usable /dev/kvm: {error}");
+                eprintln!("SKIP: no usable /dev/kvm: {error}");
                 return None;
             }
         };

@@ -7,7 +7,7 @@ fn fixtures() -> Vec<(String, Fixture)> {
     let mut engines = vec![Choice::Threads];
     match Uring::probe() {
         Ok(()) => engines.push(Choice::IoUring),
-        Err(error) => eprintln!("SKIPPED: io_uring is not to be had here ({error})"),
+        Err(error) => eprintln!("SKIP: io_uring is not to be had here ({error})"),
     }
     let mut fixtures = Vec::new();
     for engine in engines {
@@ -22,7 +22,7 @@ fn fixtures() -> Vec<(String, Fixture)> {
             };
             match Fixture::with(settings, options) {
                 Ok(fixture) => fixtures.push((format!("{engine:?} direct={direct}"), fixture)),
-                Err(error) if direct => eprintln!("SKIPPED: no direct I/O here: {error:#}"),
+                Err(error) if direct => eprintln!("SKIP: no direct I/O here: {error:#}"),
                 Err(error) => panic!("{error:#}"),
             }
         }
@@ -155,7 +155,7 @@ fn a_flush_and_a_durable_write_leave_nothing_unwritten() {
             let chain = fixture.write(8, &pattern(64 << 10, generation));
             assert_eq!(fixture.run(&mut queue, &chain), (OK, 1), "{name}");
             let Some(unwritten) = unwritten_pages(fixture.file.as_file()) else {
-                eprintln!("SKIPPED: this kernel has no cachestat");
+                eprintln!("SKIP: this kernel has no cachestat");
                 return;
             };
             seen += unwritten;
@@ -167,7 +167,7 @@ fn a_flush_and_a_durable_write_leave_nothing_unwritten() {
         if name.contains("direct=true") {
             assert_eq!(seen, 0, "{name}: pages that went to the cache");
         } else if seen == 0 {
-            eprintln!("SKIPPED: the file system of temporary files writes nothing back");
+            eprintln!("SKIP: the file system of temporary files writes nothing back");
             continue;
         }
 
