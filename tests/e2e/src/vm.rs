@@ -319,7 +319,9 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.supervisor.kill();
-        let _ = eventually("the supervisor is gone", || Ok(self.supervisor.try_wait()?));
+        let _ = eventually("the supervisor is gone", || {
+            Ok(self.supervisor.try_wait()?)
+        });
     }
 }
 

@@ -7,13 +7,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe2, read};
 
-use super::resources::{Output, copy};
+use super::resources::Output;
 use super::say;
 use super::terminal::{self, Input, Keys, RawMode};
 
@@ -40,11 +40,10 @@ pub struct Console {
 
 impl Console {
     /// Takes note of where the console is; touches nothing yet.
-    pub fn new(output: &Output) -> Self {
+    pub fn new(output: Output) -> Self {
         let (output, input) = match output {
             Output::Stdio => (None, terminal::input(io::stdin().as_fd())),
-            // A copy that fails shows when the console is needed.
-            Output::File(file) => (file.try_clone().ok(), Input::Background),
+            Output::File(file) => (Some(file), Input::None),
         };
         Self {
             output,
@@ -61,11 +60,11 @@ impl Console {
     /// Those of dup(2) and pipe2(2).
     pub fn ends(&mut self) -> io::Result<Ends> {
         let output = match &self.output {
-            Some(file) => copy(file)?,
+            Some(file) => file.try_clone()?.into(),
             None => io::stdout().as_fd().try_clone_to_owned()?,
         };
         let input = match self.input {
-            Input::Background => None,
+            Input::Background | Input::None => None,
             Input::Other => Some(io::stdin().as_fd().try_clone_to_owned()?),
             Input::Terminal => {
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
@@ -103,7 +102,7 @@ impl Console {
     /// Something was typed: passes it on. Answers whether the VM is to end.
     pub fn typed(&mut self) -> bool {
         let mut bytes = [0; 4096];
-        let count = match read(stdin(), &mut bytes) {
+        let count = match read(io::stdin(), &mut bytes) {
             Ok(count) if count > 0 => count,
             Err(Errno::EINTR | Errno::EAGAIN) => return false,
             // The terminal is gone; SIGHUP tells what to do.
@@ -123,13 +122,4 @@ impl Console {
         }
         quit
     }
-}
-
-fn stdin() -> io::Stdin {
-    io::stdin()
-}
-
-/// Standard input for poll(2).
-pub fn borrowed(stdin: &io::Stdin) -> BorrowedFd<'_> {
-    stdin.as_fd()
 }

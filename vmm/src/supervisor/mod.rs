@@ -80,8 +80,8 @@ fn run_config(config: Config) -> Result<Exit> {
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
     let on_reset = config.on_reset;
-    let mut resources = Resources::open(config)?;
-    let mut console = Console::new(&resources.console);
+    let (mut resources, output) = Resources::open(config)?;
+    let mut console = Console::new(output);
     loop {
         let Some(mut vm) = launch::launch(&mut resources, &mut console, &signals)? else {
             return Ok(Exit::Success);

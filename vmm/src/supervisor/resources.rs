@@ -3,7 +3,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +32,6 @@ pub struct Resources {
     pub kernel: File,
     /// The initial RAM disk.
     pub initrd: Option<File>,
-    /// Where the guest's console writes, unless that is standard output.
-    pub console: Output,
     /// Who serves each device, in the order of `machine.devices`.
     pub devices: Vec<Resource>,
 }
@@ -70,11 +67,12 @@ pub enum Resource {
 }
 
 impl Resources {
-    /// Opens everything; starts nothing and writes nothing.
+    /// Opens everything, and last what the console writes to; starts nothing
+    /// and writes nothing.
     ///
     /// # Errors
     /// A message that names the thing and says what to do.
-    pub fn open(config: Config) -> Result<Self> {
+    pub fn open(config: Config) -> Result<(Self, Output)> {
         let kvm = kvm(Path::new("/dev/kvm"))?;
         let (kernel, _) = readable("kernel", &config.kernel)?;
         let initrd = match &config.initrd {
@@ -92,15 +90,15 @@ impl Resources {
             };
             devices.push(resource);
         }
-        Ok(Self {
+        let resources = Self {
             program: Program::this()?,
-            console: output(config.console)?,
             machine: config.machine,
             kvm,
             kernel,
             initrd,
             devices,
-        })
+        };
+        Ok((resources, output(config.console)?))
     }
 
     /// Makes them as new: who read before may have moved a file's position.
@@ -220,14 +218,6 @@ fn output(console: Console) -> Result<Output> {
         .open(&path)
         .with_context(|| format!("the console file {} cannot be opened", path.display()))?;
     Ok(Output::File(file))
-}
-
-/// A copy of a descriptor to be given away.
-///
-/// # Errors
-/// Those of fcntl(2).
-pub fn copy(file: &File) -> io::Result<OwnedFd> {
-    file.try_clone().map(OwnedFd::from)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The terminal as the guest's console: raw mode, and the way out of it.
 //!
 //! While a [`RawMode`] lives, every key goes to the guest, but for Ctrl-A x,
-//! which ends the VM, and Ctrl-A Ctrl-A (or Ctrl-A a), which sends one Ctrl-A. The terminal is put back when
-//! it is dropped and, since a release build does not unwind, by a panic hook.
+//! which ends the VM, and Ctrl-A Ctrl-A (or Ctrl-A a), which sends one Ctrl-A.
+//! The terminal is put back when it is dropped and, since a release build does
+//! not unwind, by a panic hook.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +20,8 @@ pub enum Input {
     Background,
     /// A file, a pipe, a device.
     Other,
+    /// Not asked for.
+    None,
 }
 
 /// Tells what a descriptor is as an input.

@@ -82,9 +82,10 @@ impl Verdict {
                 "{id}: the back-end {program} {death}{}",
                 when(running)
             )),
-            Self::BackEndLost { id, cause, running } => {
-                Some(format!("{id}: {cause}{}", when(running)))
-            }
+            Self::BackEndLost { id, cause, running } => match running {
+                true => Some(format!("{id}: the back-end is lost: {cause}")),
+                false => Some(format!("{id}: the back-end cannot be used: {cause}")),
+            },
             Self::MachineDied(Some(death)) => Some(format!("the machine process {death}")),
             Self::MachineDied(None) => Some("the machine process hung and was killed".into()),
         }

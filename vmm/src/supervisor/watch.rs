@@ -17,7 +17,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::launch::{FromMachine, ToMachine};
 
 use super::child::Death;
-use super::console::{self, Console};
+use super::console::Console;
 use super::launch::{SEND_WAIT, Vm};
 use super::say;
 use super::signals::Signals;
@@ -82,7 +82,7 @@ impl Watch<'_> {
         let stdin = console.watched();
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if let Some(stdin) = &stdin {
-            fds.push(PollFd::new(console::borrowed(stdin), PollFlags::POLLIN));
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
         let children = self.vm.backends.iter().filter_map(|b| b.child.as_ref());
         fds.extend(
@@ -140,14 +140,17 @@ impl Watch<'_> {
         let backend = self.vm.backends.iter_mut().find(|b| b.id == id);
         if let Some(backend) = backend
             && let Some(child) = &mut backend.child
-            && let Some(death) = child.wait(Deadline::after(LAG))
         {
-            return Verdict::BackEndDied {
-                id,
-                program: backend.name.clone(),
-                death,
-                running,
-            };
+            if let Some(death) = child.wait(Deadline::after(LAG)) {
+                return Verdict::BackEndDied {
+                    id,
+                    program: backend.name.clone(),
+                    death,
+                    running,
+                };
+            }
+            // Whatever it is doing, nobody will have it any more.
+            child.terminate();
         }
         Verdict::BackEndLost { id, cause, running }
     }

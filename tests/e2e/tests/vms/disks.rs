@@ -61,10 +61,10 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// An outboard-blk that listens; dropped, it is killed.
-struct Listener(Child);
+pub struct Listener(Child);
 
 impl Listener {
-    fn start(image: &Image, socket: &Path) -> Result<Self> {
+    pub fn start(image: &Image, socket: &Path) -> Result<Self> {
         let child = Command::new(Products::get()?.program("outboard-blk"))
             .arg(format!("--socket-path={}", socket.display()))
             .arg(format!("--blk-file={}", image.path().display()))
@@ -73,7 +73,7 @@ impl Listener {
         Ok(Self(child))
     }
 
-    fn ready(&mut self, socket: &Path) -> Result<()> {
+    pub fn ready(&mut self, socket: &Path) -> Result<()> {
         eventually("the back-end listens", || {
             let status = self.0.try_wait()?;
             ensure!(status.is_none(), "the back-end ended: {status:?}");

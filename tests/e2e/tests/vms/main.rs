@@ -25,6 +25,8 @@ enum Need {
     Program(&'static str),
     /// Temporary files on a file system with direct I/O.
     DirectIo,
+    /// That no huge pages are free.
+    NoHugePages,
     /// Free memory, in GiB.
     Memory(u64),
 }
@@ -50,22 +52,24 @@ impl Need {
                     .open(file.path());
                 opened.err().map(|error| format!("no direct I/O: {error}"))
             }
+            Self::NoHugePages => {
+                let free = meminfo("HugePages_Free:");
+                (free > 0).then(|| format!("{free} huge pages are free"))
+            }
             Self::Memory(gib) => {
-                let free = available() >> 30;
+                let free = meminfo("MemAvailable:") >> 20;
                 (free < gib).then(|| format!("{free} GiB of memory are free, {gib} needed"))
             }
         }
     }
 }
 
-/// What the host has available, in bytes.
-fn available() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
+/// A field of /proc/meminfo as it stands there: kB, or a count.
+fn meminfo(field: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    value.unwrap_or(0)
 }
 
 /// A test by its sentence.

@@ -15,12 +15,15 @@ use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
 use outboard_protocol::image_lock::{self, Access};
 
+use crate::disks::Listener;
 use crate::{KVM, Need, trial};
 
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
 
 const PASTED: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
+
+const NO_HUGE_PAGES: &[Need] = &[Need::Kvm, Need::NoHugePages];
 
 /// A wrong option, its value, and what is to be said.
 type Wrong = (&'static str, &'static str, &'static str);
@@ -130,6 +133,15 @@ pub fn trials() -> Vec<Trial> {
             PASTED,
             examples,
         ),
+        trial("a back-end that does not fit says why", KVM, unfit),
+        trial("too few huge pages are said", NO_HUGE_PAGES, || {
+            let run = Run::guest("")?.switch("--hugepages");
+            refused(
+                run,
+                1,
+                "0 free huge pages; `sysctl vm.nr_hugepages=256` makes more",
+            )
+        }),
         trial("no /dev/kvm is said", ROOT, no_kvm),
         trial("no permission for /dev/kvm is said", ROOT, no_permission),
     ]);
@@ -226,6 +238,28 @@ fn a_busy_listener() -> Result<()> {
     let _listener = UnixListener::bind(&socket)?;
     let run = Run::guest("")?.with("--disk", format!("socket={}", socket.display()));
     refused(run, 1, "disk0: ")
+}
+
+fn unfit() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("blk.sock");
+    let mut listener = Listener::start(&image, &socket)?;
+    listener.ready(&socket)?;
+    let at = |option: &str, more: &str| {
+        let value = format!("socket={},{more}", socket.display());
+        Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with(option, value))
+    };
+    refused(at("--disk", "queues=4")?, 1, "offers 1 queue, 4 were asked")?;
+    let device = "virtio-id=2,queues=1,config-size=";
+    let run = at("--device", &format!("{device}600"))?;
+    refused(run, 1, "reading 600 bytes of configuration")?;
+    // And as it should be.
+    let run = at("--device", &format!("{device}60"))?;
+    run.to_the_end()?
+        .with_code(0)?
+        .result("identify")?
+        .passed()?;
+    Ok(())
 }
 
 /// Each example, with the bundled guest for a kernel, in a folder with the
