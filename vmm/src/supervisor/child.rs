@@ -308,10 +308,11 @@ mod tests {
     }
 
     #[test]
-    fn a_child_leads_a_session_of_its_own_with_no_signal_blocked_or_ignored() {
+    fn a_child_leads_a_session_and_has_one_output_and_no_signal_blocked_or_ignored() {
         // Signals 32 and 33 are the C library's own, out of anybody's reach.
         let script = "read pid comm state ppid group session rest < /proc/$$/stat; \
-            [ $session = $$ ] && [ $group = $$ ] && [ $OUTBOARD_LAUNCH = 1 ] && \
+            [ $session = $$ ] && [ $group = $$ ] && \
+            [ /proc/$$/fd/1 -ef /proc/$$/fd/2 ] && [ $OUTBOARD_LAUNCH = 1 ] && \
             exec awk '/Sig(Blk|Ign)/ && $2 !~ /^0+[01][08]0000000$/ { bad = 1 } END { exit bad }' \
             /proc/self/status";
         assert_eq!(death(script), Death::Exited(0));

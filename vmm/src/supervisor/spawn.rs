@@ -4,11 +4,11 @@
 //! do little: no allocation, no lock, no panic. So everything is prepared
 //! before the fork, and the child makes system calls and nothing else.
 //!
-//! What a child gets: standard input as given, standard output and error as
-//! inherited, descriptors 3, 4, … as given, and no other; a session of its own
-//! (so that a terminal's signals do not reach it and it cannot write into the
-//! terminal's input); default signal actions; death by SIGKILL when its parent
-//! dies.
+//! What a child gets: standard input as given, our standard error for its
+//! output and its errors, descriptors 3, 4, … as given, and no other; a session
+//! of its own (so that a terminal's signals do not reach it and it cannot write
+//! into the terminal's input); default signal actions; death by SIGKILL when
+//! its parent dies.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -177,7 +177,8 @@ unsafe fn become_program(plan: &Plan) -> ! {
 unsafe fn take_descriptors(plan: &Plan) -> bool {
     // SAFETY: system calls on integers.
     unsafe {
-        if libc::dup2(plan.stdin, 0) < 0 {
+        // Standard output may be the guest's console: no child's words go there.
+        if libc::dup2(plan.stdin, 0) < 0 || libc::dup2(2, 1) < 0 {
             return false;
         }
         let mut place = FIRST_FD;
