@@ -1,12 +1,17 @@
 # shellcheck shell=bash
 # Builds what the scripts run. Sourced after packages.sh, with $top set to the checkout.
 #
-#   build_products    outboard and its back-ends: sets OUTBOARD_BIN unless the user has named a directory there
+#   build_products    outboard and its back-ends: sets OUTBOARD_BIN, or takes the directory that the user has named there
 #   build_guests      the bundled guest in its three packagings: sets GUESTS
 #   build_bench       the program behind scripts/bench: sets BENCH
 
 TARGET=x86_64-unknown-linux-gnu
 : "${CARGO_TARGET_DIR:=$top/target}"
+case $CARGO_TARGET_DIR in
+    /*) ;;
+    *) CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR ;;
+esac
+export CARGO_TARGET_DIR
 
 need_build_commands() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust (stable) from https://rustup.rs"
@@ -15,6 +20,8 @@ need_build_commands() {
 
 build_products() {
     if [ -n "${OUTBOARD_BIN:-}" ]; then
+        [ -x "$OUTBOARD_BIN/outboard" ] || die "there is no program outboard in OUTBOARD_BIN=$OUTBOARD_BIN"
+        OUTBOARD_BIN=$(cd "$OUTBOARD_BIN" && pwd)
         say "using the programs in $OUTBOARD_BIN"
         return
     fi

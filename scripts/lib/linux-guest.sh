@@ -81,30 +81,13 @@ compose_run() {
     say "${GUEST_RUN[*]@Q}"
 }
 
-# find_outboard sets OUTBOARD_BIN, and builds the programs if they are not there yet.
-find_outboard() {
-    local directory
-    if [ -n "${OUTBOARD_BIN:-}" ]; then
-        [ -x "$OUTBOARD_BIN/outboard" ] || die "there is no program outboard in OUTBOARD_BIN=$OUTBOARD_BIN"
-        return
-    fi
-    directory=${CARGO_TARGET_DIR:-$top/target}/x86_64-unknown-linux-gnu/release
-    if [ ! -x "$directory/outboard" ] || [ ! -x "$directory/outboard-blk" ]; then
-        command -v cargo >/dev/null || die "cargo is missing; install Rust, or set OUTBOARD_BIN"
-        say "building outboard (cargo build --release)"
-        (cd "$top" && cargo build --release --target x86_64-unknown-linux-gnu --bin outboard --bin outboard-blk) >&2 ||
-            die "the build failed"
-    fi
-    OUTBOARD_BIN=$(cd "$directory" && pwd)
-}
-
 # True where a stock Linux kernel can run on /dev/kvm: some software KVMs only run what stays out of ring 0.
 can_run_linux_on_kvm() {
     [ -r /dev/kvm ] && [ -w /dev/kvm ] && grep -q -w -E 'svm|vmx' /proc/cpuinfo
 }
 
 guest_on_kvm() {
-    find_outboard
+    build_products
     say "on this machine's hardware KVM"
     compose_run
     local bounded=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" env "PATH=$OUTBOARD_BIN:$PATH")
@@ -114,7 +97,7 @@ guest_on_kvm() {
 
 guest_in_emulated_host() {
     local files=(vmlinuz initrd.img root.img)
-    find_outboard
+    build_products
     need_emulated_host_commands
     say "in an emulated host (QEMU TCG): this machine has no hardware KVM that can be used, or --emulated was given"
     compose_run
