@@ -31,8 +31,11 @@ const MARK: u64 = 1 << 17;
 /// What `power-cut.sh` gives an image.
 const IMAGE: u64 = 8 << 20;
 const SEED: u64 = 1;
-/// For everything; it takes a minute on two busy cores.
-const SECONDS: u64 = 400;
+/// For everything; it takes half a minute, or twice that on busy cores.
+const SECONDS: u64 = 300;
+/// `scripts/linux` says by this status that the emulated host itself failed:
+/// QEMU's emulation breaks down now and then, which says nothing of disks.
+const HOST_FAILED: i32 = 125;
 
 const SOUND: Program = Program::Sound;
 const FORGETFUL: Program = Program::Faulty("blk-forgets-syncs");
@@ -234,7 +237,6 @@ fn run_emulated_host(folder: &TempDir) -> Result<()> {
         products.guest("guest-pvh"),
         tool("mke2fs")?,
     ];
-    let output = folder.path().join("output.txt");
     let mut linux = Command::new(scripts_linux());
     linux.arg("--emulated-host").arg(script);
     for file in &files {
@@ -244,11 +246,14 @@ fn run_emulated_host(folder: &TempDir) -> Result<()> {
     linux
         .arg("--log-writes")
         .arg(folder.path().join("writes.log"));
+    // With more processors, virtual machines in there stand still at times.
+    linux.args(["--qemu-args", "-smp 1"]);
     linux.args(["--timeout", &SECONDS.to_string()]);
-    linux.stdin(Stdio::null());
-    linux.stdout(File::create(&output)?);
-    linux.stderr(File::options().append(true).open(&output)?);
-    let status = finish(&mut linux)?;
+    let output = folder.path().join("output.txt");
+    let mut status = run(&mut linux, &output)?;
+    if status.code() == Some(HOST_FAILED) {
+        status = run(&mut linux, &output)?;
+    }
     let said = fs::read_to_string(&output)?;
     ensure!(status.success(), "the emulated host: {status}: {said}");
     Ok(())
@@ -263,14 +268,17 @@ fn lines() -> Result<String> {
         let (options, guest) = (case.options, case.guest);
         lines += &format!(
             "{number}|{program}|{options}|\
-             scenario=verify requests=200 depth=16 queues=2 seed={SEED} {guest}\n"
+             scenario=verify requests=200 depth=16 queues=2 seed={SEED} timeout=60 {guest}\n"
         );
     }
     Ok(lines)
 }
 
-/// Waits for a script's end; it is told to end when it takes too long.
-fn finish(command: &mut Command) -> Result<ExitStatus> {
+/// Runs a script to its end; it is told to end when it takes too long.
+fn run(command: &mut Command, output: &Path) -> Result<ExitStatus> {
+    command.stdin(Stdio::null());
+    command.stdout(File::create(output)?);
+    command.stderr(File::options().append(true).open(output)?);
     let mut child = command.spawn()?;
     // The script keeps its own time, beside fetching and building.
     let end = Instant::now() + Duration::from_secs(SECONDS + 200);
