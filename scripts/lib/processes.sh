@@ -33,7 +33,7 @@ process_holds() { # PID
         case ${fd##*/} in 0 | 1 | 2) continue ;; esac
         target=$(readlink "$fd" 2>/dev/null) || continue
         case $target in
-            socket:*) echo socket ;;
+            socket:* | pipe:*) echo "${target%%:*}" ;;
             *memfd:*) echo 'memfd' ;;
             'anon_inode:'*) target=${target#anon_inode:} && echo "${target//[\[\]]/}" ;;
             *) echo "${target##*/}" ;;
