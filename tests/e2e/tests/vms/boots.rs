@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use libtest_mimic::Trial;
 use outboard_e2e::image::{Content, Image};
 use outboard_e2e::products::{PACKAGINGS, Products};
 use outboard_e2e::vm::{Ended, Run};
 
-use crate::{KVM, Need, trial};
+use crate::{KVM, Need, Test, test};
 
 /// The guest's seed: nothing is special about it.
 const SEED: u64 = 7;
@@ -53,8 +52,8 @@ const SHAPES: [Shape; 9] = [
     shape(4, 4, "256M", "pio", 2),
 ];
 
-pub fn trials() -> Vec<Trial> {
-    let mut trials: Vec<_> = SHAPES
+pub fn tests() -> Vec<Test> {
+    let mut tests: Vec<_> = SHAPES
         .into_iter()
         .map(|shape| {
             let name = format!(
@@ -65,42 +64,42 @@ pub fn trials() -> Vec<Trial> {
                 "5G" => &[Need::Kvm, Need::Memory(6)],
                 _ => KVM,
             };
-            trial(name, needs, move || verifies(shape))
+            test(name, needs, move || verifies(shape))
         })
         .collect();
-    trials.extend([
-        trial(
+    tests.extend([
+        test(
             "a back-end that corrupts one byte is found out by the guest",
             KVM,
             corruption_is_found_by_the_guest,
         ),
-        trial(
+        test(
             "one changed bit on the image is found out from the host",
             KVM,
             corruption_is_found_on_the_image,
         ),
-        trial(
+        test(
             "the guest sees the devices that were asked for",
             KVM,
             the_guest_sees_its_devices,
         ),
-        trial(
+        test(
             "a device survives what no driver should do to its registers",
             KVM,
             || robust("registers"),
         ),
-        trial(
+        test(
             "a device survives what no driver should put on its rings",
             KVM,
             || robust("rings"),
         ),
-        trial(
+        test(
             "devices are reset and taken up again",
             KVM,
             devices_are_reset,
         ),
     ]);
-    trials
+    tests
 }
 
 /// Runs `scenario=verify` with a disk of 64 MiB.

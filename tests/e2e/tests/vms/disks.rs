@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_e2e::image::Image;
@@ -15,44 +14,44 @@ use outboard_e2e::products::Products;
 use outboard_e2e::vm::Run;
 use outboard_e2e::{eventually, processes};
 
-use crate::{KVM, Need, trial};
+use crate::{KVM, Need, Test, test};
 
 const DIRECT: &[Need] = &[Need::Kvm, Need::DirectIo];
 const DAEMON: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 
 const MIB: u64 = 1 << 20;
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
-        trial(
+        test(
             "a back-end that listens serves one vm after another",
             KVM,
             a_listening_back_end,
         ),
-        trial(
+        test(
             "a vm waits for a back-end that comes late",
             KVM,
             a_late_back_end,
         ),
-        trial("a stale socket is replaced", &[], a_stale_socket),
-        trial(
+        test("a stale socket is replaced", &[], a_stale_socket),
+        test(
             "settings come from a file and the command line wins",
             KVM,
             settings_from_a_file,
         ),
-        trial(
+        test(
             "only machine and back-end hold guest memory",
             KVM,
             who_holds_guest_memory,
         ),
-        trial("a console goes to a file or nowhere", KVM, consoles),
-        trial("a disk without a write cache is verified", KVM, || {
+        test("a console goes to a file or nowhere", KVM, consoles),
+        test("a disk without a write cache is verified", KVM, || {
             options(",wce=off")
         }),
-        trial("a disk past the page cache is verified", DIRECT, || {
+        test("a disk past the page cache is verified", DIRECT, || {
             options(",direct")
         }),
-        trial(
+        test(
             "qemu-storage-daemon serves a disk",
             DAEMON,
             foreign_back_end,

@@ -6,14 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
 use outboard_e2e::vm::{Run, Vm};
 
-use crate::{KVM, trial};
+use crate::{KVM, Test, test};
 
 const MIB: u64 = 1 << 20;
 
@@ -34,8 +33,8 @@ enum Moment {
     PoweringOff,
 }
 
-pub fn trials() -> Vec<Trial> {
-    let mut trials = Vec::new();
+pub fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
     for victim in [
         Victim::Terminated,
         Victim::Supervisor,
@@ -55,40 +54,40 @@ pub fn trials() -> Vec<Trial> {
                 Moment::PoweringOff => "in power-off",
             };
             let name = format!("nothing is left after {who} {when}");
-            trials.push(trial(name, KVM, move || ended_by(victim, moment)));
+            tests.push(test(name, KVM, move || ended_by(victim, moment)));
         }
     }
-    trials.extend([
-        trial("power-off and reset end with 0", KVM, orderly),
-        trial("a triple fault ends with 3 and says so", KVM, triple_fault),
-        trial(
+    tests.extend([
+        test("power-off and reset end with 0", KVM, orderly),
+        test("a triple fault ends with 3 and says so", KVM, triple_fault),
+        test(
             "a reset restarts the guest if that is asked for",
             KVM,
             restarts,
         ),
-        trial(
+        test(
             "a back-end that cannot start ends the run with its own message",
             KVM,
             cannot_start,
         ),
-        trial(
+        test(
             "a back-end that leaves at once is named",
             KVM,
             leaves_at_once,
         ),
-        trial(
+        test(
             "a back-end that speaks nonsense is named and killed",
             KVM,
             nonsense,
         ),
-        trial(
+        test(
             "what a back-end starts is ended with it",
             KVM,
             children_of_children,
         ),
-        trial("a kernel that is none ends with 1", KVM, no_kernel),
+        test("a kernel that is none ends with 1", KVM, no_kernel),
     ]);
-    trials
+    tests
 }
 
 /// A VM with a disk, at that moment.

@@ -9,7 +9,7 @@ mod wrong_use;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -40,10 +40,7 @@ impl Need {
                 kvm.err().map(|error| format!("/dev/kvm: {error}"))
             }
             Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".into()),
-            Self::Program(name) => {
-                let found = Command::new(name).arg("--version").output();
-                found.err().map(|error| format!("{name}: {error}"))
-            }
+            Self::Program(name) => missing_program(name),
             Self::DirectIo => {
                 let file = tempfile::NamedTempFile::new().ok()?;
                 let opened = OpenOptions::new()
@@ -64,6 +61,19 @@ impl Need {
     }
 }
 
+/// Busybox's programs of the same name do not take the same options.
+fn missing_program(name: &str) -> Option<String> {
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&directories)
+        .filter_map(|directory| directory.join(name).canonicalize().ok())
+        .next();
+    match found {
+        Some(path) if !path.ends_with("busybox") => None,
+        Some(_) => Some(format!("{name} is busybox's")),
+        None => Some(format!("there is no program {name}")),
+    }
+}
+
 /// A field of /proc/meminfo as it stands there: kB, or a count.
 fn meminfo(field: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -72,34 +82,55 @@ fn meminfo(field: &str) -> u64 {
     value.unwrap_or(0)
 }
 
+/// A test, before it is known whether it can run.
+struct Test {
+    name: String,
+    needs: &'static [Need],
+    run: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
 /// A test by its sentence.
-fn trial(
+fn test(
     name: impl Into<String>,
     needs: &'static [Need],
-    test: impl FnOnce() -> Result<()> + Send + 'static,
-) -> Trial {
-    Trial::ignorable_test(name.into().replace(' ', "_"), move || {
-        if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-            return Ok(Completion::ignored_with(reason));
-        }
-        match test() {
-            Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(format!("{error:#}").into()),
-        }
-    })
+    run: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Test {
+    Test {
+        name: name.into(),
+        needs,
+        run: Box::new(run),
+    }
+}
+
+impl Test {
+    fn trial(self, group: &str) -> Trial {
+        let name = format!("{group}::{}", self.name.replace(' ', "_"));
+        Trial::ignorable_test(name, move || {
+            if let Some(reason) = self.needs.iter().find_map(|need| need.missing()) {
+                return Ok(Completion::ignored_with(reason));
+            }
+            match (self.run)() {
+                Ok(()) => Ok(Completion::Completed),
+                Err(error) => Err(format!("{error:#}").into()),
+            }
+        })
+    }
 }
 
 const KVM: &[Need] = &[Need::Kvm];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [
-        boots::trials(),
-        disks::trials(),
-        endings::trials(),
-        terminal::trials(),
-        wrong_use::trials(),
+    let groups = [
+        ("boots", boots::tests()),
+        ("disks", disks::tests()),
+        ("endings", endings::tests()),
+        ("terminal", terminal::tests()),
+        ("wrong_use", wrong_use::tests()),
     ];
-    let trials = trials.into_iter().flatten().collect();
+    let trials = groups
+        .into_iter()
+        .flat_map(|(group, tests)| tests.into_iter().map(|test| test.trial(group)))
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -7,19 +7,18 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::{self, MARK, Process};
 use outboard_e2e::vm::Run;
 
-use crate::{Need, trial};
+use crate::{Need, Test, test};
 
 const NEEDS: &[Need] = &[Need::Kvm, Need::Program("script")];
 
-pub fn trials() -> Vec<Trial> {
+pub fn tests() -> Vec<Test> {
     vec![
-        trial(
+        test(
             "ctrl-a x ends the vm and the terminal is as before",
             NEEDS,
             || {
@@ -28,12 +27,12 @@ pub fn trials() -> Vec<Trial> {
                 })
             },
         ),
-        trial(
+        test(
             "SIGTERM ends the vm and the terminal is as before",
             NEEDS,
             || ends("terminated", 0, |supervisor, _| signal(supervisor, "TERM")),
         ),
-        trial(
+        test(
             "the machine dies and the terminal is as before",
             NEEDS,
             || {

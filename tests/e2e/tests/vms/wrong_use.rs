@@ -6,7 +6,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
@@ -16,7 +15,7 @@ use outboard_e2e::vm::{Run, Vm};
 use outboard_protocol::image_lock::{self, Access};
 
 use crate::disks::Listener;
-use crate::{KVM, Need, trial};
+use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
@@ -98,43 +97,43 @@ const THINGS: &[Wrong] = &[
     ),
 ];
 
-pub fn trials() -> Vec<Trial> {
-    let mut trials = Vec::new();
+pub fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
     for (option, value, words) in USAGE {
         let name = format!("wrong use {option} {value}");
-        trials.push(trial(name, &[], move || {
+        tests.push(test(name, &[], move || {
             refused(Run::guest("")?.with(option, *value), 2, words)
         }));
     }
     for (option, value, words) in THINGS {
         let name = format!("not there {option} {value}");
-        trials.push(trial(name, KVM, move || {
+        tests.push(test(name, KVM, move || {
             refused(Run::guest("")?.with(option, *value), 1, words)
         }));
     }
-    trials.extend([
-        trial("a kernel must be given and be one", KVM, kernels),
-        trial("an image must have whole sectors", KVM, odd_images),
-        trial("an image in use is refused", KVM, image_in_use),
-        trial(
+    tests.extend([
+        test("a kernel must be given and be one", KVM, kernels),
+        test("an image must have whole sectors", KVM, odd_images),
+        test("an image in use is refused", KVM, image_in_use),
+        test(
             "the same image twice is refused if either writes",
             KVM,
             image_twice,
         ),
-        trial("ids are given once", &[], ids),
-        trial("an error in a file has its line", &[], error_in_a_file),
-        trial(
+        test("ids are given once", &[], ids),
+        test("an error in a file has its line", &[], error_in_a_file),
+        test(
             "a listener that does not accept is waited for and named",
             KVM,
             a_busy_listener,
         ),
-        trial(
+        test(
             "the examples in the help work when pasted",
             PASTED,
             examples,
         ),
-        trial("a back-end that does not fit says why", KVM, unfit),
-        trial("too few huge pages are said", NO_HUGE_PAGES, || {
+        test("a back-end that does not fit says why", KVM, unfit),
+        test("too few huge pages are said", NO_HUGE_PAGES, || {
             let run = Run::guest("")?.switch("--hugepages");
             refused(
                 run,
@@ -142,10 +141,10 @@ pub fn trials() -> Vec<Trial> {
                 "0 free huge pages; `sysctl vm.nr_hugepages=256` makes more",
             )
         }),
-        trial("no /dev/kvm is said", ROOT, no_kvm),
-        trial("no permission for /dev/kvm is said", ROOT, no_permission),
+        test("no /dev/kvm is said", ROOT, no_kvm),
+        test("no permission for /dev/kvm is said", ROOT, no_permission),
     ]);
-    trials
+    tests
 }
 
 /// Runs it, expects status and words, and that nothing was started.
