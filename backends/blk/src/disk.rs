@@ -286,8 +286,13 @@ impl Device for Blk {
         }
     }
 
-    fn reset(&self, _features: u64) {
-        self.0.durability.reset();
+    fn reset(&self, features: u64) {
+        // Not when features are acknowledged: with a front-end that sends them
+        // at DRIVER_OK, the driver may have turned the cache off before (virtio
+        // 1.3, section 3.1.1, step 7), and sends no flush from then on.
+        if features == 0 {
+            self.0.durability.reset();
+        }
     }
 
     fn queue(&self, _index: u16, features: u64) -> io::Result<BlkQueue> {

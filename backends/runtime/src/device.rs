@@ -42,8 +42,9 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// `InvalidInput` when nothing there is writable.
     fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()>;
-    /// A driver has been acknowledged with `features`, or the device was reset
-    /// (`features` 0): state that a driver may have changed is initial again.
+    /// The device was reset (`features` 0): state that a driver may have changed
+    /// is initial again. Or a driver has acknowledged `features`: what it wrote
+    /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds.
     fn reset(&self, features: u64);
     /// Makes the server of queue `index`, on the worker's own thread.
     ///

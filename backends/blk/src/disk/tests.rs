@@ -107,6 +107,18 @@ fn a_driver_turns_the_cache_off_and_a_reset_restores_it() {
 }
 
 #[test]
+fn a_cache_turned_off_before_the_driver_is_ready_stays_off() {
+    let file = file(1 << 20);
+    let blk = blk(&file, Settings::default(), false);
+    blk.reset(0);
+    blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+    // DRIVER_OK: the front-end says what was acknowledged.
+    blk.reset(blk.features());
+    assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 0);
+    assert!(!blk.0.durability.writeback());
+}
+
+#[test]
 fn nothing_else_of_the_configuration_can_be_written() {
     let file = file(1 << 20);
     let writable = blk(&file, Settings::default(), false);
