@@ -302,6 +302,30 @@ fn zeroes_are_written_when_nothing_else_makes_them() {
 }
 
 #[test]
+fn a_range_that_is_no_whole_block_of_a_device_is_written_or_left() {
+    let mut fixture = Fixture::new();
+    let mut queue = fixture.staged(true);
+    let chain = fixture.segments(WRITE_ZEROES, &[segment(1, 1, 1), segment(8, 8, 0)]);
+    let clear = |mode, length| Op::Clear { mode, length };
+    fixture.fates([Fate::Fails(libc::EINVAL)]);
+    assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
+    assert_eq!(
+        fixture.log(),
+        [
+            (clear(Clear::Punch, 512), 512, 512),
+            (WRITE, 512, 512),
+            // Others are still cleared in the best way.
+            (clear(Clear::Zero, 4096), 4096, 4096),
+        ]
+    );
+    let chain = fixture.segments(DISCARD, &[segment(1, 1, 0), segment(8, 8, 0)]);
+    fixture.fates([Fate::Fails(libc::EINVAL)]);
+    assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
+    let punch = |offset, length| (clear(Clear::Punch, length), offset, length);
+    assert_eq!(fixture.log(), [punch(512, 512), punch(4096, 4096)]);
+}
+
+#[test]
 fn an_error_in_one_segment_ends_the_request() {
     let mut fixture = Fixture::new();
     let mut queue = fixture.staged(true);

@@ -91,6 +91,14 @@ impl Wipe {
                 rules.refused.flag(mode).store(true, Ordering::Relaxed);
                 self.clear(mode, rules).or_else(|| self.next_segment(rules))
             }
+            // A block device clears whole blocks only, and its blocks can be
+            // larger than the sectors that the page cache lets a driver name.
+            (Operation::Clear { .. }, Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                match self.discard {
+                    true => self.next_segment(rules),
+                    false => Some(self.write()),
+                }
+            }
             (Operation::Write { .. }, Ok(count)) if count > 0 => {
                 let count = count.min(self.range.length);
                 self.range.offset = self.range.offset.saturating_add(count);
