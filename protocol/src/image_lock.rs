@@ -157,8 +157,9 @@ impl std::error::Error for Error {
 /// is held; [`Error::Os`] when locks do not work here.
 pub fn lock(image: impl AsFd, access: Access) -> Result<(), Error> {
     attempt(ATTEMPTS, || {
-        hold(&image, access)?;
-        check(&image, access).inspect_err(|_| release(&image, access))
+        hold(&image, access)
+            .and_then(|()| check(&image, access))
+            .inspect_err(|_| release(&image, access))
     })
 }
 
@@ -312,6 +313,18 @@ mod tests {
         lock(&reader, Access::ReadOnly).unwrap();
         clash(lock(&writer, Access::Write));
         lock(image.reader(), Access::ReadOnly).unwrap();
+    }
+
+    #[test]
+    fn one_who_was_refused_half_way_holds_nothing() {
+        let image = Image::new();
+        let (foreign, refused) = (image.writer(), image.writer());
+        // The last byte that a writer takes.
+        let last = range(UNSHARED + RESIZE, libc::F_WRLCK);
+        fcntl(&foreign, FcntlArg::F_OFD_SETLK(&last)).unwrap();
+        clash(lock(&refused, Access::Write));
+        drop(foreign);
+        lock(image.writer(), Access::Write).unwrap();
     }
 
     #[test]
