@@ -146,7 +146,12 @@ impl Region {
         })
     }
 
-    fn initialise(&self) -> io::Result<()> {
+    /// Forgets whatever is in flight, for a device that is reset: its driver has
+    /// given those requests up. No ring may use the region meanwhile.
+    ///
+    /// # Errors
+    /// None that a region made by this module can have.
+    pub fn initialise(&self) -> io::Result<()> {
         for queue in self.queue_regions() {
             queue.initialise().map_err(io::Error::from)?;
         }

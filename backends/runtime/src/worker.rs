@@ -75,7 +75,7 @@ struct Control {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stuck;
 
-/// A running worker. Dropping it asks it to stop and does not wait.
+/// A running worker. Only a process that ends may drop it unfinished.
 #[derive(Debug)]
 pub struct Worker {
     control: Arc<Control>,
@@ -244,8 +244,9 @@ impl<D: Device> Service<'_, D> {
     /// Takes, submits, collects, returns. Whether there was anything to do.
     fn round(&mut self, stopping: bool) -> bool {
         let mut busy = false;
-        if !stopping && !self.blocked && self.ring.broken().is_none() {
-            busy |= self.attempt(Self::take_batch).unwrap_or(false);
+        if !self.blocked && self.ring.broken().is_none() {
+            let taken = self.attempt(|service| service.take_batch(stopping));
+            busy |= taken.unwrap_or(false);
         }
         busy |= self.collect();
         let call = self.attempt(|service| service.ring.publish(&service.view));
@@ -255,11 +256,14 @@ impl<D: Device> Service<'_, D> {
         busy
     }
 
-    /// Gives the device every chain there is. Whether there was any.
-    fn take_batch(&mut self) -> Result<bool, Broken> {
-        let mut taken = false;
-        let mut deferred = false;
+    /// Gives the device every chain there is. Whether there was any. A stop asks
+    /// for those alone that lie below its base: a predecessor had taken them.
+    fn take_batch(&mut self, stopping: bool) -> Result<bool, Broken> {
+        let (mut taken, mut deferred) = (false, false);
         let end = loop {
+            if stopping && !self.ring.is_recovering() {
+                break Ok(());
+            }
             match self.ring.take(&self.view, self.memory, &mut self.chain) {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
@@ -364,18 +368,15 @@ impl<D: Device> Service<'_, D> {
             kick.map_or_else(idle, |event| readable(event.as_fd())),
             ready.map_or_else(idle, readable),
         ];
-        let timeout = if blind { TICK } else { Duration::MAX };
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::NONE);
+        let tick = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+        let timeout = if blind { tick } else { PollTimeout::NONE };
         let result = poll(&mut fds, timeout);
         let [_, kicked, device] = fds.map(|fd| fd.any().unwrap_or(false));
         if kicked && kick.is_some_and(|event| !event.clear()) {
-            // Readable and nothing to read: a pipe whose other end is closed,
-            // or no event at all. It must not keep this thread spinning.
+            // A pipe whose other end is closed. It must not keep this thread busy.
             std::thread::sleep(TICK);
         }
-        if kicked || device || blind || result.is_err() {
-            self.blocked = false;
-        }
+        self.blocked &= !(kicked || device || blind || result.is_err());
     }
 
     /// Does something to the ring; if that fails, the ring is broken.
@@ -396,3 +397,6 @@ impl<D: Device> Service<'_, D> {
         self.ring.break_off(why);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ mod support;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use outboard_contract::client::Ack;
 use outboard_contract::memory::{Memory as Guest, sealed};
@@ -25,7 +26,7 @@ use outboard_protocol::inflight::{Region, Shape};
 use outboard_runtime::ring::{Broken, Layout, Ring as DeviceRing, View};
 use outboard_runtime::{Chain, session::End};
 use support::*;
-use vhost::vhost_user::message::VhostUserInflight;
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
 use vm_memory::GuestAddress;
 
 const SIZE: u16 = 32;
@@ -132,6 +133,32 @@ fn a_second_death_during_recovery_loses_nothing() {
     still_serves(&guest, &mut ring);
     third.close();
     drop((first.close(), second.close()));
+}
+
+#[test]
+fn a_reset_forgets_what_was_under_way() {
+    let guest = guest();
+    let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
+    let (mut session, ..) = start(&guest, &mut ring, None, 0);
+    session.knobs.break_engine.store(true, Ordering::SeqCst);
+    for mark in 0..3 {
+        submit(&guest, &mut ring, LATER, mark);
+    }
+    ring.kick().unwrap();
+    wait_event(&ring.err, soon()).unwrap();
+    let reset = FrontendReq::RESET_DEVICE;
+    session.client.order(reset, &[], &[]).unwrap();
+    session.knobs.break_engine.store(false, Ordering::SeqCst);
+    session.knobs.seen.lock().unwrap().clear();
+
+    // The next driver, with a ring of its own and the region as it was.
+    let mut ring = Ring::new(&guest, HIGH, SIZE, true).unwrap();
+    session.client.negotiate(EVENT_IDX | VERSION_1).unwrap();
+    session.client.start_ring(1, &ring, 0).unwrap();
+    still_serves(&guest, &mut ring);
+    assert_eq!(*session.knobs.seen.lock().unwrap(), [255]);
+    assert_eq!(session.client.stop_ring(1).unwrap(), 1);
+    session.close();
 }
 
 #[test]

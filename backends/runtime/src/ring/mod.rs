@@ -173,6 +173,11 @@ impl Ring {
         self.next_avail
     }
 
+    /// Whether chains that a predecessor had taken wait to be taken again.
+    pub fn is_recovering(&self) -> bool {
+        !self.resubmit.is_empty()
+    }
+
     /// Why it is not followed any more, if so.
     pub fn broken(&self) -> Option<Broken> {
         self.broken

@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use outboard_protocol::Deadline;
 use outboard_protocol::inflight::{Region, Shape};
 use outboard_protocol::wire::{Connection, Message};
 use vhost::vhost_user::message::{
@@ -235,8 +236,8 @@ impl<D: Device> Session<'_, D> {
         which: impl Fn(&Slot) -> &Arc<Signal>,
     ) -> Result<(), Fault> {
         let (index, event) = vring_fd(message)?;
-        which(self.rings.slot(index)?).set(event);
-        Ok(())
+        let deadline = Deadline::after(self.host.limits.message);
+        Ok(which(self.rings.slot(index)?).set(event, deadline)?)
     }
 
     fn set_vring_enable(&mut self, message: &Message) -> Result<(), Fault> {
@@ -326,6 +327,9 @@ impl<D: Device> Session<'_, D> {
     fn reset_device(&mut self, message: &Message) -> Result<(), Fault> {
         empty(message)?;
         self.rings.reset()?;
+        // What an engine lost, or nobody took again, was of the driver before.
+        let forgotten = self.inflight.as_ref().map_or(Ok(()), Region::initialise);
+        forgotten.map_err(|error| Fault::Refused(error.to_string()))?;
         self.features = None;
         self.host.device.reset(0);
         Ok(())

@@ -1,0 +1,81 @@
+use outboard_protocol::inflight::{Region, Shape};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::ring::Layout;
+
+const USED: GuestAddress = GuestAddress(0x3000);
+
+/// A device that is done with everything at once.
+struct Instant;
+
+impl Device for Instant {
+    type Queue = Self;
+
+    fn virtio_id(&self) -> u16 {
+        63
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn queues(&self) -> u16 {
+        1
+    }
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    fn write_config(&self, _: u32, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn reset(&self, _: u64) {}
+    fn queue(&self, _: u16, _: u64) -> io::Result<Self> {
+        Ok(Self)
+    }
+}
+
+impl Queue for Instant {
+    fn take(&mut self, _: &Arc<Memory>, _: &Chain) -> Outcome {
+        Outcome::Done(0)
+    }
+}
+
+#[test]
+fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
+    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+    let (descriptors, available) = (GuestAddress(0x1000), GuestAddress(0x2000));
+    let layout = Layout::new(8, descriptors, available, USED).unwrap();
+    // A predecessor had taken heads 5 and 2; head 1 came later.
+    for (place, head) in [5u16, 2, 1].into_iter().enumerate() {
+        let element = GuestAddress(0x2004 + 2 * place as u64);
+        memory.write_obj(head, element).unwrap();
+    }
+    memory.write_obj(3u16, GuestAddress(0x2002)).unwrap();
+    let region = Region::create(Shape::new(1, 8).unwrap()).unwrap();
+    let queue = region.queue(0).unwrap();
+    queue.take(5, 0).unwrap();
+    queue.take(2, 1).unwrap();
+
+    let setup = Setup {
+        device: Arc::new(Instant),
+        index: 0,
+        features: 0,
+        memory: memory.clone(),
+        kick: Kick::Polled,
+        call: Arc::default(),
+        err: Arc::default(),
+        poll: Duration::ZERO,
+    };
+    let control = Control {
+        stop: AtomicBool::new(true),
+        wake: Event::new().unwrap(),
+    };
+    let view = View::new(&memory, &layout).unwrap();
+    let ring = Ring::new(layout, 0, 0, Some(queue.clone()), &view).unwrap();
+    let (report, _started) = sync_channel(1);
+    let ring = serve(&setup, ring, &control, &report);
+
+    let used: u16 = memory.read_obj(GuestAddress(USED.0 + 2)).unwrap();
+    assert_eq!((used, ring.next_avail()), (2, 2), "base and used index");
+    let left = queue.recover(used, 8).unwrap();
+    assert!(left.heads.is_empty(), "{left:?}");
+}
