@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{major, minor};
@@ -128,12 +129,18 @@ impl Drop for Trace {
     }
 }
 
-/// An instance goes by rmdir(2), whatever is in it.
+/// An instance goes by rmdir(2), whatever is in it; not while anybody looks
+/// into it, for which it is tried a few times.
 fn remove(instance: &Path) {
     for (event, ..) in EVENTS {
         let _ = fs::write(instance.join(format!("events/{event}/enable")), "0");
     }
-    let _ = fs::remove_dir(instance);
+    for _ in 0..100 {
+        if fs::remove_dir(instance).is_ok() || !instance.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Removes what tests have left that were killed.
