@@ -20,6 +20,8 @@ pub enum Verdict {
         program: String,
         /// How.
         death: Death,
+        /// What the machine said of its session, if it did.
+        cause: Option<String>,
         /// Whether the guest had been started.
         running: bool,
     },
@@ -77,11 +79,19 @@ impl Verdict {
                 id,
                 program,
                 death,
+                cause,
                 running,
-            } => Some(format!(
-                "{id}: the back-end {program} {death}{}",
-                when(running)
-            )),
+            } => {
+                // Who exits may have been cut off before, and for that reason.
+                let cause = match (death, cause) {
+                    (Death::Exited(_), Some(cause)) => format!(" (its session: {cause})"),
+                    _ => String::new(),
+                };
+                Some(format!(
+                    "{id}: the back-end {program} {death}{}{cause}",
+                    when(running)
+                ))
+            }
             Self::BackEndLost { id, cause, running } => match running {
                 true => Some(format!("{id}: the back-end is lost: {cause}")),
                 false => Some(format!("{id}: the back-end cannot be used: {cause}")),
@@ -104,6 +114,7 @@ mod tests {
             id: "disk0".into(),
             program: "outboard-blk".into(),
             death: Death::Killed(Signal::SIGKILL),
+            cause: Some("it closed its connection".into()),
             running,
         };
         assert_eq!(
@@ -118,6 +129,22 @@ mod tests {
                 .ends_with("before the guest was started")
         );
         assert_eq!(death(false).exit(), Exit::CannotStart);
+    }
+
+    #[test]
+    fn a_back_end_that_left_when_it_was_refused_is_named_with_the_refusal() {
+        let left = Verdict::BackEndDied {
+            id: "disk0".into(),
+            program: "blk".into(),
+            death: Death::Exited(0),
+            cause: Some("use queues=1".into()),
+            running: false,
+        };
+        assert_eq!(
+            left.text().unwrap(),
+            "disk0: the back-end blk exited with status 0 before the guest was started \
+             (its session: use queues=1)"
+        );
     }
 
     #[test]

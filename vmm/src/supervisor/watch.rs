@@ -10,7 +10,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
@@ -29,6 +29,9 @@ const LAG: Duration = Duration::from_secs(2);
 const END_WAIT: Duration = Duration::from_secs(10);
 /// How long a back-end may take to obey SIGTERM.
 const TERM_WAIT: Duration = Duration::from_secs(2);
+/// Signals that come closer together ask once: timeout(1), for one, sends its
+/// own to the process and to its group.
+const ONE_ASKING: Duration = Duration::from_millis(500);
 /// When a start that takes long is mentioned, in milliseconds.
 const SLOW_START: u16 = 10_000;
 
@@ -146,6 +149,7 @@ impl Watch<'_> {
                     id,
                     program: backend.name.clone(),
                     death,
+                    cause: Some(cause),
                     running,
                 };
             }
@@ -175,20 +179,31 @@ impl Watch<'_> {
                     id: backend.id.clone(),
                     program: backend.name.clone(),
                     death,
+                    cause: None,
                     running,
                 });
                 break;
             }
         }
         if let Some(Verdict::BackEndDied {
+            id,
             death: Death::Exited(0),
+            cause,
             ..
-        }) = &dead
+        }) = &mut dead
         {
-            // It ended in order, as it does when the machine has: then the
-            // machine's word is on its way.
-            if let Some(word) = self.last_word(console) {
-                return Some(word);
+            // It ended in order, as it does when the machine has, or has cut it
+            // off: then the machine's word is on its way.
+            match self.last_word(console) {
+                Some(Verdict::BackEndLost {
+                    id: lost,
+                    cause: why,
+                    ..
+                }) => {
+                    *cause = (lost == *id).then_some(why);
+                }
+                Some(word) => return Some(word),
+                None => {}
             }
         }
         if dead.is_none()
@@ -203,19 +218,22 @@ impl Watch<'_> {
         dead
     }
 
-    /// Waits a little for how the machine ended, if it did.
+    /// Waits a little for how the machine ended, if it did, or else for what it
+    /// says of a session.
     fn last_word(&mut self, console: &mut Console) -> Option<Verdict> {
         let deadline = Deadline::after(LAG);
+        let mut lost = None;
         while !deadline.passed() {
             let mut fds = [PollFd::new(self.vm.channel.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, deadline.poll_timeout());
             match self.messages(console) {
-                // That the session is gone is known.
-                Some(Verdict::BackEndLost { .. }) | None => {}
+                // That the session is gone is known, but not why.
+                word @ Some(Verdict::BackEndLost { .. }) => lost = lost.or(word),
+                None => {}
                 word => return word,
             }
         }
-        None
+        lost
     }
 
     /// The start takes long: says what is missing.
@@ -234,6 +252,23 @@ impl Watch<'_> {
     }
 }
 
+/// How many times somebody has asked for the end.
+#[derive(Debug, Default)]
+struct Asked {
+    times: u32,
+    last: Option<Instant>,
+}
+
+impl Asked {
+    fn again(&mut self, now: Instant) {
+        let apart = |last| now.saturating_duration_since(last) >= ONE_ASKING;
+        if self.last.is_none_or(apart) {
+            self.times += 1;
+            self.last = Some(now);
+        }
+    }
+}
+
 /// Ends every process of the VM: in order if they will, killed if not, at once
 /// when somebody asks for the end a second time. Each has been reaped when
 /// this returns. Answers whether somebody has asked for the end.
@@ -243,10 +278,13 @@ pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
         let deadline = Deadline::after(SEND_WAIT);
         let _ = vm.channel.send(&ToMachine::Stop, &[], deadline);
     }
-    let mut asked = u32::from(*verdict == Verdict::Interrupted);
+    let mut asked = Asked::default();
+    if *verdict == Verdict::Interrupted {
+        asked.again(Instant::now());
+    }
     let mut wait = |child: &mut super::child::Child, wait: Duration| {
         let deadline = Deadline::after(wait);
-        while asked < 2 && !deadline.passed() {
+        while asked.times < 2 && !deadline.passed() {
             let mut fds = [
                 PollFd::new(child.pidfd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -255,7 +293,9 @@ pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
             if let Some(death) = child.try_reap() {
                 return Some(death);
             }
-            asked += u32::from(signals.take().is_some());
+            if signals.take().is_some() {
+                asked.again(Instant::now());
+            }
         }
         None
     };
@@ -284,5 +324,21 @@ pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
             ));
         }
     }
-    asked > 0
+    asked.times > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_in_a_burst_ask_once_and_a_later_one_again() {
+        let (mut asked, start) = (Asked::default(), Instant::now());
+        for millis in [0, 3, 400] {
+            asked.again(start + Duration::from_millis(millis));
+        }
+        assert_eq!(asked.times, 1);
+        asked.again(start + Duration::from_millis(600));
+        assert_eq!(asked.times, 2);
+    }
 }
