@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
+use nix::errno::Errno;
 use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
@@ -29,6 +30,8 @@ pub fn input(fd: BorrowedFd<'_>) -> Input {
     match (tcgetattr(fd), tcgetpgrp(fd)) {
         (Err(_), _) => Input::Other,
         (Ok(_), Ok(group)) if group == getpgrp() => Input::Terminal,
+        // Not the one that controls us: no job control stops who reads it.
+        (Ok(_), Err(Errno::ENOTTY)) => Input::Terminal,
         _ => Input::Background,
     }
 }
@@ -117,6 +120,14 @@ mod tests {
         let (mut keys, mut out) = (Keys::default(), Vec::new());
         let quit = pieces.iter().any(|piece| keys.type_in(piece, &mut out));
         (out, quit)
+    }
+
+    #[test]
+    fn a_terminal_that_does_not_control_us_is_ours_to_read() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        assert_eq!(input(pty.slave.as_fd()), Input::Terminal);
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(input(file.as_fd()), Input::Other);
     }
 
     #[test]
