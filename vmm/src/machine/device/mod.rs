@@ -46,8 +46,11 @@ pub enum Command {
 }
 
 impl Command {
-    /// Posts a command; however many a guest causes, few wait.
-    pub fn post_to(self, mailbox: &Mailbox<Self>) {
+    /// Posts a command; however many a guest causes, few wait. Answers whether
+    /// a configuration write was dropped for it.
+    #[must_use]
+    pub fn post_to(self, mailbox: &Mailbox<Self>) -> bool {
+        let mut dropped = false;
         let is_write = |command: &Self| matches!(command, Self::Guest(Event::ConfigWrite { .. }));
         mailbox.change(|queue| match &self {
             Self::Kick(queue_index) => {
@@ -62,10 +65,12 @@ impl Command {
                     queue.push_back(self);
                 } else if let Some(last) = queue.iter_mut().rfind(|other| is_write(other)) {
                     *last = self;
+                    dropped = true;
                 }
             }
             _ => queue.push_back(self),
         });
+        dropped
     }
 }
 

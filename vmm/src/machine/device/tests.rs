@@ -478,3 +478,16 @@ proptest! {
         fake.wait_for(FrontendReq::SET_VRING_KICK);
     }
 }
+
+#[test]
+fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    // Far more than wait for a back-end; the rest is dropped, and forgotten.
+    for value in 0..4096 {
+        bench.write(CONFIG, value, 8);
+    }
+    eventually(|| bench.read(CONFIG, 8) == 2048);
+}

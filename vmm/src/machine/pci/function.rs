@@ -232,7 +232,8 @@ impl Function {
             launch::Doorbell::Pio => state.ports.map(Address::Port),
         });
         for queue in moved {
-            Command::Kick(queue).post_to(&self.commands);
+            // Only configuration writes are ever dropped.
+            let _ = Command::Kick(queue).post_to(&self.commands);
         }
     }
 
@@ -276,7 +277,8 @@ impl Function {
     /// A kick that exited to us.
     fn notify(&self, queue: u16, at_doorbell: bool) {
         if self.doorbells.must_pass_on(queue, at_doorbell) {
-            Command::Kick(queue).post_to(&self.commands);
+            // Only configuration writes are ever dropped.
+            let _ = Command::Kick(queue).post_to(&self.commands);
         }
     }
 
@@ -298,7 +300,11 @@ impl Function {
             match event {
                 Event::Vector { source, vector } => self.interrupts.assign(source, vector),
                 Event::VectorsCleared => self.interrupts.clear_vectors(),
-                event => Command::Guest(event).post_to(&self.commands),
+                event => {
+                    if Command::Guest(event).post_to(&self.commands) {
+                        state.registers.config_written();
+                    }
+                }
             }
         }
     }
