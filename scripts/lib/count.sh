@@ -36,8 +36,8 @@ count_cargo() {
     failed=$(sum "$log" failed)
     repeat "$step" $((passed - $(wc -l <"$COUNTS/now"))) >>"$COUNTS/passed"
     sed "s/^/$step: /" "$COUNTS/now" >>"$COUNTS/skipped"
-    sed -n "s/^test \(.*\) \.\.\. ignored, \(.*\)/$step: \1: \2/p" "$log" >>"$COUNTS/skipped"
-    sed -n "s/^test \(.*\) \.\.\. ignored\$/$step: \1: marked as ignored/p" "$log" >>"$COUNTS/skipped"
+    # Rust's harness says `ignored, reason`, libtest-mimic `ignored (reason)`.
+    sed -n "s/)\$//; s/^test \(.*[^ ]\) *\.\.\. ignored[, (]*/$step: \1: /p" "$log" >>"$COUNTS/skipped"
     sed -n "s/^test \(.*\) \.\.\. FAILED.*/$step: \1/p" "$log" >>"$COUNTS/failed"
     if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
         fail "$step: ended with status $status before its tests did"

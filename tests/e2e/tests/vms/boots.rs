@@ -1,10 +1,9 @@
 //! The bundled guest boots in every shape and verifies its disk.
 
-use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use outboard_e2e::image::{Content, Image};
-use outboard_e2e::products::{PACKAGINGS, Products};
+use outboard_e2e::products::PACKAGINGS;
 use outboard_e2e::vm::{Ended, Run};
 
 use crate::{KVM, Need, Test, test};
@@ -68,11 +67,6 @@ pub fn tests() -> Vec<Test> {
         })
         .collect();
     tests.extend([
-        test(
-            "a back-end that corrupts one byte is found out by the guest",
-            KVM,
-            corruption_is_found_by_the_guest,
-        ),
         test(
             "one changed bit on the image is found out from the host",
             KVM,
@@ -146,20 +140,6 @@ fn verifies(shape: Shape) -> Result<()> {
     );
     ensure!(said.sectors > 1000, "{said:?}");
     image.wait_until_free()
-}
-
-fn corruption_is_found_by_the_guest() -> Result<()> {
-    let image = Image::new(64 * MIB)?;
-    // Beside the programs under test, if it has been put there.
-    let own = Products::get()?.program("outboard-blk-corrupting");
-    let built = PathBuf::from(env!("CARGO_BIN_EXE_outboard-blk-corrupting"));
-    let backend = if own.is_file() { own } else { built };
-    let disk = format!(",backend={}", backend.display());
-    let result = verify(&image, SHAPES[0], &disk, "")?.result("verify")?;
-    ensure!(result.word("result")? == "fail", "{result:?}");
-    // It is the guest that was lied to: the image is sound.
-    image.check(SEED)?;
-    Ok(())
 }
 
 fn corruption_is_found_on_the_image() -> Result<()> {
