@@ -7,6 +7,12 @@ use anyhow::{Result, bail};
 
 use super::options::Size;
 
+/// Size of the huge pages behind guest memory, in bytes, whatever the host's
+/// default is.
+const HUGE_PAGE: u64 = 2 << 20;
+const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
 /// Checks that `wanted` bytes can be had, before a page is touched. What
 /// cannot be found out is not held against anybody.
 ///
@@ -16,16 +22,17 @@ pub fn check_memory(wanted: u64, hugepages: bool) -> Result<()> {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let asked = Size(wanted);
     if hugepages {
-        let page = field(&meminfo, "Hugepagesize:");
-        let free = count(&meminfo, "HugePages_Free:");
-        if let (Some(page), Some(free)) = (page, free)
-            && free.saturating_mul(page) < wanted
+        let free = fs::read_to_string(FREE_HUGE_PAGES)
+            .ok()
+            .and_then(|free| free.trim().parse::<u64>().ok());
+        if let Some(free) = free
+            && free.saturating_mul(HUGE_PAGE) < wanted
         {
             bail!(
-                "--memory {asked} with --hugepages: the host has {} in {free} free huge pages; \
-                 `sysctl vm.nr_hugepages={}` makes more, or leave out --hugepages",
-                Size(free.saturating_mul(page)),
-                wanted.div_ceil(page.max(1)),
+                "--memory {asked} with --hugepages: the host has {} in {free} free huge pages of \
+                 2 MiB; as root, `echo {} >{HUGE_PAGES}` makes more, or leave out --hugepages",
+                Size(free.saturating_mul(HUGE_PAGE)),
+                wanted.div_ceil(HUGE_PAGE),
             );
         }
         return Ok(());
