@@ -145,6 +145,32 @@ mod ioctl {
     const _: () = assert!(size_of::<c_ulong>() == 8);
 }
 
+/// Reads the address of one station, as `02:00:00:00:00:01`.
+///
+/// # Errors
+/// A message that says what is wrong and what would be right.
+pub fn parse_mac(text: &str) -> Result<Mac, String> {
+    let wrong = || format!("`{text}` is no address; write it as 02:00:00:00:00:01");
+    let mut mac = Mac::default();
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2);
+        let digits = part.filter(|part| part.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        *byte = digits
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .ok_or_else(wrong)?;
+    }
+    if parts.next().is_some() {
+        return Err(wrong());
+    }
+    if mac[0] & 1 == 1 || mac == [0; 6] {
+        return Err(format!(
+            "`{text}` is not the address of one station; make the first byte even, such as 02"
+        ));
+    }
+    Ok(mac)
+}
+
 /// Opens `queues` queues of the tap `name`, which must exist, without
 /// blocking. A tap made with `multi_queue` can be opened with one queue too.
 ///
@@ -314,6 +340,27 @@ mod tests {
         for name in ["", "a/b", "sixteen-letters-", "a\0b"] {
             let error = open(name, 1).unwrap_err();
             assert!(error.contains("not the name of a tap"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_of_one_station() {
+        assert_eq!(
+            parse_mac("02:00:5e:Ff:00:10"),
+            Ok([2, 0, 0x5e, 0xff, 0, 0x10])
+        );
+        for wrong in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+            "+2:00:00:00:00:01",
+            "02-00-00-00-00-01",
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
+            assert!(parse_mac(wrong).is_err(), "{wrong:?}");
         }
     }
 

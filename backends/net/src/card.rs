@@ -311,6 +311,12 @@ impl Card {
     }
 }
 
+impl Drop for Card {
+    fn drop(&mut self) {
+        self.counters.tell();
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Receive(u16),
