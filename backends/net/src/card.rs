@@ -1,5 +1,5 @@
-//! A network card as the driver sees it: features, configuration space, queues
-//! (virtio 1.3, section 5.1), and what its control queue changes.
+//! A network card as the driver sees it: features, configuration space (virtio
+//! 1.3, section 5.1), and what its control queue changes.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,11 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::tap::Mac;
-use outboard_runtime::Notifier;
-use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Device, Memory, Outcome, Queue};
-use std::os::fd::BorrowedFd;
-use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ,
@@ -22,15 +17,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS,
 };
 
-use crate::control::{Command, ControlQueue};
+use crate::control::Command;
 use crate::counters::{Count, Counters};
 use crate::filter::Filter;
-use crate::header::{has, offloads};
+use crate::header::offloads;
 use crate::link::Link;
 use crate::peer::{Connection, Peer};
-use crate::rx::RxQueue;
 use crate::tap::Tap;
-use crate::tx::TxQueue;
 
 /// What a card of either kind offers.
 const ALWAYS: [u32; 6] = [
@@ -147,7 +140,18 @@ impl Card {
         }
     }
 
-    fn features(&self) -> u64 {
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its link.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The feature bits that it offers.
+    pub fn features(&self) -> u64 {
         let tap = match &self.port {
             Port::Tap(tap) => Some(tap),
             Port::Peer(_) => None,
@@ -164,7 +168,8 @@ impl Card {
         bits.fold(0, |features, bit| features | 1 << bit)
     }
 
-    fn config(&self) -> NetConfig {
+    /// Its configuration space as it is now.
+    pub fn config(&self) -> NetConfig {
         NetConfig {
             mac: self.state().mac.unwrap_or_default(),
             status: if self.is_up() { NetConfig::LINK_UP } else { 0 },
@@ -178,7 +183,7 @@ impl Card {
     }
 
     /// Everything as for a fresh driver that has negotiated `features`.
-    fn reset(&self, features: u64) {
+    pub fn reset(&self, features: u64) {
         if features == 0 {
             self.counters.tell();
         }
@@ -234,7 +239,7 @@ impl Card {
     }
 
     /// Whether an ioctl has succeeded; one that found no tap any more is told.
-    fn check(&self, result: nix::Result<()>) -> bool {
+    pub fn check(&self, result: nix::Result<()>) -> bool {
         match result {
             Ok(()) => true,
             Err(errno @ (Errno::EBADFD | Errno::ENODEV)) => {
@@ -290,159 +295,11 @@ impl Card {
             );
         }
     }
-
-    /// Which queue `index` is to a driver that has negotiated `features`
-    /// (section 5.1.2).
-    fn role(&self, index: u16, features: u64) -> Role {
-        let pairs = if has(features, VIRTIO_NET_F_MQ) {
-            self.pairs()
-        } else {
-            1
-        };
-        let control = pairs.saturating_mul(2);
-        // A front-end may keep the control queue to itself (QEMU does).
-        if has(features, VIRTIO_NET_F_CTRL_VQ) && index == control {
-            return Role::Control;
-        }
-        match index % 2 {
-            0 => Role::Receive(index / 2),
-            _ => Role::Transmit(index / 2),
-        }
-    }
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
         self.counters.tell();
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Receive(u16),
-    Transmit(u16),
-    Control,
-}
-
-/// A card as the runtime takes it.
-#[derive(Clone, Debug)]
-pub struct Net(Arc<Card>);
-
-impl Net {
-    /// The device of a card.
-    pub fn new(card: Card) -> Self {
-        Self(Arc::new(card))
-    }
-}
-
-impl Device for Net {
-    type Queue = NetQueue;
-
-    fn virtio_id(&self) -> u16 {
-        VIRTIO_ID_NET as u16
-    }
-
-    fn attach(&self, notifier: Notifier) {
-        self.0.link.attach(notifier);
-    }
-
-    fn features(&self) -> u64 {
-        self.0.features()
-    }
-
-    /// Two for each pair, and the control queue.
-    fn queues(&self) -> u16 {
-        self.0.pairs().saturating_mul(2).saturating_add(1)
-    }
-
-    fn max_queue_size(&self) -> u16 {
-        self.0.settings.queue_size
-    }
-
-    fn config(&self) -> Vec<u8> {
-        self.0.config().to_bytes().to_vec()
-    }
-
-    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<()> {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "nothing in a network card's configuration can be written",
-        ))
-    }
-
-    fn reset(&self, features: u64) {
-        self.0.reset(features);
-    }
-
-    fn queue(&self, index: u16, features: u64) -> io::Result<NetQueue> {
-        let card = self.0.clone();
-        let role = card.role(index, features);
-        if let (Role::Receive(pair), Port::Tap(tap), false) =
-            (role, &card.port, has(features, VIRTIO_NET_F_MQ))
-        {
-            // Nobody will say later that this pair is used.
-            card.check(tap.attach(pair));
-        }
-        match role {
-            Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),
-            Role::Transmit(pair) => TxQueue::new(card, pair, features).map(NetQueue::Transmit),
-            Role::Control => Ok(NetQueue::Control(ControlQueue::new(card, features))),
-        }
-    }
-}
-
-/// A queue of a card.
-#[derive(Debug)]
-pub enum NetQueue {
-    /// From the network to the driver.
-    Receive(RxQueue),
-    /// From the driver to the network.
-    Transmit(TxQueue),
-    /// From the driver to the card.
-    Control(ControlQueue),
-}
-
-impl NetQueue {
-    fn inner(&self) -> &dyn Queue {
-        match self {
-            Self::Receive(queue) => queue,
-            Self::Transmit(queue) => queue,
-            Self::Control(queue) => queue,
-        }
-    }
-
-    fn inner_mut(&mut self) -> &mut dyn Queue {
-        match self {
-            Self::Receive(queue) => queue,
-            Self::Transmit(queue) => queue,
-            Self::Control(queue) => queue,
-        }
-    }
-}
-
-impl Queue for NetQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
-        self.inner_mut().take(memory, chain)
-    }
-
-    fn submit(&mut self) -> io::Result<()> {
-        self.inner_mut().submit()
-    }
-
-    fn ready(&self) -> Option<BorrowedFd<'_>> {
-        self.inner().ready()
-    }
-
-    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
-        self.inner_mut().reap(done)
-    }
-
-    fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
-        self.inner_mut().give_back(back);
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner().in_flight()
     }
 }
 

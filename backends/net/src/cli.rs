@@ -11,7 +11,8 @@ use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
 use outboard_runtime::inherited;
 use outboard_runtime::program::{self, Capabilities};
 
-use crate::card::{Card, Net, Port, Settings};
+use crate::card::{Card, Port, Settings};
+use crate::device::Net;
 use crate::peer::Peer;
 use crate::tap::Tap;
 

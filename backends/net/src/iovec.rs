@@ -61,7 +61,7 @@ impl Iovecs {
                     self.pieces.truncate(before);
                     return Err(Unmapped);
                 };
-                if slice.len() > 0 {
+                if !slice.is_empty() {
                     bytes = bytes.saturating_add(slice.len());
                     self.pieces.push_back(libc::iovec {
                         iov_base: slice.ptr_guard_mut().as_ptr().cast(),

@@ -8,7 +8,8 @@
 //! - [`stock`]: receive buffers that wait for frames;
 //! - [`tap`] and [`peer`]: the two things that can be behind a card;
 //! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
-//! - [`card`]: all of it as the runtime's `Device`;
+//! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
+//! - [`waiter`]: how a queue waits for a socket;
 //! - [`link`], [`counters`]: what a card tells the driver and the user;
 //! - [`cli`]: the command line.
 //!
@@ -18,6 +19,7 @@ pub mod card;
 pub mod cli;
 pub mod control;
 pub mod counters;
+pub mod device;
 pub mod filter;
 pub mod header;
 pub mod iovec;
@@ -27,3 +29,4 @@ pub mod rx;
 pub mod stock;
 pub mod tap;
 pub mod tx;
+pub mod waiter;

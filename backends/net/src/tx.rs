@@ -18,8 +18,8 @@ use crate::counters::Count;
 use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
 use crate::iovec::{Iovecs, MOST_PIECES};
 use crate::peer::{Connection, PREFIX, Peer};
-use crate::rx::Waiter;
 use crate::tap::{Tap, is_gone};
+use crate::waiter::Waiter;
 
 /// See the module.
 #[derive(Debug)]
@@ -86,12 +86,12 @@ impl TxQueue {
         }
         let card = self.card.clone();
         match card.port() {
-            Port::Tap(tap) => self.to_tap(tap, header, length),
-            Port::Peer(peer) => self.to_peer(peer, length),
+            Port::Tap(tap) => self.send_to_tap(tap, header, length),
+            Port::Peer(peer) => self.send_to_peer(peer, length),
         }
     }
 
-    fn to_tap(&mut self, tap: &Tap, header: Header, length: usize) -> Sent {
+    fn send_to_tap(&mut self, tap: &Tap, header: Header, length: usize) -> Sent {
         let Some(fd) = tap.queue(self.pair) else {
             return Sent::No(Count::Refused);
         };
@@ -121,7 +121,7 @@ impl TxQueue {
         copy
     }
 
-    fn to_peer(&mut self, peer: &Peer, length: usize) -> Sent {
+    fn send_to_peer(&mut self, peer: &Peer, length: usize) -> Sent {
         if self.is_full() {
             return Sent::NotNow;
         }

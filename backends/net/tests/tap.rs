@@ -305,10 +305,10 @@ fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
         let mut left = 64;
         let deadline = outboard_contract::soon();
         while left > 0 {
-            for pair in 0..4 {
+            for (pair, count) in count.iter_mut().enumerate() {
                 if let Some((_, bytes)) = driver.try_receive(pair, Duration::ZERO) {
                     assert_eq!(bytes.len(), 154);
-                    count[pair] += 1;
+                    *count += 1;
                     left -= 1;
                 }
             }
