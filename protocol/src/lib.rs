@@ -4,6 +4,7 @@
 //! - [`devices`]: the table of device kinds and their configuration layouts;
 //! - [`launch`]: what a started process receives, and what machine and
 //!   supervisor say to each other;
+//! - [`tap`]: a tap, opened by one process and used by another;
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`inflight`]: the shared region that lets a successor take over requests.
 //!
@@ -16,6 +17,7 @@ pub mod image_lock;
 pub mod inflight;
 pub mod launch;
 mod socket;
+pub mod tap;
 pub mod wire;
 
 pub use deadline::Deadline;

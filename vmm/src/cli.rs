@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
+use crate::supervisor::net::{self, NetSettings};
 use crate::supervisor::options::{self, Size};
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
 use outboard_protocol::launch::Doorbell;
@@ -38,6 +39,10 @@ Examples:
   Two CPUs, 2 GiB, a root file system, and nothing written to the image:
     outboard run --kernel vmlinuz --cpus 2 --memory 2G \\
         --cmdline 'console=ttyS0 root=/dev/vda ro' --disk path=root.img,readonly
+
+  A network card on a tap:
+    ip tuntap add dev tap0 mode tap user $USER && ip link set tap0 up
+    outboard run --kernel vmlinuz --disk path=root.img --net tap=tap0
 
   A disk that another program serves; wait until it listens:
     qemu-storage-daemon --blockdev driver=file,node-name=d,filename=disk.img \\
@@ -102,6 +107,23 @@ pub struct Run {
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::disk)]
     disk: Vec<DiskSettings>,
 
+    /// Add a network card (may be given several times)
+    ///
+    /// `tap=NAME` starts outboard-net on a tap, which must exist;
+    /// `peer=PATH[,listen]` on a Unix stream socket, each frame after its
+    /// length as a 4-byte big-endian number, as passt and QEMU's `-netdev
+    /// stream` have it. `mac=ADDRESS` (default: locally administered, always
+    /// the same for this host, tap or socket, and id), `mtu=N`.
+    /// `backend=EXE` starts another program by the same contract instead.
+    /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-net back-end
+    /// that listens there and serves the control queue too.
+    ///
+    /// All take `queues=N` (pairs of queues, default: 1; more need a tap with
+    /// `multi_queue`), `queue-size=N` (default: 256) and `id=NAME` (default:
+    /// net0, net1, …).
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = net::net)]
+    net: Vec<NetSettings>,
+
     /// Add any other vhost-user device (may be given several times)
     ///
     /// `virtio-id=N,socket=PATH,queues=N,config-size=N[,queue-size=N]`
@@ -123,8 +145,8 @@ pub struct Run {
 
     /// Read these settings from a TOML file as well
     ///
-    /// It has the same names, `[[disk]]` and `[[device]]` once for each. What
-    /// the command line gives wins; its disks and devices are added. Paths are
+    /// It has the same names, `[[disk]]`, `[[net]]` and `[[device]]` once for
+    /// each. What the command line gives wins; its devices are added. Paths are
     /// relative to the current directory.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -146,6 +168,7 @@ impl Run {
             console: self.console,
             on_reset: self.on_reset,
             disk: self.disk,
+            net: self.net,
             device: self.device,
         };
         (self.config, settings)
@@ -179,7 +202,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("outboard "))
             .collect();
-        assert_eq!(lines.len(), 4);
+        assert_eq!(lines.len(), 5);
         for line in lines {
             let mut words = vec!["outboard".to_owned()];
             for (index, part) in line.split('\'').enumerate() {

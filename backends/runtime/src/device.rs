@@ -58,7 +58,8 @@ pub trait Device: Send + Sync + 'static {
 pub enum Outcome {
     /// Complete: return it with this many bytes written to its writable part.
     Done(u32),
-    /// Under way: [`Queue::reap`] will answer it.
+    /// Under way: [`Queue::reap`] will answer it, or [`Queue::give_back`] will
+    /// give it up.
     Deferred,
     /// Not now: leave it at the head of the ring until the queue's descriptor
     /// is readable or the driver kicks again.
@@ -91,8 +92,15 @@ pub trait Queue {
         let _ = done;
         Ok(())
     }
-    /// Number of chains deferred and not yet answered. A ring is handed back
-    /// when this is 0.
+    /// The ring is to be handed back: gives up every deferred chain that
+    /// nothing has been done with, the one taken last first. Those at the end
+    /// of what was taken are available again, as if they had never been seen;
+    /// one with a later chain answered already is answered with length 0.
+    fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
+        let _ = back;
+    }
+    /// Number of chains deferred and not yet answered or given back. A ring is
+    /// handed back when this is 0.
     fn in_flight(&self) -> usize {
         0
     }

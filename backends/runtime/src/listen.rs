@@ -143,12 +143,31 @@ impl Listening {
             if fds.first().and_then(PollFd::any) == Some(true) {
                 return Ok(None);
             }
-            match self.listener.accept() {
-                Ok((stream, _)) => return Ok(Some(stream)),
-                Err(error) if passes(&error) => {}
-                Err(error) => return Err(error),
+            if let Some(stream) = self.try_accept()? {
+                return Ok(Some(stream));
             }
         }
+    }
+}
+
+impl Listening {
+    /// The next one that waits, if there is one.
+    ///
+    /// # Errors
+    /// Those of accept(2) that do not pass by themselves.
+    pub fn try_accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if passes(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Readable when somebody waits.
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

@@ -225,6 +225,9 @@ impl<D: Device> Service<'_, D> {
         self.attempt(|service| service.ring.disarm(&service.view));
         loop {
             let stopping = self.control.stop.load(Ordering::Acquire);
+            if stopping && !self.engine_failed {
+                self.give_back();
+            }
             if self.round(stopping) {
                 continue;
             }
@@ -285,6 +288,18 @@ impl<D: Device> Service<'_, D> {
             return Err(Broken::Engine);
         }
         end.map(|()| taken)
+    }
+
+    /// Lets the device give up what it has not touched.
+    fn give_back(&mut self) {
+        let (ring, view) = (&mut self.ring, &self.view);
+        let mut result = Ok(());
+        self.queue.give_back(&mut |head| {
+            if let Err(why) = ring.give_back(view, head) {
+                result = Err(why);
+            }
+        });
+        self.attempt(|_| result);
     }
 
     /// Collects what the device has completed. Whether there was any.

@@ -217,6 +217,30 @@ fn stopping_waits_for_deferred_requests_and_tells_the_true_base() {
 }
 
 #[test]
+fn what_a_device_gives_back_is_served_after_the_next_start() {
+    let guest = guest();
+    let session = Session::ready(1, EVENT_IDX | VERSION_1, &guest);
+    session.knobs.gives_back.store(true, Ordering::SeqCst);
+    let mut ring = Ring::new(&guest, LOW, 16, true).unwrap();
+    session.client.start_ring(0, &ring, 0).unwrap();
+    let heads: Vec<_> = (0..5)
+        .map(|mark| submit(&guest, &mut ring, LATER, mark))
+        .collect();
+    session.knobs.wait_held(5);
+    assert_eq!(session.client.stop_ring(0).unwrap(), 0);
+    assert_eq!(ring.used_idx().unwrap(), 0);
+    session.knobs.open(true);
+    session.client.start_ring(0, &ring, 0).unwrap();
+    let mut used: Vec<_> = (0..5).map(|_| ring.wait_used(soon()).unwrap().0).collect();
+    used.sort_unstable();
+    let mut heads = heads;
+    heads.sort_unstable();
+    assert_eq!(used, heads);
+    still_serves(&guest, &mut ring);
+    session.close();
+}
+
+#[test]
 fn a_disabled_ring_rests_and_goes_on_where_it_was() {
     use FrontendReq as R;
     let guest = guest();

@@ -310,6 +310,55 @@ mod by_itself {
     }
 
     #[test]
+    fn chains_given_back_are_available_again_also_those_of_a_predecessor() {
+        let mut bench = Bench::new();
+        for mark in 0..6 {
+            submit(&bench.guest, &mut bench.driver, NOW, mark);
+        }
+        let mut ring = bench.ring(0).unwrap();
+        let heads: Vec<_> = (0..4).map(|_| bench.take(&mut ring).unwrap()).collect();
+        ring.complete(heads[0], 64);
+        ring.publish(&bench.view()).unwrap();
+        // Three were in flight when it went; the next takes one more.
+        drop(ring);
+        let mut ring = bench.ring(0).unwrap();
+        let again: Vec<_> = (0..4).map(|_| bench.take(&mut ring).unwrap()).collect();
+        assert_eq!(again[..3], heads[1..]);
+        for head in again.iter().rev() {
+            ring.give_back(&bench.view(), *head).unwrap();
+        }
+        // Not held any more: counted, and nothing else.
+        ring.give_back(&bench.view(), again[0]).unwrap();
+        ring.give_back(&bench.view(), u16::MAX).unwrap();
+        assert_eq!(ring.tally.unknown_completions, 2);
+        assert_eq!(ring.next_avail(), 1);
+        assert_eq!(bench.take(&mut ring), Some(again[0]));
+        ring.give_back(&bench.view(), again[0]).unwrap();
+        drop(ring);
+        let mut next = bench.ring(0).unwrap();
+        assert_eq!((next.next_avail(), next.tally.resubmitted), (1, 0));
+        let rest: Vec<_> = std::iter::from_fn(|| bench.take(&mut next)).collect();
+        assert_eq!(rest.len(), 5);
+        assert_eq!(rest[..4], again);
+    }
+
+    #[test]
+    fn a_chain_that_cannot_be_given_back_in_order_comes_back_empty() {
+        let mut bench = Bench::new();
+        for mark in 0..2 {
+            submit(&bench.guest, &mut bench.driver, NOW, mark);
+        }
+        let mut ring = bench.ring(0).unwrap();
+        let heads = [(); 2].map(|()| bench.take(&mut ring).unwrap());
+        ring.complete(heads[1], 64);
+        ring.give_back(&bench.view(), heads[0]).unwrap();
+        ring.publish(&bench.view()).unwrap();
+        assert_eq!(ring.next_avail(), 2);
+        let used = [(); 2].map(|()| bench.driver.take_used().unwrap().unwrap());
+        assert_eq!(used, [(heads[1], 64), (heads[0], 0)]);
+    }
+
+    #[test]
     fn the_base_that_a_front_end_sends_gives_way_to_the_region() {
         let bench = Bench::new();
         assert_eq!(bench.ring(99).unwrap().next_avail(), 0);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 
+use super::net::{self, Card};
 use super::options::{Size, Wait};
 use super::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
 
@@ -31,7 +32,7 @@ const MAX_CMDLINE: usize = 2047;
 /// Longest serial number of a disk (virtio 1.3, section 5.2.6.1).
 const MAX_SERIAL: usize = 20;
 /// How long to wait for a socket by default.
-const DEFAULT_WAIT: Wait = Wait::For(std::time::Duration::from_secs(2));
+pub(super) const DEFAULT_WAIT: Wait = Wait::For(std::time::Duration::from_secs(2));
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Config {
 pub enum Source {
     /// A program of the launch contract, started by the supervisor.
     Program(Disk),
+    /// The same, for a network card.
+    Net(Card),
     /// Whoever listens at a socket.
     Socket {
         /// Where.
@@ -107,6 +110,13 @@ impl Config {
             devices.push(device);
             sources.push(source);
         }
+        for (index, card) in settings.net.into_iter().enumerate() {
+            let id = card.id.clone().unwrap_or_else(|| format!("net{index}"));
+            let (device, source) =
+                net::card(&id, card).map_err(|error| format!("--net {id}: {error}"))?;
+            devices.push(device);
+            sources.push(source);
+        }
         for (index, device) in settings.device.into_iter().enumerate() {
             let id = device
                 .id
@@ -137,7 +147,7 @@ impl Config {
     }
 }
 
-fn within(what: &str, value: u64, least: u64, most: u64) -> Result<u64, String> {
+pub(super) fn within(what: &str, value: u64, least: u64, most: u64) -> Result<u64, String> {
     if (least..=most).contains(&value) {
         return Ok(value);
     }
@@ -228,7 +238,7 @@ fn queues(count: u64) -> Result<u16, String> {
     within("queues", count, 1, MAX_QUEUES).map(|count| count as u16)
 }
 
-fn queue_size(size: Option<u64>) -> Result<u16, String> {
+pub(super) fn queue_size(size: Option<u64>) -> Result<u16, String> {
     let size = size.unwrap_or(DEFAULT_QUEUE_SIZE);
     if !size.is_power_of_two() {
         return Err(format!("queue-size {size}: give a power of two"));

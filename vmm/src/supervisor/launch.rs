@@ -14,7 +14,7 @@ use outboard_protocol::launch::{Channel, StartFd, ToMachine, VERSION, VERSION_EN
 use super::child::Child;
 use super::connect::connect_to;
 use super::console::Console;
-use super::resources::{Resource, Resources};
+use super::resources::{Lent, Resource, Resources};
 use super::signals::Signals;
 
 /// How long the machine may take to read a message: it reads them all the
@@ -74,10 +74,10 @@ pub fn launch(
             Resource::Program {
                 program,
                 args,
-                image,
+                lent,
             } => {
                 let (front, back) = UnixStream::pair().context("a socket pair")?;
-                let child = start_backend(program, args, &back, image.as_ref())
+                let child = start_backend(program, args, &back, lent)
                     .with_context(|| format!("{}: starting {}", device.id, program.name()))?;
                 let name = program.name().to_owned();
                 (backend(&device.id, name, Some(child)), Some(front.into()))
@@ -152,11 +152,13 @@ fn start_backend(
     program: &super::program::Program,
     args: &[String],
     socket: &UnixStream,
-    image: Option<&File>,
-) -> std::io::Result<Child> {
+    lent: &Lent,
+) -> Result<Child> {
+    let lent = lent.copy()?;
     let mut fds = vec![socket.as_fd()];
-    fds.extend(image.map(File::as_fd));
-    Child::start(program, args, &[(VERSION_ENV, VERSION.to_string())], &fds)
+    fds.extend(lent.iter().map(OwnedFd::as_fd));
+    let environment = [(VERSION_ENV, VERSION.to_string())];
+    Ok(Child::start(program, args, &environment, &fds)?)
 }
 
 /// Hands a connection to the machine. A failure shows as the machine's end.

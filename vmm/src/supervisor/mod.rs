@@ -18,6 +18,7 @@ pub mod console;
 pub mod host;
 pub mod image;
 pub mod launch;
+pub mod net;
 pub mod options;
 pub mod program;
 pub mod resources;

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use outboard_protocol::launch;
 use super::config::{Config, Disk, Source};
 use super::host;
 use super::image::Images;
+use super::net;
 use super::options::Wait;
 use super::program::Program;
 use super::settings::Console;
@@ -54,8 +56,8 @@ pub enum Resource {
         program: Program,
         /// What it is told beside its socket.
         args: Vec<String>,
-        /// The image that it is lent.
-        image: Option<File>,
+        /// What it is lent.
+        lent: Lent,
     },
     /// Whoever listens at a socket.
     Socket {
@@ -64,6 +66,35 @@ pub enum Resource {
         /// How long to wait for it.
         wait: Wait,
     },
+}
+
+/// What a program is lent beside its socket, each time it is started.
+#[derive(Debug)]
+pub enum Lent {
+    /// These descriptors.
+    Fds(Vec<OwnedFd>),
+    /// A socket at which its peer connects.
+    Listening(net::Listener),
+    /// A socket connected to the peer that listens here: a new one, since a
+    /// predecessor may have read part of a frame.
+    Peer(PathBuf),
+}
+
+impl Lent {
+    /// The descriptors, to be given away.
+    ///
+    /// # Errors
+    /// A message when the peer is not there; those of fcntl(2).
+    pub fn copy(&self) -> Result<Vec<OwnedFd>> {
+        Ok(match self {
+            Self::Fds(fds) => fds
+                .iter()
+                .map(OwnedFd::try_clone)
+                .collect::<Result<_, _>>()?,
+            Self::Listening(listener) => vec![listener.copy()?],
+            Self::Peer(path) => vec![net::connect(path)?],
+        })
+    }
 }
 
 impl Resources {
@@ -87,6 +118,9 @@ impl Resources {
                 Source::Socket { path, wait } => Resource::Socket { path, wait },
                 Source::Program(disk) => self::disk(device, disk, &mut images)
                     .with_context(|| format!("--disk {}", device.id))?,
+                Source::Net(card) => {
+                    net::open(device, card).with_context(|| format!("--net {}", device.id))?
+                }
             };
             devices.push(resource);
         }
@@ -119,15 +153,16 @@ fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Reso
         Some(path) => Program::open(path)?,
         None => Program::own(BLK)?,
     };
-    let image = match &disk.image {
-        Some(path) => Some(images.open(&device.id, path, disk.readonly, disk.direct)?),
-        None => None,
-    };
+    let mut fds = Vec::new();
+    if let Some(path) = &disk.image {
+        let image = images.open(&device.id, path, disk.readonly, disk.direct)?;
+        fds.push(OwnedFd::from(image));
+    }
     let args = disk_args(device, &disk);
     Ok(Resource::Program {
         program,
         args,
-        image,
+        lent: Lent::Fds(fds),
     })
 }
 

@@ -8,6 +8,7 @@ use outboard_protocol::launch::Doorbell;
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
+use super::net::NetSettings;
 use super::options::{self, Keys, Size, Type, Wait};
 
 /// The settings of one source; what it does not say is `None` or empty.
@@ -36,6 +37,8 @@ pub struct Settings {
     pub on_reset: Option<OnReset>,
     /// The disks.
     pub disk: Vec<DiskSettings>,
+    /// The network cards.
+    pub net: Vec<NetSettings>,
     /// The other devices.
     pub device: Vec<DeviceSettings>,
 }
@@ -73,6 +76,7 @@ impl Settings {
             console: self.console.or(file.console),
             on_reset: self.on_reset.or(file.on_reset),
             disk: file.disk.into_iter().chain(self.disk).collect(),
+            net: file.net.into_iter().chain(self.net).collect(),
             device: file.device.into_iter().chain(self.device).collect(),
         }
     }

@@ -5,7 +5,7 @@
 //!            take                 complete             publish
 //! available ──────► with device ──────────► in batch ─────────► used
 //!     ▲                 │
-//!     └─────────────────┘ put_back
+//!     └─────────────────┘ put_back, give_back
 //! ```
 //! The ring is read and written here rather than through `virtio-queue`, whose
 //! queue publishes every element on its own (a batch of the inflight region
@@ -267,6 +267,33 @@ impl Ring {
         }
         *self.held_mut(head)? = Held::Driver;
         self.next_avail = self.next_avail.wrapping_sub(1);
+        match &self.tracker {
+            Some(tracker) => Ok(tracker.region.put_back(head)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The device gives `head` up untouched. If it is the last of what was
+    /// taken, the driver's order is restored and it is available again, also
+    /// when a predecessor took it first. If a later chain has been answered,
+    /// that cannot be, and `head` is complete with length 0. A head that the
+    /// device does not have is counted and otherwise ignored.
+    ///
+    /// # Errors
+    /// [`Broken`] when the ring or its inflight block cannot be accessed.
+    pub fn give_back(&mut self, view: &View<'_>, head: u16) -> Result<(), Broken> {
+        if !matches!(self.held_mut(head), Ok(Held::Device(_))) {
+            self.tally.unknown_completions += 1;
+            return Ok(());
+        }
+        let last = self.next_avail.wrapping_sub(1);
+        if view.avail_head(last)? != head {
+            self.complete(head, 0);
+            return Ok(());
+        }
+        *self.held_mut(head)? = Held::Driver;
+        self.next_avail = last;
+        self.tally.chains = self.tally.chains.saturating_sub(1);
         match &self.tracker {
             Some(tracker) => Ok(tracker.region.put_back(head)?),
             None => Ok(()),

@@ -59,6 +59,8 @@ pub struct Knobs {
     pub notifier: Mutex<Option<Notifier>>,
     /// Makes every queue fail to start.
     pub no_queues: AtomicBool,
+    /// Chains held back are given up when their ring is stopped.
+    pub gives_back: AtomicBool,
     /// Makes the engine fail at the next submission.
     pub break_engine: AtomicBool,
 }
@@ -221,6 +223,14 @@ impl Queue for LoopbackQueue {
             }
         }
         Ok(())
+    }
+    fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
+        if self.knobs.gives_back.load(Ordering::SeqCst) {
+            for (head, _) in self.held.drain(..).rev() {
+                self.knobs.held.fetch_sub(1, Ordering::SeqCst);
+                back(head);
+            }
+        }
     }
     fn in_flight(&self) -> usize {
         self.held.len()

@@ -1,0 +1,314 @@
+//! A network card as the driver sees it: features, configuration space (virtio
+//! 1.3, section 5.1), and what its control queue changes.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use outboard_protocol::devices::NetConfig;
+use outboard_protocol::tap::Mac;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+};
+
+use crate::control::Command;
+use crate::counters::{Count, Counters};
+use crate::filter::Filter;
+use crate::header::offloads;
+use crate::link::Link;
+use crate::peer::{Connection, Peer};
+use crate::tap::Tap;
+
+/// What a card of either kind offers.
+const ALWAYS: [u32; 6] = [
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA,
+    VIRTIO_NET_F_CTRL_MAC_ADDR,
+];
+/// What a tap does besides.
+const OFFLOADS: [u32; 9] = [
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+];
+/// What a tap does on kernels that know it.
+const USO: [u32; 3] = [
+    VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+];
+/// The offloads that CTRL_GUEST_OFFLOADS turns on and off (section
+/// 5.1.6.5.6.1).
+const GUEST_OFFLOADS: [u32; 6] = [
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+];
+
+/// What is behind a card.
+#[derive(Debug)]
+pub enum Port {
+    /// A tap.
+    Tap(Tap),
+    /// A stream socket.
+    Peer(Peer),
+}
+
+/// How a card is to appear.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Its address; without one the driver chooses.
+    pub mac: Option<Mac>,
+    /// The MTU that the driver is told, if any.
+    pub mtu: Option<u16>,
+    /// Largest queue size, a power of two.
+    pub queue_size: u16,
+}
+
+/// What a driver has changed, and a reset undoes.
+#[derive(Debug, Default)]
+struct State {
+    mac: Option<Mac>,
+    filter: Filter,
+}
+
+/// What all queues of a card share.
+#[derive(Debug)]
+pub struct Card {
+    port: Port,
+    settings: Settings,
+    state: Mutex<State>,
+    link: Link,
+    counters: Counters,
+}
+
+impl Card {
+    /// Puts a card together.
+    pub fn new(port: Port, settings: Settings) -> Self {
+        let card = Self {
+            port,
+            settings,
+            state: Mutex::default(),
+            link: Link::default(),
+            counters: Counters::default(),
+        };
+        card.link.set(match &card.port {
+            Port::Tap(_) => true,
+            Port::Peer(peer) => peer.connection().is_some(),
+        });
+        card
+    }
+
+    /// What is behind it.
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Whether its link is up.
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Most pairs of queues.
+    pub fn pairs(&self) -> u16 {
+        match &self.port {
+            Port::Tap(tap) => tap.pairs(),
+            Port::Peer(_) => 1,
+        }
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its link.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// The feature bits that it offers.
+    pub fn features(&self) -> u64 {
+        let tap = match &self.port {
+            Port::Tap(tap) => Some(tap),
+            Port::Peer(_) => None,
+        };
+        let perhaps = [
+            (VIRTIO_NET_F_MAC, self.settings.mac.is_some()),
+            (VIRTIO_NET_F_MTU, self.settings.mtu.is_some()),
+            (VIRTIO_NET_F_MQ, self.pairs() > 1),
+        ];
+        let perhaps = perhaps.iter().filter(|(_, offered)| *offered);
+        let bits = ALWAYS.iter().chain(perhaps.map(|(bit, _)| bit));
+        let bits = bits.chain(OFFLOADS.iter().filter(|_| tap.is_some()));
+        let bits = bits.chain(USO.iter().filter(|_| tap.is_some_and(Tap::has_uso)));
+        bits.fold(0, |features, bit| features | 1 << bit)
+    }
+
+    /// Its configuration space as it is now.
+    pub fn config(&self) -> NetConfig {
+        NetConfig {
+            mac: self.state().mac.unwrap_or_default(),
+            status: if self.is_up() { NetConfig::LINK_UP } else { 0 },
+            max_virtqueue_pairs: self.pairs(),
+            mtu: self.settings.mtu.unwrap_or(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything as for a fresh driver that has negotiated `features`.
+    pub fn reset(&self, features: u64) {
+        if features == 0 {
+            self.counters.tell();
+        }
+        *self.state() = State {
+            mac: self.settings.mac,
+            filter: Filter::default(),
+        };
+        if let Port::Tap(tap) = &self.port
+            && self.is_up()
+        {
+            // Other pairs than the first are the driver's to turn on.
+            self.check(tap.take_over(offloads(features), 1));
+        }
+    }
+
+    /// Obeys a command; whether it could be obeyed.
+    pub fn obey(&self, command: &Command, features: u64) -> bool {
+        match command {
+            Command::Mode(mode, on) => self.refilter(|state| state.filter.set(*mode, *on)),
+            Command::Address(mac) => self.refilter(|state| state.mac = Some(*mac)),
+            Command::Table(unicast, multicast) => self.refilter(|state| {
+                let (unicast, multicast) = (unicast.clone(), multicast.clone());
+                state.filter.set_table(unicast, multicast);
+            }),
+            Command::Pairs(pairs) => match &self.port {
+                Port::Tap(tap) if (1..=tap.pairs()).contains(pairs) => {
+                    self.check(tap.set_pairs(*pairs))
+                }
+                _ => false,
+            },
+            Command::Offloads(bits) => {
+                let known = GUEST_OFFLOADS.iter().fold(0, |known, bit| known | 1 << bit);
+                match &self.port {
+                    Port::Tap(tap) if bits & !(known & features) == 0 => {
+                        self.check(tap.set_offloads(offloads(*bits)))
+                    }
+                    _ => false,
+                }
+            }
+        }
+    }
+
+    /// Changes the state and with it the filter. One that the kernel does not
+    /// take is no failure: filtering is not promised.
+    fn refilter(&self, change: impl FnOnce(&mut State)) -> bool {
+        let mut state = self.state();
+        change(&mut state);
+        let filter = state.filter.for_tap(state.mac);
+        if let Port::Tap(tap) = &self.port {
+            self.check(tap.set_filter(&filter));
+        }
+        true
+    }
+
+    /// Whether an ioctl has succeeded; one that found no tap any more is told.
+    pub fn check(&self, result: nix::Result<()>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(errno @ (Errno::EBADFD | Errno::ENODEV)) => {
+                self.tap_failed(&errno.into());
+                false
+            }
+            Err(errno) => {
+                log::debug!("the tap refuses a setting: {errno}");
+                false
+            }
+        }
+    }
+
+    /// The tap is gone, or broken: told to the driver as a link that is down,
+    /// and to the user, once.
+    pub fn tap_failed(&self, error: &io::Error) {
+        if let Port::Tap(tap) = &self.port
+            && self.link.set(false)
+        {
+            log::error!(
+                "tap {}: {error}; the guest sees its link down: make the tap again, then start \
+                 this program again",
+                tap.name()
+            );
+        }
+    }
+
+    /// The peer is there.
+    pub fn peer_connected(&self) {
+        if let Port::Peer(peer) = &self.port
+            && self.link.set(true)
+        {
+            log::info!(
+                "peer {}: connected, the guest sees its link up",
+                peer.name()
+            );
+        }
+    }
+
+    /// The peer is gone.
+    pub fn peer_failed(&self, connection: &Arc<Connection>, why: &dyn std::fmt::Display) {
+        if let Port::Peer(peer) = &self.port
+            && peer.disconnect(connection)
+            && self.link.set(false)
+        {
+            let next = match peer.listening() {
+                Some(_) => "until another connects",
+                None => "start the peer and this program again",
+            };
+            log::warn!(
+                "peer {}: {why}; the guest sees its link down: {next}",
+                peer.name()
+            );
+        }
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        self.counters.tell();
+    }
+}
+
+/// Adds a queue's own counts when it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Passed(pub u64);
+
+impl Passed {
+    pub(crate) fn tell(&self, card: &Card, count: Count) {
+        card.counters.add(count, self.0);
+    }
+}

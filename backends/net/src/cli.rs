@@ -1,0 +1,144 @@
+//! The command line of `outboard-net`, and the card that it asks for.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{ArgGroup, Parser};
+use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
+use outboard_runtime::inherited;
+use outboard_runtime::program::{self, Capabilities};
+
+use crate::card::{Card, Port, Settings};
+use crate::device::Net;
+use crate::peer::Peer;
+use crate::tap::Tap;
+
+const EXAMPLES: &str = "\
+Examples:
+  A tap of one's own, served to QEMU, Outboard or any other front-end:
+    sudo ip tuntap add dev tap0 mode tap user $USER && sudo ip link set tap0 up
+    outboard-net --socket-path=/tmp/net.sock --tap=tap0 --mac=02:00:00:00:00:01
+  The same with four pairs of queues:
+    sudo ip tuntap add dev tap0 mode tap multi_queue user $USER
+    outboard-net --socket-path=/tmp/net.sock --tap=tap0 --num-queues=4
+  Without a tap and without rights, by way of passt:
+    passt --socket /tmp/passt.sock
+    outboard-net --socket-path=/tmp/net.sock --peer=/tmp/passt.sock";
+
+/// Serve a tap or a stream of frames as a virtio network card over vhost-user
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, group(
+    ArgGroup::new("port").args(["tap", "tap_fd", "peer", "peer_fd"])
+))]
+pub struct Cli {
+    #[command(flatten)]
+    program: program::Args,
+
+    /// The network: a tap, which must exist
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["tap_fd", "peer", "peer_fd", "print_capabilities"])]
+    tap: Option<String>,
+
+    /// The network: inherited descriptors of a tap, one for each pair of
+    /// queues, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
+    #[arg(long, value_name = "FDNUM,…", value_delimiter = ',')]
+    tap_fd: Vec<RawFd>,
+
+    /// The network: a peer at this Unix stream socket, each frame after its
+    /// length as a 4-byte big-endian number; it listens there, or we do
+    #[arg(long, value_name = "PATH[,listen]")]
+    peer: Option<String>,
+
+    /// The same: an inherited socket, connected or listening
+    #[arg(long, value_name = "FDNUM")]
+    peer_fd: Option<RawFd>,
+
+    /// Address of the card; without it the driver chooses one
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
+    mac: Option<Mac>,
+
+    /// MTU that the driver is told, in bytes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(68..))]
+    mtu: Option<u16>,
+
+    /// Number of pairs of queues, with --tap
+    #[arg(long, value_name = "PAIRS", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    num_queues: u16,
+
+    /// Largest queue size, a power of two from 2 to 32768
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
+    queue_size: u16,
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size.is_power_of_two() && (2..=32768).contains(&size) => Ok(size),
+        _ => Err("it must be a power of two from 2 to 32768".into()),
+    }
+}
+
+impl Cli {
+    /// Serves the card that the command line asks for. Call it first of all,
+    /// since inherited descriptors are taken by number; see [`program::run`]
+    /// for what happens then.
+    pub fn serve(self) -> ExitCode {
+        let capabilities = Capabilities {
+            kind: "net",
+            features: &[],
+        };
+        // Before anything else opens descriptors, and those numbers with it.
+        let taps: io::Result<Vec<_>> = self.tap_fd.iter().copied().map(inherited::take).collect();
+        let peer = self.peer_fd.map(inherited::take);
+        program::run(&self.program, capabilities, || {
+            let settings = Settings {
+                mac: self.mac,
+                mtu: self.mtu,
+                queue_size: self.queue_size,
+            };
+            let port = self.port(taps, peer)?;
+            Ok(Net::new(Card::new(port, settings)))
+        })
+    }
+
+    fn port(
+        &self,
+        taps: io::Result<Vec<OwnedFd>>,
+        peer: Option<io::Result<OwnedFd>>,
+    ) -> anyhow::Result<Port> {
+        let taps = taps.context("cannot use --tap-fd")?;
+        if let Some(fd) = peer {
+            return Ok(Port::Peer(Peer::inherit(
+                fd.context("cannot use --peer-fd")?,
+            )?));
+        }
+        if !taps.is_empty() {
+            return Ok(Port::Tap(Tap::inherit(taps)?));
+        }
+        if let Some(name) = &self.tap {
+            return Ok(Port::Tap(Tap::open(name, self.num_queues)?));
+        }
+        let Some(text) = &self.peer else {
+            anyhow::bail!("no network: give --tap=NAME or --peer=PATH");
+        };
+        let peer = match text.strip_suffix(",listen") {
+            Some(path) => Peer::listen(&PathBuf::from(path))?,
+            None => Peer::connect(&PathBuf::from(text))?,
+        };
+        Ok(Port::Peer(peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,167 @@
+//! A card as the runtime takes it: a `Device` with three kinds of queue.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use outboard_runtime::Notifier;
+use outboard_runtime::chain::Chain;
+use outboard_runtime::device::{Device, Memory, Outcome, Queue};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
+
+use crate::card::{Card, Port};
+use crate::control::ControlQueue;
+use crate::header::has;
+use crate::rx::RxQueue;
+use crate::tx::TxQueue;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Receive(u16),
+    Transmit(u16),
+    Control,
+}
+
+impl Role {
+    /// Which queue `index` is to a driver that has negotiated `features`
+    /// (section 5.1.2).
+    fn of(card: &Card, index: u16, features: u64) -> Self {
+        let pairs = if has(features, VIRTIO_NET_F_MQ) {
+            card.pairs()
+        } else {
+            1
+        };
+        let control = pairs.saturating_mul(2);
+        // A front-end may keep the control queue to itself (QEMU does).
+        if has(features, VIRTIO_NET_F_CTRL_VQ) && index == control {
+            return Self::Control;
+        }
+        match index % 2 {
+            0 => Self::Receive(index / 2),
+            _ => Self::Transmit(index / 2),
+        }
+    }
+}
+
+/// A card as the runtime takes it.
+#[derive(Clone, Debug)]
+pub struct Net(Arc<Card>);
+
+impl Net {
+    /// The device of a card.
+    pub fn new(card: Card) -> Self {
+        Self(Arc::new(card))
+    }
+}
+
+impl Device for Net {
+    type Queue = NetQueue;
+
+    fn virtio_id(&self) -> u16 {
+        VIRTIO_ID_NET as u16
+    }
+
+    fn attach(&self, notifier: Notifier) {
+        self.0.link().attach(notifier);
+    }
+
+    fn features(&self) -> u64 {
+        self.0.features()
+    }
+
+    /// Two for each pair, and the control queue.
+    fn queues(&self) -> u16 {
+        self.0.pairs().saturating_mul(2).saturating_add(1)
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.0.settings().queue_size
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.0.config().to_bytes().to_vec()
+    }
+
+    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "nothing in a network card's configuration can be written",
+        ))
+    }
+
+    fn reset(&self, features: u64) {
+        self.0.reset(features);
+    }
+
+    fn queue(&self, index: u16, features: u64) -> io::Result<NetQueue> {
+        let card = self.0.clone();
+        let role = Role::of(&card, index, features);
+        if let (Role::Receive(pair), Port::Tap(tap), false) =
+            (role, card.port(), has(features, VIRTIO_NET_F_MQ))
+        {
+            // Nobody will say later that this pair is used.
+            card.check(tap.attach(pair));
+        }
+        match role {
+            Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),
+            Role::Transmit(pair) => TxQueue::new(card, pair, features).map(NetQueue::Transmit),
+            Role::Control => Ok(NetQueue::Control(ControlQueue::new(card, features))),
+        }
+    }
+}
+
+/// A queue of a card.
+#[derive(Debug)]
+pub enum NetQueue {
+    /// From the network to the driver.
+    Receive(RxQueue),
+    /// From the driver to the network.
+    Transmit(TxQueue),
+    /// From the driver to the card.
+    Control(ControlQueue),
+}
+
+impl NetQueue {
+    fn inner(&self) -> &dyn Queue {
+        match self {
+            Self::Receive(queue) => queue,
+            Self::Transmit(queue) => queue,
+            Self::Control(queue) => queue,
+        }
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Queue {
+        match self {
+            Self::Receive(queue) => queue,
+            Self::Transmit(queue) => queue,
+            Self::Control(queue) => queue,
+        }
+    }
+}
+
+impl Queue for NetQueue {
+    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+        self.inner_mut().take(memory, chain)
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.inner_mut().submit()
+    }
+
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        self.inner().ready()
+    }
+
+    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
+        self.inner_mut().reap(done)
+    }
+
+    fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
+        self.inner_mut().give_back(back);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner().in_flight()
+    }
+}

@@ -1,0 +1,32 @@
+//! A network card: a tap, or a stream socket, behind virtio-net queues.
+//!
+//! - [`header`]: the header before every frame, and what is allowed in one;
+//! - [`control`]: commands of the control queue, understood;
+//! - [`filter`]: which frames the driver wants to receive;
+//! - [`iovec`]: guest buffers as the kernel takes them (the one file with
+//!   unsafe code);
+//! - [`stock`]: receive buffers that wait for frames;
+//! - [`tap`] and [`peer`]: the two things that can be behind a card;
+//! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
+//! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
+//! - [`waiter`]: how a queue waits for a socket;
+//! - [`link`], [`counters`]: what a card tells the driver and the user;
+//! - [`cli`]: the command line.
+//!
+//! Sockets of front-ends, rings and indices are the runtime's.
+
+pub mod card;
+pub mod cli;
+pub mod control;
+pub mod counters;
+pub mod device;
+pub mod filter;
+pub mod header;
+pub mod iovec;
+pub mod link;
+pub mod peer;
+pub mod rx;
+pub mod stock;
+pub mod tap;
+pub mod tx;
+pub mod waiter;

@@ -1,0 +1,342 @@
+//! A peer behind a card: frames over a stream socket, each after its length as
+//! a 4-byte big-endian number. QEMU's `-netdev stream`, passt and others speak
+//! this; there is no header, so there are no offloads.
+//!
+//! ```text
+//! listening ──accept──► connected ──end of file, error──► listening, or gone
+//! ```
+//! What has been received or sent in part belongs to the connection, not to a
+//! queue: a ring may be stopped in the middle of a frame.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use outboard_runtime::listen::{Listening, Source};
+use std::os::fd::AsRawFd;
+
+use crate::header::MOST_FRAME;
+
+/// Bytes before a frame.
+pub const PREFIX: usize = 4;
+/// Room for several frames, one of them of the largest size.
+const INBOX: usize = 256 * 1024;
+
+/// The other end, whoever that is at the moment.
+#[derive(Debug)]
+pub struct Peer {
+    name: String,
+    listening: Option<Listening>,
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    socket: UnixStream,
+    inbox: Mutex<Inbox>,
+    outbox: Mutex<Vec<u8>>,
+}
+
+impl Peer {
+    /// Connects to a peer that listens at `path`.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn connect(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let socket = UnixStream::connect(path).with_context(|| {
+            format!("no peer listens at {shown}; start it first, or add `,listen`")
+        })?;
+        Ok(Self::new(shown.to_string(), Source::Connected(socket)))
+    }
+
+    /// Waits for peers at `path`, one after another.
+    ///
+    /// # Errors
+    /// Those of [`Source::at`].
+    pub fn listen(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self::new(path.display().to_string(), Source::at(path)?))
+    }
+
+    /// Takes over a socket, connected or listening.
+    ///
+    /// # Errors
+    /// When it is not a stream socket.
+    pub fn inherit(socket: OwnedFd) -> anyhow::Result<Self> {
+        let name = format!("descriptor {}", socket.as_raw_fd());
+        let source = Source::inherited(socket).context("the peer's socket")?;
+        if let Source::Listening(listening) = &source {
+            // It is shared with whoever opened it, and accept must not wait.
+            let flags = nix::fcntl::fcntl(listening, nix::fcntl::FcntlArg::F_GETFL)?;
+            let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+            nix::fcntl::fcntl(listening, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+        }
+        Ok(Self::new(name, source))
+    }
+
+    fn new(name: String, source: Source) -> Self {
+        let (listening, connected) = match source {
+            Source::Listening(listening) => (Some(listening), None),
+            Source::Connected(socket) => (None, Some(Arc::new(Connection::new(socket)))),
+        };
+        Self {
+            name,
+            listening,
+            connection: Mutex::new(connected),
+        }
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The connection, if there is one.
+    pub fn connection(&self) -> Option<Arc<Connection>> {
+        lock(&self.connection).clone()
+    }
+
+    /// The socket to wait on for a connection, if there can be another.
+    pub fn listening(&self) -> Option<&Listening> {
+        self.listening.as_ref()
+    }
+
+    /// Takes the next peer that waits, if there is none connected; whether
+    /// there was one.
+    ///
+    /// # Errors
+    /// Those of accept(2).
+    pub fn accept(&self) -> io::Result<bool> {
+        let Some(listening) = &self.listening else {
+            return Ok(false);
+        };
+        let mut connection = lock(&self.connection);
+        if connection.is_some() {
+            return Ok(false);
+        }
+        let accepted = listening.try_accept()?;
+        *connection = accepted.map(|socket| Arc::new(Connection::new(socket)));
+        Ok(connection.is_some())
+    }
+
+    /// Gives up a connection; false if that has been done before.
+    pub fn disconnect(&self, which: &Arc<Connection>) -> bool {
+        let mut connection = lock(&self.connection);
+        let same = connection
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, which));
+        if same {
+            *connection = None;
+            // Another queue may hold it for a while; the peer need not wait.
+            let _ = which.socket.shutdown(std::net::Shutdown::Both);
+        }
+        same
+    }
+}
+
+impl Connection {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            inbox: Mutex::new(Inbox::new()),
+            outbox: Mutex::default(),
+        }
+    }
+
+    /// What has been received and not delivered.
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        lock(&self.inbox)
+    }
+
+    /// What is to be sent before any other frame.
+    pub fn outbox(&self) -> MutexGuard<'_, Vec<u8>> {
+        lock(&self.outbox)
+    }
+
+    /// Sends what is in the outbox, as far as that is possible without
+    /// waiting.
+    ///
+    /// # Errors
+    /// Those of send(2), but for those that pass.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut outbox = self.outbox();
+        while !outbox.is_empty() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.socket.as_raw_fd(), &outbox, flags) {
+                Ok(sent) => drop(outbox.drain(..sent)),
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, without waiting, into the inbox.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing; `UnexpectedEof` when the peer has
+    /// closed the connection; those of recv(2).
+    pub fn receive(&self, inbox: &mut Inbox) -> io::Result<()> {
+        let space = inbox.space();
+        if space.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        match recv(self.socket.as_raw_fd(), space, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                inbox.end = inbox.end.saturating_add(count);
+                Ok(())
+            }
+            Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The peer does not speak this protocol: it announced a frame of this many
+/// bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong(pub u32);
+
+/// Bytes from the peer, cut into frames.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Box<[u8]>,
+    begin: usize,
+    end: usize,
+}
+
+impl Inbox {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; INBOX].into_boxed_slice(),
+            begin: 0,
+            end: 0,
+        }
+    }
+
+    /// Where to put further bytes.
+    fn space(&mut self) -> &mut [u8] {
+        if self.bytes.len().saturating_sub(self.end) < PREFIX + MOST_FRAME {
+            self.bytes.copy_within(self.begin..self.end, 0);
+            self.end = self.end.saturating_sub(self.begin);
+            self.begin = 0;
+        }
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// The next frame, if it is whole.
+    ///
+    /// # Errors
+    /// [`TooLong`]: where the one after it begins is not known.
+    pub fn frame(&self) -> Result<Option<&[u8]>, TooLong> {
+        let bytes = self.bytes.get(self.begin..self.end).unwrap_or_default();
+        let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let announced = u32::from_be_bytes(*prefix);
+        match usize::try_from(announced) {
+            Ok(length) if length <= MOST_FRAME => Ok(rest.get(..length)),
+            _ => Err(TooLong(announced)),
+        }
+    }
+
+    /// Forgets that frame.
+    pub fn consume(&mut self) {
+        if let Ok(Some(frame)) = self.frame() {
+            let length = frame.len().saturating_add(PREFIX);
+            self.begin = self.begin.saturating_add(length).min(self.end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn connection() -> (Connection, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Connection::new(ours), theirs)
+    }
+
+    #[test]
+    fn an_impossible_length_is_told() {
+        for length in [MOST_FRAME as u32 + 1, u32::MAX] {
+            let (connection, mut theirs) = connection();
+            theirs.write_all(&length.to_be_bytes()).unwrap();
+            let mut inbox = connection.inbox();
+            connection.receive(&mut inbox).unwrap();
+            assert_eq!(inbox.frame(), Err(TooLong(length)));
+        }
+    }
+
+    #[test]
+    fn the_end_and_the_absence_of_bytes_are_told_apart() {
+        let (connection, theirs) = connection();
+        let mut inbox = connection.inbox();
+        let error = connection.receive(&mut inbox).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(theirs);
+        let error = connection.receive(&mut inbox).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        connection.outbox().push(1);
+        assert!(connection.flush().is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// However the bytes are cut, the frames are the same.
+        #[test]
+        fn frames_survive_any_cut(
+            lengths in proptest::collection::vec(0..=MOST_FRAME, 1..20),
+            cuts in proptest::collection::vec(1usize..100_000, 1..20),
+        ) {
+            let (connection, mut theirs) = connection();
+            let mut bytes = Vec::new();
+            for (mark, length) in lengths.iter().enumerate() {
+                bytes.extend((*length as u32).to_be_bytes());
+                bytes.extend(vec![mark as u8; *length]);
+            }
+            let mut found = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts.iter().cycle() {
+                let (now, later) = rest.split_at((*cut).min(rest.len()));
+                theirs.write_all(now).unwrap();
+                rest = later;
+                let mut inbox = connection.inbox();
+                while connection.receive(&mut inbox).is_ok() {
+                    while let Some(frame) = inbox.frame().unwrap() {
+                        prop_assert!(frame.iter().all(|byte| *byte == found.len() as u8));
+                        found.push(frame.len());
+                        inbox.consume();
+                    }
+                }
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(found, lengths);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A receive queue: frames of the tap or the peer into the driver's buffers.
+//!
+//! ```text
+//! take ──► stock ◄── give_back
+//!            │ reap: as many frames as there are, a batch at most
+//!            ▼
+//!   read ──► delivered
+//!      ├───► waiting: larger than the stock, until there is more (MRG_RXBUF)
+//!      └───► dropped, counted
+//! ```
+//! From a tap, the kernel copies each frame into the guest's buffers, and
+//! nothing copies it again, unless it is larger than everything in stock.
+
+mod peer;
+mod tap;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use outboard_runtime::chain::Chain;
+use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::event::Event;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+
+use crate::card::{Card, Passed, Port};
+use crate::counters::Count;
+use crate::header::{Header, has};
+use crate::stock::{Added, Stock};
+use peer::PeerSource;
+use tap::TapSource;
+
+/// See the module.
+#[derive(Debug)]
+pub struct RxQueue {
+    sink: Sink,
+    source: Source,
+    /// Never readable: what is waited for when only the driver can help.
+    never: Event,
+}
+
+#[derive(Debug)]
+enum Source {
+    Tap(TapSource),
+    Peer(PeerSource),
+}
+
+impl RxQueue {
+    /// The receive queue of a pair.
+    ///
+    /// # Errors
+    /// Those of eventfd(2) and epoll; `NotFound` when there is no such pair.
+    pub fn new(card: Arc<Card>, pair: u16, features: u64) -> io::Result<Self> {
+        let source = match card.port() {
+            Port::Tap(tap) if tap.queue(pair).is_none() => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            Port::Tap(_) => Source::Tap(TapSource::new(pair)),
+            Port::Peer(_) if pair > 0 => return Err(io::ErrorKind::NotFound.into()),
+            Port::Peer(peer) => Source::Peer(PeerSource::new(peer)?),
+        };
+        Ok(Self {
+            sink: Sink {
+                card,
+                features,
+                mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
+                stock: Stock::default(),
+                received: Passed::default(),
+            },
+            source,
+            never: Event::new()?,
+        })
+    }
+}
+
+impl Queue for RxQueue {
+    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+        let counters = self.sink.card.counters();
+        match self.sink.stock.add(memory, chain) {
+            Added::Full => return Outcome::NotNow,
+            Added::Tiny => counters.add(Count::TinyBuffer, 1),
+            Added::Unmapped => counters.add(Count::Unmapped, 1),
+            Added::Usable => {}
+        }
+        Outcome::Deferred
+    }
+
+    fn ready(&self) -> Option<BorrowedFd<'_>> {
+        let stocked = !self.sink.stock.is_empty();
+        match (&self.source, self.sink.card.port()) {
+            (Source::Tap(_), _) if !stocked => None,
+            (Source::Tap(source), Port::Tap(tap)) if !source.is_stuck() => tap.queue(source.pair),
+            (Source::Peer(source), _) if source.is_open(stocked) => Some(source.as_fd()),
+            _ if !stocked => None,
+            _ => Some(self.never.as_fd()),
+        }
+    }
+
+    fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
+        if self.sink.stock.room() == 0 {
+            // Nothing here can be used; it need not wait for a frame.
+            self.sink.stock.complete(0, done);
+        }
+        let card = self.sink.card.clone();
+        match (&mut self.source, card.port()) {
+            (Source::Tap(source), Port::Tap(tap)) => {
+                source.reap(tap, &mut self.sink, done);
+                Ok(())
+            }
+            (Source::Peer(source), Port::Peer(peer)) => source.reap(peer, &mut self.sink, done),
+            _ => Ok(()),
+        }
+    }
+
+    fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
+        if let Source::Tap(source) = &mut self.source
+            && source.forget()
+        {
+            self.sink.drop(Count::NoRoom);
+        }
+        self.sink.stock.give_back(back);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.sink.stock.len()
+    }
+}
+
+impl Drop for RxQueue {
+    fn drop(&mut self) {
+        self.sink.received.tell(&self.sink.card, Count::Received);
+    }
+}
+
+/// Where frames go.
+#[derive(Debug)]
+struct Sink {
+    card: Arc<Card>,
+    features: u64,
+    mergeable: bool,
+    stock: Stock,
+    received: Passed,
+}
+
+impl Sink {
+    /// Room for a header and one frame.
+    fn room(&self) -> usize {
+        if self.mergeable {
+            self.stock.room()
+        } else {
+            self.stock.first_room()
+        }
+    }
+
+    /// A frame is in the stock, after the place of its header, `length` bytes
+    /// with that: writes the header and gives it to the driver.
+    fn deliver(&mut self, header: Header, length: usize, done: &mut dyn FnMut(u16, u32)) {
+        let chains = if self.mergeable {
+            self.stock.count(length)
+        } else {
+            1
+        };
+        let header = Header {
+            num_buffers: u16::try_from(chains).unwrap_or(u16::MAX),
+            ..header
+        };
+        self.stock.iovecs.copy_from(0, &header.to_bytes());
+        self.stock.complete(length, done);
+        self.received.0 = self.received.0.wrapping_add(1);
+    }
+
+    fn drop(&self, why: Count) {
+        self.card.counters().add(why, 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Frames from a peer: cut out of what its socket has brought, copied into the
+//! stock.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::sys::epoll::EpollFlags;
+use outboard_protocol::tap::HEADER;
+
+use super::Sink;
+use crate::counters::Count;
+use crate::header::{Header, LEAST_FRAME};
+use crate::peer::{Connection, Peer, TooLong};
+use crate::waiter::Waiter;
+
+/// Most frames that are delivered before the driver hears of them.
+const BATCH: usize = 64;
+/// Most times that the peer's socket is read in a batch.
+const READS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct PeerSource {
+    epoll: Waiter,
+    /// The connection that is waited on.
+    connection: Option<Arc<Connection>>,
+    /// The next frame is larger than the stock.
+    waiting: bool,
+}
+
+fn waiter(peer: &Peer, connection: Option<&Arc<Connection>>) -> io::Result<Waiter> {
+    let socket = match connection {
+        Some(connection) => Some(connection.as_fd()),
+        None => peer.listening().map(AsFd::as_fd),
+    };
+    Waiter::new(socket, EpollFlags::EPOLLIN)
+}
+
+impl PeerSource {
+    pub fn new(peer: &Peer) -> io::Result<Self> {
+        let connection = peer.connection();
+        Ok(Self {
+            epoll: waiter(peer, connection.as_ref())?,
+            connection,
+            waiting: false,
+        })
+    }
+
+    /// What to wait for.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Whether what the peer does is worth a look.
+    pub fn is_open(&self, stocked: bool) -> bool {
+        match self.connection {
+            Some(_) => stocked && !self.waiting,
+            None => true,
+        }
+    }
+
+    pub fn reap(
+        &mut self,
+        peer: &Peer,
+        sink: &mut Sink,
+        done: &mut dyn FnMut(u16, u32),
+    ) -> io::Result<()> {
+        self.follow(peer, sink)?;
+        let Some(connection) = self.connection.clone() else {
+            return Ok(());
+        };
+        if let Err(why) = self.read(&connection, sink, done) {
+            sink.card.peer_failed(&connection, &why);
+            self.follow(peer, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Waits on the connection of the moment, a new one if there is one.
+    fn follow(&mut self, peer: &Peer, sink: &Sink) -> io::Result<()> {
+        let mut current = peer.connection();
+        if current.is_none() {
+            match peer.accept() {
+                Ok(true) => {
+                    current = peer.connection();
+                    sink.card.peer_connected();
+                }
+                Ok(false) => {}
+                Err(error) => log::warn!("peer {}: cannot accept: {error}", peer.name()),
+            }
+        }
+        let same = match (&current, &self.connection) {
+            (Some(current), Some(known)) => Arc::ptr_eq(current, known),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.epoll = waiter(peer, current.as_ref())?;
+            self.connection = current;
+            self.waiting = false;
+        }
+        Ok(())
+    }
+
+    /// Delivers what has come; an error ends the connection.
+    fn read(
+        &mut self,
+        connection: &Connection,
+        sink: &mut Sink,
+        done: &mut dyn FnMut(u16, u32),
+    ) -> Result<(), String> {
+        let mut inbox = connection.inbox();
+        let mut left = BATCH;
+        for _ in 0..READS {
+            loop {
+                let frame = inbox.frame().map_err(|TooLong(length)| {
+                    format!("it announces a frame of {length} bytes: it speaks another protocol")
+                })?;
+                let Some(frame) = frame else { break };
+                let length = frame.len().saturating_add(HEADER);
+                self.waiting = sink.room() == 0 || (sink.mergeable && sink.room() < length);
+                if self.waiting || left == 0 {
+                    return Ok(());
+                }
+                if frame.len() < LEAST_FRAME {
+                    sink.drop(Count::Unwanted);
+                } else if sink.room() < length {
+                    sink.drop(Count::NoRoom);
+                } else {
+                    sink.stock.iovecs.copy_from(HEADER, frame);
+                    sink.deliver(Header::default(), length, done);
+                    left = left.saturating_sub(1);
+                }
+                inbox.consume();
+            }
+            match connection.receive(&mut inbox) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err("it has closed the connection".into());
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+}

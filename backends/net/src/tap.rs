@@ -1,0 +1,147 @@
+//! A tap behind a card: its queues, and what must be set each time it is taken
+//! over, since whoever had it before may have set it otherwise.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use outboard_protocol::tap;
+
+use crate::filter::TapFilter;
+
+/// A tap, one descriptor for each of its queues.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    queues: Vec<OwnedFd>,
+    /// Whether the kernel knows UDP segmentation (Linux 6.2).
+    uso: bool,
+}
+
+impl Tap {
+    /// Opens a tap by name.
+    ///
+    /// # Errors
+    /// Those of [`tap::open`].
+    pub fn open(name: &str, queues: u16) -> anyhow::Result<Self> {
+        let queues = tap::open(name, queues).map_err(|why| anyhow!(why))?;
+        Self::inherit(queues)
+    }
+
+    /// Takes over queues that were opened by another process.
+    ///
+    /// # Errors
+    /// When one is no queue of a tap, or was opened otherwise than it must be,
+    /// or they are of different taps.
+    pub fn inherit(queues: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        let mut names = Vec::new();
+        for queue in &queues {
+            names.push(tap::identify(queue.as_fd()).map_err(|why| anyhow!(why))?);
+        }
+        let name = names.first().context("no tap is given")?.clone();
+        if let Some(other) = names.iter().find(|other| **other != name) {
+            bail!("the descriptors are of different taps, {name} and {other}; give those of one");
+        }
+        for queue in &queues {
+            let flags = fcntl(queue, FcntlArg::F_GETFL)?;
+            let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+            fcntl(queue, FcntlArg::F_SETFL(flags))?;
+            tap::set_header(queue.as_fd())
+                .with_context(|| format!("tap {name}: cannot set the size of its header"))?;
+        }
+        let probe = tap::OFFLOAD_CSUM | tap::OFFLOAD_USO;
+        let first = queues.first().context("no tap is given")?;
+        let uso = tap::set_offloads(first.as_fd(), probe).is_ok();
+        tap::set_offloads(first.as_fd(), 0)
+            .with_context(|| format!("tap {name}: cannot set its offloads"))?;
+        Ok(Self { name, queues, uso })
+    }
+
+    /// Its name, as it was when it was opened.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of queue pairs.
+    pub fn pairs(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether the kernel cuts UDP up.
+    pub fn has_uso(&self) -> bool {
+        self.uso
+    }
+
+    /// The descriptor of a pair.
+    pub fn queue(&self, pair: u16) -> Option<BorrowedFd<'_>> {
+        self.queues.get(usize::from(pair)).map(AsFd::as_fd)
+    }
+
+    fn first(&self) -> nix::Result<BorrowedFd<'_>> {
+        self.queue(0).ok_or(Errno::EBADF)
+    }
+
+    /// Sets everything as it is to be for a fresh driver: header, offloads,
+    /// the first `pairs` pairs attached, no filter.
+    ///
+    /// # Errors
+    /// Those of the ioctls, such as EBADFD when the tap is gone.
+    pub fn take_over(&self, offloads: u32, pairs: u16) -> nix::Result<()> {
+        let first = self.first()?;
+        tap::set_header(first)?;
+        tap::set_offloads(first, offloads)?;
+        self.set_filter(&TapFilter::default())?;
+        self.set_pairs(pairs)
+    }
+
+    /// See [`tap::set_offloads`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn set_offloads(&self, offloads: u32) -> nix::Result<()> {
+        tap::set_offloads(self.first()?, offloads)
+    }
+
+    /// See [`tap::set_filter`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn set_filter(&self, filter: &TapFilter) -> nix::Result<()> {
+        tap::set_filter(self.first()?, &filter.addresses, filter.multicast)
+    }
+
+    /// Attaches the first `pairs` queues and detaches the others.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn set_pairs(&self, pairs: u16) -> nix::Result<()> {
+        if self.queues.len() > 1 {
+            for (index, queue) in self.queues.iter().enumerate() {
+                tap::attach(queue.as_fd(), index < usize::from(pairs))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches one queue.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn attach(&self, pair: u16) -> nix::Result<()> {
+        match self.queue(pair) {
+            Some(queue) if self.queues.len() > 1 => tap::attach(queue, true),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a read or a write failed because the tap is gone, rather than for
+/// the frame.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO)
+    )
+}

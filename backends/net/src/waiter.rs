@@ -1,0 +1,36 @@
+//! A descriptor that is readable when something else is true of a socket: what
+//! a worker waits for is always readability.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+/// An epoll instance of one socket at most.
+pub struct Waiter(Epoll);
+
+impl std::fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waiter")
+    }
+}
+
+impl AsFd for Waiter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+impl Waiter {
+    /// Readable when `events` are true of `socket`; without one, never.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2) and epoll_ctl(2).
+    pub fn new(socket: Option<BorrowedFd<'_>>, events: EpollFlags) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(socket) = socket {
+            epoll.add(socket, EpollEvent::new(events, 0))?;
+        }
+        Ok(Self(epoll))
+    }
+}

@@ -1,0 +1,220 @@
+//! The program with a peer on a stream socket instead of a tap.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "these are tests"
+)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use outboard_contract::soon;
+use outboard_net::header::Header;
+use outboard_protocol::wire::Connection;
+use support::*;
+use virtio_bindings::virtio_net::*;
+
+fn put(peer: &mut UnixStream, frame: &[u8]) {
+    let length = (frame.len() as u32).to_be_bytes();
+    peer.write_all(&[&length[..], frame].concat()).unwrap();
+}
+
+fn get(peer: &mut UnixStream) -> Vec<u8> {
+    let mut length = [0; 4];
+    peer.read_exact(&mut length).unwrap();
+    let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+    peer.read_exact(&mut frame).unwrap();
+    frame
+}
+
+fn patient(peer: UnixStream) -> UnixStream {
+    peer.set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    peer.set_write_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    peer
+}
+
+/// The program connected to a peer of ours.
+fn connected() -> (Program, UnixStream) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let listener = UnixListener::bind(&path).unwrap();
+    let program = Program::start(&[&format!("--peer={}", path.display())]);
+    (program, patient(listener.accept().unwrap().0))
+}
+
+fn link_becomes(requests: &Connection, driver: &Driver, status: u16) {
+    while driver.config().status != status {
+        requests.recv(soon()).unwrap();
+    }
+}
+
+#[test]
+fn frames_of_every_length_pass_both_ways_unchanged() {
+    for (features, size) in [(EVERYTHING, 1526), (EVERYTHING, 100), (0, 1600)] {
+        let (program, mut peer) = connected();
+        let mut driver = program.driver(features);
+        for offload in [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_MQ,
+        ] {
+            assert!(!driver.has(offload));
+        }
+        driver.post(0, 100, size);
+        for length in 14..=1514 {
+            driver.send(0, &frame(HOST, length, 1));
+            assert!(get(&mut peer) == frame(HOST, length, 1), "{length}");
+            put(&mut peer, &frame(GUEST, length, 2));
+            let (header, found) = driver.receive(0);
+            assert!(found == frame(GUEST, length, 2), "{length}");
+            assert_eq!((header.flags, header.gso_type), (0, 0));
+        }
+        driver.is_whole();
+    }
+}
+
+#[test]
+fn frames_cut_anywhere_and_many_at_once_arrive_whole() {
+    let (program, mut peer) = connected();
+    let mut driver = program.driver(EVERYTHING);
+    driver.post(0, 120, 1526);
+    let mut bytes = Vec::new();
+    for length in 14..400usize {
+        bytes.extend((length as u32).to_be_bytes());
+        bytes.extend(frame(GUEST, length, 3));
+    }
+    // Too short for a frame: passed over.
+    bytes.extend([0, 0, 0, 3, 1, 2, 3, 0, 0, 0, 0]);
+    bytes.extend([0, 0, 0, 60]);
+    bytes.extend(frame(GUEST, 60, 4));
+    let mut writer = peer.try_clone().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut rest = &bytes[..];
+        for size in [1, 3, 700, 2, 5000, 13].iter().cycle() {
+            let (now, later) = rest.split_at(rest.len().min(*size));
+            writer.write_all(now).unwrap();
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+        }
+    });
+    for length in 14..400 {
+        assert!(driver.receive(0).1 == frame(GUEST, length, 3), "{length}");
+    }
+    assert!(driver.receive(0).1 == frame(GUEST, 60, 4));
+    thread.join().unwrap();
+    // The largest there are, and one that waits for buffers.
+    let large = frame(GUEST, 65_553, 5);
+    put(&mut peer, &large);
+    assert!(driver.receive(0).1 == large);
+    driver.send(0, &frame(HOST, 60, 1));
+    assert!(get(&mut peer) == frame(HOST, 60, 1));
+}
+
+#[test]
+fn a_peer_that_reads_slowly_loses_nothing() {
+    let (program, mut peer) = connected();
+    let mut driver = program.driver(EVERYTHING);
+    let mut expected = Vec::new();
+    // Far more than the socket holds; the ring holds the rest.
+    let old = driver.pairs[0].tx.next_avail;
+    for slot in 0..40 {
+        let content = frame(HOST, 20_000, slot as u8);
+        driver.queue_frame(0, slot, Header::default(), &content);
+        expected.push(content);
+    }
+    driver.pairs[0].tx.announce(old).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(driver.pairs[0].tx.used_idx().unwrap() < 40);
+    // A stop in the midst of it finds a consistent ring.
+    let base = driver.client.stop_ring(1).unwrap();
+    assert_eq!(base, driver.pairs[0].tx.used_idx().unwrap());
+    driver
+        .client
+        .start_ring(1, &driver.pairs[0].tx, base)
+        .unwrap();
+    for content in &expected {
+        assert!(get(&mut peer) == *content);
+        driver.sent(0);
+    }
+    driver.is_whole();
+}
+
+#[test]
+fn the_peers_end_is_a_link_down_and_the_next_peer_brings_it_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let mut program = Program::start(&[&format!("--peer={},listen", path.display())]);
+    let mut driver = program.driver(EVERYTHING);
+    let requests = driver.client.backend_requests().unwrap();
+    driver.post(0, 50, 1526);
+    assert_eq!(driver.config().status, 0);
+    driver.send(0, &frame(HOST, 60, 0));
+    for mark in 1..4u8 {
+        let mut peer = patient(UnixStream::connect(&path).unwrap());
+        link_becomes(&requests, &driver, 1);
+        driver.send(0, &frame(HOST, 60, mark));
+        assert!(get(&mut peer) == frame(HOST, 60, mark));
+        put(&mut peer, &frame(GUEST, 60, mark));
+        assert!(driver.receive(0).1 == frame(GUEST, 60, mark));
+        // Half a frame, which is lost with its sender; or nonsense.
+        let last: &[u8] = match mark {
+            1 => &[0, 0, 1, 0, 9, 9, 9],
+            2 => &[0xff; 100],
+            _ => &[],
+        };
+        peer.write_all(last).unwrap();
+        if mark != 2 {
+            drop(peer);
+        }
+        link_becomes(&requests, &driver, 0);
+        driver.send(0, &frame(HOST, 60, mark));
+    }
+    driver.is_whole();
+    assert!(program.is_alive());
+}
+
+#[test]
+fn a_peer_that_goes_while_frames_are_sent_to_it_is_a_link_down() {
+    let (mut program, peer) = connected();
+    let mut driver = program.driver(EVERYTHING);
+    let requests = driver.client.backend_requests().unwrap();
+    assert_eq!(driver.config().status, 1);
+    driver.client.stop_ring(0).unwrap();
+    drop(peer);
+    driver.send(0, &frame(HOST, 60, 1));
+    driver.send(0, &frame(HOST, 60, 1));
+    link_becomes(&requests, &driver, 0);
+    driver.is_whole();
+    assert!(program.is_alive());
+}
+
+#[test]
+fn two_of_them_talk_to_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let first = Program::start(&[&format!("--peer={},listen", path.display())]);
+    let mut one = first.driver(EVERYTHING);
+    one.post(0, 100, 1526);
+    let second = Program::start(&[&format!("--peer={}", path.display())]);
+    let mut two = second.driver(EVERYTHING);
+    two.post(0, 100, 1526);
+    while one.config().status == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for length in 14..200 {
+        one.send(0, &frame(HOST, length, 1));
+        assert!(two.receive(0).1 == frame(HOST, length, 1));
+        two.send(0, &frame(HOST, length, 2));
+        assert!(one.receive(0).1 == frame(HOST, length, 2));
+    }
+}

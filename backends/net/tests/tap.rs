@@ -1,0 +1,482 @@
+//! The program on a real tap, in a network of the test's own, driven by a
+//! vhost-user client.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "these are tests"
+)]
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use outboard_contract::client::Ack;
+use outboard_net::header::Header;
+use outboard_protocol::devices::NetConfig;
+use support::*;
+use vhost::vhost_user::message::{BackendReq, FrontendReq};
+use virtio_bindings::virtio_net::*;
+
+const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+const QUIET: Duration = Duration::from_millis(300);
+
+fn start(tap: &str, arguments: &[&str]) -> Program {
+    let tap = format!("--tap={tap}");
+    Program::start(&[&[tap.as_str(), "--mac=02:00:00:00:00:01"], arguments].concat())
+}
+
+#[test]
+fn frames_of_every_length_pass_both_ways_unchanged() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    for (features, size) in [
+        (EVERYTHING, 1526),
+        (EVERYTHING & !(1 << 29), 64),
+        (EVERYTHING, 300),
+        (0, 1526),
+        (bit(VIRTIO_NET_F_CSUM), 4096),
+    ] {
+        let program = start("t0", &[]);
+        let mut driver = program.driver(features);
+        driver.post(0, 120, size);
+        let wire = Wire::new("t0", false);
+        let lengths: Vec<_> = (14..=1514).collect();
+        for batch in lengths.chunks(40) {
+            let old = driver.pairs[0].tx.next_avail;
+            for (slot, length) in batch.iter().enumerate() {
+                driver.queue_frame(0, slot, Header::default(), &frame(HOST, *length, 1));
+            }
+            driver.pairs[0].tx.announce(old).unwrap();
+            for length in batch {
+                assert_eq!(wire.receive().1, frame(HOST, *length, 1), "{length}");
+                driver.sent(0);
+            }
+        }
+        // Few enough at a time for the queue of the tap.
+        for batch in lengths.chunks(40) {
+            for length in batch {
+                wire.send(Header::default(), &frame(GUEST, *length, 2));
+            }
+            for length in batch {
+                let (header, found) = driver.receive(0);
+                assert_eq!(found, frame(GUEST, *length, 2), "{length} by {size}");
+                assert_eq!((header.flags & 1, header.gso_type), (0, 0));
+            }
+        }
+        driver.is_whole();
+    }
+}
+
+#[test]
+fn segments_and_checksums_are_left_to_whoever_takes_them() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    assert!(driver.has(VIRTIO_NET_F_HOST_TSO4) && driver.has(VIRTIO_NET_F_GUEST_TSO4));
+    driver.post(0, 100, 1526);
+    let wire = Wire::new("t0", true);
+    for (payload, mss) in [
+        (0, 0),
+        (1000, 0),
+        (1449, 1448),
+        (20_000, 536),
+        (65_000, 1448),
+    ] {
+        let (header, frame) = tcp(HOST, payload, mss);
+        driver.send_with(0, header, &frame);
+        let (found, bytes) = wire.receive();
+        assert!(bytes == frame, "{payload}");
+        assert_eq!((found.flags, found.gso_type), (1, header.gso_type));
+        assert_eq!((found.gso_size, found.csum_start), (mss, 34));
+
+        let (header, frame) = tcp(GUEST, payload, mss);
+        wire.send(header, &frame);
+        let (found, bytes) = driver.receive(0);
+        assert!(bytes == frame, "{payload}");
+        assert_eq!((found.flags & 1, found.gso_type), (1, header.gso_type));
+        assert_eq!((found.gso_size, found.csum_start), (mss, 34));
+        assert_eq!(
+            usize::from(found.num_buffers),
+            (frame.len() + 12).div_ceil(1526)
+        );
+    }
+    driver.is_whole();
+    drop(driver);
+
+    // A driver that takes none of it gets whole segments with checksums.
+    let mut driver = program.driver(MRG_RXBUF);
+    driver.post(0, 100, 1526);
+    let (header, frame) = tcp(GUEST, 10_000, 1000);
+    wire.send(header, &frame);
+    let mut payload: Vec<u8> = Vec::new();
+    for _ in 0..10 {
+        let (found, bytes) = driver.receive(0);
+        assert_eq!((found.flags, found.gso_type), (0, 0));
+        assert!(tcp_is_sound(&bytes));
+        payload.extend(&bytes[54..]);
+    }
+    assert!(payload == frame[54..]);
+    // And may ask for none.
+    let (header, frame) = tcp(HOST, 3000, 1000);
+    driver.send_with(0, header, &frame);
+    driver.send(0, &support::frame(HOST, 60, 1));
+    assert_eq!(wire.receive().1, support::frame(HOST, 60, 1));
+    driver.is_whole();
+}
+
+#[test]
+fn offloads_are_turned_off_and_on_while_the_driver_runs() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    driver.post(0, 100, 1526);
+    let wire = Wire::new("t0", true);
+    let offloads = |bits: u64| [&[5, 0][..], &bits.to_le_bytes()].concat();
+    let (header, frame) = tcp(GUEST, 5000, 1000);
+    assert_eq!(driver.command(&offloads(0)), Some(0));
+    wire.send(header, &frame);
+    for _ in 0..5 {
+        assert!(tcp_is_sound(&driver.receive(0).1));
+    }
+    let all = bit(VIRTIO_NET_F_GUEST_CSUM) | bit(VIRTIO_NET_F_GUEST_TSO4);
+    assert_eq!(driver.command(&offloads(all)), Some(0));
+    wire.send(header, &frame);
+    assert!(driver.receive(0).1 == frame);
+    // Not one of the offloads of this command.
+    let wrong = bit(VIRTIO_NET_F_HOST_TSO4);
+    assert_eq!(driver.command(&offloads(wrong)), Some(1));
+}
+
+#[test]
+fn a_frame_larger_than_all_buffers_waits_for_more_and_nothing_is_lost() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    let wire = Wire::new("t0", true);
+    driver.post(0, 2, 100);
+    let (header, segment) = tcp(GUEST, 9000, 1000);
+    wire.send(header, &segment);
+    wire.send(Header::default(), &frame(GUEST, 60, 3));
+    std::thread::sleep(QUIET);
+    assert!(driver.pairs[0].rx.take_used().unwrap().is_none());
+    driver.post(0, 2, 100);
+    std::thread::sleep(Duration::from_millis(50));
+    driver.post(0, 100, 100);
+    assert!(driver.receive(0).1 == segment);
+    assert_eq!(driver.receive(0).1, frame(GUEST, 60, 3));
+    driver.is_whole();
+    drop(driver);
+    // Without MRG_RXBUF a frame has one chain and no other chance.
+    let mut driver = program.driver(0);
+    driver.post(0, 2, 100);
+    wire.send(Header::default(), &frame(GUEST, 400, 4));
+    wire.send(Header::default(), &frame(GUEST, 60, 5));
+    assert_eq!(driver.receive(0).1, frame(GUEST, 60, 5));
+}
+
+#[test]
+fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    let wire = Wire::new("t0", false);
+    driver.post(0, 50, 1526);
+    for round in 0..5u16 {
+        let base = driver.client.stop_ring(0).unwrap();
+        assert_eq!(base, driver.pairs[0].rx.used_idx().unwrap());
+        assert_eq!(base, 3 * round);
+        driver
+            .client
+            .start_ring(0, &driver.pairs[0].rx, base)
+            .unwrap();
+        for mark in 0..3 {
+            wire.send(Header::default(), &frame(GUEST, 100, mark));
+            assert_eq!(driver.receive(0).1, frame(GUEST, 100, mark));
+        }
+    }
+    driver.is_whole();
+}
+
+#[test]
+fn the_driver_says_what_it_wants_to_receive() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &["--mtu=1400"]);
+    let mut driver = program.driver(EVERYTHING);
+    driver.post(0, 50, 1526);
+    let wire = Wire::new("t0", false);
+    assert_eq!(
+        driver.config(),
+        NetConfig {
+            mac: GUEST,
+            status: 1,
+            max_virtqueue_pairs: 1,
+            mtu: 1400
+        }
+    );
+    let other = [2, 0, 0, 0, 0, 9];
+    let group = [1, 0, 0x5e, 0, 0, 9];
+    let everyone = [0xff; 6];
+    let passes = |driver: &mut Driver, to: [u8; 6], expected: bool| {
+        wire.send(Header::default(), &frame(to, 100, 6));
+        // Broadcast passes as long as this test needs it.
+        wire.send(Header::default(), &frame(everyone, 60, 7));
+        let first = driver.receive(0).1;
+        if expected {
+            assert_eq!(first, frame(to, 100, 6));
+            assert_eq!(driver.receive(0).1, frame(everyone, 60, 7));
+        } else {
+            assert_eq!(first, frame(everyone, 60, 7));
+        }
+    };
+    passes(&mut driver, other, true);
+    assert_eq!(driver.command(&[0, 0, 0]), Some(0));
+    passes(&mut driver, GUEST, true);
+    passes(&mut driver, other, false);
+    passes(&mut driver, group, false);
+    assert_eq!(driver.command(&[0, 1, 1]), Some(0));
+    passes(&mut driver, group, true);
+    assert_eq!(driver.command(&[0, 1, 0]), Some(0));
+    let table = [&[1, 0, 1, 0, 0, 0][..], &other, &[1, 0, 0, 0], &group].concat();
+    assert_eq!(driver.command(&table), Some(0));
+    passes(&mut driver, other, true);
+    passes(&mut driver, group, true);
+    assert_eq!(
+        driver.command(&[&[1, 1][..], &[2, 0, 0, 0, 0, 8]].concat()),
+        Some(0)
+    );
+    assert_eq!(driver.config().mac, [2, 0, 0, 0, 0, 8]);
+    passes(&mut driver, GUEST, false);
+    passes(&mut driver, [2, 0, 0, 0, 0, 8], true);
+    drop(driver);
+    // The next driver begins anew.
+    let mut driver = program.driver(EVERYTHING);
+    driver.post(0, 50, 1526);
+    assert_eq!(driver.config().mac, GUEST);
+    passes(&mut driver, other, true);
+}
+
+#[test]
+fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    let program = start("t0", &["--num-queues=4"]);
+    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
+    assert_eq!(driver.config().max_virtqueue_pairs, 4);
+    for _ in 0..4 {
+        driver.start_pair();
+    }
+    driver.start_control();
+    for pair in 0..4 {
+        driver.post(pair, 100, 1526);
+    }
+    let wire = Wire::new("t0", false);
+    let blast = |driver: &mut Driver| {
+        for pair in 0..4 {
+            driver.send(pair, &frame(HOST, 60 + pair, 8));
+            assert_eq!(wire.receive().1, frame(HOST, 60 + pair, 8));
+        }
+        let mut count = [0; 4];
+        for port in 0..64u8 {
+            let (_, mut segment) = tcp(GUEST, 100, 0);
+            segment[35] = port;
+            wire.send(Header::default(), &segment);
+        }
+        let mut left = 64;
+        let deadline = outboard_contract::soon();
+        while left > 0 {
+            for (pair, count) in count.iter_mut().enumerate() {
+                if let Some((_, bytes)) = driver.try_receive(pair, Duration::ZERO) {
+                    assert_eq!(bytes.len(), 154);
+                    *count += 1;
+                    left -= 1;
+                }
+            }
+            assert!(!deadline.passed(), "{left} frames are missing");
+        }
+        count
+    };
+    assert_eq!(blast(&mut driver), [64, 0, 0, 0]);
+    for wrong in [0u16, 5, 0x8000, 0xffff] {
+        let command = [&[4, 0][..], &wrong.to_le_bytes()].concat();
+        assert_eq!(driver.command(&command), Some(1));
+    }
+    assert_eq!(driver.command(&[4, 0, 4, 0]), Some(0));
+    let count = blast(&mut driver);
+    assert!(
+        count.iter().filter(|count| **count > 0).count() > 1,
+        "{count:?}"
+    );
+    // While frames flow.
+    for turn in 0..50u8 {
+        wire.send(Header::default(), &frame(GUEST, 100, turn));
+        assert_eq!(driver.command(&[4, 0, 1 + turn % 4, 0]), Some(0));
+        driver.send(usize::from(turn % 4), &frame(HOST, 60, turn));
+        assert_eq!(wire.receive().1, frame(HOST, 60, turn));
+    }
+    for pair in 0..4 {
+        while driver.try_receive(pair, QUIET).is_some() {}
+    }
+    assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
+    assert_eq!(blast(&mut driver), [64, 0, 0, 0]);
+    driver.is_whole();
+}
+
+#[test]
+fn a_driver_without_mq_finds_its_control_queue_after_the_first_pair() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    let program = start("t0", &["--num-queues=2"]);
+    let mut driver = program.driver(EVERYTHING & !bit(VIRTIO_NET_F_MQ));
+    assert_eq!(driver.command(&[0, 0, 0]), Some(0));
+    assert_eq!(driver.command(&[4, 0, 2, 0]), Some(1));
+}
+
+#[test]
+fn a_tap_deleted_underneath_is_a_link_down_and_no_more() {
+    if !own_network() {
+        return;
+    }
+    for writes in [false, true] {
+        make_tap("t0", "");
+        let mut program = start("t0", &[]);
+        let mut driver = program.driver(EVERYTHING);
+        let requests = driver.client.backend_requests().unwrap();
+        driver.post(0, 50, 1526);
+        driver.send(0, &frame(HOST, 60, 1));
+        assert_eq!(driver.config().status, 1);
+        if writes {
+            driver.client.stop_ring(0).unwrap();
+        }
+        ip("link del t0");
+        if writes {
+            driver.send(0, &frame(HOST, 60, 1));
+        }
+        let change = requests.recv(outboard_contract::soon()).unwrap();
+        let number: u32 = BackendReq::CONFIG_CHANGE_MSG.into();
+        assert_eq!(change.header.request, number);
+        assert_eq!(driver.config().status, 0);
+        for _ in 0..200 {
+            driver.send(0, &frame(HOST, 60, 1));
+        }
+        assert_eq!(driver.command(&[0, 0, 1]), Some(0));
+        driver.is_whole();
+        drop(driver);
+        let driver = program.driver(EVERYTHING);
+        assert_eq!(driver.config().status, 0);
+        assert!(program.is_alive());
+    }
+}
+
+#[test]
+fn a_tap_that_cannot_be_had_is_refused_with_what_to_do() {
+    if !own_network() {
+        return;
+    }
+    make_tap("single", "");
+    make_tap("multi", "multi_queue");
+    let run = |arguments: &[&str]| {
+        let socket = "--socket-path=/nowhere/net.sock";
+        let folder = tempfile::tempdir().unwrap();
+        let socket = socket.replace("/nowhere", &folder.path().display().to_string());
+        refusal(
+            Command::new("timeout")
+                .arg("60")
+                .arg(program())
+                .arg(socket)
+                .args(arguments),
+        )
+    };
+    for (arguments, words) in [
+        (
+            &["--tap=none"][..],
+            "tap none does not exist; `ip tuntap add",
+        ),
+        (&["--tap=lo"], "lo is not a tap"),
+        (
+            &["--tap=single", "--num-queues=2"],
+            "tap single has one queue only; make it with `multi_queue`",
+        ),
+        (&["--tap-fd=77"], "descriptor 77"),
+        (
+            &["--peer=/nowhere/peer"],
+            "no peer listens at /nowhere/peer",
+        ),
+    ] {
+        let error = run(arguments);
+        assert!(error.contains(words), "{error}");
+    }
+    let holder = start("single", &[]);
+    let driver = holder.driver(0);
+    let error = run(&["--tap=single"]);
+    assert!(error.contains("tap single is busy"), "{error}");
+    drop(driver);
+    // A tap of several queues serves one as well.
+    let program = start("multi", &[]);
+    assert_eq!(program.driver(EVERYTHING).config().max_virtqueue_pairs, 1);
+}
+
+#[test]
+fn rights_are_named_when_they_are_missing() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "user 1234");
+    // Root without the one capability that matters.
+    let output = Command::new("setpriv")
+        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
+        .args(["timeout", "60"])
+        .arg(program())
+        .args(["--tap=t0", "--socket-path=/tmp/outboard-net-never.sock"])
+        .output();
+    let Ok(output) = output else {
+        println!("SKIP: there is no setpriv");
+        return;
+    };
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("tap t0 may not be used"), "{error}");
+    assert!(
+        error.contains("run as root or with CAP_NET_ADMIN"),
+        "{error}"
+    );
+}
+
+#[test]
+fn nothing_in_the_configuration_can_be_written() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let driver = program.driver(EVERYTHING);
+    assert_eq!(driver.client.set_config(0, &[2; 6]).unwrap(), Ack::Refused);
+    let queues: u64 = driver
+        .client
+        .ask(FrontendReq::GET_QUEUE_NUM, &[])
+        .unwrap()
+        .body()
+        .unwrap();
+    assert_eq!(queues, 3);
+}

@@ -1,0 +1,384 @@
+//! A tap (Linux, Documentation/networking/tuntap.rst): how it is opened by
+//! whoever may, and how it is set up by whoever is lent it.
+//!
+//! A descriptor is one queue of one tap. Every frame has a header of
+//! [`HEADER`] bytes before it, that of virtio (virtio 1.3, section 5.1.6), so
+//! that frames with checksums and segmentation still to be done can pass.
+//!
+//! All ioctls on taps are here, and nothing else that is unsafe.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Bytes before every frame: `struct virtio_net_hdr_v1`.
+pub const HEADER: usize = 12;
+/// Most queues of a tap (the kernel's MAX_TAP_QUEUES).
+pub const MAX_QUEUES: u16 = 256;
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// The reader takes frames whose checksum is still to be computed; without it,
+/// none of the other offloads.
+pub const OFFLOAD_CSUM: u32 = 0x01;
+/// The reader takes TCP over IPv4 that is still to be cut up.
+pub const OFFLOAD_TSO4: u32 = 0x02;
+/// The reader takes TCP over IPv6 that is still to be cut up.
+pub const OFFLOAD_TSO6: u32 = 0x04;
+/// The same, with ECN bits; only beside the former two.
+pub const OFFLOAD_ECN: u32 = 0x08;
+/// The reader takes UDP over IPv4 and IPv6 that is still to be cut up (Linux
+/// 6.2); the kernel wants both or none.
+pub const OFFLOAD_USO: u32 = 0x20 | 0x40;
+
+const DEVICE: &str = "/dev/net/tun";
+const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_ATTACH_QUEUE: u16 = 0x0200;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+const FILTER_ALL_MULTICAST: u16 = 1;
+/// Longest name of an interface, without the final zero.
+const NAME: usize = 15;
+
+/// `struct ifreq` with the member that taps use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    name: [u8; NAME + 1],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+impl Request {
+    fn new(name: &str, flags: u16) -> Self {
+        let mut request = Self {
+            name: [0; NAME + 1],
+            flags,
+            rest: [0; 22],
+        };
+        for (to, from) in request.name.iter_mut().take(NAME).zip(name.bytes()) {
+            *to = from;
+        }
+        request
+    }
+
+    fn name(&self) -> String {
+        let name = self.name.split(|byte| *byte == 0).next();
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    }
+}
+
+#[allow(unsafe_code)]
+mod ioctl {
+    use std::ffi::CStr;
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use nix::libc::{self, c_int, c_uint, c_ulong};
+
+    use super::Request;
+
+    nix::ioctl_write_ptr_bad!(set_iff, nix::request_code_write!(b'T', 202, 4), Request);
+    nix::ioctl_write_int_bad!(set_offload, nix::request_code_write!(b'T', 208, 4));
+    nix::ioctl_write_ptr_bad!(set_filter, nix::request_code_write!(b'T', 209, 4), u8);
+    nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, 4), Request);
+    nix::ioctl_write_ptr_bad!(set_header, nix::request_code_write!(b'T', 216, 4), c_int);
+    nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, 4), Request);
+
+    pub fn identify(fd: BorrowedFd<'_>) -> nix::Result<Request> {
+        let mut request = Request::new("", 0);
+        // SAFETY: the kernel writes a `struct ifreq`, which `Request` is.
+        unsafe { get_iff(fd.as_raw_fd(), &mut request) }.map(|_| request)
+    }
+
+    pub fn name(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
+        // SAFETY: the kernel reads a `struct ifreq`, and writes its name back.
+        let mut copy = *request;
+        // SAFETY: as above; `copy` is writable and lives through the call.
+        unsafe { set_iff(fd.as_raw_fd(), &raw mut copy) }.map(drop)
+    }
+
+    pub fn queue(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
+        // SAFETY: the kernel reads a `struct ifreq`, which `Request` is.
+        unsafe { set_queue(fd.as_raw_fd(), request) }.map(drop)
+    }
+
+    pub fn offload(fd: BorrowedFd<'_>, bits: u32) -> nix::Result<()> {
+        // SAFETY: the argument is a number and no pointer.
+        unsafe { set_offload(fd.as_raw_fd(), bits.cast_signed()) }.map(drop)
+    }
+
+    pub fn header(fd: BorrowedFd<'_>, length: c_int) -> nix::Result<()> {
+        // SAFETY: the kernel reads an int.
+        unsafe { set_header(fd.as_raw_fd(), &length) }.map(drop)
+    }
+
+    /// `filter` is a whole `struct tun_filter`: flags, count, that many
+    /// addresses.
+    pub fn filter(fd: BorrowedFd<'_>, filter: &[u8]) -> nix::Result<()> {
+        let count = filter.get(2..4).map_or(0, |count| {
+            usize::from(u16::from_ne_bytes([count[0], count[1]]))
+        });
+        if filter.len() != 4 + 6 * count {
+            return Err(nix::errno::Errno::EINVAL);
+        }
+        // SAFETY: the kernel reads the head and the `count` addresses that it
+        // names, all of which are in `filter`.
+        unsafe { set_filter(fd.as_raw_fd(), filter.as_ptr()) }.map(drop)
+    }
+
+    pub fn index(name: &CStr) -> io::Result<c_uint> {
+        // SAFETY: `name` ends with a zero byte.
+        match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+            0 => Err(io::Error::last_os_error()),
+            index => Ok(index),
+        }
+    }
+
+    const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
+    const _: () = assert!(size_of::<c_ulong>() == 8);
+}
+
+/// Reads the address of one station, as `02:00:00:00:00:01`.
+///
+/// # Errors
+/// A message that says what is wrong and what would be right.
+pub fn parse_mac(text: &str) -> Result<Mac, String> {
+    let wrong = || format!("`{text}` is no address; write it as 02:00:00:00:00:01");
+    let mut mac = Mac::default();
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2);
+        let digits = part.filter(|part| part.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        *byte = digits
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .ok_or_else(wrong)?;
+    }
+    if parts.next().is_some() {
+        return Err(wrong());
+    }
+    if mac[0] & 1 == 1 || mac == [0; 6] {
+        return Err(format!(
+            "`{text}` is not the address of one station; make the first byte even, such as 02"
+        ));
+    }
+    Ok(mac)
+}
+
+/// Opens `queues` queues of the tap `name`, which must exist, without
+/// blocking. A tap made with `multi_queue` can be opened with one queue too.
+///
+/// # Errors
+/// A message that says what is wrong with which tap and what to do: it does
+/// not exist, is busy, has one queue only, is no tap, or is somebody else's.
+pub fn open(name: &str, queues: u16) -> Result<Vec<OwnedFd>, String> {
+    if name.is_empty() || name.len() > NAME || name.contains(['/', '\0']) {
+        return Err(format!(
+            "`{name}` is not the name of a tap: give 1 to {NAME} letters without `/`"
+        ));
+    }
+    if !(1..=MAX_QUEUES).contains(&queues) {
+        return Err(format!(
+            "tap {name}: {queues} queues; give 1 to {MAX_QUEUES}"
+        ));
+    }
+    let multi = if queues > 1 { "multi_queue " } else { "" };
+    // Naming one that is not there would make it.
+    let text = std::ffi::CString::new(name).map_err(|error| error.to_string())?;
+    if ioctl::index(&text).is_err() {
+        return Err(format!(
+            "tap {name} does not exist; `ip tuntap add dev {name} mode tap {multi}user $USER` \
+             makes it, and `ip link set {name} up` turns it on"
+        ));
+    }
+    let flags = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+    (0..queues)
+        .map(|_| match queue(name, flags)? {
+            Ok(fd) => Ok(fd),
+            Err(Errno::EINVAL) => other_kind(name, queues),
+            Err(errno) => Err(refusal(name, errno)),
+        })
+        .collect()
+}
+
+/// The tap is not of the kind that was asked for first.
+fn other_kind(name: &str, queues: u16) -> Result<OwnedFd, String> {
+    let flags = if queues > 1 { 0 } else { IFF_MULTI_QUEUE };
+    match queue(name, flags)? {
+        Ok(fd) if queues == 1 => Ok(fd),
+        Ok(_) | Err(Errno::EBUSY) => Err(format!(
+            "tap {name} has one queue only; make it with `multi_queue` \
+             (`ip tuntap add dev {name} mode tap multi_queue user $USER`), or use one queue"
+        )),
+        Err(Errno::EINVAL) => Err(format!(
+            "{name} is not a tap: it is an interface of another kind; name a tap"
+        )),
+        Err(errno) => Err(refusal(name, errno)),
+    }
+}
+
+fn refusal(name: &str, errno: Errno) -> String {
+    match errno {
+        Errno::EBUSY | Errno::E2BIG => format!(
+            "tap {name} is busy: another process uses it; end that one, or name another tap"
+        ),
+        Errno::EPERM => format!(
+            "tap {name} may not be used: {errno}; run as root or with CAP_NET_ADMIN, or make it \
+             yours (`ip tuntap add dev {name} mode tap user $USER`)"
+        ),
+        errno => format!("tap {name} cannot be used: {errno}"),
+    }
+}
+
+/// One more queue of a tap.
+fn queue(name: &str, flags: u16) -> Result<nix::Result<OwnedFd>, String> {
+    let file = device().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            format!("{DEVICE}: {error}; load the module (`modprobe tun`)")
+        }
+        _ => format!("{DEVICE} cannot be opened: {error}; run as root, or ask for access to it"),
+    })?;
+    let request = Request::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags);
+    Ok(ioctl::name(file.as_fd(), &request).map(|()| file.into()))
+}
+
+fn device() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(DEVICE)
+}
+
+/// Makes sure that `fd` is a queue of a tap, opened as [`open`] does it;
+/// answers the tap's name.
+///
+/// # Errors
+/// A message that says what is wrong with it and what to do.
+pub fn identify(fd: BorrowedFd<'_>) -> Result<String, String> {
+    let number = fd.as_raw_fd();
+    let request = ioctl::identify(fd)
+        .map_err(|errno| format!("descriptor {number} is not an open tap: {errno}"))?;
+    let needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    if request.flags & needed != needed {
+        return Err(format!(
+            "tap {} (descriptor {number}) was opened without {}; \
+             open it with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
+            request.name(),
+            match request.flags {
+                flags if flags & IFF_TAP == 0 => "IFF_TAP",
+                flags if flags & IFF_NO_PI == 0 => "IFF_NO_PI",
+                _ => "IFF_VNET_HDR",
+            }
+        ));
+    }
+    Ok(request.name())
+}
+
+/// Sets the header's size to [`HEADER`].
+///
+/// # Errors
+/// Those of the ioctl: EBADFD when the tap is gone.
+pub fn set_header(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    ioctl::header(fd, HEADER as libc::c_int)
+}
+
+/// Tells the tap what the reader of its frames takes (`OFFLOAD_*`).
+///
+/// # Errors
+/// EINVAL for what this kernel does not know; EBADFD when the tap is gone.
+pub fn set_offloads(fd: BorrowedFd<'_>, offloads: u32) -> nix::Result<()> {
+    ioctl::offload(fd, offloads)
+}
+
+/// Attaches or detaches a queue of a tap with several: a detached one gets no
+/// frames. One that is so already stays so.
+///
+/// # Errors
+/// Those of the ioctl: EBADFD when the tap is gone.
+pub fn attach(fd: BorrowedFd<'_>, attached: bool) -> nix::Result<()> {
+    let flags = if attached {
+        IFF_ATTACH_QUEUE
+    } else {
+        IFF_DETACH_QUEUE
+    };
+    match ioctl::queue(fd, &Request::new("", flags)) {
+        // What the kernel says when it is so already.
+        Err(Errno::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
+/// Lets only frames to these addresses through to the reader; none for
+/// everything. The kernel compares the first 8 exactly and the rest, which
+/// must be multicast, by a hash; other lists let everything through.
+///
+/// # Errors
+/// Those of the ioctl: EBADFD when the tap is gone.
+pub fn set_filter(fd: BorrowedFd<'_>, addresses: &[Mac], multicast: bool) -> nix::Result<()> {
+    let count = u16::try_from(addresses.len()).map_err(|_| Errno::EINVAL)?;
+    let flags = if multicast { FILTER_ALL_MULTICAST } else { 0 };
+    let mut filter = Vec::with_capacity(addresses.len().saturating_mul(6).saturating_add(4));
+    filter.extend(flags.to_ne_bytes());
+    filter.extend(count.to_ne_bytes());
+    filter.extend(addresses.iter().flatten());
+    ioctl::filter(fd, &filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_interface_has_are_refused() {
+        for name in ["", "a/b", "sixteen-letters-", "a\0b"] {
+            let error = open(name, 1).unwrap_err();
+            assert!(error.contains("not the name of a tap"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_of_one_station() {
+        assert_eq!(
+            parse_mac("02:00:5e:Ff:00:10"),
+            Ok([2, 0, 0x5e, 0xff, 0, 0x10])
+        );
+        for wrong in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+            "+2:00:00:00:00:01",
+            "02-00-00-00-00-01",
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
+            assert!(parse_mac(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_tap_that_is_not_there_is_not_made() {
+        let error = open("no-such-tap", 2).unwrap_err();
+        assert!(error.contains("no-such-tap does not exist"), "{error}");
+        assert!(error.contains("mode tap multi_queue"), "{error}");
+        assert!(open("no-such-tap", 2).is_err());
+        for queues in [0, 257] {
+            assert!(open("no-such-tap", queues).unwrap_err().contains("give 1"));
+        }
+    }
+
+    #[test]
+    fn another_file_is_no_tap() {
+        let file = File::open("/dev/null").unwrap();
+        let error = identify(file.as_fd()).unwrap_err();
+        assert!(error.contains("is not an open tap"), "{error}");
+    }
+}
