@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn what_did_not_come_was_lost() {
         let mut flow = Box::new(Flow::new());
-        [0, 1, 4].map(|number| flow.note(number));
+        [0, 1, 4].into_iter().for_each(|number| flow.note(number));
         assert_eq!(flow.lost(10), 7);
     }
 }
