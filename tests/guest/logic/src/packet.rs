@@ -127,6 +127,17 @@ pub enum Packet<'a> {
     Bad(&'static str),
 }
 
+/// Who sent a frame with IPv4, and to whom; ports are 0.
+#[must_use]
+pub fn ends(frame: &[u8]) -> (End, End) {
+    let end = |mac: usize, ip: usize| End {
+        mac: array(frame, mac),
+        ip: array(frame, ip),
+        port: 0,
+    };
+    (end(6, 26), end(0, 30))
+}
+
 fn word(bytes: &[u8], at: usize) -> u16 {
     match bytes.get(at..at + 2) {
         Some(&[high, low]) => u16::from_be_bytes([high, low]),
@@ -333,15 +344,28 @@ pub struct Segment {
     pub gso_size: u16,
     /// Where in the whole this lies: the sequence number.
     pub offset: u32,
+    /// After how many frames the sender wants an answer, 0: never. The urgent pointer, which counts for
+    /// nothing without its flag.
+    pub acknowledge: u16,
     /// The flag CWR, which segmentation leaves on the first segment alone.
     pub ecn: bool,
 }
+
+/// The longest frame that a host passes on whole: longer ones its network stack cuts before any device
+/// sees them. An answer to a longer frame is as long as this.
+pub const LONGEST_WHOLE: usize = 65_535;
 
 /// The source port of segments.
 pub const SEGMENT_PORT: u16 = 7001;
 const TCP_HEADER: usize = 20;
 
 impl Segment {
+    /// Bytes of data in the answer to a whole.
+    #[must_use]
+    pub fn answer_total(&self) -> u32 {
+        self.total.min((LONGEST_WHOLE - self.headers()) as u32)
+    }
+
     /// Bytes of the headers in front of the data.
     #[must_use]
     pub fn headers(&self) -> usize {
@@ -379,6 +403,7 @@ impl Segment {
         tcp[13] = 0x10 | if self.ecn { 0x80 } else { 0 };
         put(tcp, 14, self.gso_size);
         put(tcp, 16, partial as u16);
+        put(tcp, 18, self.acknowledge);
         let kind = if self.v6 {
             Offload::TCPV6
         } else {
@@ -442,6 +467,7 @@ impl Segment {
             offset: u32::from_be_bytes(array(tcp, 4)),
             total: u32::from_be_bytes(array(tcp, 8)),
             gso_size: word(tcp, 14),
+            acknowledge: word(tcp, 18),
             ecn: tcp[13] & 0x80 != 0,
         };
         Ok(Some((segment, &tcp[TCP_HEADER..])))
@@ -558,6 +584,7 @@ mod tests {
                 total: 5000,
                 gso_size: 1448,
                 offset: 0,
+                acknowledge: 3,
                 ecn: v6,
             };
             let mut frame = vec![3; segment.headers() + 5000];

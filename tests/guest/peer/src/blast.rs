@@ -6,7 +6,7 @@ use crate::options::{Options, Outcome, rate};
 use crate::raw::Raw;
 use crate::udp;
 use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_HOST, HEADER, Header, SEGMENTS_STREAM};
-use guest_logic::packet::{BROADCAST, End, Segment};
+use guest_logic::packet::{self, BROADCAST, End, Packet, Segment};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,6 +28,11 @@ struct Plan {
 impl Plan {
     fn goes_on(&self, sent: u64) -> bool {
         sent < self.requests && Instant::now() < self.end
+    }
+
+    // After how many datagrams an answer is wanted.
+    fn acknowledge(&self) -> u16 {
+        (self.window / 4).clamp(u64::from(self.window != 0), 0xffff) as u16
     }
 
     // Waits until datagram `number` is due.
@@ -60,11 +65,10 @@ fn stream(plan: &Plan, socket: &UdpSocket, stream: u16) -> Result<u64, String> {
             }
         }
         plan.keep_pace(began, number);
-        let acknowledge = (plan.window / 4).clamp(u64::from(plan.window != 0), 0xffff) as u16;
         let header = Header {
             number,
             stream,
-            acknowledge,
+            acknowledge: plan.acknowledge(),
         };
         datagram::write(&mut payload, &header);
         match socket.send(&payload) {
@@ -85,7 +89,7 @@ fn stream(plan: &Plan, socket: &UdpSocket, stream: u16) -> Result<u64, String> {
 }
 
 fn segments(plan: &Plan, options: &Options) -> Result<u64, String> {
-    let raw = Raw::open(options.needed("tap")?, true)?;
+    let mut raw = Raw::open(options.needed("tap")?, true)?;
     let gso = options.number("gso", 1448)?.clamp(1, 65_000) as u16;
     let from = End {
         mac: [2, 0, 0, 0, 0, 0xfe],
@@ -97,16 +101,33 @@ fn segments(plan: &Plan, options: &Options) -> Result<u64, String> {
         ip: plan.to.octets(),
         port: 0,
     };
-    let mut number = 0;
+    let (mut number, mut acknowledged) = (0, 0);
     let began = Instant::now();
     let mut frame = Vec::new();
     while plan.goes_on(number) {
+        if plan.window != 0 && number >= acknowledged + plan.window {
+            let before = acknowledged;
+            let end = Instant::now() + PROBE;
+            while acknowledged == before && Instant::now() < end {
+                if let Some((offload, frame)) = raw.receive(PROBE)?
+                    && let Packet::Udp { to, payload, .. } = packet::parse(frame, &offload)
+                    && let Ok(next) = <[u8; 8]>::try_from(payload)
+                    && to.port == FIRST_PORT
+                {
+                    acknowledged = acknowledged.max(u64::from_le_bytes(next));
+                }
+            }
+            if acknowledged != before {
+                continue;
+            }
+        }
         plan.keep_pace(began, number);
         let segment = Segment {
             v6: options.number("v6", 0)? == 1,
             number: number as u16,
             total: plan.size as u32,
             gso_size: gso,
+            acknowledge: plan.acknowledge(),
             ..Segment::default()
         };
         let headers = segment.headers();

@@ -82,7 +82,11 @@ pub fn run(options: &Options) -> Outcome {
         counts.longest = counts.longest.max(frame.len());
         let (from, to) = ends(frame);
         let headers = segment.headers();
-        answer.resize(headers + length, 0);
+        let segment = Segment {
+            total: segment.answer_total(),
+            ..segment
+        };
+        answer.resize(headers + segment.total as usize, 0);
         let body = Body::new(SEGMENTS_STREAM + FROM_HOST, u64::from(segment.number));
         body.fill(&mut answer[headers..], 0);
         let offload = segment.write(&mut answer, &from, &to);

@@ -6,7 +6,7 @@ use crate::raw::Raw;
 use crate::udp;
 use guest_logic::datagram::{self, Body, CONTROL_PORT, FIRST_PORT, FROM_GUEST, SEGMENTS_STREAM};
 use guest_logic::flow::Flow;
-use guest_logic::packet::Segment;
+use guest_logic::packet::{self, End, Segment, UDP_HEADERS};
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -69,18 +69,23 @@ impl Count {
         }
     }
 
-    fn segment(&mut self, segment: &Segment, data: &[u8]) {
+    // Returns the answer that the sender wants.
+    fn segment(&mut self, segment: &Segment, data: &[u8]) -> Option<[u8; 8]> {
         let ahead = segment.number.wrapping_sub(self.flow.next as u16) as i16;
         let number = self.flow.next.saturating_add_signed(i64::from(ahead));
         let body = Body::new(SEGMENTS_STREAM + FROM_GUEST, u64::from(segment.number));
         if let Some(at) = body.first_wrong(data, u64::from(segment.offset)) {
             self.note_wrong(&(segment, at));
-            return;
+            return None;
         }
         self.time(data.len());
-        if u64::from(segment.offset) + data.len() as u64 == u64::from(segment.total) {
-            self.flow.note(number);
+        if u64::from(segment.offset) + data.len() as u64 != u64::from(segment.total) {
+            return None;
         }
+        self.flow.note(number);
+        let every = u64::from(segment.acknowledge);
+        (every != 0 && self.flow.received.is_multiple_of(every))
+            .then(|| self.flow.next.to_le_bytes())
     }
 }
 
@@ -139,10 +144,25 @@ fn segments(mut raw: Raw, count: &Mutex<Box<Count>>, stop: &AtomicBool) -> Resul
         let Some((offload, frame)) = raw.receive(LOOK)? else {
             continue;
         };
-        match Segment::parse(frame, &offload) {
+        let answer = match Segment::parse(frame, &offload) {
             Ok(Some((segment, data))) => lock(count).segment(&segment, data),
-            Ok(None) => {}
-            Err(wrong) => lock(count).note_wrong(&wrong),
+            Ok(None) => None,
+            Err(wrong) => {
+                lock(count).note_wrong(&wrong);
+                None
+            }
+        };
+        if let Some(answer) = answer {
+            let (guest, own) = packet::ends(frame);
+            let at = |end: End| End {
+                port: FIRST_PORT,
+                ..end
+            };
+            let mut frame = vec![0; UDP_HEADERS + answer.len()];
+            frame[UDP_HEADERS..].copy_from_slice(&answer);
+            let offload = packet::udp(&mut frame, &at(own), &at(guest), false);
+            // A lost answer is made up for by the next one.
+            raw.send(&offload, &frame)?;
         }
     }
     Ok(())

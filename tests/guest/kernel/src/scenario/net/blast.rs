@@ -62,14 +62,15 @@ impl Blaster {
 
     fn send(&mut self) -> Result<Room, String> {
         let (plan, number) = (self.plan, self.next);
+        let least = u64::from(plan.window != 0);
+        let acknowledge = (plan.window / 4).clamp(least, 0xffff) as u16;
         if plan.gso != 0 {
             let segment = Segment {
-                v6: false,
                 number: number as u16,
                 total: plan.size as u32,
                 gso_size: plan.gso,
-                offset: 0,
-                ecn: false,
+                acknowledge,
+                ..Segment::default()
             };
             let headers = segment.headers();
             let body = Body::new(SEGMENTS_STREAM + FROM_GUEST, u64::from(segment.number));
@@ -83,7 +84,7 @@ impl Blaster {
         let header = Header {
             number,
             stream: self.stream,
-            acknowledge: (plan.window / 4).clamp(u64::from(plan.window != 0), 0xffff) as u16,
+            acknowledge,
         };
         self.port.out.udp(&to, port, plan.size, |payload| {
             datagram::write(payload, &header);
@@ -174,9 +175,6 @@ fn plan(machine: &Machine<'_>, run: &mut Run) -> Result<Plan, String> {
         requests => requests.div_ceil(run.ports.len() as u64),
     };
     let window = options::number(words, "window", 0)?;
-    if window != 0 && gso != 0 {
-        return Err("reason=bad-value key=window".into());
-    }
     Ok(Plan {
         peer: run.peer(words)?,
         size: options::within(words, "size", otherwise, low, high)? as usize,

@@ -13,11 +13,13 @@ use crate::virtio::ring::Ring;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_logic::datagram::{Body, FROM_GUEST, FROM_HOST, SEGMENTS_STREAM};
-use guest_logic::packet::{BROADCAST, End, Offload, Segment};
+use guest_logic::packet::{BROADCAST, End, LONGEST_WHOLE, Offload, Segment};
 use guest_logic::random::Random;
 
 /// Milliseconds after which a frame is sent again.
 const AGAIN: u64 = 1000;
+/// The most segments of a frame whose answer comes in segments.
+const PIECES: u32 = 200;
 /// How often, before the peer counts as absent.
 const TRIES: u8 = 8;
 
@@ -50,7 +52,10 @@ struct Frames {
     versions: Vec<bool>,
     version: usize,
     number: u16,
+    count: u64,
     ecn: [bool; 2],
+    // Whether answers come whole.
+    whole: [bool; 2],
     random: Random,
 }
 
@@ -70,6 +75,12 @@ impl Frames {
         // As much as the length fields of IP can say: IPv4's counts its own header, IPv6's does not.
         let most = 65_535 + 14 + if v6 { 40 } else { 0 } - segment.headers() as u32;
         let most = most.min(LONGEST as u32 - segment.headers() as u32);
+        // What the host has to cut must fit into its queues.
+        let most = if self.whole[usize::from(v6)] {
+            most
+        } else {
+            most.min(self.gso * PIECES).max(self.gso + 1)
+        };
         // A frame with no more data than one segment is none to cut. The longest is always among them.
         segment.total = if self.number.is_multiple_of(8) {
             most
@@ -77,6 +88,7 @@ impl Frames {
             self.gso + 1 + self.random.below(u64::from(most - self.gso)) as u32
         };
         self.number = self.number.wrapping_add(1);
+        self.count += 1;
         self.version += 1;
         if self.version == self.versions.len() {
             self.version = 0;
@@ -146,7 +158,9 @@ impl Gso {
             return Ok(());
         };
         let known = &mut under_way[place];
-        if segment.gso_size != known.segment.gso_size || segment.total != known.segment.total {
+        if segment.gso_size != known.segment.gso_size
+            || segment.total != known.segment.answer_total()
+        {
             return Err(alloc::format!("fields {segment:?}"));
         }
         let stream = SEGMENTS_STREAM + FROM_HOST;
@@ -287,7 +301,7 @@ fn frames(machine: &Machine<'_>, run: &Run) -> Result<Frames, String> {
         let whole = run.net.has(guest);
         run.net.has(feature::HOST_ECN) && (!whole || run.net.has(feature::GUEST_ECN))
     };
-    let most = LONGEST as u64 - 74 - 1;
+    let most = LONGEST_WHOLE as u64 - 74 - 1;
     let first = options::within(words, "min", 1, 1, most)?;
     let last = options::within(words, "max", most, first, most)?;
     Ok(Frames {
@@ -298,6 +312,8 @@ fn frames(machine: &Machine<'_>, run: &Run) -> Result<Frames, String> {
         versions,
         version: 0,
         number: 0,
+        count: 0,
+        whole: [feature::GUEST_TSO4, feature::GUEST_TSO6].map(|bit| run.net.has(bit)),
         ecn: [ecn(feature::GUEST_TSO4), ecn(feature::GUEST_TSO6)],
         random: Random::new(options::number(words, "seed", 1)?),
     })
@@ -326,7 +342,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let (ports, figures) = ([done.port], done.figures);
     let line = alloc::format!(
         "min={first} max={last} frames={} answered={} bytes={} whole={} segments={} again={} stray={} wrong={} {}",
-        done.frames.number,
+        done.frames.count,
         figures.answered,
         figures.bytes,
         figures.whole,

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_HOST, SEGMENTS_STREAM};
 use guest_logic::flow::Flow;
-use guest_logic::packet::{End, Offload, Packet, Segment};
+use guest_logic::packet::{self, End, Offload, Packet, Segment};
 
 /// Streams that are followed.
 const STREAMS: usize = 32;
@@ -97,19 +97,36 @@ impl Shared {
         Ok(())
     }
 
-    fn segment(&self, segment: &Segment, data: &[u8]) {
-        let mut flow = self.segments.lock();
-        let number = full(segment.number, flow.next);
+    fn segment(
+        &self,
+        out: &mut Out,
+        from: &End,
+        segment: &Segment,
+        data: &[u8],
+    ) -> Result<(), String> {
         let body = Body::new(SEGMENTS_STREAM + FROM_HOST, u64::from(segment.number));
         if let Some(at) = body.first_wrong(data, u64::from(segment.offset)) {
-            self.note_wrong(format_args!("segment number={number} byte={at}"));
-            return;
+            self.note_wrong(format_args!("segment number={} byte={at}", segment.number));
+            return Ok(());
         }
         self.time(data.len());
+        let mut flow = self.segments.lock();
         // A frame that was cut counts when its last part is here.
         if u64::from(segment.offset) + data.len() as u64 == u64::from(segment.total) {
+            let number = full(segment.number, flow.next);
             flow.note(number);
+            let every = u64::from(segment.acknowledge);
+            if every != 0 && flow.received.is_multiple_of(every) {
+                let to = End {
+                    port: FIRST_PORT,
+                    ..*from
+                };
+                out.udp(&to, FIRST_PORT, 8, |answer| {
+                    answer.copy_from_slice(&flow.next.to_le_bytes());
+                })?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -141,7 +158,10 @@ impl Sink<'_> {
             }
             Packet::Other => {
                 match Segment::parse(frame, offload) {
-                    Ok(Some((segment, data))) => shared.segment(&segment, data),
+                    Ok(Some((segment, data))) => {
+                        let (from, _) = packet::ends(frame);
+                        return shared.segment(out, &from, &segment, data);
+                    }
                     Ok(None) => {}
                     Err(wrong) => shared.note_wrong(format_args!("segment {wrong}")),
                 }
