@@ -160,6 +160,10 @@ pub fn run(options: &Options) -> Outcome {
         0 => Duration::ZERO,
         rate => Duration::from_secs(1) * streams as u32 / rate as u32,
     };
+    // The guest is up, and no datagram has to wait for its Ethernet address.
+    if udp::tell(options, "hello")?.is_none() {
+        return Err("reason=no-answer-to-hello".to_owned());
+    }
     let plan = Plan {
         to: options.address("to")?,
         size,

@@ -1,5 +1,5 @@
-//! The control port: a peer says "stop" or "done sent=N" and gets what was counted as the answer, in
-//! words. A scenario that was told to end goes on for a moment: for datagrams that are still under way in
+//! The control port: a peer says "hello" and is answered at once, which shows that the guest is up and each
+//! knows where the other is; it says "stop" or "done sent=N" and gets what was counted as the answer, in words. A scenario that was told to end goes on for a moment: for datagrams that are still under way in
 //! other queues, and for the peer's repetition of a question whose answer was lost.
 //!
 //! ```text
@@ -14,6 +14,7 @@ use guest_logic::datagram::CONTROL_PORT;
 use guest_logic::packet::{End, Packet};
 use guest_logic::words::Words;
 
+const READY: &[u8] = b"ready";
 const SETTLE: u64 = 100;
 const LINGER: u64 = 700;
 /// Milliseconds between two repetitions of a question, and how often it is asked.
@@ -55,6 +56,12 @@ impl Stop {
             return Ok(false);
         }
         let text = core::str::from_utf8(payload).unwrap_or("").trim();
+        if text.starts_with("hello") {
+            out.udp(from, CONTROL_PORT, READY.len(), |payload| {
+                payload.copy_from_slice(READY);
+            })?;
+            return Ok(true);
+        }
         if !text.starts_with("stop") && !text.starts_with("done") {
             return Ok(true);
         }
