@@ -8,4 +8,5 @@ pub mod histogram;
 pub mod packet;
 pub mod pattern;
 pub mod random;
+pub mod segment;
 pub mod words;

@@ -5,7 +5,8 @@ use crate::lengths::{OWN, Quiet, send, sender};
 use crate::options::{Options, Outcome};
 use crate::raw::Raw;
 use guest_logic::datagram::{Body, FROM_GUEST, FROM_HOST, SEGMENTS_STREAM};
-use guest_logic::packet::{End, Offload, Segment};
+use guest_logic::packet::{End, Offload};
+use guest_logic::segment::Segment;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -14,7 +14,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_GUEST, HEADER, Header, SEGMENTS_STREAM};
-use guest_logic::packet::{End, Packet, Segment, UDP_HEADERS};
+use guest_logic::packet::{End, Packet, UDP_HEADERS};
+use guest_logic::segment::Segment;
 
 /// Milliseconds without an acknowledgement after which a full window lets one more datagram through.
 const PROBE: u64 = 50;

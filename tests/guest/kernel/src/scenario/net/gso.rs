@@ -13,8 +13,9 @@ use crate::virtio::ring::Ring;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_logic::datagram::{Body, FROM_GUEST, FROM_HOST, SEGMENTS_STREAM};
-use guest_logic::packet::{BROADCAST, End, LONGEST_WHOLE, Offload, Segment};
+use guest_logic::packet::{BROADCAST, End, Offload};
 use guest_logic::random::Random;
+use guest_logic::segment::{LONGEST_WHOLE, Segment};
 
 /// Milliseconds after which a frame is sent again.
 const AGAIN: u64 = 1000;

@@ -15,7 +15,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_HOST, SEGMENTS_STREAM};
 use guest_logic::flow::Flow;
-use guest_logic::packet::{self, End, Offload, Packet, Segment};
+use guest_logic::packet::{self, End, Offload, Packet};
+use guest_logic::segment::Segment;
 
 /// Streams that are followed.
 const STREAMS: usize = 32;
