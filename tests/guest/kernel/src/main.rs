@@ -13,6 +13,7 @@ extern crate alloc;
 
 mod blk;
 mod cpu;
+mod net;
 mod pci;
 mod platform;
 mod scenario;

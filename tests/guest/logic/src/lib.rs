@@ -2,7 +2,11 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
+pub mod datagram;
+pub mod flow;
 pub mod histogram;
+pub mod packet;
 pub mod pattern;
 pub mod random;
+pub mod segment;
 pub mod words;

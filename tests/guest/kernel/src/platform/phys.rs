@@ -155,6 +155,24 @@ impl Span {
         unsafe { copy(self.base + offset, words.as_ptr() as u64, words.len() * 8) }
     }
 
+    /// Its bytes, to be written.
+    ///
+    /// # Safety
+    /// It is memory that `dma` handed out, no device has it, and nobody else has these bytes meanwhile.
+    pub unsafe fn bytes_mut<'a>(&self) -> &'a mut [u8] {
+        // SAFETY: mapped for good, and the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.base as *mut u8, self.length as usize) }
+    }
+
+    /// Its bytes, to be read.
+    ///
+    /// # Safety
+    /// As for `bytes_mut`.
+    pub unsafe fn bytes<'a>(&self) -> &'a [u8] {
+        // SAFETY: mapped for good, and the caller's promise.
+        unsafe { core::slice::from_raw_parts(self.base as *const u8, self.length as usize) }
+    }
+
     /// Sets every byte.
     pub fn fill(&self, value: u8) {
         // SAFETY: writes exactly the window.

@@ -21,6 +21,18 @@ pub trait Worker: Send {
     fn finished(&self) -> bool;
     /// Its ring.
     fn ring(&mut self) -> &mut Ring;
+    /// Asks for an interrupt when there is more to do. True if there is already.
+    fn arm(&mut self) -> bool {
+        self.ring().arm()
+    }
+    /// Wants no interrupts for now.
+    fn disarm(&mut self) {
+        self.ring().disarm();
+    }
+    /// What a reader of a failure needs to know.
+    fn state(&mut self) -> String {
+        self.ring().state()
+    }
 }
 
 /// How to wait.
@@ -60,7 +72,7 @@ fn work<W: Worker>(
 ) -> Result<(), String> {
     let own = || workers.iter().skip(cpu).step_by(processors);
     if patience.poll {
-        own().for_each(|worker| worker.lock().ring().disarm());
+        own().for_each(|worker| worker.lock().disarm());
     }
     let mut quiet_since = clock::now();
     loop {
@@ -88,12 +100,12 @@ fn work<W: Worker>(
             continue;
         }
         let mut pending = false;
-        own().for_each(|worker| pending |= worker.lock().ring().arm());
+        own().for_each(|worker| pending |= worker.lock().arm());
         if !pending {
             // Any interrupt since `events` was read changes it, and then this does not halt.
             ring0::halt_while(&percpu::this().events, events);
         }
-        own().for_each(|worker| worker.lock().ring().disarm());
+        own().for_each(|worker| worker.lock().disarm());
     }
 }
 
@@ -101,7 +113,7 @@ fn describe_hang<'a, W: Worker + 'a>(own: impl Iterator<Item = &'a Spin<W>>) -> 
     let mut reason = String::from("reason=timeout");
     for worker in own {
         reason.push(' ');
-        reason.push_str(&worker.lock().ring().state());
+        reason.push_str(&worker.lock().state());
     }
     reason
 }

@@ -6,10 +6,12 @@ mod chaos;
 mod crew;
 mod identify;
 mod measure;
+mod net;
 mod options;
 mod plan;
 mod registers;
 mod rings;
+mod rng;
 mod verifier;
 mod verify;
 
@@ -63,6 +65,14 @@ pub fn run(machine: &Machine<'_>) -> ! {
         "measure" => measure::run(machine),
         "verify" => verify::run(machine),
         "load" => verify::load(machine),
+        "net-identify" => net::identify::run(machine),
+        "net-echo" => net::echo::run(machine),
+        "net-blast" => net::blast::run(machine),
+        "net-sink" => net::sink::run(machine),
+        "net-ping" => net::ping::run(machine),
+        "net-lengths" => net::lengths::run(machine),
+        "net-gso" => net::gso::run(machine),
+        "rng" => rng::run(machine),
         "idle" => {
             say!("OUTBOARD idle result=pass");
             power::halt()
