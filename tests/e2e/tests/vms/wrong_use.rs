@@ -138,7 +138,7 @@ pub fn tests() -> Vec<Test> {
             refused(
                 run,
                 1,
-                "0 free huge pages; `sysctl vm.nr_hugepages=256` makes more",
+                "0 free huge pages of 2 MiB; as root, `echo 256 >",
             )
         }),
         test("no /dev/kvm is said", ROOT, no_kvm),
