@@ -135,11 +135,7 @@ pub fn tests() -> Vec<Test> {
         test("a back-end that does not fit says why", KVM, unfit),
         test("too few huge pages are said", NO_HUGE_PAGES, || {
             let run = Run::guest("")?.switch("--hugepages");
-            refused(
-                run,
-                1,
-                "0 free huge pages of 2 MiB; as root, `echo 256 >",
-            )
+            refused(run, 1, "0 free huge pages of 2 MiB; as root, `echo 256 >")
         }),
         test("no /dev/kvm is said", ROOT, no_kvm),
         test("no permission for /dev/kvm is said", ROOT, no_permission),
