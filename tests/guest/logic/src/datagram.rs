@@ -34,6 +34,8 @@ pub const SEGMENTS_STREAM: u64 = 0x2_0000;
 pub const FROM_GUEST: u64 = 0;
 /// See `FROM_GUEST`.
 pub const FROM_HOST: u64 = 1;
+/// Segments of a blast, whoever sends it.
+pub const OF_BLAST: u64 = 2;
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 

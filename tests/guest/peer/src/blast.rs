@@ -5,7 +5,7 @@
 use crate::options::{Options, Outcome, rate};
 use crate::raw::Raw;
 use crate::udp;
-use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_HOST, HEADER, Header, SEGMENTS_STREAM};
+use guest_logic::datagram::{self, Body, FIRST_PORT, HEADER, Header, OF_BLAST, SEGMENTS_STREAM};
 use guest_logic::packet::{self, BROADCAST, End, Packet};
 use guest_logic::segment::Segment;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -133,7 +133,7 @@ fn segments(plan: &Plan, options: &Options) -> Result<u64, String> {
         };
         let headers = segment.headers();
         frame.resize(headers + plan.size, 0);
-        let body = Body::new(SEGMENTS_STREAM + FROM_HOST, u64::from(segment.number));
+        let body = Body::new(SEGMENTS_STREAM + OF_BLAST, u64::from(segment.number));
         body.fill(&mut frame[headers..], 0);
         let offload = segment.write(&mut frame, &from, &to);
         if raw.send(&offload, &frame)? {

@@ -4,7 +4,7 @@
 use crate::options::{Options, Outcome, rate};
 use crate::raw::Raw;
 use crate::udp;
-use guest_logic::datagram::{self, Body, CONTROL_PORT, FIRST_PORT, FROM_GUEST, SEGMENTS_STREAM};
+use guest_logic::datagram::{self, Body, CONTROL_PORT, FIRST_PORT, OF_BLAST, SEGMENTS_STREAM};
 use guest_logic::flow::Flow;
 use guest_logic::packet::{self, End, UDP_HEADERS};
 use guest_logic::segment::Segment;
@@ -74,7 +74,7 @@ impl Count {
     fn segment(&mut self, segment: &Segment, data: &[u8]) -> Option<[u8; 8]> {
         let ahead = segment.number.wrapping_sub(self.flow.next as u16) as i16;
         let number = self.flow.next.saturating_add_signed(i64::from(ahead));
-        let body = Body::new(SEGMENTS_STREAM + FROM_GUEST, u64::from(segment.number));
+        let body = Body::new(SEGMENTS_STREAM + OF_BLAST, u64::from(segment.number));
         if let Some(at) = body.first_wrong(data, u64::from(segment.offset)) {
             self.note_wrong(&(segment, at));
             return None;

@@ -13,7 +13,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_GUEST, HEADER, Header, SEGMENTS_STREAM};
+use guest_logic::datagram::{self, Body, FIRST_PORT, HEADER, Header, OF_BLAST, SEGMENTS_STREAM};
 use guest_logic::packet::{End, Packet, UDP_HEADERS};
 use guest_logic::segment::Segment;
 
@@ -74,7 +74,7 @@ impl Blaster {
                 ..Segment::default()
             };
             let headers = segment.headers();
-            let body = Body::new(SEGMENTS_STREAM + FROM_GUEST, u64::from(segment.number));
+            let body = Body::new(SEGMENTS_STREAM + OF_BLAST, u64::from(segment.number));
             return self.port.out.frame(headers + plan.size, |frame, own| {
                 body.fill(&mut frame[headers..], 0);
                 segment.write(frame, own, &plan.peer)

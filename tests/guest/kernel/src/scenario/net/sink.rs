@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest_logic::datagram::{self, Body, FIRST_PORT, FROM_HOST, SEGMENTS_STREAM};
+use guest_logic::datagram::{self, Body, FIRST_PORT, OF_BLAST, SEGMENTS_STREAM};
 use guest_logic::flow::Flow;
 use guest_logic::packet::{self, End, Offload, Packet};
 use guest_logic::segment::Segment;
@@ -105,7 +105,7 @@ impl Shared {
         segment: &Segment,
         data: &[u8],
     ) -> Result<(), String> {
-        let body = Body::new(SEGMENTS_STREAM + FROM_HOST, u64::from(segment.number));
+        let body = Body::new(SEGMENTS_STREAM + OF_BLAST, u64::from(segment.number));
         if let Some(at) = body.first_wrong(data, u64::from(segment.offset)) {
             self.note_wrong(format_args!("segment number={} byte={at}", segment.number));
             return Ok(());
