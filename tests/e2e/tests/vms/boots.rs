@@ -1,6 +1,5 @@
 //! The bundled guest boots in every shape and verifies its disk.
 
-
 use anyhow::{Result, bail, ensure};
 use outboard_e2e::image::{Content, Image};
 use outboard_e2e::products::PACKAGINGS;
