@@ -20,7 +20,14 @@ use crate::{KVM, Need, Test, test};
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
 
-const PASTED: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
+/// One example makes a tap: root makes it in a network of its own.
+const PASTED: &[Need] = &[
+    Need::Kvm,
+    Need::Root,
+    Need::Program("unshare"),
+    Need::Program("ip"),
+    Need::Program("qemu-storage-daemon"),
+];
 
 const NO_HUGE_PAGES: &[Need] = &[Need::Kvm, Need::NoHugePages];
 
@@ -276,7 +283,7 @@ fn examples() -> Result<()> {
         }
     }
     examples.retain(|example| !example.is_empty());
-    ensure!(examples.len() == 4, "{examples:?}");
+    ensure!(examples.len() == 5, "{examples:?}");
     let image = Image::new(MIB)?;
     let place = |name: &str| image.directory().join(name);
     fs::copy(Products::get()?.guest("guest-pvh"), place("vmlinuz"))?;
@@ -289,7 +296,10 @@ fn examples() -> Result<()> {
 }
 
 fn pasted(example: &str, directory: &Path) -> Result<()> {
-    let mut vm = Run::script(&format!("cd {directory:?}\n{example}"))?.start()?;
+    // A login sets USER; a test may run without one.
+    let mut vm = Run::script(&format!("cd {directory:?}; USER=$(id -un)\n{example}"))?
+        .under(&["unshare", "--net"])
+        .start()?;
     vm.console_line("OUTBOARD idle result=pass")?;
     for process in vm.processes()? {
         if process.args.get(1).is_some_and(|word| word == "run") {
