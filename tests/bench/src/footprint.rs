@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::Products;
-use crate::vm::Vm;
+use crate::processes::family;
+use crate::program::Program;
 
 const WAIT: Duration = Duration::from_secs(120);
 /// What each process may have, in KiB.
@@ -39,7 +40,7 @@ pub fn run(products: &Products) -> Result<()> {
         .arg(&products.guest)
         .arg("--disk")
         .arg(format!("path={},queues=4", image.display()));
-    let mut vm = Vm::start(&mut command)?;
+    let mut vm = Program::start(&mut command)?;
     vm.hear("OUTBOARD verify result=", WAIT)?;
     vm.hear("sectors=", WAIT)?;
     if !vm.said().contains("result=pass") {
@@ -65,17 +66,6 @@ pub fn run(products: &Products) -> Result<()> {
         println!("  missed: {}", missed.join(", "));
     }
     Ok(())
-}
-
-/// A process and all that descend from it.
-fn family(pid: u32) -> Result<Vec<u32>> {
-    let mut all = vec![pid];
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-        .with_context(|| format!("the children of process {pid}"))?;
-    for child in children.split_whitespace() {
-        all.extend(family(child.parse()?)?);
-    }
-    Ok(all)
 }
 
 /// What a process is, by its command line.

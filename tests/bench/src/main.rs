@@ -4,9 +4,11 @@
 //! ratio with its spread: absolute times on a shared machine are noise.
 
 mod footprint;
+mod net;
+mod processes;
+mod program;
 mod spread;
 mod startup;
-mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +41,14 @@ enum What {
         #[command(flatten)]
         products: Products,
     },
+    /// Packets and bytes a second through outboard-net and what they cost,
+    /// beside QEMU's own tap back-end with the same guest.
+    Net {
+        #[command(flatten)]
+        products: Products,
+        #[command(flatten)]
+        options: net::Options,
+    },
 }
 
 /// Where the things that are measured lie.
@@ -56,6 +66,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().what {
         What::Startup { products, runs } => startup::run(&products, runs),
         What::Footprint { products } => footprint::run(&products),
+        What::Net { products, options } => net::run(&products, &options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

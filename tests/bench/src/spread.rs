@@ -24,6 +24,16 @@ impl Spread {
         let index = (last * share).round() as usize;
         self.0.get(index).copied().unwrap_or(f64::NAN)
     }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is at least one value, and none is infinite or no number.
+    pub fn is_finite(&self) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|value| value.is_finite())
+    }
 }
 
 impl fmt::Display for Spread {

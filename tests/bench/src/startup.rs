@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::Products;
+use crate::program::Program;
 use crate::spread::Spread;
-use crate::vm::Vm;
 
 const WAIT: Duration = Duration::from_secs(60);
 const TARGET_MS: f64 = 50.0;
@@ -61,7 +61,7 @@ pub fn run(products: &Products, runs: usize) -> Result<()> {
 }
 
 fn once(command: &mut Command) -> Result<Duration> {
-    Vm::start(command)?.hear("!", WAIT)
+    Program::start(command)?.hear("!", WAIT)
 }
 
 fn outboard(products: &Products, image: &Path) -> Command {

@@ -171,7 +171,10 @@ pub fn run(options: &Options) -> Outcome {
         requests,
         window: options.number("window", 0)?,
         pause,
-        end: options.deadline()?,
+        end: match options.number("millis", 0)? {
+            0 => options.deadline()?,
+            millis => Instant::now() + Duration::from_millis(millis),
+        },
     };
     let began = Instant::now();
     let sent = if cut {

@@ -18,7 +18,7 @@ const USAGE: &str = "usage: guest-peer COMMAND [--KEY VALUE]...
   echo                                         answers net-ping
   sink    [--streams 1] [--tap NAME]           takes a net-blast (--tap: also one with gso=)
   blast   --to IP [--size 1472] [--requests N] [--streams 1] [--window N] [--rate PPS]
-          [--tap NAME --gso SIZE]              for net-sink
+          [--millis N] [--tap NAME --gso SIZE] for net-sink
   lengths --tap NAME                           answers net-lengths
   gso     --tap NAME                           answers net-gso
   ping    --to IP [--requests 10] [--size 56] [--udp 1]

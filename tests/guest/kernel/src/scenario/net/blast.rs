@@ -8,6 +8,7 @@ use super::{Run, bad, control, deadline, rate, verdict};
 use crate::net::{LONGEST, Port, Room, feature};
 use crate::platform::clock;
 use crate::platform::sync::Spin;
+use crate::say;
 use crate::virtio::ring::Ring;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -194,6 +195,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let mut run = Run::open(machine, most, if segments { LONGEST as u64 } else { 0 })?;
     let plan = plan(machine, &mut run)?;
     let acknowledged: Arc<[AtomicU64]> = run.ports.iter().map(|_| AtomicU64::new(0)).collect();
+    say!("ready scenario=net-blast");
     let begin = clock::now();
     let workers: Vec<_> = (0u16..)
         .zip(core::mem::take(&mut run.ports))
@@ -210,6 +212,8 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         .collect();
     crew::run(&workers, run.processors, run.patience)?;
     let elapsed = clock::nanoseconds(clock::now().wrapping_sub(begin)).max(1);
+    // What follows is no load.
+    say!("sent scenario=net-blast");
     let (mut ports, mut sent) = (Vec::new(), 0);
     for worker in workers {
         let worker = worker.into_inner();

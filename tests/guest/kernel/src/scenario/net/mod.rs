@@ -153,10 +153,11 @@ fn bad(ports: &[Port]) -> u64 {
     ports.iter().map(|port| port.out.counts.bad).sum()
 }
 
-/// When `seconds=` from now is over, by the time stamp counter.
+/// When `seconds=` or `millis=` from now are over, by the time stamp counter.
 fn deadline(words: &Words<'_>, otherwise: u64) -> Result<u64, String> {
     let seconds = options::within(words, "seconds", otherwise, 1, 86_400)?;
-    Ok(clock::now().saturating_add(clock::microseconds(seconds * 1_000_000)))
+    let millis = options::within(words, "millis", seconds * 1000, 1, 86_400_000)?;
+    Ok(clock::now().saturating_add(clock::microseconds(millis * 1000)))
 }
 
 /// Events in a second.

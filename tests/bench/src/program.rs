@@ -1,4 +1,4 @@
-//! Starting a VM and listening to its console, from outside.
+//! Starting a VM or another program and listening to what it prints, from outside.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_protocol::Deadline;
 
-/// A running VM whose console is a pipe to us. Ended when dropped.
-pub struct Vm {
+/// A running program, a VM mostly, whose standard output is a pipe to us. Ended when dropped.
+pub struct Program {
     child: Child,
     console: ChildStdout,
     errors: File,
@@ -21,7 +21,7 @@ pub struct Vm {
     started: Instant,
 }
 
-impl Vm {
+impl Program {
     /// Starts it; the clock runs from before the fork.
     pub fn start(command: &mut Command) -> Result<Self> {
         let errors = tempfile::tempfile()?;
@@ -32,7 +32,10 @@ impl Vm {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;
-        let console = child.stdout.take().context("the child has no console")?;
+        let console = child
+            .stdout
+            .take()
+            .context("the child has no standard output")?;
         Ok(Self {
             child,
             console,
@@ -50,7 +53,6 @@ impl Vm {
     /// Waits until the console has said `mark`; answers the time since start.
     pub fn hear(&mut self, mark: &str, wait: Duration) -> Result<Duration> {
         let deadline = Deadline::after(wait);
-        let mut bytes = [0; 4096];
         loop {
             if self
                 .heard
@@ -59,19 +61,37 @@ impl Vm {
             {
                 return Ok(self.started.elapsed());
             }
-            let mut fds = [PollFd::new(self.console.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut fds, deadline.poll_timeout())? == 0 {
-                bail!(
-                    "the guest did not say {mark:?} in {wait:?}, only: {}",
-                    self.said()
-                );
+            self.listen(mark, deadline)?;
+        }
+    }
+
+    // Takes what it prints next.
+    fn listen(&mut self, mark: &str, deadline: Deadline) -> Result<()> {
+        let mut bytes = [0; 4096];
+        let mut fds = [PollFd::new(self.console.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, deadline.poll_timeout())? == 0 {
+            bail!("it did not say {mark:?} in time, only: {}", self.said());
+        }
+        match self.console.read(&mut bytes)? {
+            0 => bail!("it ended before it said {mark:?}: {}", self.said()),
+            count => self
+                .heard
+                .extend_from_slice(bytes.get(..count).unwrap_or_default()),
+        }
+        Ok(())
+    }
+
+    /// Waits for a whole line that contains `mark`.
+    pub fn line(&mut self, mark: &str, wait: Duration) -> Result<String> {
+        let deadline = Deadline::after(wait);
+        loop {
+            self.hear(mark, deadline.left())?;
+            let text = String::from_utf8_lossy(&self.heard);
+            let whole = text.split_inclusive('\n').find(|line| line.contains(mark));
+            if let Some(line) = whole.filter(|line| line.ends_with('\n')) {
+                return Ok(line.trim().to_owned());
             }
-            match self.console.read(&mut bytes)? {
-                0 => bail!("the VM ended before it said {mark:?}: {}", self.said()),
-                count => self
-                    .heard
-                    .extend_from_slice(bytes.get(..count).unwrap_or_default()),
-            }
+            self.listen(mark, deadline)?;
         }
     }
 
@@ -85,7 +105,7 @@ impl Vm {
     }
 }
 
-impl Drop for Vm {
+impl Drop for Program {
     fn drop(&mut self) {
         // SIGTERM first: a supervisor takes its children along.
         let pid = Pid::from_raw(self.child.id().cast_signed());

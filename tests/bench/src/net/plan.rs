@@ -1,0 +1,91 @@
+//! What is measured: the rows, and who takes part in each.
+
+/// Where frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// From a socket of the host to the guest.
+    HostToGuest,
+    /// From the guest to a socket of the host.
+    GuestToHost,
+}
+
+/// What they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// UDP in frames of so many bytes.
+    Frames(usize),
+    /// TCP of 65,160 bytes in one frame, to be cut into segments of 1,448 if
+    /// anybody must.
+    Segments,
+}
+
+/// Bytes of Ethernet, IP and UDP headers.
+const UDP_HEADERS: usize = 42;
+
+impl Load {
+    /// Bytes of data in each frame.
+    pub fn data(self) -> usize {
+        match self {
+            Self::Frames(length) => length - UDP_HEADERS,
+            Self::Segments => 65_160,
+        }
+    }
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Outboard with outboard-net.
+    Outboard,
+    /// QEMU's microvm with its own tap back-end, vhost off, virtio over PCI.
+    Qemu,
+}
+
+impl Side {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outboard => "Outboard",
+            Self::Qemu => "QEMU",
+        }
+    }
+}
+
+/// One thing measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where frames go.
+    pub path: Path,
+    /// What they are.
+    pub load: Load,
+}
+
+impl Row {
+    /// For people, and for `--only`.
+    pub fn name(&self) -> String {
+        let path = match self.path {
+            Path::HostToGuest => "host to guest",
+            Path::GuestToHost => "guest to host",
+        };
+        match self.load {
+            Load::Frames(length) => format!("{path}, {length} B frames"),
+            Load::Segments => format!("{path}, 64 KiB segments"),
+        }
+    }
+
+    /// Who takes part.
+    pub fn sides(&self) -> Vec<Side> {
+        vec![Side::Outboard, Side::Qemu]
+    }
+}
+
+/// All rows.
+pub fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for path in [Path::HostToGuest, Path::GuestToHost] {
+        for load in [Load::Frames(64), Load::Frames(1500), Load::Segments] {
+            rows.push(Row { path, load });
+        }
+    }
+    rows
+}
