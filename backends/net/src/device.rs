@@ -94,6 +94,14 @@ impl Device for Net {
         self.0.reset(features);
     }
 
+    /// One for each pair, and one for commands, whose work may take a while.
+    fn worker(&self, index: u16, features: u64) -> u16 {
+        match Role::of(&self.0, index, features) {
+            Role::Receive(pair) | Role::Transmit(pair) => pair,
+            Role::Control => self.0.pairs(),
+        }
+    }
+
     fn queue(&self, index: u16, features: u64) -> io::Result<NetQueue> {
         let card = self.0.clone();
         let role = Role::of(&card, index, features);

@@ -46,6 +46,12 @@ pub trait Device: Send + Sync + 'static {
     /// is initial again. Or a driver has acknowledged `features`: what it wrote
     /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds.
     fn reset(&self, features: u64);
+    /// Which worker serves queue `index`: one thread serves all queues of the
+    /// same number, in turn. By default each has a worker of its own.
+    fn worker(&self, index: u16, features: u64) -> u16 {
+        let _ = features;
+        index
+    }
     /// Makes the server of queue `index`, on the worker's own thread.
     ///
     /// # Errors

@@ -219,6 +219,11 @@ impl<D: Device> Session<'_, D> {
             Err(Fault::Refused(why)) => return Err(Fault::Broken(why)),
             base => base?,
         };
+        // The others of its worker go on; one that cannot has told so by its
+        // error descriptor.
+        if let Err(Fault::Stuck) = self.start_rings() {
+            return Err(Fault::Stuck);
+        }
         let reply = VhostUserVringState::new(state.index, base.into());
         Ok(Answer::Reply(reply.as_slice().to_vec()))
     }

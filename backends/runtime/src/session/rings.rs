@@ -14,6 +14,7 @@
 //! predecessor, so its worker looks at the ring at once instead. A parked ring
 //! keeps its place: it is disabled, or something about it is being changed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::device::Device;
 use crate::event::Signal;
 use crate::memory::Table;
 use crate::ring::{Layout, Ring, View};
-use crate::worker::{Kick, NotStarted, Setup, Stuck, Worker};
+use crate::worker::{self, Kick, Lines, NotStarted, Setup, Stuck, Worker};
 
 /// A device's queue must be there within this.
 const START: Duration = Duration::from_secs(10);
@@ -51,7 +52,8 @@ pub(super) struct Slot {
     /// `None`: as the specification says for the negotiated features.
     pub enabled: Option<bool>,
     ring: Option<Ring>,
-    worker: Option<Worker>,
+    /// The worker that has the ring.
+    worker: Option<u16>,
 }
 
 impl Slot {
@@ -84,7 +86,7 @@ impl Slot {
     }
 
     fn running_layout(&self, memory: &Table) -> Option<Layout> {
-        self.worker.as_ref()?;
+        self.worker?;
         self.layout(memory).ok().flatten()
     }
 }
@@ -94,6 +96,7 @@ pub(super) struct Rings<D> {
     device: Arc<D>,
     limits: Limits,
     slots: Vec<Slot>,
+    workers: BTreeMap<u16, Worker>,
     /// What happened on rings that have been stopped.
     pub tally: Tally,
 }
@@ -105,6 +108,7 @@ impl<D: Device> Rings<D> {
             device,
             limits,
             slots,
+            workers: BTreeMap::new(),
             tally: Tally::default(),
         }
     }
@@ -138,9 +142,17 @@ impl<D: Device> Rings<D> {
     /// # Errors
     /// Says which of them could not; the others have been started.
     pub fn start_all(&mut self, context: &Context<'_>) -> Result<(), Fault> {
-        let mut result = Ok(());
-        for index in 0..self.slots.len() {
-            match self.start(index, context) {
+        let (startable, mut result) = self.startable(context);
+        let features = context.features & !PROTOCOL_FEATURES;
+        let mut workers: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for index in startable {
+            // There are no more than fit in a message.
+            let number = u16::try_from(index).unwrap_or(u16::MAX);
+            let worker = self.device.worker(number, features);
+            workers.entry(worker).or_default().push(index);
+        }
+        for (worker, new) in workers {
+            match self.start(worker, &new, context) {
                 Err(Fault::Stuck) => return Err(Fault::Stuck),
                 Err(fault) => result = Err(fault),
                 Ok(()) => {}
@@ -149,78 +161,118 @@ impl<D: Device> Rings<D> {
         result
     }
 
-    fn start(&mut self, index: usize, context: &Context<'_>) -> Result<(), Fault> {
-        let refused = |why: String| Fault::Refused(format!("cannot start queue {index}: {why}"));
-        let others: Vec<Layout> = self
-            .slots
-            .iter()
+    /// The rings that may run and do not. One that cannot is left out, and the
+    /// last such is told.
+    fn startable(&mut self, context: &Context<'_>) -> (Vec<usize>, Result<(), Fault>) {
+        let running = self.slots.iter();
+        let mut placed: Vec<Layout> = running
             .filter_map(|slot| slot.running_layout(context.memory))
             .collect();
-        let Some(slot) = self.slots.get_mut(index) else {
-            return Ok(());
-        };
-        let enabled = slot
-            .enabled
-            .unwrap_or(context.features & PROTOCOL_FEATURES == 0);
-        let (Some(kick), true, None) = (slot.kick.clone(), enabled, &slot.worker) else {
-            return Ok(());
-        };
-        let Some(layout) = slot.layout(context.memory).map_err(refused)? else {
-            return Ok(());
-        };
-        if others.iter().any(|other| other.collides(&layout)) {
-            return Err(refused("it lies over another ring".into()));
+        let (mut startable, mut result) = (Vec::new(), Ok(()));
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot.may_start(context, &placed) {
+                Ok(Some(layout)) => {
+                    placed.push(layout);
+                    startable.push(index);
+                }
+                Ok(None) => {}
+                Err(why) => {
+                    let why = format!("cannot start queue {index}: {why}");
+                    result = Err(Fault::Refused(why));
+                }
+            }
         }
-        let number = u16::try_from(index).map_err(|_| refused("its index".into()))?;
-        let ring = slot.prepare(layout, number, context).map_err(refused)?;
+        (startable, result)
+    }
+
+    /// Starts a worker anew, with these rings more.
+    fn start(&mut self, worker: u16, new: &[usize], context: &Context<'_>) -> Result<(), Fault> {
+        let mut members: Vec<usize> = (0..self.slots.len())
+            .filter(|index| {
+                self.slots
+                    .get(*index)
+                    .is_some_and(|slot| slot.worker == Some(worker))
+            })
+            .collect();
+        self.park_worker(worker, Deadline::after(self.limits.drain))?;
+        members.extend(new);
+        members.sort_unstable();
+        let (mut rings, mut result) = (Vec::new(), Ok(()));
+        for index in members {
+            let slot = self.slots.get_mut(index);
+            match slot.and_then(|slot| slot.prepare(index, context).transpose()) {
+                Some(Ok(ring)) => rings.push(ring),
+                Some(Err(why)) => {
+                    let why = format!("cannot start queue {index}: {why}");
+                    result = Err(Fault::Refused(why));
+                }
+                None => {}
+            }
+        }
+        if rings.is_empty() {
+            return result;
+        }
+        let indices: Vec<u16> = rings.iter().map(|(lines, _)| lines.index).collect();
         let setup = Setup {
             device: self.device.clone(),
-            index: number,
             features: context.features & !PROTOCOL_FEATURES,
             memory: context.memory.memory().clone(),
-            kick,
-            call: slot.call.clone(),
-            err: slot.err.clone(),
             poll: self.limits.poll,
         };
-        match Worker::start(setup, ring, Deadline::after(START)) {
-            Ok(worker) => slot.worker = Some(worker),
-            Err(NotStarted::Stuck) => return Err(Fault::Stuck),
-            Err(NotStarted::Refused(ring, error)) => {
-                slot.ring = Some(*ring);
-                return Err(refused(error.to_string()));
+        match Worker::start(setup, rings, Deadline::after(START)) {
+            Ok(started) => {
+                self.workers.insert(worker, started);
+                for index in indices {
+                    self.slot(index.into())?.worker = Some(worker);
+                }
+                result
             }
+            Err(NotStarted::Stuck) => Err(Fault::Stuck),
+            Err(NotStarted::Refused(rings, error)) => {
+                self.keep(rings);
+                let why = format!("cannot start queues {indices:?}: {error}");
+                Err(Fault::Refused(why))
+            }
+        }
+    }
+
+    /// Puts rings back in their places.
+    fn keep(&mut self, rings: worker::Rings) {
+        for (lines, mut ring) in rings {
+            self.tally += std::mem::take(&mut ring.tally);
+            if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
+                slot.ring = Some(ring);
+                slot.worker = None;
+            }
+        }
+    }
+
+    /// Stops a worker and keeps its rings.
+    fn park_worker(&mut self, worker: u16, deadline: Deadline) -> Result<(), Stuck> {
+        if let Some(worker) = self.workers.remove(&worker) {
+            let rings = worker.finish(deadline)?;
+            self.keep(rings);
         }
         Ok(())
     }
 
-    /// Stops one ring and keeps it.
+    /// Stops one ring and keeps it. Others of the same worker stop too, until
+    /// [`Self::start_all`].
     pub fn park(&mut self, index: u32) -> Result<&mut Slot, Fault> {
         let deadline = Deadline::after(self.limits.drain);
-        let slot = self.slot(index)?;
-        if let Some(worker) = slot.worker.take() {
-            let mut ring = worker.finish(deadline)?;
-            let tally = std::mem::take(&mut ring.tally);
-            slot.ring = Some(ring);
-            self.tally += tally;
+        if let Some(worker) = self.slot(index)?.worker {
+            self.park_worker(worker, deadline)?;
         }
         self.slot(index)
     }
 
     /// Stops all rings, side by side, and keeps them.
     pub fn park_all(&mut self) -> Result<(), Stuck> {
-        for slot in &self.slots {
-            if let Some(worker) = &slot.worker {
-                worker.ask_to_stop();
-            }
-        }
+        self.workers.values().for_each(Worker::ask_to_stop);
         let deadline = Deadline::after(self.limits.drain);
-        for slot in &mut self.slots {
-            if let Some(worker) = slot.worker.take() {
-                let mut ring = worker.finish(deadline)?;
-                self.tally += std::mem::take(&mut ring.tally);
-                slot.ring = Some(ring);
-            }
+        while let Some((_, worker)) = self.workers.pop_first() {
+            let rings = worker.finish(deadline)?;
+            self.keep(rings);
         }
         Ok(())
     }
@@ -260,22 +312,55 @@ impl<D: Device> Rings<D> {
 }
 
 impl Slot {
+    /// Where the ring lies, if all that is needed to start it is there and it
+    /// does not run.
+    ///
+    /// # Errors
+    /// Says why it cannot be started.
+    fn may_start(
+        &self,
+        context: &Context<'_>,
+        others: &[Layout],
+    ) -> Result<Option<Layout>, String> {
+        let unasked = context.features & PROTOCOL_FEATURES == 0;
+        if self.kick.is_none() || !self.enabled.unwrap_or(unasked) || self.worker.is_some() {
+            return Ok(None);
+        }
+        let layout = self.layout(context.memory)?;
+        let collides = |layout: &Layout| others.iter().any(|other| other.collides(layout));
+        if layout.as_ref().is_some_and(collides) {
+            return Err("it lies over another ring".into());
+        }
+        Ok(layout)
+    }
+
     /// The ring to be started: the parked one, or a new one.
     fn prepare(
         &mut self,
-        layout: Layout,
-        index: u16,
+        index: usize,
         context: &Context<'_>,
-    ) -> Result<Ring, String> {
+    ) -> Result<Option<(Lines, Ring)>, String> {
+        let (Some(kick), Some(layout)) = (self.kick.clone(), self.layout(context.memory)?) else {
+            return Ok(None);
+        };
+        let index = u16::try_from(index).map_err(|_| "its index")?;
+        let lines = Lines {
+            index,
+            kick,
+            call: self.call.clone(),
+            err: self.err.clone(),
+        };
         if let Some(mut ring) = self.ring.take() {
             ring.relocate(layout);
-            return Ok(ring);
+            return Ok(Some((lines, ring)));
         }
         let view = View::new(context.memory.memory(), &layout).ok_or("it is not in memory")?;
         let inflight = context.inflight.and_then(|region| region.queue(index));
-        Ring::new(layout, context.features, self.base, inflight, &view).map_err(|why| {
+        let ring = Ring::new(layout, context.features, self.base, inflight, &view);
+        let ring = ring.map_err(|why| {
             self.err.signal();
             format!("its state cannot be followed: {why:?}")
-        })
+        })?;
+        Ok(Some((lines, ring)))
     }
 }

@@ -2,7 +2,9 @@ use outboard_protocol::inflight::{Region, Shape};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::ring::Layout;
+use crate::chain::Chain;
+use crate::device::Outcome;
+use crate::ring::{Layout, View};
 
 const USED: GuestAddress = GuestAddress(0x3000);
 
@@ -57,13 +59,15 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
 
     let setup = Setup {
         device: Arc::new(Instant),
-        index: 0,
         features: 0,
         memory: memory.clone(),
+        poll: Duration::ZERO,
+    };
+    let lines = Lines {
+        index: 0,
         kick: Kick::Polled,
         call: Arc::default(),
         err: Arc::default(),
-        poll: Duration::ZERO,
     };
     let control = Control {
         stop: AtomicBool::new(true),
@@ -72,7 +76,11 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let view = View::new(&memory, &layout).unwrap();
     let ring = Ring::new(layout, 0, 0, Some(queue.clone()), &view).unwrap();
     let (report, _started) = sync_channel(1);
-    let ring = serve(&setup, ring, &control, &report);
+    let mut rings = vec![(lines, ring)];
+    serve(&setup, &mut rings, &control, &report);
+    let [(_, ring)] = &rings[..] else {
+        panic!("the ring is still there");
+    };
 
     let used: u16 = memory.read_obj(GuestAddress(USED.0 + 2)).unwrap();
     assert_eq!((used, ring.next_avail()), (2, 2), "base and used index");

@@ -7,12 +7,13 @@
     reason = "tests; each uses a part of this"
 )]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use outboard_contract::client::{Ack, Client};
@@ -61,6 +62,10 @@ pub struct Knobs {
     pub no_queues: AtomicBool,
     /// Chains held back are given up when their ring is stopped.
     pub gives_back: AtomicBool,
+    /// Two queues each share a worker.
+    pub in_pairs: AtomicBool,
+    /// The thread that serves each queue, by the queue's number.
+    pub threads: Mutex<BTreeMap<u16, ThreadId>>,
     /// Makes the engine fail at the next submission.
     pub break_engine: AtomicBool,
 }
@@ -145,7 +150,16 @@ impl Device for Loopback {
     fn reset(&self, features: u64) {
         self.knobs.resets.lock().unwrap().push(features);
     }
-    fn queue(&self, _: u16, _: u64) -> io::Result<LoopbackQueue> {
+    fn worker(&self, index: u16, _: u64) -> u16 {
+        if self.knobs.in_pairs.load(Ordering::SeqCst) {
+            index / 2
+        } else {
+            index
+        }
+    }
+    fn queue(&self, index: u16, _: u64) -> io::Result<LoopbackQueue> {
+        let thread = std::thread::current().id();
+        self.knobs.threads.lock().unwrap().insert(index, thread);
         if self.knobs.no_queues.load(Ordering::SeqCst) {
             return Err(io::Error::other("no queues today"));
         }

@@ -1,0 +1,305 @@
+//! The thread that serves one ring, or several that belong together.
+//!
+//! ```text
+//! start(rings) ──► taking ◄──► polling ◄──► asleep ──ask_to_stop──► draining ──► finish() = rings
+//! ```
+//! A worker owns its rings from start to finish; nobody else touches them. It
+//! serves them in turn, and while it works their driver need not kick; only
+//! when there is nothing left in any it asks for kicks, looks once more, and
+//! sleeps. What happens with one ring is in [`service`].
+
+mod service;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_protocol::Deadline;
+
+use crate::device::{Device, Memory, Queue};
+use crate::event::{Event, Signal};
+use crate::polling::Budget;
+use crate::ring::Ring;
+use service::Service;
+
+/// Stack of a worker. Only what is touched is resident.
+const STACK: usize = 256 * 1024;
+/// How often a ring is looked at whose front-end lent no kick, and an engine
+/// that has no descriptor to wait for.
+const TICK: Duration = Duration::from_millis(1);
+
+/// How the driver announces chains.
+#[derive(Clone, Debug)]
+pub enum Kick {
+    /// By this descriptor.
+    Event(Arc<Event>),
+    /// Not at all: the ring is looked at from time to time (vhost-user,
+    /// SET_VRING_KICK, "invalid FD flag").
+    Polled,
+}
+
+/// A queue's number and its lines to the driver.
+#[derive(Debug)]
+pub struct Lines {
+    /// Which of the device's queues this is.
+    pub index: u16,
+    /// The driver's side of notifications.
+    pub kick: Kick,
+    /// Signalled when the driver wants to hear of used chains.
+    pub call: Arc<Signal>,
+    /// Signalled when the ring breaks.
+    pub err: Arc<Signal>,
+}
+
+/// What a worker needs besides its rings.
+#[derive(Debug)]
+pub struct Setup<D> {
+    /// The device.
+    pub device: Arc<D>,
+    /// The features acknowledged.
+    pub features: u64,
+    /// Guest memory, the same until the worker is stopped.
+    pub memory: Arc<Memory>,
+    /// How long to poll at most before sleeping; zero for not at all.
+    pub poll: Duration,
+}
+
+#[derive(Debug)]
+struct Control {
+    stop: AtomicBool,
+    wake: Event,
+}
+
+/// A worker did not come to an end before its deadline, or died: its rings are
+/// lost, and so is this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stuck;
+
+/// Rings, each with its queue's lines.
+pub type Rings = Vec<(Lines, Ring)>;
+
+/// A running worker. Only a process that ends may drop it unfinished.
+#[derive(Debug)]
+pub struct Worker {
+    control: Arc<Control>,
+    back: Receiver<Rings>,
+    thread: JoinHandle<()>,
+}
+
+/// Why a worker did not start.
+#[derive(Debug)]
+pub enum NotStarted {
+    /// The rings are as they were.
+    Refused(Rings, io::Error),
+    /// See [`Stuck`].
+    Stuck,
+}
+
+impl Worker {
+    /// Hands `rings` to a new thread; returns when their device's queues exist.
+    ///
+    /// # Errors
+    /// [`NotStarted::Refused`] when there is no thread to be had, or one of
+    /// the queues is not.
+    pub fn start<D: Device>(
+        setup: Setup<D>,
+        rings: Rings,
+        deadline: Deadline,
+    ) -> Result<Self, NotStarted> {
+        let control = match Event::new() {
+            Ok(wake) => Arc::new(Control {
+                stop: AtomicBool::new(false),
+                wake,
+            }),
+            Err(error) => return Err(NotStarted::Refused(rings, error)),
+        };
+        let (give, take) = sync_channel::<Rings>(1);
+        let (give_back, back) = sync_channel(1);
+        let (report, started) = sync_channel(1);
+        let theirs = control.clone();
+        let first = rings.first().map_or(0, |(lines, _)| lines.index);
+        let thread = std::thread::Builder::new()
+            .name(format!("queue {first}"))
+            .stack_size(STACK)
+            .spawn(move || {
+                if let Ok(mut rings) = take.recv() {
+                    serve(&setup, &mut rings, &theirs, &report);
+                    let _ = give_back.send(rings);
+                }
+            });
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(error) => return Err(NotStarted::Refused(rings, error)),
+        };
+        if give.send(rings).is_err() {
+            return Err(NotStarted::Stuck);
+        }
+        let worker = Self {
+            control,
+            back,
+            thread,
+        };
+        match started.recv_timeout(deadline.left()) {
+            Ok(Ok(())) => Ok(worker),
+            Ok(Err(error)) => match worker.finish(deadline) {
+                Ok(rings) => Err(NotStarted::Refused(rings, error)),
+                Err(Stuck) => Err(NotStarted::Stuck),
+            },
+            Err(_) => Err(NotStarted::Stuck),
+        }
+    }
+
+    /// Asks it to take no more chains and to hand the rings back once the
+    /// device has none left.
+    pub fn ask_to_stop(&self) {
+        self.control.stop.store(true, Ordering::Release);
+        self.control.wake.signal();
+    }
+
+    /// Stops it and takes the rings back.
+    ///
+    /// # Errors
+    /// [`Stuck`] when the device still has chains of them at `deadline`.
+    pub fn finish(self, deadline: Deadline) -> Result<Rings, Stuck> {
+        self.ask_to_stop();
+        let rings = self.back.recv_timeout(deadline.left()).map_err(|_| Stuck)?;
+        self.thread.join().map_err(|_| Stuck)?;
+        Ok(rings)
+    }
+}
+
+/// The thread's whole life.
+fn serve<D: Device>(
+    setup: &Setup<D>,
+    rings: &mut Rings,
+    control: &Control,
+    report: &SyncSender<io::Result<()>>,
+) {
+    let services = rings
+        .iter_mut()
+        .map(|(lines, ring)| Service::new(setup, lines, ring));
+    match services.collect() {
+        Ok(services) => {
+            let _ = report.send(Ok(()));
+            let mut turns = Turns {
+                services,
+                control,
+                budget: Budget::new(setup.poll),
+            };
+            turns.run();
+        }
+        Err(error) => {
+            let _ = report.send(Err(error));
+        }
+    }
+}
+
+/// Rings that are served in turn.
+struct Turns<'a, Q> {
+    services: Vec<Service<'a, Q>>,
+    control: &'a Control,
+    budget: Budget,
+}
+
+impl<Q: Queue> Turns<'_, Q> {
+    fn run(&mut self) {
+        self.services.iter_mut().for_each(Service::disarm);
+        loop {
+            let stopping = self.control.stop.load(Ordering::Acquire);
+            let turns = self.services.iter_mut();
+            if turns.fold(false, |busy, service| service.round(stopping) | busy) {
+                continue;
+            }
+            if stopping && self.services.iter().all(Service::is_drained) {
+                break;
+            }
+            if stopping || !self.poll_for_work() {
+                self.sleep(stopping);
+            }
+        }
+        // Whoever has the rings next may never run: leave kicks wanted.
+        self.arm();
+    }
+
+    /// Asks for kicks. Whether there is something to do first.
+    fn arm(&mut self) -> bool {
+        let services = self.services.iter_mut();
+        services.fold(false, |new, service| service.arm() | new)
+    }
+
+    /// Spins for as long as that has paid off lately. Whether there is work.
+    fn poll_for_work(&mut self) -> bool {
+        let budget = self.budget.current();
+        if budget.is_zero() {
+            return false;
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < budget {
+            if self.services.iter_mut().any(Service::look) {
+                return true;
+            }
+            if self.control.stop.load(Ordering::Relaxed) {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Waits for a kick, the device, or the session.
+    fn sleep(&mut self, stopping: bool) {
+        if stopping || !self.arm() {
+            if let Some(first) = self.services.first_mut() {
+                first.slept();
+            }
+            let begin = Instant::now();
+            self.wait(stopping);
+            self.budget.slept(begin.elapsed());
+        }
+        if !stopping {
+            self.services.iter_mut().for_each(Service::disarm);
+        }
+    }
+
+    fn wait(&mut self, stopping: bool) {
+        let wake = self.control.wake.as_fd();
+        // A place that reports nothing. Once the session has been heard, its
+        // descriptor stays readable, so it gets such a place too.
+        let idle = || PollFd::new(wake, PollFlags::empty());
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![if stopping { idle() } else { readable(wake) }];
+        for service in &self.services {
+            let kick = service.kick(stopping);
+            fds.push(kick.map_or_else(idle, |event| readable(event.as_fd())));
+            fds.push(service.ready().map_or_else(idle, readable));
+        }
+        let mut services = self.services.iter();
+        let timeout = if services.any(|service| service.is_blind(stopping)) {
+            PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO)
+        } else {
+            PollTimeout::NONE
+        };
+        let result = poll(&mut fds, timeout);
+        let woken: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let (_, woken) = woken.split_first().unwrap_or((&false, &[]));
+        for (service, woken) in self.services.iter_mut().zip(woken.chunks_exact(2)) {
+            let kicked = woken.first() == Some(&true);
+            if kicked && service.kick(stopping).is_some_and(|event| !event.clear()) {
+                // A pipe whose other end is closed. It must not keep this
+                // thread busy.
+                std::thread::sleep(TICK);
+            }
+            if woken.contains(&true) || service.is_blind(stopping) || result.is_err() {
+                service.unblock();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
