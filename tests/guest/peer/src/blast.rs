@@ -2,6 +2,7 @@
 //! a rate, or at most `--window` ahead of the guest's acknowledgements; then asks what it received. With
 //! `--tap` and `--gso`, segments in TCP frames of `--size` bytes of data instead, through a packet socket.
 
+use crate::batch;
 use crate::options::{Options, Outcome, rate};
 use crate::raw::Raw;
 use crate::udp;
@@ -31,6 +32,15 @@ impl Plan {
         sent < self.requests && Instant::now() < self.end
     }
 
+    // How many more datagrams may go at once; one, to ask again, when the window is full.
+    fn together(&self, sent: u64, acknowledged: u64) -> u64 {
+        let left = self.requests - sent;
+        match self.window {
+            0 => left,
+            window => left.min((acknowledged + window).saturating_sub(sent).max(1)),
+        }
+    }
+
     // After how many datagrams an answer is wanted.
     fn acknowledge(&self) -> u16 {
         (self.window / 4).clamp(u64::from(self.window != 0), 0xffff) as u16
@@ -52,7 +62,14 @@ fn stream(plan: &Plan, socket: &UdpSocket, stream: u16) -> Result<u64, String> {
     socket
         .connect((plan.to, FIRST_PORT + stream))
         .map_err(|error| format!("reason=connect error=\"{error}\""))?;
-    let mut payload = vec![0; plan.size];
+    // Nothing is gained by many at a time when they are to go at a rate.
+    let most = if plan.pause.is_zero() {
+        batch::cut(socket, plan.size)
+    } else {
+        1
+    };
+    let mut most = most as u64;
+    let mut payload = vec![0; plan.size * most as usize];
     let (mut number, mut acknowledged) = (0, 0);
     let began = Instant::now();
     while plan.goes_on(number) {
@@ -66,14 +83,18 @@ fn stream(plan: &Plan, socket: &UdpSocket, stream: u16) -> Result<u64, String> {
             }
         }
         plan.keep_pace(began, number);
-        let header = Header {
-            number,
-            stream,
-            acknowledge: plan.acknowledge(),
-        };
-        datagram::write(&mut payload, &header);
-        match socket.send(&payload) {
-            Ok(_) => number += 1,
+        let count = plan.together(number, acknowledged).min(most);
+        let payload = &mut payload[..plan.size * count as usize];
+        for (number, datagram) in (number..).zip(payload.chunks_exact_mut(plan.size)) {
+            let header = Header {
+                number,
+                stream,
+                acknowledge: plan.acknowledge(),
+            };
+            datagram::write(datagram, &header);
+        }
+        match socket.send(payload) {
+            Ok(_) => number += count,
             // No room in the device's queue, or nobody answered for the address yet.
             Err(error)
                 if matches!(
@@ -82,6 +103,11 @@ fn stream(plan: &Plan, socket: &UdpSocket, stream: u16) -> Result<u64, String> {
                 ) =>
             {
                 thread::yield_now();
+            }
+            // The kernel or the device does not cut them up.
+            Err(_) if most > 1 => {
+                batch::do_not_cut(socket)?;
+                most = 1;
             }
             Err(error) => return Err(format!("reason=send error=\"{error}\"")),
         }

@@ -1,6 +1,7 @@
 //! The host's side of the bundled guest's network scenarios: see tests/guest/README.md. Ends with one
 //! line, `PEER <command> result=pass|fail key=value ...`.
 
+mod batch;
 mod blast;
 mod echo;
 mod gso;

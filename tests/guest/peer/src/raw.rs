@@ -1,5 +1,5 @@
 //! Packet sockets: whole frames of one network device, with or without the header that says how a frame
-//! is to be cut. The only unsafe code of this program.
+//! is to be cut. Unsafe code: system calls.
 
 use std::ffi::CString;
 use std::io;

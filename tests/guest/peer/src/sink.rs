@@ -1,6 +1,7 @@
 //! `sink`: takes a blast of numbered datagrams, one socket and thread for each stream, checks every byte,
 //! and counts what was lost, came late or came twice, until the sender says "done" on port 9.
 
+use crate::batch::Batch;
 use crate::options::{Options, Outcome, rate};
 use crate::raw::Raw;
 use crate::udp;
@@ -130,11 +131,24 @@ fn datagrams(
     stop: &AtomicBool,
 ) -> Result<(), String> {
     let mut buffer = vec![0; 65_536];
+    let mut connected = false;
+    while !stop.load(Ordering::Relaxed) && !connected {
+        if let Some((length, from)) = udp::receive(socket, &mut buffer)? {
+            if let Some(answer) = lock(count).datagram(&buffer[..length]) {
+                let _ = socket.send_to(&answer, from);
+            }
+            // A stream has one sender. The kernel finds a connected socket without looking up a route.
+            connected = datagram::check(&buffer[..length]).is_ok() && socket.connect(from).is_ok();
+        }
+    }
+    let mut batch = Batch::new();
     while !stop.load(Ordering::Relaxed) {
-        if let Some((length, from)) = udp::receive(socket, &mut buffer)?
-            && let Some(answer) = lock(count).datagram(&buffer[..length])
-        {
-            let _ = socket.send_to(&answer, from);
+        batch.receive(socket)?;
+        let mut count = lock(count);
+        for datagram in batch.datagrams() {
+            if let Some(answer) = count.datagram(datagram) {
+                let _ = socket.send(&answer);
+            }
         }
     }
     Ok(())

@@ -24,6 +24,8 @@ const PROBE: u64 = 50;
 #[derive(Clone, Copy)]
 struct Plan {
     peer: End,
+    /// Where segments go.
+    to: End,
     size: usize,
     /// Bytes in a segment; 0: UDP.
     gso: u16,
@@ -78,7 +80,7 @@ impl Blaster {
             let body = Body::new(SEGMENTS_STREAM + OF_BLAST, u64::from(segment.number));
             return self.port.out.frame(headers + plan.size, |frame, own| {
                 body.fill(&mut frame[headers..], 0);
-                segment.write(frame, own, &plan.peer)
+                segment.write(frame, own, &plan.to)
             });
         }
         let port = FIRST_PORT + self.stream;
@@ -177,8 +179,11 @@ fn plan(machine: &Machine<'_>, run: &mut Run) -> Result<Plan, String> {
         requests => requests.div_ceil(run.ports.len() as u64),
     };
     let window = options::number(words, "window", 0)?;
+    let peer = run.peer(words)?;
+    let mac = options::ethernet_address(words, "peer_mac")?.unwrap_or(peer.mac);
     Ok(Plan {
-        peer: run.peer(words)?,
+        peer,
+        to: End { mac, ..peer },
         size: options::within(words, "size", otherwise, low, high)? as usize,
         gso,
         requests,
