@@ -48,7 +48,15 @@ impl Cpu {
         }
     }
 
-    /// Both.
+    /// Of two VMs together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus + other.vcpus,
+            devices: self.devices + other.devices,
+        }
+    }
+
+    /// Both kinds.
     pub fn all(self) -> u64 {
         self.vcpus + self.devices
     }

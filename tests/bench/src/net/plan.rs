@@ -1,5 +1,7 @@
 //! What is measured: the rows, and who takes part in each.
 
+use super::stats::Figure;
+
 /// Where frames go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
@@ -7,6 +9,12 @@ pub enum Path {
     HostToGuest,
     /// From the guest to a socket of the host.
     GuestToHost,
+    /// From a guest to another, each on a tap of one bridge.
+    GuestToGuest,
+    /// From the guest to a socket of the host and back, one at a time.
+    RoundTrip,
+    /// From a socket of the host to another, without any VM.
+    HostToHost,
 }
 
 /// What they are.
@@ -39,6 +47,10 @@ pub enum Side {
     Outboard,
     /// QEMU's microvm with its own tap back-end, vhost off, virtio over PCI.
     Qemu,
+    /// A veth pair between two network namespaces of the host.
+    Veth,
+    /// The host's loopback device.
+    Loopback,
 }
 
 impl Side {
@@ -47,6 +59,8 @@ impl Side {
         match self {
             Self::Outboard => "Outboard",
             Self::Qemu => "QEMU",
+            Self::Veth => "veth",
+            Self::Loopback => "loopback",
         }
     }
 }
@@ -66,6 +80,9 @@ impl Row {
         let path = match self.path {
             Path::HostToGuest => "host to guest",
             Path::GuestToHost => "guest to host",
+            Path::GuestToGuest => "guest to guest",
+            Path::RoundTrip => "guest to host and back",
+            Path::HostToHost => "host to host",
         };
         match self.load {
             Load::Frames(length) => format!("{path}, {length} B frames"),
@@ -75,17 +92,38 @@ impl Row {
 
     /// Who takes part.
     pub fn sides(&self) -> Vec<Side> {
-        vec![Side::Outboard, Side::Qemu]
+        match self.path {
+            Path::HostToHost => vec![Side::Veth, Side::Loopback],
+            _ => vec![Side::Outboard, Side::Qemu],
+        }
+    }
+
+    /// What is told of each run.
+    pub fn figures(&self) -> &'static [Figure] {
+        match self.path {
+            Path::RoundTrip => &Figure::OF_ROUND_TRIPS,
+            Path::HostToHost => &Figure::OF_THE_HOST,
+            Path::HostToGuest | Path::GuestToHost | Path::GuestToGuest => &Figure::OF_A_FLOW,
+        }
     }
 }
 
 /// All rows.
 pub fn rows() -> Vec<Row> {
+    let loads = [Load::Frames(64), Load::Frames(1500), Load::Segments];
+    let flows = [
+        Path::HostToGuest,
+        Path::GuestToHost,
+        Path::GuestToGuest,
+        Path::HostToHost,
+    ];
     let mut rows = Vec::new();
-    for path in [Path::HostToGuest, Path::GuestToHost] {
-        for load in [Load::Frames(64), Load::Frames(1500), Load::Segments] {
-            rows.push(Row { path, load });
-        }
+    for path in flows {
+        rows.extend(loads.map(|load| Row { path, load }));
     }
+    rows.push(Row {
+        path: Path::RoundTrip,
+        load: Load::Frames(64),
+    });
     rows
 }

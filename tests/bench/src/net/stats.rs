@@ -17,6 +17,19 @@ pub struct Sample {
     pub cpu: Cpu,
     /// Processor time of the load on the host, in nanoseconds.
     pub peer: u64,
+    /// Of round trips alone.
+    pub latency: Option<Latency>,
+}
+
+/// Quantiles of the round trips of a run, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// The median.
+    pub p50: f64,
+    /// What one of a hundred exceeds.
+    pub p99: f64,
+    /// What one of a thousand exceeds.
+    pub p999: f64,
 }
 
 /// A figure of a run.
@@ -38,11 +51,17 @@ pub enum Figure {
     PeerPerPacket,
     /// Frames lost of a million sent.
     LostPerMillion,
+    /// Median of the round trips, in microseconds.
+    P50,
+    /// What one of a hundred exceeds.
+    P99,
+    /// What one of a thousand exceeds.
+    P999,
 }
 
 impl Figure {
-    /// All, in the order in which they are printed.
-    pub const ALL: [Self; 8] = [
+    /// Of frames that go one way.
+    pub const OF_A_FLOW: [Self; 8] = [
         Self::PacketsPerSecond,
         Self::BytesPerSecond,
         Self::DevicePerPacket,
@@ -50,6 +69,23 @@ impl Figure {
         Self::DevicePerGigabyte,
         Self::CpuPerGigabyte,
         Self::PeerPerPacket,
+        Self::LostPerMillion,
+    ];
+    /// Without a VM.
+    pub const OF_THE_HOST: [Self; 4] = [
+        Self::PacketsPerSecond,
+        Self::BytesPerSecond,
+        Self::PeerPerPacket,
+        Self::LostPerMillion,
+    ];
+    /// Of frames that go there and back, one at a time.
+    pub const OF_ROUND_TRIPS: [Self; 7] = [
+        Self::P50,
+        Self::P99,
+        Self::P999,
+        Self::PacketsPerSecond,
+        Self::DevicePerPacket,
+        Self::CpuPerPacket,
         Self::LostPerMillion,
     ];
 
@@ -64,6 +100,9 @@ impl Figure {
             Self::CpuPerGigabyte => "CPU s/GB",
             Self::PeerPerPacket => "load ns/packet",
             Self::LostPerMillion => "lost/million",
+            Self::P50 => "p50 µs",
+            Self::P99 => "p99 µs",
+            Self::P999 => "p99.9 µs",
         }
     }
 
@@ -71,6 +110,7 @@ impl Figure {
     pub fn decimals(self) -> usize {
         match self {
             Self::DevicePerGigabyte | Self::CpuPerGigabyte => 3,
+            Self::P50 | Self::P99 | Self::P999 => 1,
             _ => 0,
         }
     }
@@ -82,6 +122,7 @@ impl Figure {
         let seconds = sample.nanoseconds as f64 / 1e9;
         let all = sample.cpu.all() as f64;
         let devices = sample.cpu.devices as f64;
+        let latency = |of: fn(&Latency) -> f64| sample.latency.as_ref().map_or(f64::NAN, of);
         match self {
             Self::PacketsPerSecond => packets / seconds,
             Self::BytesPerSecond => gigabytes * 1e3 / seconds,
@@ -93,6 +134,9 @@ impl Figure {
             Self::LostPerMillion => {
                 sample.lost as f64 * 1e6 / (sample.packets + sample.lost) as f64
             }
+            Self::P50 => latency(|latency| latency.p50),
+            Self::P99 => latency(|latency| latency.p99),
+            Self::P999 => latency(|latency| latency.p999),
         }
     }
 }
@@ -113,8 +157,9 @@ mod tests {
                 devices: 200_000_000,
             },
             peer: 100_000_000,
+            latency: None,
         };
-        let figures = Figure::ALL.map(|figure| figure.of(&sample));
+        let figures = Figure::OF_A_FLOW.map(|figure| figure.of(&sample));
         assert_eq!(figures, [8e6, 4e3, 50.0, 150.0, 0.1, 0.3, 25.0, 0.0]);
     }
 
@@ -127,9 +172,10 @@ mod tests {
             lost: 0,
             cpu: Cpu::default(),
             peer: 0,
+            latency: None,
         };
         assert!(
-            Figure::ALL
+            Figure::OF_A_FLOW
                 .iter()
                 .all(|figure| !figure.of(&sample).is_finite())
         );

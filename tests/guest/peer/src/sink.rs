@@ -198,7 +198,9 @@ fn control(
             continue;
         };
         let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if text.starts_with("stop") || text.starts_with("done") {
+        if text.starts_with("hello") {
+            let _ = socket.send_to(b"ready", from);
+        } else if text.starts_with("stop") || text.starts_with("done") {
             let said = udp::word(&text, "sent").unwrap_or(0);
             sent.store(said, Ordering::Relaxed);
             if first.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
