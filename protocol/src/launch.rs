@@ -49,6 +49,19 @@ pub enum Doorbell {
     Pio,
 }
 
+/// Who signals the kick eventfd of a queue (`--ring`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ring {
+    /// KVM, by ioeventfd: no exit to user space.
+    #[default]
+    Kvm,
+    /// The vCPU's thread, after an exit.
+    Exit,
+    /// A thread of the machine's, woken by the vCPU's after an exit.
+    Worker,
+}
+
 /// A device as the machine is to build it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
@@ -60,6 +73,10 @@ pub struct Device {
     pub queues: u16,
     /// Largest queue size offered: a power of two, 2 to 32768.
     pub queue_size: u16,
+    /// Who rings. Other than [`Ring::Kvm`] only for back-ends that the
+    /// supervisor has started: the machine then writes eventfds that it has
+    /// lent, and whoever holds those could make it wait.
+    pub ring: Ring,
 }
 
 /// What the machine is to be.

@@ -8,7 +8,7 @@ use crate::exit::EXIT_CODES;
 use crate::supervisor::net::{self, NetSettings};
 use crate::supervisor::options::{self, Size};
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
-use outboard_protocol::launch::Doorbell;
+use outboard_protocol::launch::{Doorbell, Ring};
 
 /// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
 #[derive(Debug, Parser)]
@@ -92,6 +92,14 @@ pub struct Run {
     #[arg(long, value_name = "mmio|pio", value_parser = doorbell)]
     doorbell: Option<Doorbell>,
 
+    /// Who passes a ring on to the back-end: KVM, or (to compare) the CPU's
+    /// thread after an exit, or a worker thread that it wakes [default: kvm]
+    ///
+    /// A disk or network card has its own with `ring=kvm|exit|worker`. A device
+    /// with `socket=` can be rung by KVM only.
+    #[arg(long, value_name = "kvm|exit|worker", value_parser = ring)]
+    ring: Option<Ring>,
+
     /// Add a disk (may be given several times)
     ///
     /// `path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts
@@ -165,6 +173,7 @@ impl Run {
             hugepages: self.hugepages.then_some(true),
             prefault: self.prefault.then_some(true),
             doorbell: self.doorbell,
+            ring: self.ring,
             console: self.console,
             on_reset: self.on_reset,
             disk: self.disk,
@@ -176,6 +185,10 @@ impl Run {
 }
 
 fn doorbell(text: &str) -> Result<Doorbell, String> {
+    options::word(text)
+}
+
+fn ring(text: &str) -> Result<Ring, String> {
     options::word(text)
 }
 

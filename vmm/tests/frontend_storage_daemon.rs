@@ -104,6 +104,7 @@ fn disk(queues: u16) -> launch::Device {
         kind: Kind::blk(),
         queues,
         queue_size: 64,
+        ring: launch::Ring::Kvm,
     }
 }
 

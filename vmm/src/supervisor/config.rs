@@ -103,21 +103,24 @@ impl Config {
             return Err("no kernel is given: add `--kernel FILE`".into());
         };
         let (mut devices, mut sources) = (Vec::new(), Vec::new());
-        for (index, disk) in settings.disk.into_iter().enumerate() {
+        for (index, mut disk) in settings.disk.into_iter().enumerate() {
+            disk.ring = disk.ring.or(settings.ring);
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
             let (device, source) = self::disk(&id, disk, cpus.min(DEFAULT_QUEUES))
                 .map_err(|error| format!("--disk {id}: {error}"))?;
             devices.push(device);
             sources.push(source);
         }
-        for (index, card) in settings.net.into_iter().enumerate() {
+        for (index, mut card) in settings.net.into_iter().enumerate() {
+            card.ring = card.ring.or(settings.ring);
             let id = card.id.clone().unwrap_or_else(|| format!("net{index}"));
             let (device, source) =
                 net::card(&id, card).map_err(|error| format!("--net {id}: {error}"))?;
             devices.push(device);
             sources.push(source);
         }
-        for (index, device) in settings.device.into_iter().enumerate() {
+        for (index, mut device) in settings.device.into_iter().enumerate() {
+            device.ring = device.ring.or(settings.ring);
             let id = device
                 .id
                 .clone()
@@ -169,6 +172,7 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
         kind: Kind::blk(),
         queues: self::queues(disk.queues.unwrap_or(queues))?,
         queue_size: queue_size(disk.queue_size)?,
+        ring: disk.ring.unwrap_or_default(),
     };
     if let Some(path) = disk.socket {
         let own = [
@@ -230,6 +234,7 @@ fn device(id: &str, device: DeviceSettings) -> Result<(launch::Device, Source), 
         kind: Kind::unnamed(virtio_id, config_size),
         queues: self::queues(queues)?,
         queue_size: queue_size(device.queue_size)?,
+        ring: device.ring.unwrap_or_default(),
     };
     Ok((device, Source::Socket { path, wait }))
 }
@@ -266,6 +271,16 @@ fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
         if !ids.insert(&device.id) {
             return Err(format!(
                 "two devices have the id `{}`; give each its own with `id=NAME`",
+                device.id
+            ));
+        }
+    }
+    for (device, source) in devices.iter().zip(sources) {
+        // Their eventfds are written by the machine itself then.
+        if device.ring != launch::Ring::Kvm && matches!(source, Source::Socket { .. }) {
+            return Err(format!(
+                "`{}` has a `socket`: a back-end that somebody else runs could make the machine \
+                 wait when it is rung by other than KVM; add `ring=kvm` to it",
                 device.id
             ));
         }
@@ -393,6 +408,27 @@ mod tests {
         );
         refused(with_disks(&["socket=a", "socket=a"]), "use the socket a");
         refused(with_disks(&["path=a"; 32]), "there are slots for 31");
+    }
+
+    #[test]
+    fn who_rings_is_said_for_all_or_for_one_and_is_kvm_for_foreign_back_ends() {
+        let rings = |vm: Option<launch::Ring>, disks: &[&str]| {
+            let settings = Settings {
+                ring: vm,
+                ..with_disks(disks)
+            };
+            let devices = Config::new(settings).map(|config| config.machine.devices);
+            devices.map(|devices| devices.iter().map(|d| d.ring).collect::<Vec<_>>())
+        };
+        use launch::Ring::{Exit, Kvm, Worker};
+        assert_eq!(rings(None, &["path=a"]).unwrap(), [Kvm]);
+        let disks = ["path=a", "path=b,ring=worker", "socket=c,ring=kvm"];
+        assert_eq!(rings(Some(Exit), &disks).unwrap(), [Exit, Worker, Kvm]);
+        for (vm, disk) in [(Some(Exit), "socket=c"), (None, "socket=c,ring=worker")] {
+            let error = rings(vm, &[disk]).unwrap_err();
+            assert!(error.contains("add `ring=kvm`"), "{error}");
+        }
+        assert!(settings::disk("path=a,ring=bell").is_err());
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct NetSettings {
     pub queues: Option<u64>,
     /// Largest queue size.
     pub queue_size: Option<u64>,
+    /// Who signals the kick eventfds.
+    pub ring: Option<launch::Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -69,6 +71,7 @@ const KEYS: Keys = &[
     ("mtu", Type::Number),
     ("queues", Type::Number),
     ("queue-size", Type::Number),
+    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -126,6 +129,7 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         // And the control queue.
         queues: 2 * pairs + 1,
         queue_size: queue_size(net.queue_size)?,
+        ring: net.ring.unwrap_or_default(),
     };
     if let Some(path) = net.socket {
         let own = [

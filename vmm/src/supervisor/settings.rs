@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use outboard_protocol::launch::Doorbell;
+use outboard_protocol::launch::{Doorbell, Ring};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
@@ -31,6 +31,8 @@ pub struct Settings {
     pub prefault: Option<bool>,
     /// Where queue notifications go.
     pub doorbell: Option<Doorbell>,
+    /// Who signals the kick eventfds, where a device does not say.
+    pub ring: Option<Ring>,
     /// The serial console.
     pub console: Option<Console>,
     /// What a guest's reset does.
@@ -73,6 +75,7 @@ impl Settings {
             hugepages: self.hugepages.or(file.hugepages),
             prefault: self.prefault.or(file.prefault),
             doorbell: self.doorbell.or(file.doorbell),
+            ring: self.ring.or(file.ring),
             console: self.console.or(file.console),
             on_reset: self.on_reset.or(file.on_reset),
             disk: file.disk.into_iter().chain(self.disk).collect(),
@@ -107,6 +110,8 @@ pub struct DiskSettings {
     pub queue_size: Option<u64>,
     /// The serial number that the guest reads.
     pub serial: Option<String>,
+    /// Who signals the kick eventfds.
+    pub ring: Option<Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -122,6 +127,7 @@ const DISK: Keys = &[
     ("queues", Type::Number),
     ("queue-size", Type::Number),
     ("serial", Type::Text),
+    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -141,6 +147,8 @@ pub struct DeviceSettings {
     pub queue_size: Option<u64>,
     /// Length of the configuration space in bytes.
     pub config_size: Option<u64>,
+    /// Who signals the kick eventfds.
+    pub ring: Option<Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -152,6 +160,7 @@ const DEVICE: Keys = &[
     ("queues", Type::Number),
     ("queue-size", Type::Number),
     ("config-size", Type::Number),
+    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -258,6 +267,7 @@ mod tests {
             kernel = "vmlinuz"
             memory = "2G"
             doorbell = "pio"
+            ring = "worker"
             console = "file=log"
             on-reset = "restart"
             [[disk]]
@@ -273,6 +283,7 @@ mod tests {
         .unwrap();
         assert_eq!(settings.memory, Some(Size(2 << 30)));
         assert_eq!(settings.doorbell, Some(Doorbell::Pio));
+        assert_eq!(settings.ring, Some(Ring::Worker));
         assert_eq!(settings.console, Some(Console::File("log".into())));
         assert_eq!(settings.on_reset, Some(OnReset::Restart));
         assert_eq!(

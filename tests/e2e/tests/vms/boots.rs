@@ -67,6 +67,16 @@ pub fn tests() -> Vec<Test> {
         .collect();
     tests.extend([
         test(
+            "a vcpu that rings by itself after an exit serves as well",
+            KVM,
+            || rings("exit", "pio"),
+        ),
+        test(
+            "a worker that a vcpu wakes to ring serves as well",
+            KVM,
+            || rings("worker", "mmio"),
+        ),
+        test(
             "one changed bit on the image is found out from the host",
             KVM,
             corruption_is_found_on_the_image,
@@ -111,6 +121,22 @@ fn verify(image: &Image, shape: Shape, disk: &str, more: &str) -> Result<Ended> 
         )
         .to_the_end()?
         .with_code(0)
+}
+
+/// As with ioeventfd, but that every kick exits.
+fn rings(ring: &str, doorbell: &str) -> Result<()> {
+    let image = Image::new(64 * MIB)?;
+    let cmdline = format!("scenario=verify requests=2000 depth=8 queues=2 seed={SEED}");
+    let ended = Run::guest(&cmdline)?
+        .with("--cpus", "2")
+        .with("--ring", ring)
+        .with("--doorbell", doorbell)
+        .with("--disk", format!("{},queues=2", image.option()))
+        .to_the_end()?
+        .with_code(0)?;
+    let result = ended.result("verify")?.passed()?;
+    ensure!(result.number("requests")? >= 2000, "{result:?}");
+    Ok(())
 }
 
 /// What the guest says it has written.

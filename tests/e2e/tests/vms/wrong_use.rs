@@ -44,6 +44,8 @@ const USAGE: &[Wrong] = &[
     ("--cpus", "1000", "--cpus 1000: give 1 to 32"),
     ("--cpus", "two", "'two' for '--cpus <N>'"),
     ("--doorbell", "bell", "expected `mmio` or `pio`"),
+    ("--ring", "bell", "expected one of `kvm`, `exit`, `worker`"),
+    ("--disk", "socket=a,ring=exit", "add `ring=kvm` to it"),
     ("--console", "tty", "give stdio, file=PATH or null"),
     ("--on-reset", "panic", "expected `exit` or `restart`"),
     ("--disk", "path=a,speed=9", "unknown key `speed`"),

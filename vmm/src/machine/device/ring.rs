@@ -123,6 +123,7 @@ mod tests {
             kind: Kind::blk(),
             queues: 2,
             queue_size: 64,
+            ring: launch::Ring::Kvm,
         };
         let of = |num_queues| BlkConfig {
             num_queues,

@@ -1,3 +1,5 @@
+use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Option<Self> {
+        Self::with(launch::Ring::Kvm)
+    }
+
+    fn with(ring: launch::Ring) -> Option<Self> {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Arc::new(vm),
             Err(error) => {
@@ -54,6 +60,7 @@ impl Bench {
             kind: Kind::blk(),
             queues: 2,
             queue_size: 64,
+            ring,
         };
         let (ram_too, events_too) = (Arc::clone(&ram), Arc::clone(&events));
         let doorbell = launch::Doorbell::Mmio;
@@ -490,4 +497,45 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
         bench.write(CONFIG, value, 8);
     }
     eventually(|| bench.read(CONFIG, 8) == 2048);
+}
+
+/// The kicks since the last look, at the eventfd that a back-end was lent.
+fn kicks(lent: &mut File) -> u64 {
+    let mut count = [0; 8];
+    match lent.read(&mut count) {
+        Ok(_) => u64::from_ne_bytes(count),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
+    for ring in [launch::Ring::Exit, launch::Ring::Worker] {
+        let Some(bench) = Bench::with(ring) else {
+            return;
+        };
+        let fake = bench.attached(Fake::default());
+        bench.drive();
+        let message = fake.wait_for(FrontendReq::SET_VRING_KICK);
+        let mut kick = File::from(message.fds.into_iter().next().unwrap());
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+        assert!(!bench.has_doorbell(layout::PCI_MEMORY.start + NOTIFY));
+        assert_eq!(kicks(&mut kick), 1, "the one that every start owes");
+        for _ in 0..3 {
+            bench.write(NOTIFY, 0, 2);
+            let mut count = 0;
+            eventually(|| {
+                count = kicks(&mut kick);
+                count != 0
+            });
+            assert_eq!(count, 1, "{ring:?}");
+        }
+        // Queue 1 has no session, and there is no queue 2.
+        bench.write(NOTIFY + 4, 1, 2);
+        bench.write(NOTIFY + 8, 2, 2);
+        bench.reset();
+        bench.write(NOTIFY, 0, 2);
+        assert_eq!(kicks(&mut kick), 0, "it is not this session's any more");
+    }
 }

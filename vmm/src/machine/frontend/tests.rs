@@ -20,6 +20,7 @@ fn spec(queues: u16) -> launch::Device {
         kind: Kind::blk(),
         queues,
         queue_size: 64,
+        ring: launch::Ring::Kvm,
     }
 }
 

@@ -5,14 +5,19 @@
 //! turned decoding on, the queue is enabled, and a session has been lent a kick
 //! eventfd. At any other time a kick exits to us. Before the session that is
 //! only to be noted: a fresh kick eventfd has count 1.
+//!
+//! To compare, a kick can also be signalled by us ([`Ring`]): then nothing is
+//! registered, and every kick exits.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
+use outboard_protocol::launch::Ring;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupts::owing_eventfd;
+use super::ringer::Ringer;
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 
 /// Bytes between the notify addresses of two queues (notify_off_multiplier).
@@ -22,7 +27,16 @@ pub const STRIDE: u16 = 4;
 #[derive(Debug)]
 pub struct Doorbells {
     vm: Arc<VmFd>,
-    state: Mutex<State>,
+    way: Way,
+    state: Arc<Mutex<State>>,
+}
+
+/// How a kick gets from the guest to the kick eventfd.
+#[derive(Debug)]
+enum Way {
+    Kvm,
+    Exit,
+    Worker(Ringer),
 }
 
 #[derive(Debug)]
@@ -38,15 +52,24 @@ struct Queue {
 }
 
 impl Doorbells {
-    /// For `queues` queues, nowhere yet.
-    pub fn new(vm: Arc<VmFd>, queues: u16) -> Self {
-        Self {
-            vm,
-            state: Mutex::new(State {
-                base: None,
-                queues: (0..queues).map(|_| Queue::default()).collect(),
-            }),
-        }
+    /// For `queues` queues, 64 at most, nowhere yet.
+    ///
+    /// # Errors
+    /// Those of starting a thread, for [`Ring::Worker`].
+    pub fn new(vm: Arc<VmFd>, queues: u16, ring: Ring) -> io::Result<Self> {
+        let state = Arc::new(Mutex::new(State {
+            base: None,
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+        }));
+        let way = match ring {
+            Ring::Kvm => Way::Kvm,
+            Ring::Exit => Way::Exit,
+            Ring::Worker => {
+                let state = Arc::clone(&state);
+                Way::Worker(Ringer::new(move |queue| signal(&state, queue))?)
+            }
+        };
+        Ok(Self { vm, way, state })
     }
 
     /// Puts the doorbells where the driver has put their BAR, or nowhere. On
@@ -63,7 +86,7 @@ impl Doorbells {
             queue.doorbell = None;
         }
         for (index, queue) in (0..).zip(&mut state.queues) {
-            queue.register(&self.vm, base, index);
+            self.register(queue, base, index);
         }
         let queues = (0..).zip(&state.queues);
         let lent = queues.filter(|(_, queue)| base.is_some() && queue.kick.is_some());
@@ -85,7 +108,7 @@ impl Doorbells {
             .ok_or(io::ErrorKind::NotFound)?;
         entry.doorbell = None;
         entry.kick = Some(Arc::clone(&kick));
-        entry.register(&self.vm, base, queue);
+        self.register(entry, base, queue);
         Ok(kick)
     }
 
@@ -96,25 +119,32 @@ impl Doorbells {
         }
     }
 
-    /// Whether a kick that has exited to us must be passed on: there is a
-    /// session that waits for it. One at the address of a registered doorbell
-    /// (`at_doorbell`) exited before that was registered, and so before the
-    /// back-end was lent an eventfd of count 1.
-    pub fn must_pass_on(&self, queue: u16, at_doorbell: bool) -> bool {
-        let state = self.state();
-        let entry = state.queues.get(usize::from(queue));
-        entry
-            .is_some_and(|entry| entry.kick.is_some() && !(at_doorbell && entry.doorbell.is_some()))
+    /// A kick has exited to us. Answers whether it must be passed on, since
+    /// there is a session that waits for it and it is not ours to ring. One at
+    /// the address of a registered doorbell (`at_doorbell`) exited before that
+    /// was registered, and so before the back-end was lent an eventfd of count 1.
+    pub fn exited(&self, queue: u16, at_doorbell: bool) -> bool {
+        match &self.way {
+            Way::Kvm => {
+                let state = lock(&self.state);
+                let entry = state.queues.get(usize::from(queue));
+                let waits = |entry: &Queue| {
+                    entry.kick.is_some() && !(at_doorbell && entry.doorbell.is_some())
+                };
+                return entry.is_some_and(waits);
+            }
+            Way::Exit => signal(&self.state, queue),
+            Way::Worker(ringer) => ringer.ring(queue),
+        }
+        false
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
-}
 
-impl Queue {
-    fn register(&mut self, vm: &Arc<VmFd>, base: Option<Address>, index: u16) {
-        let (Some(base), Some(kick)) = (base, &self.kick) else {
+    fn register(&self, queue: &mut Queue, base: Option<Address>, index: u16) {
+        let (Way::Kvm, Some(base), Some(kick)) = (&self.way, base, &queue.kick) else {
             return;
         };
         let offset = index.saturating_mul(STRIDE);
@@ -123,9 +153,26 @@ impl Queue {
             Address::Port(base) => Address::Port(base.saturating_add(offset)),
         };
         // Without it a kick exits to us and is passed on, slowly.
-        match Doorbell::register(vm, address, kick) {
-            Ok(doorbell) => self.doorbell = Some(doorbell),
+        match Doorbell::register(&self.vm, address, kick) {
+            Ok(doorbell) => queue.doorbell = Some(doorbell),
             Err(error) => log::warn!("queue {index}: {error:#}; it will be slow"),
         }
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Signals a queue's kick eventfd, if a session has one: the one place where
+/// user space writes an eventfd that it has lent. Before a session there is
+/// nothing to do, its eventfd will have count 1.
+fn signal(state: &Mutex<State>, queue: u16) {
+    let kick = lock(state)
+        .queues
+        .get(usize::from(queue))
+        .and_then(|entry| entry.kick.clone());
+    // An error means that the counter is full, so the back-end has yet to see
+    // earlier kicks.
+    let _ = kick.map(|kick| kick.write(1));
 }

@@ -54,7 +54,7 @@ impl Function {
     ///
     /// # Errors
     /// `InvalidInput` when the device cannot be put on this bus, with the
-    /// reason; else those of eventfd(2).
+    /// reason; else those of eventfd(2) and of starting a thread.
     pub fn new(
         spec: &launch::Device,
         doorbell: launch::Doorbell,
@@ -93,7 +93,7 @@ impl Function {
             doorbell,
             commands,
             interrupts: Interrupts::new(routes, spec.queues, vectors)?,
-            doorbells: Doorbells::new(Arc::clone(vm), spec.queues),
+            doorbells: Doorbells::new(Arc::clone(vm), spec.queues, spec.ring)?,
             state: Mutex::new(State {
                 config,
                 registers,
@@ -276,7 +276,7 @@ impl Function {
 
     /// A kick that exited to us.
     fn notify(&self, queue: u16, at_doorbell: bool) {
-        if self.doorbells.must_pass_on(queue, at_doorbell) {
+        if self.doorbells.exited(queue, at_doorbell) {
             // Only configuration writes are ever dropped.
             let _ = Command::Kick(queue).post_to(&self.commands);
         }

@@ -11,6 +11,7 @@ mod function;
 mod interrupts;
 mod layout;
 mod msix;
+mod ringer;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
