@@ -22,7 +22,7 @@ const INSIDE: &str = "OUTBOARD_TEST_NETWORK";
 /// How long such a test may take, all its waits together.
 const LIMIT: Duration = Duration::from_secs(400);
 /// Seconds after which [`Peer`] gives up by itself.
-const PEER_SECONDS: &str = "100";
+const PEER_SECONDS: &str = "300";
 
 /// Whether this process has a network of its own.
 pub fn is_own() -> bool {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use outboard_e2e::network::{self, Peer};
 use outboard_e2e::vm::GuestResult;
 
-use super::{NET, in_network, vm};
+use super::{NET, answered, in_network, vm};
 use crate::Test;
 
 /// Datagrams that each test sends at least.
@@ -186,7 +186,7 @@ fn echo() -> Result<()> {
             let peer = Peer::run(&format!(
                 "ping --to 10.0.2.2 --requests 50 --size {size}{more}"
             ))?;
-            ensure!(peer.number("answered")? == 50, "{peer:?}");
+            answered(&peer, 50)?;
         }
     }
     Peer::run("stop --to 10.0.2.2")?;

@@ -33,8 +33,14 @@ pub fn tests() -> Vec<Test> {
         }),
     ];
     // Together, every segment size.
+    let parts = [
+        (1, 20_000),
+        (20_001, 36_000),
+        (36_001, 51_000),
+        (51_001, LARGEST),
+    ];
     for version in [4, 6] {
-        for (from, to) in [(1, 32_767), (32_768, LARGEST)] {
+        for (from, to) in parts {
             let sizes = format!("segments of {from} to {to} bytes");
             let name = format!("{sizes} over ipv{version} are left to be cut both ways");
             tests.push(in_network(name, NET, move || {

@@ -13,9 +13,9 @@ mod neighbours;
 mod refused;
 mod trouble;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use outboard_e2e::network;
-use outboard_e2e::vm::Run;
+use outboard_e2e::vm::{GuestResult, Run};
 
 use crate::{Need, Test, test};
 
@@ -51,4 +51,13 @@ fn in_network(
 fn vm(card: &str, cpus: u32, cmdline: &str) -> Result<Run> {
     let run = Run::guest(cmdline)?.with("--cpus", cpus.to_string());
     Ok(run.with("--net", card))
+}
+
+/// Of so many questions, asked one after the other, hardly any waited for more
+/// than a second for its answer, which happens on a busy machine.
+fn answered(ping: &GuestResult, questions: u64) -> Result<()> {
+    let (came, late) = (ping.number("answered")?, ping.number("lost")?);
+    ensure!(came + late == questions, "{ping:?}");
+    ensure!(late <= questions / 10, "{ping:?}");
+    Ok(())
 }

@@ -8,7 +8,7 @@ use outboard_e2e::image::Image;
 use outboard_e2e::network::{self, Peer, ip};
 use outboard_e2e::vm::{Ended, Run, Vm};
 
-use super::{NET, in_network, vm};
+use super::{NET, answered, in_network, vm};
 use crate::Test;
 
 pub fn tests() -> Vec<Test> {
@@ -117,7 +117,7 @@ fn peers_in_turn() -> Result<()> {
         let cmdline = "scenario=net-ping ip=10.0.2.3 peer=10.0.2.2 requests=100 timeout=60";
         let ping = vm(&format!("peer={}", socket.display()), 1, cmdline)?.start()?;
         let ping = over(ping)?.result("net-ping")?.passed()?;
-        ensure!(ping.number("answered")? == 100, "{ping:?}");
+        answered(&ping, 100)?;
     }
     let echo = over(echo)?.result("net-echo")?.passed()?;
     ensure!(echo.number("echoed")? == 300, "{echo:?}");
