@@ -20,13 +20,14 @@ use crate::soon;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-/// A connection to a back-end. Once REPLY_ACK is negotiated every request asks
-/// for its acknowledgement.
+/// A connection to a back-end.
 #[derive(Debug)]
 pub struct Client {
     /// For what the methods here do not do.
     pub connection: Connection,
-    acknowledged: bool,
+    /// Whether requests ask for their acknowledgement; legal once REPLY_ACK is
+    /// negotiated, and so by [`Self::negotiate`].
+    pub acknowledged: bool,
 }
 
 /// What a request without a reply of its own was answered with.
@@ -176,13 +177,43 @@ impl Client {
     /// # Errors
     /// When it is refused.
     pub fn set_mem_table(&self, memory: &Memory) -> anyhow::Result<()> {
-        let count = u32::try_from(memory.regions.len())?;
+        let regions: Vec<_> = memory.regions.iter().collect();
+        match self.set_mem_regions(&regions)? {
+            Ack::Done => Ok(()),
+            ack => bail!("SET_MEM_TABLE: {ack:?}"),
+        }
+    }
+
+    /// Sends a table of these regions (SET_MEM_TABLE).
+    ///
+    /// # Errors
+    /// When the back-end is silent.
+    pub fn set_mem_regions(&self, regions: &[&Region]) -> anyhow::Result<Ack> {
+        let count = u32::try_from(regions.len())?;
         let mut payload = VhostUserMemory::new(count).as_slice().to_vec();
-        for region in &memory.regions {
+        for region in regions {
             payload.extend(region.described().as_slice());
         }
-        let fds: Vec<_> = memory.regions.iter().map(Region::as_fd).collect();
-        self.order(FrontendReq::SET_MEM_TABLE, &payload, &fds)
+        let fds: Vec<_> = regions.iter().map(|region| region.as_fd()).collect();
+        self.tell(FrontendReq::SET_MEM_TABLE, &payload, &fds)
+    }
+
+    /// Sends one region more (ADD_MEM_REG).
+    ///
+    /// # Errors
+    /// When the back-end is silent.
+    pub fn add_mem_reg(&self, region: &Region) -> anyhow::Result<Ack> {
+        let (single, fd) = (region.single(), region.as_fd());
+        self.tell(FrontendReq::ADD_MEM_REG, single.as_slice(), &[fd])
+    }
+
+    /// Takes a region away (REM_MEM_REG).
+    ///
+    /// # Errors
+    /// When the back-end is silent.
+    pub fn rem_mem_reg(&self, region: &Region) -> anyhow::Result<Ack> {
+        let single = region.single();
+        self.tell(FrontendReq::REM_MEM_REG, single.as_slice(), &[])
     }
 
     /// Sends a vring state (NUM, BASE, ENABLE).

@@ -3,12 +3,18 @@
 //! - [`memory`]: guest memory to lend;
 //! - [`ring`]: the driver's side of a split ring, legal or not;
 //! - [`client`]: a front-end that sends any message, whole or broken;
-//! - [`scripted`]: a back-end that answers as a test says.
+//! - [`scripted`]: a back-end that answers as a test says;
+//! - [`program`], [`traffic`]: back-end programs, and what to ask of their devices;
+//! - [`model`], [`walk`]: which messages are legal when, and walks through them.
 
 pub mod client;
 pub mod memory;
+pub mod model;
+pub mod program;
 pub mod ring;
 pub mod scripted;
+pub mod traffic;
+pub mod walk;
 
 use std::time::Duration;
 

@@ -90,7 +90,6 @@ impl Ring {
     /// # Errors
     /// Those of eventfd(2), and when it does not fit into memory.
     pub fn new(memory: &Memory, base: u64, size: u16, event_idx: bool) -> anyhow::Result<Self> {
-        let event = || EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK);
         let available = base + 16 * u64::from(size);
         let used = (available + 6 + 2 * u64::from(size)).next_multiple_of(16);
         let ring = Self {
@@ -104,9 +103,9 @@ impl Ring {
             event_idx,
             free: (0..size).rev().collect(),
             chains: vec![Vec::new(); size.into()],
-            kick: event()?,
-            call: event()?,
-            err: event()?,
+            kick: fresh_event()?,
+            call: fresh_event()?,
+            err: fresh_event()?,
         };
         let zeros = vec![0; usize::try_from(Self::bytes(size))?];
         ring.memory.write_slice(&zeros, GuestAddress(base))?;
@@ -119,7 +118,7 @@ impl Ring {
     /// Those of eventfd(2).
     pub fn renew_events(&mut self) -> anyhow::Result<()> {
         for event in [&mut self.kick, &mut self.call, &mut self.err] {
-            *event = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK)?;
+            *event = fresh_event()?;
         }
         Ok(())
     }
@@ -340,6 +339,14 @@ fn chained(buffer: &Buffer, next: Option<u16>) -> Descriptor {
     let write = if buffer.writable { WRITE } else { 0 };
     let flags = write | next.map_or(0, |_| NEXT);
     (buffer.address, buffer.length, flags, next.unwrap_or(0))
+}
+
+/// A descriptor to be lent.
+///
+/// # Errors
+/// Those of eventfd(2).
+pub fn fresh_event() -> anyhow::Result<EventFd> {
+    Ok(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK)?)
 }
 
 /// How many events wait; they are forgotten.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header, Message};
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVringState};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVringState,
+};
 use vm_memory::ByteValued;
 
 use crate::client::PROTOCOL_FEATURES;
@@ -72,6 +74,8 @@ impl Scripted {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         Self {
             features: features | PROTOCOL_FEATURES,
@@ -162,6 +166,10 @@ impl Scripted {
             Ok(FrontendReq::GET_QUEUE_NUM) => reply(self.queues),
             Ok(FrontendReq::GET_MAX_MEM_SLOTS) => reply(32),
             Ok(FrontendReq::GET_CONFIG) => Action::Reply(self.config_reply(&message.payload)),
+            Ok(FrontendReq::GET_INFLIGHT_FD) => {
+                let region = VhostUserInflight::new(4096, 0, 1, 64);
+                Action::ReplyWithFds(region.as_slice().to_vec(), 1)
+            }
             Ok(FrontendReq::GET_VRING_BASE) => {
                 let asked = message.body::<VhostUserVringState>().unwrap_or_default();
                 let state = VhostUserVringState::new(asked.index, 0);

@@ -163,7 +163,6 @@ pub fn serve<D: Device>(
     stream: UnixStream,
     stop: BorrowedFd<'_>,
 ) -> Result<End, Stuck> {
-    host.device.attend();
     host.notifier.clear();
     host.device.reset(0);
     let mut session = Session {
@@ -192,24 +191,18 @@ pub fn serve<D: Device>(
 impl<D: Device> Session<'_, D> {
     /// Waits for one event and obeys it.
     fn step(&mut self, stop: BorrowedFd<'_>) -> Option<Last> {
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let news = self.host.device.news();
         let mut fds = [
-            readable(stop),
-            readable(self.connection.as_fd()),
-            readable(self.host.notifier.as_fd()),
-            news.map_or_else(|| PollFd::new(stop, PollFlags::empty()), readable),
+            PollFd::new(stop, PollFlags::POLLIN),
+            PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.host.notifier.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
         }
-        let [stop, message, change, news] = fds.map(|fd| fd.any().unwrap_or(false));
+        let [stop, message, change] = fds.map(|fd| fd.any().unwrap_or(false));
         if stop {
             return Some(Last::End(End::Stopped));
-        }
-        if news {
-            self.host.device.attend();
         }
         if change {
             self.host.notifier.clear();
@@ -229,8 +222,11 @@ impl<D: Device> Session<'_, D> {
             Err(error) => return Some(cut_off(error.to_string())),
         };
         let header = message.header;
+        // What was negotiated when it was sent counts, and what it negotiates.
+        let before = self.acknowledges();
         let result = self.obey(message);
-        match self.answer(header, result) {
+        let asked = header.need_reply && (before || self.acknowledges());
+        match self.answer(header, asked, result) {
             Ok(()) => None,
             Err(Fault::Stuck) => Some(Last::Stuck),
             Err(Fault::Refused(why) | Fault::Declined(why) | Fault::Broken(why)) => {
@@ -249,11 +245,18 @@ impl<D: Device> Session<'_, D> {
         self.dispatch(message)
     }
 
-    /// Answers as the request, its outcome and the negotiated features demand;
-    /// a fault that cannot be answered comes back.
-    fn answer(&mut self, header: Header, result: Result<Answer, Fault>) -> Result<(), Fault> {
-        let acknowledged = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
-        let asked = header.need_reply && acknowledged;
+    fn acknowledges(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Answers as the request and its outcome demand, and an acknowledgement if
+    /// it was asked for; a fault that cannot be answered comes back.
+    fn answer(
+        &mut self,
+        header: Header,
+        asked: bool,
+        result: Result<Answer, Fault>,
+    ) -> Result<(), Fault> {
         match result {
             Ok(Answer::Done) if asked => self.reply(header, &0u64.to_ne_bytes(), &[]),
             Ok(Answer::Done) => Ok(()),

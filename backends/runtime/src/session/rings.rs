@@ -278,10 +278,11 @@ impl<D: Device> Rings<D> {
     }
 
     /// Stops one ring and forgets its place; answers its base
-    /// (GET_VRING_BASE).
+    /// (GET_VRING_BASE). Where the old ring was, guest memory may be anything by
+    /// the time of the next kick descriptor, which need not come last.
     pub fn stop(&mut self, index: u32) -> Result<u16, Fault> {
         let slot = self.park(index)?;
-        slot.kick = None;
+        (slot.kick, slot.size, slot.address) = (None, None, None);
         if let Some(ring) = slot.ring.take() {
             slot.base = ring.next_avail();
         }
@@ -289,14 +290,14 @@ impl<D: Device> Rings<D> {
     }
 
     /// Stops all rings and forgets everything but where to signal
-    /// (RESET_DEVICE).
+    /// (RESET_DEVICE). They are disabled again, or enabled from the start if the
+    /// front-end does not acknowledge protocol features.
     pub fn reset(&mut self) -> Result<(), Stuck> {
         self.park_all()?;
         for slot in &mut self.slots {
             *slot = Slot {
                 call: slot.call.clone(),
                 err: slot.err.clone(),
-                enabled: Some(false),
                 ..Slot::default()
             };
         }

@@ -8,7 +8,6 @@
 
 mod backend;
 mod mailbox;
-mod pairs;
 mod ring;
 mod worker;
 

@@ -76,9 +76,7 @@ pub fn start_others(apic_ids: &[u32], wanted: usize) -> Result<(), alloc::string
     if running() < wanted {
         copy_trampoline();
     }
-    // Those that run already are the first of the others.
-    let others = apic_ids.iter().copied().filter(|id| *id != first);
-    for apic_id in others.skip(running() - 1) {
+    for apic_id in apic_ids.iter().copied().filter(|id| *id != first) {
         if running() >= wanted {
             break;
         }
