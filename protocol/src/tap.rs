@@ -171,6 +171,14 @@ pub fn parse_mac(text: &str) -> Result<Mac, String> {
     Ok(mac)
 }
 
+/// The number of the interface `name` in the network namespace of this process.
+///
+/// # Errors
+/// ENODEV when there is none, EINVAL when no interface can have that name.
+pub fn index(name: &str) -> io::Result<u32> {
+    ioctl::index(&std::ffi::CString::new(name)?)
+}
+
 /// Opens `queues` queues of the tap `name`, which must exist, without
 /// blocking. A tap made with `multi_queue` can be opened with one queue too.
 ///
@@ -190,8 +198,7 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<OwnedFd>, String> {
     }
     let multi = if queues > 1 { "multi_queue " } else { "" };
     // Naming one that is not there would make it.
-    let text = std::ffi::CString::new(name).map_err(|error| error.to_string())?;
-    if ioctl::index(&text).is_err() {
+    if index(name).is_err() {
         return Err(format!(
             "tap {name} does not exist; `ip tuntap add dev {name} mode tap {multi}user $USER` \
              makes it, and `ip link set {name} up` turns it on"

@@ -2,6 +2,8 @@
 //! 1.3, section 5.1), and what its control queue changes.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -24,6 +26,7 @@ use crate::header::offloads;
 use crate::link::Link;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
+use crate::watch::Host;
 
 /// What a card of either kind offers.
 const ALWAYS: [u32; 6] = [
@@ -97,6 +100,8 @@ pub struct Card {
     settings: Settings,
     state: Mutex<State>,
     link: Link,
+    /// The tap cannot be used any more.
+    tap_gone: AtomicBool,
     counters: Counters,
 }
 
@@ -108,12 +113,14 @@ impl Card {
             settings,
             state: Mutex::default(),
             link: Link::default(),
+            tap_gone: AtomicBool::new(false),
             counters: Counters::default(),
         };
         card.link.set(match &card.port {
             Port::Tap(_) => true,
             Port::Peer(peer) => peer.connection().is_some(),
         });
+        card.attend();
         card
     }
 
@@ -192,7 +199,7 @@ impl Card {
             filter: Filter::default(),
         };
         if let Port::Tap(tap) = &self.port
-            && self.is_up()
+            && !self.tap_gone.load(Ordering::Acquire)
         {
             // Other pairs than the first are the driver's to turn on.
             self.check(tap.take_over(offloads(features), 1));
@@ -253,28 +260,61 @@ impl Card {
         }
     }
 
+    /// Readable when something happens to what is behind it.
+    pub fn news(&self) -> Option<BorrowedFd<'_>> {
+        match &self.port {
+            Port::Tap(tap) => tap.watch(),
+            Port::Peer(peer) => Some(peer.rendezvous().as_fd()),
+        }
+    }
+
+    /// Makes the link what is behind it.
+    pub fn attend(&self) {
+        match &self.port {
+            Port::Tap(tap) => match tap.look() {
+                Host::Gone => self.tap_failed(&Errno::ENODEV.into()),
+                host => self.tap_is(tap, host),
+            },
+            Port::Peer(peer) => match peer.meet() {
+                Ok(true) if self.link.set(true) => {
+                    let name = peer.name();
+                    log::info!("peer {name}: connected, the guest sees its link up");
+                }
+                Ok(_) => {}
+                Err(error) => log::warn!("peer {}: cannot accept: {error}", peer.name()),
+            },
+        }
+    }
+
+    fn tap_is(&self, tap: &Tap, host: Host) {
+        let (up, name) = (host == Host::Up, tap.name());
+        if self.tap_gone.load(Ordering::Acquire) || !self.link.set(up) {
+            return;
+        }
+        match host {
+            Host::Up => log::info!("tap {name}: it is up, the guest sees its link up"),
+            Host::NoCarrier => log::warn!(
+                "tap {name}: it has no carrier, the guest sees its link down; `ip link set {name} \
+                 carrier on` gives it one"
+            ),
+            Host::Down | Host::Gone => log::warn!(
+                "tap {name}: it is down, the guest sees its link down; `ip link set {name} up` \
+                 turns it on"
+            ),
+        }
+    }
+
     /// The tap is gone, or broken: told to the driver as a link that is down,
     /// and to the user, once.
     pub fn tap_failed(&self, error: &io::Error) {
         if let Port::Tap(tap) = &self.port
-            && self.link.set(false)
+            && !self.tap_gone.swap(true, Ordering::AcqRel)
         {
+            self.link.set(false);
             log::error!(
-                "tap {}: {error}; the guest sees its link down: make the tap again, then start \
-                 this program again",
+                "tap {}: {error}: it was deleted, or cannot be used any more; the guest sees its \
+                 link down: make the tap again, then start again what uses it",
                 tap.name()
-            );
-        }
-    }
-
-    /// The peer is there.
-    pub fn peer_connected(&self) {
-        if let Port::Peer(peer) = &self.port
-            && self.link.set(true)
-        {
-            log::info!(
-                "peer {}: connected, the guest sees its link up",
-                peer.name()
             );
         }
     }
@@ -285,13 +325,10 @@ impl Card {
             && peer.disconnect(connection)
             && self.link.set(false)
         {
-            let next = match peer.listening() {
-                Some(_) => "until another connects",
-                None => "start the peer and this program again",
-            };
             log::warn!(
-                "peer {}: {why}; the guest sees its link down: {next}",
-                peer.name()
+                "peer {}: {why}; the guest sees its link down: {}",
+                peer.name(),
+                peer.rendezvous().prospect()
             );
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -31,7 +31,7 @@ Examples:
 /// Serve a tap or a stream of frames as a virtio network card over vhost-user
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, group(
-    ArgGroup::new("port").args(["tap", "tap_fd", "peer", "peer_fd"])
+    ArgGroup::new("port").args(["tap", "tap_fd", "peer"])
 ))]
 pub struct Cli {
     #[command(flatten)]
@@ -51,8 +51,9 @@ pub struct Cli {
     #[arg(long, value_name = "PATH[,listen]")]
     peer: Option<String>,
 
-    /// The same: an inherited socket, connected or listening
-    #[arg(long, value_name = "FDNUM")]
+    /// The same: an inherited socket, connected or listening; one that is
+    /// connected is connected again to the PATH of --peer, if that is given
+    #[arg(long, value_name = "FDNUM", conflicts_with_all = ["tap", "tap_fd"])]
     peer_fd: Option<RawFd>,
 
     /// Address of the card; without it the driver chooses one
@@ -110,9 +111,9 @@ impl Cli {
     ) -> anyhow::Result<Port> {
         let taps = taps.context("cannot use --tap-fd")?;
         if let Some(fd) = peer {
-            return Ok(Port::Peer(Peer::inherit(
-                fd.context("cannot use --peer-fd")?,
-            )?));
+            let fd = fd.context("cannot use --peer-fd")?;
+            let path = self.peer.as_deref().map(Path::new);
+            return Ok(Port::Peer(Peer::inherit(fd, path)?));
         }
         if !taps.is_empty() {
             return Ok(Port::Tap(Tap::inherit(taps)?));

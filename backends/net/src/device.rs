@@ -66,6 +66,14 @@ impl Device for Net {
         self.0.link().attach(notifier);
     }
 
+    fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.0.news()
+    }
+
+    fn attend(&self) {
+        self.0.attend();
+    }
+
     fn features(&self) -> u64 {
         self.0.features()
     }

@@ -7,6 +7,7 @@
 //!   unsafe code);
 //! - [`stock`]: receive buffers that wait for frames;
 //! - [`tap`] and [`peer`]: the two things that can be behind a card;
+//! - [`watch`] and [`rendezvous`]: how they go away and come again;
 //! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
 //! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
 //! - [`waiter`]: how a queue waits for a socket;
@@ -25,8 +26,10 @@ pub mod header;
 pub mod iovec;
 pub mod link;
 pub mod peer;
+pub mod rendezvous;
 pub mod rx;
 pub mod stock;
 pub mod tap;
 pub mod tx;
 pub mod waiter;
+pub mod watch;

@@ -3,7 +3,7 @@
 //! this; there is no header, so there are no offloads.
 //!
 //! ```text
-//! listening ──accept──► connected ──end of file, error──► listening, or gone
+//! none ──rendezvous──► connected ──end of file, error──► none
 //! ```
 //! What has been received or sent in part belongs to the connection, not to a
 //! queue: a ring may be stopped in the middle of a frame.
@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use outboard_runtime::listen::{Listening, Source};
+use outboard_runtime::event::Event;
+use outboard_runtime::listen::Source;
 use std::os::fd::AsRawFd;
 
 use crate::header::MOST_FRAME;
+use crate::rendezvous::{Rendezvous, Way};
 
 /// Bytes before a frame.
 pub const PREFIX: usize = 4;
@@ -31,8 +33,10 @@ const INBOX: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Peer {
     name: String,
-    listening: Option<Listening>,
+    rendezvous: Rendezvous,
     connection: Mutex<Option<Arc<Connection>>>,
+    /// Signalled when there is another connection.
+    arrived: Event,
 }
 
 /// One connection.
@@ -53,7 +57,11 @@ impl Peer {
         let socket = UnixStream::connect(path).with_context(|| {
             format!("no peer listens at {shown}; start it first, or add `,listen`")
         })?;
-        Ok(Self::new(shown.to_string(), Source::Connected(socket)))
+        Self::new(
+            shown.to_string(),
+            Way::Connecting(path.to_owned()),
+            Some(socket),
+        )
     }
 
     /// Waits for peers at `path`, one after another.
@@ -61,15 +69,19 @@ impl Peer {
     /// # Errors
     /// Those of [`Source::at`].
     pub fn listen(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self::new(path.display().to_string(), Source::at(path)?))
+        Self::of(path.display().to_string(), Source::at(path)?, None)
     }
 
-    /// Takes over a socket, connected or listening.
+    /// Takes over a socket, connected or listening. One that is connected is
+    /// connected again to `path`, if that is known.
     ///
     /// # Errors
     /// When it is not a stream socket.
-    pub fn inherit(socket: OwnedFd) -> anyhow::Result<Self> {
-        let name = format!("descriptor {}", socket.as_raw_fd());
+    pub fn inherit(socket: OwnedFd, path: Option<&Path>) -> anyhow::Result<Self> {
+        let name = path.map_or_else(
+            || format!("descriptor {}", socket.as_raw_fd()),
+            |path| path.display().to_string(),
+        );
         let source = Source::inherited(socket).context("the peer's socket")?;
         if let Source::Listening(listening) = &source {
             // It is shared with whoever opened it, and accept must not wait.
@@ -77,19 +89,31 @@ impl Peer {
             let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
             nix::fcntl::fcntl(listening, nix::fcntl::FcntlArg::F_SETFL(flags))?;
         }
-        Ok(Self::new(name, source))
+        Self::of(name, source, path)
     }
 
-    fn new(name: String, source: Source) -> Self {
-        let (listening, connected) = match source {
-            Source::Listening(listening) => (Some(listening), None),
-            Source::Connected(socket) => (None, Some(Arc::new(Connection::new(socket)))),
-        };
-        Self {
-            name,
-            listening,
-            connection: Mutex::new(connected),
+    fn of(name: String, source: Source, path: Option<&Path>) -> anyhow::Result<Self> {
+        match (source, path) {
+            (Source::Listening(listening), _) => Self::new(name, Way::Listening(listening), None),
+            (Source::Connected(socket), Some(path)) => {
+                Self::new(name, Way::Connecting(path.to_owned()), Some(socket))
+            }
+            (Source::Connected(socket), None) => Self::new(name, Way::Once, Some(socket)),
         }
+    }
+
+    fn new(name: String, way: Way, connected: Option<UnixStream>) -> anyhow::Result<Self> {
+        let rendezvous = Rendezvous::new(way).context("cannot wait for the peer")?;
+        if connected.is_none() {
+            rendezvous.want();
+        }
+        let connected = connected.map(|socket| Arc::new(Connection::new(socket)));
+        Ok(Self {
+            name,
+            rendezvous,
+            connection: Mutex::new(connected),
+            arrived: Event::new().context("cannot make an eventfd")?,
+        })
     }
 
     /// What to call it.
@@ -102,26 +126,31 @@ impl Peer {
         lock(&self.connection).clone()
     }
 
-    /// The socket to wait on for a connection, if there can be another.
-    pub fn listening(&self) -> Option<&Listening> {
-        self.listening.as_ref()
+    /// How it comes again.
+    pub fn rendezvous(&self) -> &Rendezvous {
+        &self.rendezvous
     }
 
-    /// Takes the next peer that waits, if there is none connected; whether
-    /// there was one.
+    /// Readable, and to be cleared, when there is another connection.
+    pub fn arrived(&self) -> &Event {
+        &self.arrived
+    }
+
+    /// Takes the peer that is there now, if there is one and none is
+    /// connected; whether there was one.
     ///
     /// # Errors
     /// Those of accept(2).
-    pub fn accept(&self) -> io::Result<bool> {
-        let Some(listening) = &self.listening else {
-            return Ok(false);
-        };
+    pub fn meet(&self) -> io::Result<bool> {
         let mut connection = lock(&self.connection);
         if connection.is_some() {
             return Ok(false);
         }
-        let accepted = listening.try_accept()?;
-        *connection = accepted.map(|socket| Arc::new(Connection::new(socket)));
+        let met = self.rendezvous.meet()?;
+        *connection = met.map(|socket| Arc::new(Connection::new(socket)));
+        if connection.is_some() {
+            self.arrived.signal();
+        }
         Ok(connection.is_some())
     }
 
@@ -135,6 +164,7 @@ impl Peer {
             *connection = None;
             // Another queue may hold it for a while; the peer need not wait.
             let _ = which.socket.shutdown(std::net::Shutdown::Both);
+            self.rendezvous.want();
         }
         same
     }

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use outboard_protocol::tap;
 
 use crate::filter::TapFilter;
+use crate::watch::{Host, Watch};
 
 /// A tap, one descriptor for each of its queues.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Tap {
     queues: Vec<OwnedFd>,
     /// Whether the kernel knows UDP segmentation (Linux 6.2).
     uso: bool,
+    watch: Option<Watch>,
 }
 
 impl Tap {
@@ -56,7 +58,39 @@ impl Tap {
         let uso = tap::set_offloads(first.as_fd(), probe).is_ok();
         tap::set_offloads(first.as_fd(), 0)
             .with_context(|| format!("tap {name}: cannot set its offloads"))?;
-        Ok(Self { name, queues, uso })
+        let watch = Watch::new(&name);
+        let watch = watch.inspect_err(|error| log::debug!("tap {name} is not watched: {error}"));
+        Ok(Self {
+            watch: watch.ok(),
+            name,
+            queues,
+            uso,
+        })
+    }
+
+    /// What tells that the host may have done something to it.
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What the host has made of it.
+    pub fn look(&self) -> Host {
+        let seen = self.watch.as_ref().map(Watch::look);
+        match (seen, self.is_there()) {
+            (_, false) => Host::Gone,
+            // In another namespace: nobody says whether it is up.
+            (None | Some(Ok(Host::Gone)), true) => Host::Up,
+            (Some(Ok(host)), true) => host,
+            (Some(Err(error)), true) => {
+                log::warn!("tap {}: cannot ask for its state: {error}", self.name);
+                Host::Up
+            }
+        }
+    }
+
+    /// Whether its descriptors are still of a tap.
+    fn is_there(&self) -> bool {
+        self.first().is_ok_and(|fd| tap::identify(fd).is_ok())
     }
 
     /// Its name, as it was when it was opened.

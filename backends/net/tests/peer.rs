@@ -12,9 +12,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use outboard_contract::soon;
 use outboard_net::header::Header;
-use outboard_protocol::wire::Connection;
 use support::*;
 use virtio_bindings::virtio_net::*;
 
@@ -46,12 +44,6 @@ fn connected() -> (Program, UnixStream) {
     let listener = UnixListener::bind(&path).unwrap();
     let program = Program::start(&[&format!("--peer={}", path.display())]);
     (program, patient(listener.accept().unwrap().0))
-}
-
-fn link_becomes(requests: &Connection, driver: &Driver, status: u16) {
-    while driver.config().status != status {
-        requests.recv(soon()).unwrap();
-    }
 }
 
 #[test]
@@ -181,6 +173,34 @@ fn the_peers_end_is_a_link_down_and_the_next_peer_brings_it_up() {
     }
     driver.is_whole();
     assert!(program.is_alive());
+}
+
+#[test]
+fn a_peer_that_listens_again_is_connected_to_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let listener = UnixListener::bind(&path).unwrap();
+    let program = Program::start(&[&format!("--peer={}", path.display())]);
+    let mut peer = patient(listener.accept().unwrap().0);
+    let mut driver = program.driver(EVERYTHING);
+    let requests = driver.client.backend_requests().unwrap();
+    driver.post(0, 50, 1526);
+    driver.send(0, &frame(HOST, 60, 0));
+    assert!(get(&mut peer) == frame(HOST, 60, 0));
+    drop((peer, listener));
+    link_becomes(&requests, &driver, 0);
+    std::fs::remove_file(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut peer = patient(listener.accept().unwrap().0);
+    link_becomes(&requests, &driver, 1);
+    driver.send(0, &frame(HOST, 60, 1));
+    assert!(get(&mut peer) == frame(HOST, 60, 1));
+    put(&mut peer, &frame(GUEST, 60, 2));
+    assert!(driver.receive(0).1 == frame(GUEST, 60, 2));
+    let log = program.log();
+    assert_eq!(log.matches("sees its link down").count(), 1, "{log}");
+    assert_eq!(log.matches("sees its link up").count(), 1, "{log}");
+    driver.is_whole();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use outboard_contract::client::Ack;
 use outboard_net::header::Header;
 use outboard_protocol::devices::NetConfig;
 use support::*;
-use vhost::vhost_user::message::{BackendReq, FrontendReq};
+use vhost::vhost_user::message::FrontendReq;
 use virtio_bindings::virtio_net::*;
 
 const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -374,10 +374,7 @@ fn a_tap_deleted_underneath_is_a_link_down_and_no_more() {
         if writes {
             driver.send(0, &frame(HOST, 60, 1));
         }
-        let change = requests.recv(outboard_contract::soon()).unwrap();
-        let number: u32 = BackendReq::CONFIG_CHANGE_MSG.into();
-        assert_eq!(change.header.request, number);
-        assert_eq!(driver.config().status, 0);
+        link_becomes(&requests, &driver, 0);
         for _ in 0..200 {
             driver.send(0, &frame(HOST, 60, 1));
         }
@@ -387,7 +384,55 @@ fn a_tap_deleted_underneath_is_a_link_down_and_no_more() {
         let driver = program.driver(EVERYTHING);
         assert_eq!(driver.config().status, 0);
         assert!(program.is_alive());
+        let log = program.log();
+        assert_eq!(log.matches("sees its link down").count(), 1, "{log}");
     }
+}
+
+#[test]
+fn a_tap_that_is_turned_off_is_a_link_down_until_it_is_turned_on() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    ip("link set t0 down");
+    // It may be off from the beginning.
+    let mut program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    let requests = driver.client.backend_requests().unwrap();
+    driver.post(0, 50, 1526);
+    assert_eq!(driver.config().status, 0);
+    for (off, on) in [
+        ("link set t0 down", "link set t0 up"),
+        ("link set t0 carrier off", "link set t0 carrier on"),
+    ] {
+        ip(on);
+        ip("link set t0 up");
+        link_becomes(&requests, &driver, 1);
+        let wire = Wire::new("t0", false);
+        driver.send(0, &frame(HOST, 60, 1));
+        assert_eq!(wire.receive().1, frame(HOST, 60, 1));
+        wire.send(Header::default(), &frame(GUEST, 60, 2));
+        assert_eq!(driver.receive(0).1, frame(GUEST, 60, 2));
+        ip(off);
+        link_becomes(&requests, &driver, 0);
+        driver.send(0, &frame(HOST, 60, 3));
+    }
+    // What happens to others is no news.
+    make_tap("t1", "");
+    ip("link set t1 down");
+    ip("link del t0");
+    let deadline = outboard_contract::soon();
+    while !program.log().contains("it was deleted") {
+        assert!(!deadline.passed(), "{}", program.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let log = program.log();
+    assert_eq!(log.matches("sees its link down").count(), 4, "{log}");
+    assert_eq!(log.matches("sees its link up").count(), 2, "{log}");
+    assert_eq!(driver.config().status, 0);
+    assert!(program.is_alive());
+    driver.is_whole();
 }
 
 #[test]

@@ -26,6 +26,14 @@ pub trait Device: Send + Sync + 'static {
     fn attach(&self, notifier: Notifier) {
         let _ = notifier;
     }
+    /// Readable when something happens behind the device that is no queue's
+    /// affair. It stays the same for the device's life.
+    fn news(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Sees to the news, and consumes its readiness; called on the session's
+    /// thread, also once before each session.
+    fn attend(&self) {}
     /// Device-specific feature bits offered; the runtime adds those of rings
     /// and transport (VERSION_1, INDIRECT_DESC, EVENT_IDX).
     fn features(&self) -> u64;

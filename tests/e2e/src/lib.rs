@@ -4,12 +4,14 @@
 //! - [`products`]: the programs and guests under test, found or built;
 //! - [`vm`]: a running `outboard run`: its console, its processes, its end;
 //! - [`processes`]: what /proc says: who is there, who holds which memory;
-//! - [`image`]: disk images, made for the guest and checked after it.
+//! - [`image`]: disk images, made for the guest and checked after it;
+//! - [`network`]: a network of a test's own, and the guest's peer in it.
 //!
 //! Every wait has a deadline. It is generous, for slow and busy machines, and
 //! none is a measurement.
 
 pub mod image;
+pub mod network;
 pub mod processes;
 pub mod products;
 pub mod vm;

@@ -14,6 +14,9 @@ use anyhow::{Context, Result, anyhow, bail};
 /// The ways in which the bundled guest is packed.
 pub const PACKAGINGS: [&str; 3] = ["guest-pvh", "guest-elf64", "guest.bzimage"];
 
+/// Outboard's programs.
+const PROGRAMS: [&str; 3] = ["outboard", "outboard-blk", "outboard-net"];
+
 /// Where the programs and guests are.
 #[derive(Debug)]
 pub struct Products {
@@ -45,9 +48,10 @@ impl Products {
             None => build_guests()?,
         };
         let products = Self { programs, guests };
+        let peer = products.guest("guest-peer");
         let guests = PACKAGINGS.map(|name| products.guest(name));
-        let programs = ["outboard", "outboard-blk"].map(|name| products.program(name));
-        for file in programs.iter().chain(&guests) {
+        let programs = PROGRAMS.map(|name| products.program(name));
+        for file in programs.iter().chain(&guests).chain([&peer]) {
             if !file.is_file() {
                 bail!("{} is missing", file.display());
             }
@@ -78,15 +82,8 @@ fn build_programs() -> Result<PathBuf> {
         .nth(2)
         .context("this test is not in a target folder; set OUTBOARD_BIN_DIR")?;
     let mut cargo = Command::new("cargo");
-    cargo.args([
-        "build",
-        "--quiet",
-        "--locked",
-        "-p",
-        "outboard",
-        "-p",
-        "outboard-blk",
-    ]);
+    cargo.args(["build", "--quiet", "--locked"]);
+    cargo.args(PROGRAMS.iter().flat_map(|name| ["-p", name]));
     if directory.ends_with("release") {
         cargo.arg("--release");
     }

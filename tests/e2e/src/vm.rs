@@ -70,6 +70,14 @@ impl Run {
         })
     }
 
+    /// Another program, such as another VMM.
+    pub fn program(name: impl Into<PathBuf>) -> Self {
+        Self {
+            program: name.into(),
+            args: Vec::new(),
+        }
+    }
+
     /// Adds an option with its value.
     pub fn with(mut self, option: &str, value: impl Into<OsString>) -> Self {
         self.args.extend([option.into(), value.into()]);
@@ -394,6 +402,18 @@ impl std::fmt::Display for Ended {
 pub struct GuestResult(String);
 
 impl GuestResult {
+    /// Reads a line that ends with such words, after `start` and a name.
+    ///
+    /// # Errors
+    /// It is another kind of line.
+    pub fn from_line(line: &str, start: &str) -> Result<Self> {
+        let words = line
+            .strip_prefix(start)
+            .filter(|words| words.contains(" result="));
+        let words = words.with_context(|| format!("no result: {line:?}"))?;
+        Ok(Self(words.trim_start().to_owned()))
+    }
+
     /// The value of a word.
     ///
     /// # Errors

@@ -255,7 +255,14 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
                 numbers.collect::<Vec<_>>().join(",")
             ));
         }
-        Port::Peer { .. } => args.push(format!("--peer-fd={first}")),
+        Port::Peer { path, listen } => {
+            args.push(format!("--peer-fd={first}"));
+            // Where it connects again by itself.
+            let path = std::path::absolute(path).ok().filter(|_| !listen);
+            if let Some(path) = path.as_deref().and_then(Path::to_str) {
+                args.push(format!("--peer={path}"));
+            }
+        }
         Port::Program => {}
     }
     let mac = card.mac.map(|byte| format!("{byte:02x}"));

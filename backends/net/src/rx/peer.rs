@@ -29,11 +29,8 @@ pub(super) struct PeerSource {
 }
 
 fn waiter(peer: &Peer, connection: Option<&Arc<Connection>>) -> io::Result<Waiter> {
-    let socket = match connection {
-        Some(connection) => Some(connection.as_fd()),
-        None => peer.listening().map(AsFd::as_fd),
-    };
-    Waiter::new(socket, EpollFlags::EPOLLIN)
+    let socket = connection.map_or(peer.arrived().as_fd(), |connection| connection.as_fd());
+    Waiter::new(Some(socket), EpollFlags::EPOLLIN)
 }
 
 impl PeerSource {
@@ -65,30 +62,23 @@ impl PeerSource {
         sink: &mut Sink,
         done: &mut dyn FnMut(u16, u32),
     ) -> io::Result<()> {
-        self.follow(peer, sink)?;
+        self.follow(peer)?;
         let Some(connection) = self.connection.clone() else {
             return Ok(());
         };
         if let Err(why) = self.read(&connection, sink, done) {
             sink.card.peer_failed(&connection, &why);
-            self.follow(peer, sink)?;
+            self.follow(peer)?;
         }
         Ok(())
     }
 
     /// Waits on the connection of the moment, a new one if there is one.
-    fn follow(&mut self, peer: &Peer, sink: &Sink) -> io::Result<()> {
-        let mut current = peer.connection();
-        if current.is_none() {
-            match peer.accept() {
-                Ok(true) => {
-                    current = peer.connection();
-                    sink.card.peer_connected();
-                }
-                Ok(false) => {}
-                Err(error) => log::warn!("peer {}: cannot accept: {error}", peer.name()),
-            }
+    fn follow(&mut self, peer: &Peer) -> io::Result<()> {
+        if self.connection.is_none() {
+            peer.arrived().clear();
         }
+        let current = peer.connection();
         let same = match (&current, &self.connection) {
             (Some(current), Some(known)) => Arc::ptr_eq(current, known),
             (None, None) => true,

@@ -17,7 +17,9 @@ use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
 use outboard_net::header::{Header, has};
 use outboard_protocol::devices::NetConfig;
+use outboard_protocol::wire::Connection;
 use std::os::fd::AsFd;
+use vhost::vhost_user::message::BackendReq;
 use virtio_bindings::virtio_net::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,10 +87,16 @@ impl Program {
             "--socket-path={}",
             folder.path().join("socket").display()
         ));
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
         Self {
-            child: command.args(arguments).spawn().unwrap(),
+            child: command.args(arguments).stderr(log).spawn().unwrap(),
             folder,
         }
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
     pub fn driver(&self, features: u64) -> Driver {
@@ -112,9 +120,19 @@ impl Drop for Program {
         // timeout(1) passes it on.
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
         let status = self.child.wait().unwrap();
+        eprint!("{}", self.log());
         if !std::thread::panicking() {
             assert!(status.success(), "{status}");
         }
+    }
+}
+
+/// Waits until the driver is told a change after which the link is so.
+pub fn link_becomes(requests: &Connection, driver: &Driver, status: u16) {
+    while driver.config().status != status {
+        let change = requests.recv(soon()).unwrap();
+        let number: u32 = BackendReq::CONFIG_CHANGE_MSG.into();
+        assert_eq!(change.header.request, number);
     }
 }
 

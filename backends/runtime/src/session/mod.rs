@@ -163,6 +163,7 @@ pub fn serve<D: Device>(
     stream: UnixStream,
     stop: BorrowedFd<'_>,
 ) -> Result<End, Stuck> {
+    host.device.attend();
     host.notifier.clear();
     host.device.reset(0);
     let mut session = Session {
@@ -191,18 +192,24 @@ pub fn serve<D: Device>(
 impl<D: Device> Session<'_, D> {
     /// Waits for one event and obeys it.
     fn step(&mut self, stop: BorrowedFd<'_>) -> Option<Last> {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let news = self.host.device.news();
         let mut fds = [
-            PollFd::new(stop, PollFlags::POLLIN),
-            PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.host.notifier.as_fd(), PollFlags::POLLIN),
+            readable(stop),
+            readable(self.connection.as_fd()),
+            readable(self.host.notifier.as_fd()),
+            news.map_or_else(|| PollFd::new(stop, PollFlags::empty()), readable),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
         }
-        let [stop, message, change] = fds.map(|fd| fd.any().unwrap_or(false));
+        let [stop, message, change, news] = fds.map(|fd| fd.any().unwrap_or(false));
         if stop {
             return Some(Last::End(End::Stopped));
+        }
+        if news {
+            self.host.device.attend();
         }
         if change {
             self.host.notifier.clear();

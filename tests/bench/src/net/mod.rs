@@ -35,6 +35,9 @@ pub struct Options {
     /// Rows whose name contains this, alone.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// More words for the guest's command line, such as `spin=100`.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    words: String,
     /// Writes all samples to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -62,7 +65,7 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
         );
     }
     let link = link::Link::new()?;
-    let bench = run::Bench::new(products, &link, millis);
+    let bench = run::Bench::new(products, &link, millis, &options.words);
     let mut report = Report::new(rounds);
     for round in 0..rounds {
         for row in &rows {

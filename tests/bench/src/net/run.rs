@@ -34,16 +34,18 @@ pub struct Bench<'a> {
     link: &'a Link,
     peer: PathBuf,
     millis: u64,
+    words: &'a str,
 }
 
 impl<'a> Bench<'a> {
-    /// Runs of so many milliseconds on this link.
-    pub fn new(products: &'a Products, link: &'a Link, millis: u64) -> Self {
+    /// Runs of so many milliseconds on this link; `words` go to each guest.
+    pub fn new(products: &'a Products, link: &'a Link, millis: u64, words: &'a str) -> Self {
         Self {
             products,
             link,
             peer: products.guest.with_file_name("guest-peer"),
             millis,
+            words,
         }
     }
 
@@ -59,9 +61,10 @@ impl<'a> Bench<'a> {
     }
 
     fn vm(&self, side: Side, place: Place, scenario: &str) -> Result<Program> {
+        let scenario = format!("{scenario} {}", self.words);
         let mut command = match side {
-            Side::Outboard => sides::outboard(self.products, place, scenario),
-            Side::Qemu => sides::qemu(self.products, place, scenario),
+            Side::Outboard => sides::outboard(self.products, place, &scenario),
+            Side::Qemu => sides::qemu(self.products, place, &scenario),
             Side::Veth | Side::Loopback => bail!("{} has no guest", side.name()),
         };
         Program::start(&mut command)

@@ -4,6 +4,7 @@
 mod boots;
 mod disks;
 mod endings;
+mod net;
 mod terminal;
 mod wrong_use;
 
@@ -21,6 +22,8 @@ enum Need {
     Kvm,
     /// Root, to become somebody else or to mount.
     Root,
+    /// A network namespace of one's own, with a tap in it.
+    Network,
     /// A program.
     Program(&'static str),
     /// Temporary files on a file system with direct I/O.
@@ -40,6 +43,7 @@ impl Need {
                 kvm.err().map(|error| format!("/dev/kvm: {error}"))
             }
             Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".into()),
+            Self::Network => outboard_e2e::network::missing(),
             Self::Program(name) => missing_program(name),
             Self::DirectIo => {
                 let file = tempfile::NamedTempFile::new().ok()?;
@@ -125,6 +129,7 @@ fn main() -> ExitCode {
         ("boots", boots::tests()),
         ("disks", disks::tests()),
         ("endings", endings::tests()),
+        ("net", net::tests()),
         ("terminal", terminal::tests()),
         ("wrong_use", wrong_use::tests()),
     ];

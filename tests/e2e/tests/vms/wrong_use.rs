@@ -153,7 +153,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Runs it, expects status and words, and that nothing was started.
-fn refused(run: Run, code: i32, words: &str) -> Result<()> {
+pub fn refused(run: Run, code: i32, words: &str) -> Result<()> {
     let mut vm: Vm = run.start()?;
     let ended = vm.wait()?.with_code(code)?.saying(&[words])?;
     ensure!(ended.console.is_empty(), "the guest was started: {ended}");

@@ -8,6 +8,7 @@
 
 mod backend;
 mod mailbox;
+mod pairs;
 mod ring;
 mod worker;
 

@@ -23,8 +23,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_protocol::{Deadline, launch};
 
 use super::backend::Backend;
-use super::ring;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
+use super::{pairs, ring};
 use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
@@ -162,9 +162,13 @@ impl Worker {
         let copy = stream.try_clone().context("keeping the connection")?;
         self.interruption.watch(Some(copy));
         let session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
-        let features = session.agreement().features;
+        let agreement = session.agreement();
         self.backend = Backend::Idle(session);
         let config = self.backend.read_config(&self.spec)?.unwrap_or_default();
+        let (features, advice) = pairs::usable(&agreement, &config, &self.spec);
+        if let Some(advice) = advice {
+            log::warn!("device {}: {advice}", self.spec.id);
+        }
         self.function.with_registers(|registers| {
             registers.offer(features);
             registers.set_config(&config);
@@ -192,7 +196,8 @@ impl Worker {
         let Backend::Idle(session) = std::mem::take(&mut self.backend) else {
             return Ok(());
         };
-        let queues = (self.spec.queues, self.spec.queue_size);
+        let has = u16::try_from(session.agreement().max_queues).unwrap_or(u16::MAX);
+        let queues = (self.spec.queues.min(has.max(2)), self.spec.queue_size);
         let session = session.start(&self.ram, features, queues, self.inflight.take(), &starts)?;
         for start in starts {
             self.watch_error(start);

@@ -103,7 +103,14 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
             agreement.features
         );
     }
-    if agreement.max_queues < spec.queues.into() {
+    // A card's driver is offered what queues there are. What many back-ends
+    // count here is pairs: a first pair has every one that has anything.
+    let needed = if spec.kind.virtio_id == VIRTIO_ID_NET {
+        1
+    } else {
+        spec.queues
+    };
+    if agreement.max_queues < needed.into() {
         let (has, wants) = (agreement.max_queues, spec.queues);
         let advice = match has {
             0 => "it cannot serve any device".to_string(),

@@ -76,7 +76,9 @@ pub fn start_others(apic_ids: &[u32], wanted: usize) -> Result<(), alloc::string
     if running() < wanted {
         copy_trampoline();
     }
-    for apic_id in apic_ids.iter().copied().filter(|id| *id != first) {
+    // Those that run already are the first of the others.
+    let others = apic_ids.iter().copied().filter(|id| *id != first);
+    for apic_id in others.skip(running() - 1) {
         if running() >= wanted {
             break;
         }

@@ -55,10 +55,24 @@ impl Machine<'_> {
     }
 }
 
-/// Runs the scenario and ends as the command line says.
+/// Runs the scenarios, one after the other, and ends as the command line says.
 pub fn run(machine: &Machine<'_>) -> ! {
-    let name = machine.words.text("scenario", "idle");
-    let outcome = match name {
+    for name in machine.words.text("scenario", "idle").split(',') {
+        match outcome(machine, name) {
+            Ok(words) => say!("OUTBOARD {name} result=pass {words}"),
+            Err(words) => say!("OUTBOARD {name} result=fail {words}"),
+        }
+    }
+    match machine.words.text("exit", "poweroff") {
+        "reset" => power::reset(),
+        "halt" => power::halt(),
+        "triple" => ring0::triple_fault(),
+        _ => power::off(),
+    }
+}
+
+fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
+    match name {
         "identify" => identify::run(machine),
         "rings" => rings::run(machine),
         "registers" => registers::run(machine),
@@ -72,6 +86,7 @@ pub fn run(machine: &Machine<'_>) -> ! {
         "net-ping" => net::ping::run(machine),
         "net-lengths" => net::lengths::run(machine),
         "net-gso" => net::gso::run(machine),
+        "net-hostile" => net::hostile::run(machine),
         "rng" => rng::run(machine),
         "idle" => {
             say!("OUTBOARD idle result=pass");
@@ -83,16 +98,6 @@ pub fn run(machine: &Machine<'_>) -> ! {
         "fault" => fault(),
         "panic" => panic!("as wanted"),
         _ => Err("reason=unknown-scenario".into()),
-    };
-    match &outcome {
-        Ok(words) => say!("OUTBOARD {name} result=pass {words}"),
-        Err(words) => say!("OUTBOARD {name} result=fail {words}"),
-    }
-    match machine.words.text("exit", "poweroff") {
-        "reset" => power::reset(),
-        "halt" => power::halt(),
-        "triple" => ring0::triple_fault(),
-        _ => power::off(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! `scenario=net-identify`: one line for each network device; `link=up` or `link=down` waits until the
-//! chosen one's link is.
+//! `scenario=net-identify`: one line for each network device; `link=up`, `link=down` or a list of these waits
+//! until the chosen one's link is so, and says that it is.
 
 use super::super::{Machine, Outcome, options};
 use crate::net::{self, Net};
@@ -35,13 +35,18 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         count += 1;
     }
     let mut run = super::Run::open(machine, 1, 0)?;
-    if let Some(wanted) = words.get("link") {
+    for wanted in words
+        .get("link")
+        .into_iter()
+        .flat_map(|list| list.split(','))
+    {
         let up = match wanted {
             "up" => true,
             "down" => false,
             other => return Err(alloc::format!("reason=bad-value key=link value={other}")),
         };
         wait_for_link(&mut run.net, up, run.patience.limit)?;
+        say!("link {wanted}");
     }
     Ok(alloc::format!(
         "devices={count} {}",

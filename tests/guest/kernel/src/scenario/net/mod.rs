@@ -8,6 +8,7 @@ pub mod blast;
 mod control;
 pub mod echo;
 pub mod gso;
+pub mod hostile;
 pub mod identify;
 pub mod lengths;
 pub mod ping;
@@ -116,7 +117,10 @@ impl Run {
     fn figures(&self, ports: &[Port]) -> String {
         let mut counts = Counts::default();
         let (mut kicks, mut suppressed, mut merged) = (0, 0, 0);
+        let (mut received, mut sent) = (Vec::new(), Vec::new());
         for port in ports {
+            received.push(alloc::format!("{}", port.out.counts.frames));
+            sent.push(alloc::format!("{}", port.out.counts.sent));
             counts.add(&port.out.counts);
             let rings = [&port.receive.ring, &port.out.transmit.ring];
             kicks += rings.map(|ring| ring.kicks).iter().sum::<u64>();
@@ -125,7 +129,7 @@ impl Run {
         }
         alloc::format!(
             "queues={} mode={} rx_frames={} rx_bytes={} tx_frames={} tx_bytes={} merged={merged} bad={} arps={} \
-             pings={} kicks={kicks} suppressed={suppressed} interrupts={}",
+             pings={} kicks={kicks} suppressed={suppressed} interrupts={} rx_by_pair={} tx_by_pair={}",
             ports.len(),
             if self.patience.poll { "poll" } else { "irq" },
             counts.frames,
@@ -135,7 +139,9 @@ impl Run {
             counts.bad,
             counts.arps,
             counts.pings,
-            apic::taken_by_devices() - self.interrupts
+            apic::taken_by_devices() - self.interrupts,
+            received.join(","),
+            sent.join(",")
         )
     }
 }

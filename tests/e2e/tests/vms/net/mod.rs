@@ -1,0 +1,63 @@
+//! Network cards. Each test has a network of its own; see
+//! `outboard_e2e::network`.
+//!
+//! - [`frames`]: every frame and every segment arrives as it was sent;
+//! - [`flows`]: many datagrams at once, and what became of each;
+//! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
+//! - [`refused`]: taps that cannot be had;
+//! - [`trouble`]: taps and peers that go, and guests that do not behave.
+
+mod flows;
+mod frames;
+mod neighbours;
+mod refused;
+mod trouble;
+
+use anyhow::{Result, ensure};
+use outboard_e2e::network;
+use outboard_e2e::vm::{GuestResult, Run};
+
+use crate::{Need, Test, test};
+
+/// What all of them need.
+const NET: &[Need] = &[Need::Kvm, Need::Network];
+
+pub fn tests() -> Vec<Test> {
+    let groups = [
+        frames::tests(),
+        flows::tests(),
+        neighbours::tests(),
+        refused::tests(),
+        trouble::tests(),
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+/// A test in a network of its own.
+fn in_network(
+    name: impl Into<String>,
+    needs: &'static [Need],
+    run: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Test {
+    let name = name.into();
+    let again = format!("net::{}", name.replace(' ', "_"));
+    test(name, needs, move || match network::is_own() {
+        true => run(),
+        false => network::run_again(&again),
+    })
+}
+
+/// A VM with one card.
+fn vm(card: &str, cpus: u32, cmdline: &str) -> Result<Run> {
+    let run = Run::guest(cmdline)?.with("--cpus", cpus.to_string());
+    Ok(run.with("--net", card))
+}
+
+/// Of so many questions, asked one after the other, hardly any waited for more
+/// than a second for its answer, which happens on a busy machine.
+fn answered(ping: &GuestResult, questions: u64) -> Result<()> {
+    let (came, late) = (ping.number("answered")?, ping.number("lost")?);
+    ensure!(came + late == questions, "{ping:?}");
+    ensure!(late <= questions / 10, "{ping:?}");
+    Ok(())
+}
