@@ -46,6 +46,17 @@ impl Kind {
         }
     }
 
+    /// The entropy device (virtio 1.3, section 5.4). It has no configuration.
+    pub fn rng() -> Self {
+        Self {
+            name: "rng".into(),
+            virtio_id: RNG,
+            pci_class: 0xff_00_00,
+            config_len: 0,
+            device_features: DEVICE_FEATURES,
+        }
+    }
+
     /// A device that only the command line describes: class "other" of the
     /// unassigned class codes.
     pub fn unnamed(virtio_id: u16, config_len: u32) -> Self {
@@ -58,6 +69,9 @@ impl Kind {
         }
     }
 }
+
+/// Virtio device id of the entropy device.
+pub const RNG: u16 = 4;
 
 /// Feature bits that belong to a device kind, not to the transport and the
 /// rings (virtio 1.3, section 2.2).

@@ -1,8 +1,8 @@
 //! The launch contract: what a started process receives, and what the machine
 //! and its supervisor say to each other.
 //!
-//! A **back-end** is started with `--fd=3` (a connected vhost-user socket) and
-//! its resource as a further descriptor, named on its command line by number
+//! A **back-end** is started with `--fd=3` (its vhost-user socket, connected or
+//! listening: [`Handover`]) and its resource as a further descriptor, named on its command line by number
 //! (`--blk-fd=4`); [`VERSION_ENV`] tells it the version of this contract.
 //! It inherits standard input (null), output and error, those descriptors, and
 //! nothing else.
@@ -13,14 +13,17 @@
 //! [`ToMachine::Start`].
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::{env, fs, io};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use nix::unistd::mkdtemp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::devices::Kind;
+use crate::devices::{self, Kind};
 use crate::{Deadline, socket};
 
 /// Version of the launch contract and of the messages below.
@@ -28,7 +31,7 @@ pub const VERSION: u32 = 1;
 /// Environment variable that tells a back-end [`VERSION`]; a back-end of ours
 /// refuses one that it does not know and, started by hand, needs none.
 pub const VERSION_ENV: &str = "OUTBOARD_LAUNCH";
-/// The descriptor on which a back-end finds its connected socket.
+/// The descriptor on which a back-end finds its socket.
 pub const BACKEND_FD: i32 = 3;
 /// The descriptor on which the machine finds the socket to its supervisor.
 pub const MACHINE_FD: i32 = 3;
@@ -37,6 +40,64 @@ pub const MACHINE_FD: i32 = 3;
 const MAX_PACKET: usize = 64 * 1024;
 /// Most descriptors in a packet.
 const MAX_PACKET_FDS: usize = 8;
+
+/// How a back-end program finds its front-end at [`BACKEND_FD`].
+///
+/// Either way there is one front-end, and with its session the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// The socket is connected.
+    Connected,
+    /// The socket listens, for programs that want to accept by themselves, as
+    /// those on the `vhost-user-backend` crate do. One connection waits in it;
+    /// it is shut down, so that accept(2) fails with `EINVAL` afterwards.
+    Listening,
+}
+
+impl Handover {
+    /// What programs for this kind of device are handed.
+    pub fn of(kind: &Kind) -> Self {
+        match kind.virtio_id {
+            devices::RNG => Self::Listening,
+            _ => Self::Connected,
+        }
+    }
+
+    /// A front-end's connected socket, and what its back-end is handed.
+    ///
+    /// # Errors
+    /// Those of socketpair(2); or those of a folder for temporary files and of
+    /// a socket in it, since only a name makes a socket listen. The name is
+    /// gone again, so nobody else connects.
+    pub fn sockets(self) -> io::Result<(UnixStream, OwnedFd)> {
+        if self == Self::Connected {
+            let (front, back) = UnixStream::pair()?;
+            return Ok((front, back.into()));
+        }
+        let template = env::temp_dir().join("outboard-XXXXXX");
+        let place = Place(mkdtemp(&template).map_err(|errno| {
+            let error = io::Error::from(errno);
+            let shown = template.display();
+            let text = format!("the folder {shown} cannot be made: {error}; set TMPDIR to another");
+            io::Error::new(error.kind(), text)
+        })?);
+        let path = place.0.join("socket");
+        let listener = UnixListener::bind(&path)?;
+        let front = UnixStream::connect(&path)?;
+        shutdown(listener.as_raw_fd(), Shutdown::Both)?;
+        Ok((front, listener.into()))
+    }
+}
+
+/// A folder of ours alone, for one socket; both are removed.
+struct Place(PathBuf);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0.join("socket"));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
 
 /// Where queue notifications go (`--doorbell`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,6 +346,7 @@ pub fn sort_fds(names: &[StartFd], fds: Vec<OwnedFd>) -> io::Result<BTreeMap<Sta
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::time::Duration;
 
     use super::*;
@@ -306,6 +368,23 @@ mod tests {
         assert_eq!(fds.len(), 1);
         drop(fds);
         assert!(b.recv::<ToMachine>(soon()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_listening_socket_has_one_front_end_and_no_name() {
+        let (mut front, back) = Handover::of(&Kind::rng()).sockets().unwrap();
+        let listener = UnixListener::from(back);
+        let name = listener.local_addr().unwrap();
+        assert!(UnixStream::connect(name.as_pathname().unwrap()).is_err());
+        assert!(!name.as_pathname().unwrap().parent().unwrap().exists());
+        let (mut session, _) = listener.accept().unwrap();
+        front.write_all(b"hello").unwrap();
+        drop(front);
+        let mut said = String::new();
+        session.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "hello");
+        let error = listener.accept().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -30,11 +30,11 @@ impl Source {
     /// When it is not a Unix stream socket.
     pub fn inherited(socket: OwnedFd) -> anyhow::Result<Self> {
         let kind = getsockopt(&socket, sockopt::SockType)
-            .context("cannot serve --fd: it is not a socket")?;
+            .context("cannot serve the inherited descriptor: it is not a socket")?;
         if kind != SockType::Stream {
-            bail!("cannot serve --fd: it is not a stream socket");
+            bail!("cannot serve the inherited descriptor: it is not a stream socket");
         }
-        if getsockopt(&socket, sockopt::AcceptConn).context("cannot ask --fd whether it listens")? {
+        if getsockopt(&socket, sockopt::AcceptConn).context("cannot ask whether it listens")? {
             let listener = UnixListener::from(socket);
             return Ok(Self::Listening(Listening::new(listener, None)?));
         }
@@ -126,7 +126,8 @@ impl Listening {
         })
     }
 
-    /// Waits for the next front-end; `None` when `stop` becomes readable first.
+    /// Waits for the next front-end; `None` when `stop` becomes readable first,
+    /// and when the socket is shut down and nobody will come any more.
     ///
     /// # Errors
     /// Those of poll(2) and accept(2) that do not pass by themselves.
@@ -146,11 +147,24 @@ impl Listening {
             if let Some(stream) = self.try_accept()? {
                 return Ok(Some(stream));
             }
+            let listener = fds.get(1).and_then(PollFd::revents);
+            if listener.is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
+                return Ok(None);
+            }
         }
     }
-}
 
-impl Listening {
+    /// The same socket for somebody who accepts by himself and waits in
+    /// accept(2). Not to be mixed with the other ways.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn blocking(&self) -> io::Result<UnixListener> {
+        let listener = self.listener.try_clone()?;
+        listener.set_nonblocking(false)?;
+        Ok(listener)
+    }
+
     /// The next one that waits, if there is one.
     ///
     /// # Errors

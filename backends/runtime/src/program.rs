@@ -3,12 +3,15 @@
 //! launch contract (`outboard_protocol::launch`).
 
 use std::env;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use outboard_protocol::launch;
@@ -19,13 +22,11 @@ use crate::listen::Source;
 use crate::session::{End, Host, Limits, serve};
 use crate::worker::Stuck;
 
-/// What every back-end takes on its command line; a program flattens it into
-/// its own arguments (`#[command(flatten)]`).
+/// How a back-end finds its front-ends: the conventions of back-end programs.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub struct FrontEnd {
     /// Listen on this Unix socket; serve one front-end after another
-    #[arg(long, value_name = "PATH", conflicts_with = "fd",
-          required_unless_present_any = ["fd", "print_capabilities"])]
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
 
     /// Serve this inherited socket, connected or listening
@@ -35,10 +36,18 @@ pub struct Args {
     /// Print what this program can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// What every back-end on this runtime takes on its command line; a program
+/// flattens it into its own arguments (`#[command(flatten)]`).
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    front_end: FrontEnd,
 
     /// Poll a busy queue for this long at most before sleeping; 0 never polls
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50)]
-    pub poll_us: u16,
+    poll_us: u16,
 }
 
 /// What `--print-capabilities` prints (QEMU's docs/interop/vhost-user.json,
@@ -63,20 +72,40 @@ pub fn run<D: Device>(
     capabilities: Capabilities,
     build: impl FnOnce() -> anyhow::Result<D>,
 ) -> ExitCode {
+    let limits = Limits {
+        poll: Duration::from_micros(args.poll_us.into()),
+        ..Limits::default()
+    };
+    start(&args.front_end, capabilities, |source, stop| {
+        let host = Host::new(build()?, limits).context("cannot make an eventfd")?;
+        serve_all(&host, source, stop.as_fd())
+    })
+}
+
+/// The same for a program that serves its front-ends by itself: `serve` gets
+/// where they come from, and a descriptor that is readable when it is to end.
+pub fn start(
+    front_end: &FrontEnd,
+    capabilities: Capabilities,
+    serve: impl FnOnce(Source, Stop) -> anyhow::Result<()>,
+) -> ExitCode {
     let logging = env_logger::Env::default().default_filter_or("info,virtio_queue=off");
     let _ = env_logger::Builder::from_env(logging)
         .format_timestamp(None)
         .try_init();
-    let result = if args.print_capabilities {
+    let result = if front_end.print_capabilities {
         print(capabilities)
     } else {
-        run_device(args, build)
+        prepare(front_end).and_then(|(source, stop)| serve(source, stop))
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.is::<Usage>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -86,25 +115,29 @@ fn print(capabilities: Capabilities) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_device<D: Device>(
-    args: &Args,
-    build: impl FnOnce() -> anyhow::Result<D>,
-) -> anyhow::Result<()> {
+fn prepare(front_end: &FrontEnd) -> anyhow::Result<(Source, Stop)> {
     check_contract()?;
-    let signals = catch_signals()?;
+    let stop = Stop::catch()?;
     // The descriptor before anything else, since a number may be used again.
-    let source = match (&args.fd, &args.socket_path) {
+    let source = match (&front_end.fd, &front_end.socket_path) {
         (Some(number), _) => Source::inherited(inherited::take(*number)?)?,
         (None, Some(path)) => Source::at(path)?,
-        (None, None) => bail!("no front-end to serve: give --socket-path=PATH or --fd=FDNUM"),
+        (None, None) => return Err(Usage.into()),
     };
-    let limits = Limits {
-        poll: Duration::from_micros(args.poll_us.into()),
-        ..Limits::default()
-    };
-    let host = Host::new(build()?, limits).context("cannot make an eventfd")?;
-    serve_all(&host, source, signals.as_fd())
+    Ok((source, stop))
 }
+
+/// Nobody has said where front-ends come from.
+#[derive(Debug)]
+struct Usage;
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no front-end to serve: give --socket-path=PATH or --fd=FDNUM; see --help")
+    }
+}
+
+impl std::error::Error for Usage {}
 
 /// Refuses a launch contract that this program does not know.
 fn check_contract() -> anyhow::Result<()> {
@@ -123,14 +156,32 @@ fn check_contract() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns SIGTERM and SIGINT into a readable descriptor, for all threads.
-fn catch_signals() -> anyhow::Result<SignalFd> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block().context("cannot block signals")?;
-    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .context("cannot wait for signals")
+/// SIGTERM and SIGINT, for all threads: readable when one has come.
+#[derive(Debug)]
+pub struct Stop(SignalFd);
+
+impl Stop {
+    fn catch() -> anyhow::Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGINT);
+        signals.thread_block().context("cannot block signals")?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;
+        Ok(Self(signals))
+    }
+
+    /// Waits for it.
+    pub fn wait(&self) {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        while matches!(poll(&mut fds, PollTimeout::NONE), Err(Errno::EINTR)) {}
+    }
+}
+
+impl AsFd for Stop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 fn serve_all<D: Device>(

@@ -284,6 +284,13 @@ fn inherited_listener() {
     program.ends_with(0, "");
     // The path is its owner's to remove.
     assert!(place.path.exists());
+
+    // The launch contract's has one front-end and ends with it.
+    let (front, back) = launch::Handover::Listening.sockets().unwrap();
+    let program = Program::start(&[&inheritable(&back)]);
+    drop(back);
+    drop(echoes(Client::new(front)));
+    program.ends_with(0, "");
 }
 
 fn unknown_launch_contract() {

@@ -4,12 +4,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Channel, StartFd, ToMachine, VERSION, VERSION_ENV};
+use outboard_protocol::launch::{Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV};
 
 use super::child::Child;
 use super::connect::connect_to;
@@ -76,7 +75,9 @@ pub fn launch(
                 args,
                 lent,
             } => {
-                let (front, back) = UnixStream::pair().context("a socket pair")?;
+                let (front, back) = Handover::of(&device.kind)
+                    .sockets()
+                    .with_context(|| format!("{}: making a socket", device.id))?;
                 let child = start_backend(program, args, &back, lent)
                     .with_context(|| format!("{}: starting {}", device.id, program.name()))?;
                 let name = program.name().to_owned();
@@ -151,7 +152,7 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
 fn start_backend(
     program: &super::program::Program,
     args: &[String],
-    socket: &UnixStream,
+    socket: &OwnedFd,
     lent: &Lent,
 ) -> Result<Child> {
     let lent = lent.copy()?;
