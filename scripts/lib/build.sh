@@ -26,7 +26,7 @@ build_products() {
         return
     fi
     need_build_commands
-    build --release -p outboard -p outboard-blk -p outboard-net
+    build --release -p outboard -p outboard-blk -p outboard-net -p outboard-rng
     OUTBOARD_BIN=$CARGO_TARGET_DIR/$TARGET/release
     export OUTBOARD_BIN
 }
