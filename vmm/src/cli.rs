@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::exit::EXIT_CODES;
 use crate::supervisor::net::{self, NetSettings};
 use crate::supervisor::options::{self, Size};
+use crate::supervisor::rng::{self, RngSettings};
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
 use outboard_protocol::launch::{Doorbell, Ring};
 
@@ -39,6 +40,9 @@ Examples:
   Two CPUs, 2 GiB, a root file system, and nothing written to the image:
     outboard run --kernel vmlinuz --cpus 2 --memory 2G \\
         --cmdline 'console=ttyS0 root=/dev/vda ro' --disk path=root.img,readonly
+
+  An entropy device, and with it a guest that has random numbers early:
+    outboard run --kernel vmlinuz --initrd initrd.img --rng
 
   A network card on a tap:
     ip tuntap add dev tap0 mode tap user $USER && ip link set tap0 up
@@ -132,6 +136,18 @@ pub struct Run {
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = net::net)]
     net: Vec<NetSettings>,
 
+    /// Add an entropy device (may be given several times)
+    ///
+    /// Without a value it starts outboard-rng. `max-bytes=N` and `period=MS`
+    /// bound what the guest gets in a period (default: 1048576 bytes in
+    /// 1000 ms). `backend=EXE` starts another program by the same contract
+    /// instead. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng
+    /// back-end that listens there.
+    ///
+    /// All take `id=NAME` (default: rng0, rng1, …).
+    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "", value_parser = rng::rng)]
+    rng: Vec<RngSettings>,
+
     /// Add any other vhost-user device (may be given several times)
     ///
     /// `virtio-id=N,socket=PATH,queues=N,config-size=N[,queue-size=N]`
@@ -153,8 +169,8 @@ pub struct Run {
 
     /// Read these settings from a TOML file as well
     ///
-    /// It has the same names, `[[disk]]`, `[[net]]` and `[[device]]` once for
-    /// each. What the command line gives wins; its devices are added. Paths are
+    /// It has the same names, `[[disk]]`, `[[net]]`, `[[rng]]` and `[[device]]`
+    /// once for each. What the command line gives wins; its devices are added. Paths are
     /// relative to the current directory.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -178,6 +194,7 @@ impl Run {
             on_reset: self.on_reset,
             disk: self.disk,
             net: self.net,
+            rng: self.rng,
             device: self.device,
         };
         (self.config, settings)
@@ -215,7 +232,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("outboard "))
             .collect();
-        assert_eq!(lines.len(), 5);
+        assert_eq!(lines.len(), 6);
         for line in lines {
             let mut words = vec!["outboard".to_owned()];
             for (index, part) in line.split('\'').enumerate() {

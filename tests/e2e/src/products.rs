@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 pub const PACKAGINGS: [&str; 3] = ["guest-pvh", "guest-elf64", "guest.bzimage"];
 
 /// Outboard's programs.
-const PROGRAMS: [&str; 3] = ["outboard", "outboard-blk", "outboard-net"];
+const PROGRAMS: [&str; 4] = ["outboard", "outboard-blk", "outboard-net", "outboard-rng"];
 
 /// Where the programs and guests are.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use outboard_protocol::launch;
 
 use super::net::{self, Card};
 use super::options::{Size, Wait};
+use super::rng::{self, Entropy};
 use super::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
 
 /// Most vCPUs.
@@ -58,6 +59,8 @@ pub enum Source {
     Program(Disk),
     /// The same, for a network card.
     Net(Card),
+    /// The same, for an entropy device.
+    Rng(Entropy),
     /// Whoever listens at a socket.
     Socket {
         /// Where.
@@ -116,6 +119,14 @@ impl Config {
             let id = card.id.clone().unwrap_or_else(|| format!("net{index}"));
             let (device, source) =
                 net::card(&id, card).map_err(|error| format!("--net {id}: {error}"))?;
+            devices.push(device);
+            sources.push(source);
+        }
+        for (index, mut entropy) in settings.rng.into_iter().enumerate() {
+            entropy.ring = entropy.ring.or(settings.ring);
+            let id = entropy.id.clone().unwrap_or_else(|| format!("rng{index}"));
+            let (device, source) =
+                rng::entropy(&id, entropy).map_err(|error| format!("--rng {id}: {error}"))?;
             devices.push(device);
             sources.push(source);
         }

@@ -22,6 +22,7 @@ pub mod net;
 pub mod options;
 pub mod program;
 pub mod resources;
+pub mod rng;
 pub mod settings;
 pub mod signals;
 #[allow(unsafe_code)]

@@ -16,6 +16,7 @@ use super::image::Images;
 use super::net;
 use super::options::Wait;
 use super::program::Program;
+use super::rng;
 use super::settings::Console;
 
 /// The back-end that serves a disk if no other is named.
@@ -120,6 +121,9 @@ impl Resources {
                     .with_context(|| format!("--disk {}", device.id))?,
                 Source::Net(card) => {
                     net::open(device, card).with_context(|| format!("--net {}", device.id))?
+                }
+                Source::Rng(entropy) => {
+                    rng::open(entropy).with_context(|| format!("--rng {}", device.id))?
                 }
             };
             devices.push(resource);

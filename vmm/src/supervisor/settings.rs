@@ -10,6 +10,7 @@ use serde::de::{self, Deserializer};
 
 use super::net::NetSettings;
 use super::options::{self, Keys, Size, Type, Wait};
+use super::rng::RngSettings;
 
 /// The settings of one source; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Settings {
     pub disk: Vec<DiskSettings>,
     /// The network cards.
     pub net: Vec<NetSettings>,
+    /// The entropy devices.
+    pub rng: Vec<RngSettings>,
     /// The other devices.
     pub device: Vec<DeviceSettings>,
 }
@@ -80,6 +83,7 @@ impl Settings {
             on_reset: self.on_reset.or(file.on_reset),
             disk: file.disk.into_iter().chain(self.disk).collect(),
             net: file.net.into_iter().chain(self.net).collect(),
+            rng: file.rng.into_iter().chain(self.rng).collect(),
             device: file.device.into_iter().chain(self.device).collect(),
         }
     }

@@ -63,6 +63,11 @@ pub fn tests() -> Vec<Test> {
 pub struct Listener(Child);
 
 impl Listener {
+    /// Any other program that listens.
+    pub fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     pub fn start(image: &Image, socket: &Path) -> Result<Self> {
         let child = Command::new(Products::get()?.program("outboard-blk"))
             .arg(format!("--socket-path={}", socket.display()))

@@ -5,6 +5,7 @@ mod boots;
 mod disks;
 mod endings;
 mod net;
+mod rng;
 mod terminal;
 mod wrong_use;
 
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
         ("disks", disks::tests()),
         ("endings", endings::tests()),
         ("net", net::tests()),
+        ("rng", rng::tests()),
         ("terminal", terminal::tests()),
         ("wrong_use", wrong_use::tests()),
     ];

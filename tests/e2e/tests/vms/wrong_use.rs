@@ -55,6 +55,10 @@ const USAGE: &[Wrong] = &[
     ("--disk", "path=a,queue-size=7", "power of two"),
     ("--disk", "socket=a,readonly", "`readonly` and `socket`"),
     ("--disk", "path=a,wait=1s", "`wait` is for a `socket=PATH`"),
+    ("--rng", "speed=9", "unknown key `speed`"),
+    ("--rng", "wait=1s", "`wait` is for a `socket=PATH`"),
+    ("--rng", "period=0", "period 0: give 1 to 4294967295"),
+    ("--rng", "socket=a,max-bytes=1", "`max-bytes` and `socket`"),
     (
         "--device",
         "socket=a,queues=1,config-size=0",
@@ -94,6 +98,12 @@ const THINGS: &[Wrong] = &[
         "the program /nowhere/b cannot be opened",
     ),
     ("--disk", "path=/,backend=/etc/passwd", "is not executable"),
+    ("--rng", "backend=/etc/passwd", "is not executable"),
+    (
+        "--rng",
+        "socket=/nowhere/s,wait=50ms",
+        "rng0: no back-end listens at /nowhere/s",
+    ),
     (
         "--disk",
         "socket=/nowhere/s,wait=50ms",
@@ -285,7 +295,7 @@ fn examples() -> Result<()> {
         }
     }
     examples.retain(|example| !example.is_empty());
-    ensure!(examples.len() == 5, "{examples:?}");
+    ensure!(examples.len() == 6, "{examples:?}");
     let image = Image::new(MIB)?;
     let place = |name: &str| image.directory().join(name);
     fs::copy(Products::get()?.guest("guest-pvh"), place("vmlinuz"))?;
