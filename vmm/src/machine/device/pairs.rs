@@ -110,6 +110,7 @@ mod tests {
             kind: Kind::net(),
             queues: 2 * pairs + 1,
             queue_size: 256,
+            ring: launch::Ring::Kvm,
         }
     }
 
