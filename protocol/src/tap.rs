@@ -206,9 +206,13 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<OwnedFd>, String> {
     }
     let flags = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
     (0..queues)
-        .map(|_| match queue(name, flags)? {
+        .map(|taken| match queue(name, flags)? {
             Ok(fd) => Ok(fd),
             Err(Errno::EINVAL) => other_kind(name, queues),
+            Err(Errno::E2BIG) if taken > 0 => Err(format!(
+                "tap {name} is busy: of {queues} queues only {taken} are free, another process \
+                 has the others; end that one, or use {taken}"
+            )),
             Err(errno) => Err(refusal(name, errno)),
         })
         .collect()

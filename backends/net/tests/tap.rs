@@ -442,6 +442,9 @@ fn a_tap_that_cannot_be_had_is_refused_with_what_to_do() {
     }
     make_tap("single", "");
     make_tap("multi", "multi_queue");
+    make_tap("full", "multi_queue");
+    ip("tuntap add dev tun0 mode tun");
+    let _most = outboard_protocol::tap::open("full", 255).unwrap();
     let run = |arguments: &[&str]| {
         let socket = "--socket-path=/nowhere/net.sock";
         let folder = tempfile::tempdir().unwrap();
@@ -460,6 +463,11 @@ fn a_tap_that_cannot_be_had_is_refused_with_what_to_do() {
             "tap none does not exist; `ip tuntap add",
         ),
         (&["--tap=lo"], "lo is not a tap"),
+        (&["--tap=tun0"], "tun0 is not a tap"),
+        (
+            &["--tap=full", "--num-queues=3"],
+            "tap full is busy: of 3 queues only 1 are free",
+        ),
         (
             &["--tap=single", "--num-queues=2"],
             "tap single has one queue only; make it with `multi_queue`",
