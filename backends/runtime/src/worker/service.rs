@@ -70,6 +70,11 @@ impl<'a, Q: Queue> Service<'a, Q> {
             busy |= taken.unwrap_or(false);
         }
         busy |= self.collect();
+        if self.blocked && self.queue.ready().is_none() && self.queue.in_flight() == 0 {
+            // What stood in the way has gone since: nothing else will tell.
+            self.blocked = false;
+            busy = true;
+        }
         let call = self.attempt(|service| service.ring.publish(&service.view));
         if call.unwrap_or(false) {
             self.lines.call.signal();

@@ -8,8 +8,10 @@ use crate::ring::{Layout, View};
 
 const USED: GuestAddress = GuestAddress(0x3000);
 
-/// A device that is done with everything at once.
-struct Instant;
+/// A device that is done with everything at once, after it has refused this
+/// many times.
+#[derive(Clone, Copy)]
+struct Instant(u32);
 
 impl Device for Instant {
     type Queue = Self;
@@ -31,14 +33,51 @@ impl Device for Instant {
     }
     fn reset(&self, _: u64) {}
     fn queue(&self, _: u16, _: u64) -> io::Result<Self> {
-        Ok(Self)
+        Ok(*self)
     }
 }
 
 impl Queue for Instant {
     fn take(&mut self, _: &Arc<Memory>, _: &Chain) -> Outcome {
-        Outcome::Done(0)
+        match self.0.checked_sub(1) {
+            Some(left) => self.0 = left,
+            None => return Outcome::Done(0),
+        }
+        Outcome::NotNow
     }
+}
+
+#[test]
+fn a_chain_that_was_refused_is_offered_again_without_a_kick() {
+    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+    let (descriptors, available) = (GuestAddress(0x1000), GuestAddress(0x2000));
+    let layout = Layout::new(8, descriptors, available, USED).unwrap();
+    memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+    let kick = Arc::new(Event::new().unwrap());
+    let lines = Lines {
+        index: 0,
+        kick: Kick::Event(kick),
+        call: Arc::default(),
+        err: Arc::default(),
+    };
+    let setup = Setup {
+        device: Arc::new(Instant(2)),
+        features: 0,
+        memory: memory.clone(),
+        poll: Duration::ZERO,
+    };
+    let view = View::new(&memory, &layout).unwrap();
+    let ring = Ring::new(layout, 0, 0, None, &view).unwrap();
+    let deadline = Deadline::after(Duration::from_secs(30));
+    let Ok(worker) = Worker::start(setup, vec![(lines, ring)], deadline) else {
+        panic!("no worker");
+    };
+    let used = || memory.read_obj::<u16>(GuestAddress(USED.0 + 2)).unwrap();
+    while used() == 0 && !deadline.left().is_zero() {
+        std::thread::yield_now();
+    }
+    assert_eq!(used(), 1, "used index");
+    worker.finish(deadline).unwrap();
 }
 
 #[test]
@@ -58,7 +97,7 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     queue.take(2, 1).unwrap();
 
     let setup = Setup {
-        device: Arc::new(Instant),
+        device: Arc::new(Instant(0)),
         features: 0,
         memory: memory.clone(),
         poll: Duration::ZERO,
