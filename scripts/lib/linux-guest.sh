@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # A Linux guest: its files, the three ways to run it, and what is read from its images afterwards. Sourced last, after
 # emulated-host.sh. scripts/linux sets GUEST_CPUS, GUEST_MEMORY, GUEST_DISK_SIZE, GUEST_DISK_OPTIONS (each with a comma
-# before it), GUEST_SECOND_DISK, GUEST_RUN_OPTIONS, GUEST_COMMAND, GUEST_VERBOSE, GUEST_KEEP, GUEST_TIMEOUT and
-# GUEST_VHOST_USER_BLK; its --help says what they mean. `top` is the root of the source tree.
+# before it), GUEST_SECOND_DISK, GUEST_RUN_OPTIONS, GUEST_NET, GUEST_NET_OPTIONS, GUEST_COMMAND, GUEST_VERBOSE, GUEST_KEEP,
+# GUEST_TIMEOUT and GUEST_VHOST_USER_BLK; its --help says what they mean. It has built what is run, called fetch_linux,
+# and plan_network. `top` is the root of the source tree.
 
 # linux_guest WAY (kvm, emulated or qemu) sets GUEST_STATUS: that of the command in the guest, or 125 when the guest did
 # not come to its end. Its images are then in GUEST_DIRECTORY, until the script ends.
@@ -15,7 +16,6 @@ linux_guest() {
     fi
     : "${GUEST_TIMEOUT:=$([ "$GUEST_INTERACTIVE" = yes ] && echo 86400 || echo 600)}"
     need_image_commands
-    fetch_linux
     new_directory outboard-linux
     GUEST_DIRECTORY=$REPLY
     prepare_guest "$GUEST_DIRECTORY"
@@ -66,7 +66,7 @@ prepare_guest() {
     if [ -n "$GUEST_SECOND_DISK" ]; then
         truncate -s "${GUEST_SECOND_DISK%%,*}" "$dir/second.img" || die "cannot make a disk of ${GUEST_SECOND_DISK%%,*}"
     fi
-    GUEST_CMDLINE="console=ttyS0 root=/dev/vda panic=-1$([ "$GUEST_VERBOSE" = yes ] || echo ' quiet')"
+    GUEST_CMDLINE="console=ttyS0 root=/dev/vda panic=-1$([ "$GUEST_VERBOSE" = yes ] || echo ' quiet')$NETWORK_CMDLINE"
 }
 
 # GUEST_RUN: the command line, the same wherever it runs; all of its files are in the current directory.
@@ -77,7 +77,7 @@ compose_run() {
     if [ -n "$GUEST_SECOND_DISK" ]; then
         GUEST_RUN+=(--disk "path=second.img${GUEST_SECOND_DISK/#$second_size/}")
     fi
-    GUEST_RUN+=("${GUEST_RUN_OPTIONS[@]}")
+    GUEST_RUN+=("${NETWORK_RUN[@]}" "${GUEST_RUN_OPTIONS[@]}")
     say "${GUEST_RUN[*]@Q}"
 }
 
@@ -87,17 +87,15 @@ can_run_linux_on_kvm() {
 }
 
 guest_on_kvm() {
-    build_products
     say "on this machine's hardware KVM"
     compose_run
     local bounded=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" env "PATH=$OUTBOARD_BIN:$PATH")
     cd "$GUEST_DIRECTORY" || die "cannot enter $GUEST_DIRECTORY"
-    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${GUEST_RUN[@]}"
+    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${NETWORK_WRAP[@]}" "${GUEST_RUN[@]}"
 }
 
 guest_in_emulated_host() {
     local files=(vmlinuz initrd.img root.img)
-    build_products
     need_emulated_host_commands
     say "in an emulated host (QEMU TCG): this machine has no hardware KVM that can be used, or --emulated was given"
     compose_run
@@ -106,13 +104,14 @@ guest_in_emulated_host() {
     cat >"$GUEST_DIRECTORY/script" <<END
 #!/bin/sh
 trap : INT
-${GUEST_RUN[*]@Q}
+$([ ${#NETWORK_WORDS[@]} -eq 0 ] || declare -p "${NETWORK_WORDS[@]}" | sed 's/^declare -[a-z-]* /export /')
+${NETWORK_WRAP[*]@Q} ${GUEST_RUN[*]@Q}
 status=\$?
 mv ./*.img /out/
 exit \$status
 END
     mapfile -t files < <(printf '%s\n' "${files[@]/#/$GUEST_DIRECTORY/}")
-    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk")
+    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk" "${NETWORK_FILES[@]}")
     # shellcheck disable=SC2034 # read by emulated_host
     EMULATED_OUT=$GUEST_DIRECTORY/out EMULATED_TIMEOUT=$GUEST_TIMEOUT EMULATED_INTERACTIVE=$GUEST_INTERACTIVE
     emulated_host "$GUEST_DIRECTORY/script" "${files[@]}"
@@ -170,7 +169,7 @@ disk_option() {
 
 # linux_checks WAY: all of tests/linux/checks in one boot, then the images compared; sets GUEST_STATUS to 0 or 1.
 linux_checks() {
-    local way=$1 queues line failed
+    local way=$1 queues line failed checks=("${GUEST_COMMAND[@]/%/.sh}")
     [ -n "$(disk_option "$GUEST_DISK_OPTIONS" serial '')" ] || GUEST_DISK_OPTIONS+=,serial=root-disk
     [ -n "$(disk_option "$GUEST_DISK_OPTIONS" queues '')" ] || GUEST_DISK_OPTIONS+=,queues=2
     : "${GUEST_SECOND_DISK:=32M,serial=second-disk}"
@@ -184,7 +183,7 @@ linux_checks() {
         "EXPECT_PCI_DEVICE=0x1af4 0x1042"
         "EXPECT_SECOND_SERIAL=$(disk_option "$GUEST_SECOND_DISK" serial '')"
         "EXPECT_SECOND_SECTORS=$(($(numfmt --from=iec "${GUEST_SECOND_DISK%%,*}") / 512))"
-        /checks/run)
+        "${NETWORK_EXPECT[@]}" /checks/run "${checks[@]/#//checks/}")
     linux_guest "$way"
     [ "$GUEST_STATUS" -ne 125 ] || say "the checks did not come to their end"
 
@@ -194,6 +193,7 @@ linux_checks() {
     while read -r line; do
         compare_with_image "$line" | tee -a "$report.host"
     done < <(grep '^SHA256 ' "$report")
+    [ ${#NETWORK_EXPECT[@]} -eq 0 ] || check_messages | tee -a "$report.host"
     failed=$(cat "$report" "$report.host" 2>/dev/null | grep -c '^CHECK .*: FAILED' || true)
     # A guest that broke down is a failure of its own.
     [ "$GUEST_STATUS" -le 1 ] || failed=$((failed + 1))
@@ -201,6 +201,20 @@ linux_checks() {
     [ "$failed" -eq 0 ] && [ -s "$report.host" ] || GUEST_STATUS=1
     printf 'linux: %d passed, %d failed, %d skipped\n' "$(cat "$report"* | grep -c '^CHECK .*: ok' || true)" "$failed" \
         "$(cat "$report"* | grep -c '^CHECK .*: skipped' || true)"
+}
+
+# check_messages: whether the loss of the tap (tests/linux/checks/38-tap.sh) was told, once.
+check_messages() {
+    local messages=$NET_MESSAGES told
+    [ -e "$messages" ] || messages=$GUEST_DIRECTORY/out/messages
+    told=$(grep -c "tap $NET_TAP: .*link down" "$messages" || true)
+    if ! grep -q '^CHECK the tap is deleted: ok' "$report"; then
+        echo "CHECK one message when the tap is deleted: skipped it was not"
+    elif [ "$told" -eq 1 ]; then
+        echo "CHECK one message when the tap is deleted: ok"
+    else
+        echo "CHECK one message when the tap is deleted: FAILED there were $told"
+    fi
 }
 
 # compare_with_image "SHA256 HASH PATH": a file of the root image, or /dev/vdb, which is the second image.
