@@ -92,7 +92,8 @@ pub trait Queue {
         Ok(())
     }
     /// Readable when something deferred has completed, or when a chain that
-    /// was answered [`Outcome::NotNow`] is worth another look.
+    /// was answered [`Outcome::NotNow`] is worth another look; then until that
+    /// chain is taken, since [`Self::reap`] may come in between.
     fn ready(&self) -> Option<BorrowedFd<'_>> {
         None
     }

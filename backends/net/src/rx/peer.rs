@@ -101,7 +101,8 @@ impl PeerSource {
     ) -> Result<(), String> {
         let mut inbox = connection.inbox();
         let mut left = BATCH;
-        for _ in 0..READS {
+        // What was read last is looked at too: nothing may follow it.
+        for left_to_read in (0..=READS).rev() {
             loop {
                 let frame = inbox.frame().map_err(|TooLong(length)| {
                     format!("it announces a frame of {length} bytes: it speaks another protocol")
@@ -122,6 +123,9 @@ impl PeerSource {
                     left = left.saturating_sub(1);
                 }
                 inbox.consume();
+            }
+            if left_to_read == 0 {
+                break;
             }
             match connection.receive(&mut inbox) {
                 Ok(()) => {}
