@@ -192,7 +192,7 @@ fn private(pid: u32) -> (u64, u64) {
 #[test]
 fn four_busy_queues_need_less_than_3_mib() {
     for way in WAYS {
-        let program = Program::start(&[way, &["--num-queues=4"]].concat());
+        let mut program = Program::start(&[way, &["--num-queues=4"]].concat());
         let mut driver = program.driver(EVERYTHING);
         let mut rings = vec![];
         for index in 1..4 {

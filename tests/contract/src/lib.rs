@@ -4,6 +4,7 @@
 //! - [`ring`]: the driver's side of a split ring, legal or not;
 //! - [`client`]: a front-end that sends any message, whole or broken;
 //! - [`scripted`]: a back-end that answers as a test says;
+//! - [`timeout`]: how a program that timeout(1) runs is ended;
 //! - [`program`], [`traffic`]: back-end programs, and what to ask of their devices;
 //! - [`model`], [`walk`]: which messages are legal when, and walks through them.
 
@@ -13,6 +14,7 @@ pub mod model;
 pub mod program;
 pub mod ring;
 pub mod scripted;
+pub mod timeout;
 pub mod traffic;
 pub mod walk;
 

@@ -83,11 +83,9 @@ impl Program {
     }
 
     /// The program's own id: timeout(1) is its parent.
-    pub fn pid(&self) -> u32 {
-        let id = self.child.id();
-        let children = format!("/proc/{id}/task/{id}/children");
-        let children = std::fs::read_to_string(children).unwrap();
-        children.trim().parse().unwrap()
+    pub fn pid(&mut self) -> u32 {
+        let pid = outboard_contract::timeout::pid(&mut self.child).unwrap();
+        pid.unwrap().as_raw() as u32
     }
 
     pub fn image(&self) -> std::fs::File {
@@ -117,10 +115,7 @@ impl Drop for Program {
 
 /// Asks a program to end, and waits.
 pub fn stop(child: &mut Child) {
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    // timeout(1) passes it on.
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-    let _ = child.wait();
+    let _ = outboard_contract::timeout::stop(child);
 }
 
 /// Starts a ring of the test's.

@@ -116,10 +116,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        // timeout(1) passes it on.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let status = self.child.wait().unwrap();
+        let status = outboard_contract::timeout::stop(&mut self.child).unwrap();
         eprint!("{}", self.log());
         if !std::thread::panicking() {
             assert!(status.success(), "{status}");
