@@ -159,7 +159,7 @@ pub fn lock(image: impl AsFd, access: Access) -> Result<(), Error> {
     attempt(ATTEMPTS, || {
         hold(&image, access)
             .and_then(|()| check(&image, access))
-            .inspect_err(|_| release(&image, access))
+            .inspect_err(|_| unlock(&image, access))
     })
 }
 
@@ -185,18 +185,21 @@ fn attempt(attempts: u32, mut once: impl FnMut() -> Result<(), Error>) -> Result
     once()
 }
 
+/// Gives up what [`lock`] took, for everyone who shares this open file.
+/// Closing alone does so with the last descriptor of it, and a child that any
+/// thread starts has one until it has become its program.
+pub fn unlock(image: impl AsFd, access: Access) {
+    for byte in access.bytes() {
+        // Nothing is left to do about a failure: closing releases as well.
+        let _ = set(&image, byte, libc::F_UNLCK);
+    }
+}
+
 fn hold(image: &impl AsFd, access: Access) -> Result<(), Error> {
     for byte in access.bytes() {
         set(image, byte, libc::F_RDLCK).map_err(os)?;
     }
     Ok(())
-}
-
-fn release(image: &impl AsFd, access: Access) {
-    for byte in access.bytes() {
-        // Nothing is left to do about a failure: closing releases as well.
-        let _ = set(image, byte, libc::F_UNLCK);
-    }
 }
 
 fn check(image: &impl AsFd, access: Access) -> Result<(), Error> {
@@ -294,6 +297,16 @@ mod tests {
         assert_eq!(clash(lock(image.reader(), Access::ReadOnly)), Clash::Writes);
         assert_eq!(clash(lock(image.writer(), Access::Write)), Clash::Writes);
         drop(writer);
+        lock(image.writer(), Access::Write).unwrap();
+    }
+
+    #[test]
+    fn an_image_that_was_unlocked_is_free_whoever_has_it_open() {
+        let image = Image::new();
+        let writer = image.writer();
+        let _shared = writer.try_clone().unwrap();
+        lock(&writer, Access::Write).unwrap();
+        unlock(&writer, Access::Write);
         lock(image.writer(), Access::Write).unwrap();
     }
 

@@ -12,6 +12,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outboard_blk::image::{Image, Options};
 use outboard_protocol::image_lock::{self, Access};
@@ -24,6 +25,14 @@ const WRITABLE: Options = Options {
     read_only: false,
     direct: false,
 };
+
+/// One test at a time: an image that one has closed is still held by a child
+/// that another starts, until that has become its program, and QEMU does not
+/// wait for it.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A program of that name in PATH.
 fn program(name: &str) -> Option<PathBuf> {
@@ -108,6 +117,7 @@ fn refused(path: &Path, options: Options) -> bool {
 
 #[test]
 fn what_qemu_writes_to_is_refused_and_free_when_it_ends() {
+    let _alone = alone();
     let Some(daemon) = program("qemu-storage-daemon") else {
         return;
     };
@@ -121,6 +131,7 @@ fn what_qemu_writes_to_is_refused_and_free_when_it_ends() {
 
 #[test]
 fn readers_share_an_image_with_qemu() {
+    let _alone = alone();
     let Some(daemon) = program("qemu-storage-daemon") else {
         return;
     };
@@ -166,6 +177,7 @@ fn assert_let_in(output: &Output) {
 
 #[test]
 fn qemu_neither_reads_nor_writes_what_we_write_to() {
+    let _alone = alone();
     let image = image();
     let held = Image::open(image.path(), WRITABLE).unwrap();
     let (Some(read), Some(written)) = (convert(image.path()), write(image.path())) else {
@@ -180,6 +192,7 @@ fn qemu_neither_reads_nor_writes_what_we_write_to() {
 
 #[test]
 fn qemu_reads_and_does_not_write_what_we_read() {
+    let _alone = alone();
     let image = image();
     let _held = Image::open(image.path(), READ_ONLY).unwrap();
     let (Some(read), Some(written)) = (convert(image.path()), write(image.path())) else {
@@ -191,6 +204,7 @@ fn qemu_reads_and_does_not_write_what_we_read() {
 
 #[test]
 fn a_lock_lives_on_in_a_descriptor_that_was_handed_over() {
+    let _alone = alone();
     let image = image();
     let mut options = OpenOptions::new();
     let opened = options.read(true).write(true).open(image.path()).unwrap();

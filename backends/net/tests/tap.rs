@@ -306,8 +306,9 @@ fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
         let deadline = outboard_contract::soon();
         while left > 0 {
             for (pair, count) in count.iter_mut().enumerate() {
-                if let Some((_, bytes)) = driver.try_receive(pair, Duration::ZERO) {
-                    assert_eq!(bytes.len(), 154);
+                // A frame from before may have been on its way still.
+                let received = driver.try_receive(pair, Duration::ZERO);
+                if received.is_some_and(|(_, bytes)| bytes.len() == 154) {
                     *count += 1;
                     left -= 1;
                 }
@@ -333,9 +334,6 @@ fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
         assert_eq!(driver.command(&[4, 0, 1 + turn % 4, 0]), Some(0));
         driver.send(usize::from(turn % 4), &frame(HOST, 60, turn));
         assert_eq!(wire.receive().1, frame(HOST, 60, turn));
-    }
-    for pair in 0..4 {
-        while driver.try_receive(pair, QUIET).is_some() {}
     }
     assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
     assert_eq!(blast(&mut driver), [64, 0, 0, 0]);
@@ -497,12 +495,14 @@ fn rights_are_named_when_they_are_missing() {
         return;
     }
     make_tap("t0", "user 1234");
+    let folder = tempfile::tempdir().unwrap();
     // Root without the one capability that matters.
     let output = Command::new("setpriv")
         .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
         .args(["timeout", "60"])
         .arg(program())
-        .args(["--tap=t0", "--socket-path=/tmp/outboard-net-never.sock"])
+        .arg(format!("--socket-path={}/never", folder.path().display()))
+        .arg("--tap=t0")
         .output();
     let Ok(output) = output else {
         println!("SKIP: there is no setpriv");

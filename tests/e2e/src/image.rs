@@ -104,7 +104,10 @@ impl Image {
         eventually("the image is free", || {
             let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
             match image_lock::lock(&file, Access::Write) {
-                Ok(()) => Ok(Some(())),
+                Ok(()) => {
+                    image_lock::unlock(&file, Access::Write);
+                    Ok(Some(()))
+                }
                 Err(image_lock::Error::InUse(_)) => Ok(None),
                 Err(error) => Err(error.into()),
             }

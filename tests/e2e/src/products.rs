@@ -108,6 +108,19 @@ fn build_guests() -> Result<PathBuf> {
     Ok(guests)
 }
 
+/// Writes a shell script that can be executed at once. Another process writes
+/// it: what this one has open for writing, a child that any of its threads
+/// starts has open too until it has become its program, and the kernel executes
+/// no file that somebody has open for writing.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_script(path: &Path, text: &str) -> Result<()> {
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    let mut shell = Command::new("/bin/sh");
+    succeed(shell.arg("-c").arg(write).arg(path).arg(text))
+}
+
 fn succeed(command: &mut Command) -> Result<()> {
     let status = command
         .status()

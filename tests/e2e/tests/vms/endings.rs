@@ -2,7 +2,6 @@
 //! it is left.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -10,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
+use outboard_e2e::products;
 use outboard_e2e::vm::{Run, Vm};
 
 use crate::{KVM, Test, test};
@@ -93,8 +93,8 @@ pub fn tests() -> Vec<Test> {
 /// A VM with a disk, at that moment.
 fn at(moment: Moment, image: &Image) -> Result<Vm> {
     let scenario = match moment {
-        Moment::Starting => "scenario=verify requests=100",
-        Moment::UnderIo => "scenario=load queues=2",
+        // It never ends by itself, however late the signal comes.
+        Moment::Starting | Moment::UnderIo => "scenario=load queues=2",
         Moment::PoweringOff => "scenario=verify requests=100",
     };
     let mut vm = Run::guest(scenario)?
@@ -203,8 +203,7 @@ fn restarts() -> Result<()> {
 /// A back-end made of a shell script.
 fn script(image: &Image, text: &str) -> Result<PathBuf> {
     let path = image.directory().join("backend");
-    fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+    products::write_script(&path, text)?;
     Ok(path)
 }
 

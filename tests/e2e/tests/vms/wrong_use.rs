@@ -203,7 +203,7 @@ fn image_in_use() -> Result<()> {
     image_lock::lock(&file, Access::Write)?;
     let run = Run::guest("")?.with("--disk", image.option());
     refused(run, 1, "is in use by another process, which writes to it")?;
-    drop(file);
+    image_lock::unlock(&file, Access::Write);
     // Read by one, it can be read by another, and not be written.
     let reader = fs::File::open(image.path())?;
     image_lock::lock(&reader, Access::ReadOnly)?;
@@ -345,15 +345,15 @@ fn no_kvm() -> Result<()> {
 fn no_permission() -> Result<()> {
     let directory = tempfile::tempdir_in("/tmp")?;
     let words = Run::guest("")?.words();
+    let original = words.first().context("a program")?;
     let program = directory.path().join("outboard");
-    fs::copy(words.first().context("a program")?, &program)?;
     let mode: fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(directory.path(), mode)?;
     let script = format!(
         "chmod 600 /dev/kvm && exec setpriv --reuid=65534 --clear-groups {program:?} run --kernel /etc/passwd"
     );
     let script = format!(
-        "mount -t tmpfs none /mnt && cp -a /dev/kvm /mnt/kvm && mount --bind /mnt/kvm /dev/kvm && {script}"
+        "cp {original:?} {program:?} && mount -t tmpfs none /mnt && cp -a /dev/kvm /mnt/kvm && mount --bind /mnt/kvm /dev/kvm && {script}"
     );
     let run = Run::plain()?.under(&["unshare", "--mount", "sh", "-c", &script, "sh"]);
     refused(run, 1, "no permission to use /dev/kvm")
