@@ -45,12 +45,12 @@ disk_sum() { # DISK BLOCKS [FIRST]
 
 file_sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 
-# Waits for a block device to come: true within 10 seconds.
-await_disk() {
+# Waits until a command succeeds. The deadline is against hangs alone: this machine may be emulated twice over.
+await() { # COMMAND...
     await_tries=0
-    until [ -b "$1" ]; do
+    until "$@"; do
         await_tries=$((await_tries + 1))
-        [ "$await_tries" -lt 100 ] || return 1
+        [ "$await_tries" -lt 1000 ] || return 1
         sleep 0.1
     done
 }
