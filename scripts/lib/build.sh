@@ -12,6 +12,8 @@ case $CARGO_TARGET_DIR in
     *) CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR ;;
 esac
 export CARGO_TARGET_DIR
+# For cargo build.
+BUILD_OPTIONS=()
 
 need_build_commands() {
     command -v cargo >/dev/null || die "cargo is missing: install Rust (stable) from https://rustup.rs"
@@ -47,7 +49,7 @@ build_bench() {
 
 build() {
     say "building: cargo build --locked $*"
-    (cd "$top" && cargo build --locked "$@") >&2 || die "the build failed; see above"
+    (cd "$top" && cargo build --locked "${BUILD_OPTIONS[@]}" "$@") >&2 || die "the build failed; see above"
 }
 
 # have_kvm: whether this machine has a /dev/kvm that may be used; why not is in REPLY.
