@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Parser, value_parser};
 use outboard_runtime::listen::Source;
-use outboard_runtime::program::{self, Capabilities, FrontEnd};
+use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::{Error as Protocol, Listener};
 use vhost_user_backend::{Error, VhostUserDaemon};
@@ -48,27 +48,26 @@ impl Cli {
     pub fn serve(self) -> ExitCode {
         let (kind, features) = ("rng", &[][..]);
         let rate = Rate(self.max_bytes, Duration::from_millis(self.period.into()));
-        program::start(
-            &self.front_end,
-            Capabilities { kind, features },
-            |source, stop| {
-                let Source::Listening(listening) = source else {
-                    bail!(
-                        "cannot serve a connected socket: give one that listens, or --socket-path"
-                    );
-                };
-                getrandom(&mut [0u8], GetRandomFlags::empty()).context("getrandom(2) fails")?;
-                let listener = listening.blocking().context("cannot share the socket")?;
-                std::thread::spawn(move || {
-                    stop.wait();
-                    // Its file goes with the socket.
-                    drop(listening);
-                    exit(0);
-                });
-                serve_all(Listener::from(listener), rate)
-            },
-        )
+        let capabilities = Capabilities { kind, features };
+        program::start(&self.front_end, capabilities, |source, stop| {
+            serve(source, stop, rate)
+        })
     }
+}
+
+fn serve(source: Source, stop: Stop, rate: Rate) -> anyhow::Result<()> {
+    let Source::Listening(listening) = source else {
+        bail!("cannot serve a connected socket: give one that listens, or --socket-path");
+    };
+    getrandom(&mut [0u8], GetRandomFlags::empty()).context("getrandom(2) fails")?;
+    let listener = listening.blocking().context("cannot share the socket")?;
+    std::thread::spawn(move || {
+        stop.wait();
+        // Its file goes with the socket.
+        drop(listening);
+        exit(0);
+    });
+    serve_all(Listener::from(listener), rate)
 }
 
 /// Each session has a daemon of its own, since one forgets nothing.

@@ -6,7 +6,7 @@
 //! A worker owns its rings from start to finish; nobody else touches them. It
 //! serves them in turn, and while it works their driver need not kick; only
 //! when there is nothing left in any it asks for kicks, looks once more, and
-//! sleeps. What happens with one ring is in [`service`].
+//! sleeps. What happens with one ring is in `service`.
 
 mod service;
 
