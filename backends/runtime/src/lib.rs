@@ -2,13 +2,14 @@
 //! region, command line. A device sees none of it ([`device`]).
 //!
 //! - [`program`]: a back-end's command line and its whole life;
-//! - [`listen`]: where its front-ends come from;
+//! - [`listen`], [`activation`], [`inherited`]: where its front-ends come from;
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
 //! - [`worker`]: the thread that serves one ring;
 //! - [`ring`]: a split ring, by value;
 //! - [`device`], [`chain`], [`notifier`]: what a device sees.
 
+pub mod activation;
 pub mod chain;
 pub mod counters;
 pub mod device;

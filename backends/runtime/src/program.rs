@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use outboard_protocol::launch;
 
+use crate::activation;
 use crate::device::Device;
 use crate::inherited;
 use crate::listen::Source;
@@ -23,6 +24,8 @@ use crate::session::{End, Host, Limits, serve};
 use crate::worker::Stuck;
 
 /// How a back-end finds its front-ends: the conventions of back-end programs.
+/// With neither a path nor a descriptor it is the socket that a service manager
+/// has passed ([`activation`]).
 #[derive(Clone, Debug, clap::Args)]
 pub struct FrontEnd {
     /// Listen on this Unix socket; serve one front-end after another
@@ -57,7 +60,9 @@ pub struct Capabilities {
     /// The device type by the schema, such as `block`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The options of the type that are supported.
+    /// The options of the type that are supported; a type that has none in the
+    /// schema has no list of them either.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub features: &'static [&'static str],
 }
 
@@ -119,21 +124,28 @@ fn prepare(front_end: &FrontEnd) -> anyhow::Result<(Source, Stop)> {
     check_contract()?;
     let stop = Stop::catch()?;
     // The descriptor before anything else, since a number may be used again.
-    let source = match (&front_end.fd, &front_end.socket_path) {
-        (Some(number), _) => Source::inherited(inherited::take(*number)?)?,
-        (None, Some(path)) => Source::at(path)?,
-        (None, None) => return Err(Usage.into()),
+    let passed = activation::passed(|name| env::var_os(name), std::process::id())?;
+    let source = match (passed, &front_end.fd, &front_end.socket_path) {
+        (false, Some(number), _) => Source::inherited(inherited::take(*number)?)?,
+        (false, None, Some(path)) => Source::at(path)?,
+        (true, None, None) => Source::inherited(inherited::take(activation::PASSED)?)?,
+        (true, _, _) => return Err(Usage(TWICE).into()),
+        (false, None, None) => return Err(Usage(NOWHERE).into()),
     };
     Ok((source, stop))
 }
 
-/// Nobody has said where front-ends come from.
+const NOWHERE: &str = "no front-end to serve: give --socket-path=PATH or --fd=FDNUM; see --help";
+const TWICE: &str = "a service manager has passed a socket (LISTEN_FDS), and --socket-path or \
+    --fd names another: leave one of them out";
+
+/// The command line does not say, or says twice, where front-ends come from.
 #[derive(Debug)]
-struct Usage;
+struct Usage(&'static str);
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no front-end to serve: give --socket-path=PATH or --fd=FDNUM; see --help")
+        f.write_str(self.0)
     }
 }
 

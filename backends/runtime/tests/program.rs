@@ -64,6 +64,10 @@ fn main() -> ExitCode {
             inherited_listener,
         ),
         (
+            "a socket passed by a service manager is served",
+            passed_socket,
+        ),
+        (
             "an unknown launch contract is refused",
             unknown_launch_contract,
         ),
@@ -305,5 +309,42 @@ fn unknown_launch_contract() {
         } else {
             program.ends_with(1, launch::VERSION_ENV);
         }
+    }
+}
+
+/// A shell becomes the program, with its own process id in `LISTEN_PID` and the
+/// socket as descriptor 3: what a service manager does.
+fn passed(socket: &impl AsFd, environment: &str, arguments: &str) -> Program {
+    let number = inheritable(socket).replace("--fd=", "");
+    let this = std::env::current_exe().unwrap();
+    let script = format!("exec 3<&{number}; {environment} exec {this:?} {arguments}");
+    let child = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Program { child }
+}
+
+fn passed_socket() {
+    let place = Place::new();
+    let listener = UnixListener::bind(&place.path).unwrap();
+    let ours = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=disk";
+    let program = passed(&listener, ours, "");
+    drop(echoes(connect(&place.path)));
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "");
+    assert!(place.path.exists(), "the path is its owner's to remove");
+    for (environment, arguments, status, words) in [
+        (ours, "--socket-path=/nowhere/s", 2, "leave one of them out"),
+        (ours, "--fd=3", 2, "leave one of them out"),
+        ("LISTEN_PID=$$ LISTEN_FDS=2", "", 1, "one ListenStream="),
+        ("LISTEN_PID=1 LISTEN_FDS=1", "", 2, "--socket-path"),
+    ] {
+        passed(&listener, environment, arguments).ends_with(status, words);
     }
 }
