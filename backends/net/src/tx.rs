@@ -32,8 +32,6 @@ pub struct TxQueue {
     /// A connection whose outbox is not empty, and what tells that it takes
     /// more.
     full: Option<(Arc<Connection>, Waiter)>,
-    /// A chain was refused for that, and is to be asked for again.
-    refused: bool,
 }
 
 /// What became of a frame.
@@ -62,7 +60,6 @@ impl TxQueue {
             iovecs: Iovecs::default(),
             sent: Passed::default(),
             full: None,
-            refused: false,
         })
     }
 
@@ -168,9 +165,7 @@ impl TxQueue {
         Ok(())
     }
 
-    /// Sends what was kept, as far as it goes. What tells that there is room
-    /// stays as long as a chain is refused: it is what the worker looks at, who
-    /// may not have begun to wait.
+    /// Sends what was kept, as far as it goes.
     fn flush(&mut self) {
         let Some((connection, _)) = &self.full else {
             return;
@@ -179,16 +174,14 @@ impl TxQueue {
             connection.outbox().clear();
             self.card.peer_failed(connection, &error);
         }
-        if !self.refused && connection.outbox().is_empty() {
+        if connection.outbox().is_empty() {
             self.full = None;
         }
     }
 
     fn is_full(&mut self) -> bool {
-        self.refused = false;
         self.flush();
-        self.refused = self.full.is_some();
-        self.refused
+        self.full.is_some()
     }
 }
 
@@ -215,55 +208,5 @@ impl Queue for TxQueue {
 impl Drop for TxQueue {
     fn drop(&mut self) {
         self.sent.tell(&self.card, Count::Sent);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::os::unix::net::UnixListener;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use outboard_runtime::chain::Buffer;
-    use vm_memory::GuestAddress;
-
-    use super::*;
-    use crate::card::Settings;
-
-    /// The worker waits after it has reaped, and the peer reads whenever it
-    /// likes: also between the refusal of a chain and the reaping.
-    #[test]
-    fn a_refused_chain_is_asked_for_again_however_early_the_peer_reads() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peer");
-        let listener = UnixListener::bind(&path).unwrap();
-        let port = Port::Peer(Peer::connect(&path).unwrap());
-        let (mut peer, _) = listener.accept().unwrap();
-        peer.set_nonblocking(true).unwrap();
-        let settings = Settings {
-            mac: None,
-            mtu: None,
-            queue_size: 256,
-        };
-        let card = Arc::new(Card::new(port, settings));
-        let mut queue = TxQueue::new(card, 0, 0).unwrap();
-        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
-        let memory = Arc::new(memory);
-        let frame = Buffer {
-            address: GuestAddress(0),
-            length: 60_000,
-        };
-        let chain = Chain {
-            readable: vec![frame],
-            ..Chain::default()
-        };
-        for _ in 0..3 {
-            while queue.take(&memory, &chain) != Outcome::NotNow {}
-            while peer.read(&mut [0; 4096]).is_ok() {}
-            queue.reap(&mut |_, _| {}).unwrap();
-            let mut fds = [PollFd::new(queue.ready().unwrap(), PollFlags::POLLIN)];
-            assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
-            assert_eq!(queue.take(&memory, &chain), Outcome::Done(0));
-        }
     }
 }

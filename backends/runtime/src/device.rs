@@ -92,8 +92,8 @@ pub trait Queue {
         Ok(())
     }
     /// Readable when something deferred has completed, or when a chain that
-    /// was answered [`Outcome::NotNow`] is worth another look; then until that
-    /// chain is taken, since [`Self::reap`] may come in between.
+    /// was answered [`Outcome::NotNow`] is worth another look. `None`, with
+    /// nothing in flight: it is so at once.
     fn ready(&self) -> Option<BorrowedFd<'_>> {
         None
     }
