@@ -153,6 +153,8 @@ pub struct Machine {
     pub prefault: bool,
     /// Where queue notifications go.
     pub doorbell: Doorbell,
+    /// What the user calls the kernel image, for messages.
+    pub kernel: String,
     /// The kernel command line.
     pub cmdline: String,
     /// The devices, in slot order.

@@ -77,7 +77,7 @@ pub struct Run {
     cmdline: Option<String>,
 
     /// Number of CPUs, 1 to 32 [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     cpus: Option<u64>,
 
     /// Memory, a multiple of 2M, such as 512M or 4G [default: 512M]
@@ -199,6 +199,11 @@ impl Run {
         };
         (self.config, settings)
     }
+}
+
+fn cpus(text: &str) -> Result<u64, String> {
+    let wrong = |_| "give a whole number, 1 to 32".to_owned();
+    text.parse().map_err(wrong)
 }
 
 fn doorbell(text: &str) -> Result<Doorbell, String> {

@@ -106,6 +106,7 @@ fn spec(cpus: u8, mib: u64) -> launch::Machine {
         hugepages: false,
         prefault: false,
         doorbell: launch::Doorbell::Mmio,
+        kernel: "vmlinuz".into(),
         cmdline: "test".into(),
         devices: Vec::new(),
     }

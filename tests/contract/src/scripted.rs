@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -86,6 +87,12 @@ impl Scripted {
         }
     }
 
+    /// Offers no protocol features, nor anything else beside what it was made with.
+    pub fn plain(self) -> Self {
+        let features = self.features & !PROTOCOL_FEATURES;
+        Self { features, ..self }
+    }
+
     /// Offers other protocol features.
     pub fn protocol(self, protocol: u64) -> Self {
         Self { protocol, ..self }
@@ -106,6 +113,19 @@ impl Scripted {
         let (ours, theirs) = UnixStream::pair()?;
         let thread = std::thread::spawn(move || self.run(ours));
         Ok((theirs, Running { thread }))
+    }
+
+    /// Serves the first who connects to a socket at `path`.
+    ///
+    /// # Errors
+    /// Those of bind(2).
+    pub fn listen(self, path: &Path) -> std::io::Result<Running> {
+        let listener = UnixListener::bind(path)?;
+        let thread = std::thread::spawn(move || match listener.accept() {
+            Ok((stream, _)) => self.run(stream),
+            Err(_) => Vec::new(),
+        });
+        Ok(Running { thread })
     }
 
     fn run(self, stream: UnixStream) -> Vec<Message> {

@@ -91,6 +91,7 @@ impl Machine {
         let kernel = boot::Kernel {
             kernel,
             initrd,
+            name: spec.kernel.clone(),
             cmdline: spec.cmdline.clone(),
         };
         let tables = acpi::tables(spec.cpus, boot::map::ACPI.start);

@@ -143,7 +143,6 @@ impl Config {
         }
         check(&devices, &sources)?;
         Ok(Self {
-            kernel,
             initrd: settings.initrd,
             console: settings.console.unwrap_or_default(),
             on_reset: settings.on_reset.unwrap_or_default(),
@@ -153,9 +152,11 @@ impl Config {
                 hugepages: settings.hugepages.unwrap_or(false),
                 prefault: settings.prefault.unwrap_or(false),
                 doorbell: settings.doorbell.unwrap_or_default(),
+                kernel: kernel.display().to_string(),
                 cmdline,
                 devices,
             },
+            kernel,
             sources,
         })
     }

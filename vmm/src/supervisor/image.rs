@@ -89,7 +89,7 @@ impl Images {
         for (known, other, other_readonly) in &self.known {
             if *known == identity && !(readonly && *other_readonly) {
                 bail!(
-                    "is given twice, to {other} and {id}, and one may write; \
+                    "it is given twice, to {other} and {id}, and one may write; \
                      make both `readonly`, or use a copy"
                 );
             }

@@ -70,11 +70,17 @@ pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
 }
 
 fn configure(file: Option<PathBuf>, settings: Settings) -> Result<Config, String> {
-    let settings = match file {
-        Some(path) => settings.over(Settings::read(&path)?),
-        None => settings,
+    let Some(path) = file else {
+        return Config::new(settings);
     };
-    Config::new(settings)
+    let written = Settings::read(&path)?;
+    Config::new(settings.over(written.clone())).map_err(|error| {
+        // What is wrong with the file alone has its place there.
+        match Config::new(written) {
+            Err(same) if same == error => settings::placed(&path, &error),
+            _ => error,
+        }
+    })
 }
 
 fn run_config(config: Config) -> Result<Exit> {

@@ -36,11 +36,7 @@ pub fn table(text: &str, keys: Keys) -> Result<Table, String> {
             None => (pair.as_str(), None),
         };
         let Some((name, kind)) = keys.iter().find(|(name, _)| *name == key) else {
-            let known: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
-            return Err(format!(
-                "unknown key `{key}`; known are {} (a comma within a value is written `,,`)",
-                known.join(", ")
-            ));
+            return Err(unknown(key, value, keys));
         };
         let value = typed(name, *kind, value)?;
         if table.insert((*name).to_owned(), value).is_some() {
@@ -48,6 +44,31 @@ pub fn table(text: &str, keys: Keys) -> Result<Table, String> {
         }
     }
     Ok(table)
+}
+
+/// What is wrong with a key, and what may have been meant.
+fn unknown(key: &str, value: Option<&str>, keys: Keys) -> String {
+    let is_known = |word: &str| keys.iter().any(|(name, _)| *name == word);
+    let trimmed = key.trim();
+    let first = keys.first().map_or("", |(name, _)| name);
+    let hint = if trimmed.is_empty() {
+        format!("; give `{first}=…`, without an empty place between commas")
+    } else if is_known(trimmed) {
+        format!("; leave out the space before `{trimmed}`")
+    } else if trimmed == "ro" && is_known("readonly") {
+        "; write `readonly`".to_owned()
+    } else if trimmed == "file" && is_known("path") {
+        "; write `path=…`".to_owned()
+    } else if value.is_none() && key.contains(['/', '.']) {
+        format!("; for a file write `{first}={key}`")
+    } else {
+        String::new()
+    };
+    let known: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
+    format!(
+        "unknown key `{key}`{hint}; known are {} (a comma within a value is written `,,`)",
+        known.join(", ")
+    )
 }
 
 fn typed(key: &str, kind: Type, value: Option<&str>) -> Result<Value, String> {
@@ -125,9 +146,16 @@ impl fmt::Display for Size {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
-        String::deserialize(source)?
-            .parse()
-            .map_err(de::Error::custom)
+        let text = match Value::deserialize(source)? {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            other => other.type_str().to_owned(),
+        };
+        text.parse().map_err(|_| {
+            de::Error::custom(format!(
+                "`{text}` is not a size; write it as \"512M\" or \"4G\""
+            ))
+        })
     }
 }
 
@@ -195,7 +223,10 @@ mod tests {
     #[test]
     fn wrong_pairs_are_named() {
         for (text, words) in [
-            ("", "unknown key ``"),
+            ("", "unknown key ``; give `path=…`"),
+            ("disk.img", "for a file write `path=disk.img`"),
+            ("path=x, readonly", "leave out the space before `readonly`"),
+            ("ro", "write `readonly`"),
             ("path=x,", "unknown key ``"),
             ("speed=9", "unknown key `speed`; known are path, readonly"),
             ("path", "`path` needs a value"),

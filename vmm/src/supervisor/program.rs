@@ -30,7 +30,12 @@ impl Program {
             .read(true)
             .custom_flags(libc::O_PATH)
             .open(path)
-            .with_context(|| format!("the program {shown} cannot be opened"))?;
+            .with_context(|| match path.components().count() {
+                1 => format!(
+                    "the program {shown} cannot be opened (PATH is not searched: give its path)"
+                ),
+                _ => format!("the program {shown} cannot be opened"),
+            })?;
         if !file.metadata()?.is_file() {
             bail!("{shown} is not a program: it is not a file");
         }

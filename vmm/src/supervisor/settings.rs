@@ -62,7 +62,15 @@ impl Settings {
             let before = text.get(..start).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-            format!("{shown}:{line}:{column}: {}", error.message())
+            let message = error.message();
+            // `[disk]` is one table, and disks are a list of them.
+            let hint = match message.starts_with("invalid type: map, expected a sequence") {
+                true => {
+                    "; there may be several: write its name in double brackets, as in `[[disk]]`"
+                }
+                false => "",
+            };
+            format!("{shown}:{line}:{column}: {message}{hint}")
         })
     }
 
@@ -87,6 +95,42 @@ impl Settings {
             device: file.device.into_iter().chain(self.device).collect(),
         }
     }
+}
+
+/// An error about a setting of a file, with the line of that setting if it is
+/// found: `--cpus 0: …`, `--disk NAME: …`.
+pub fn placed(path: &Path, error: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let shown = path.display();
+    match line_of(&text, error) {
+        Some(line) => format!("{shown}:{line}: {error}"),
+        None => format!("{shown}: {error}"),
+    }
+}
+
+fn line_of(text: &str, error: &str) -> Option<usize> {
+    let mut words = error.strip_prefix("--")?.split([' ', ':']);
+    let (key, name) = (words.next()?, words.next()?);
+    let assigns = |line: &str, key: &str, value: &str| {
+        let rest = line.trim_start().strip_prefix(key).map(str::trim_start);
+        let right = rest.and_then(|rest| rest.strip_prefix('='));
+        right.is_some_and(|right| right.contains(value))
+    };
+    let header = format!("[[{key}]]");
+    let mut lines = (1..).zip(text.lines());
+    if !text.contains(&header) {
+        return lines
+            .find(|(_, line)| assigns(line, key, ""))
+            .map(|found| found.0);
+    }
+    let own = format!("\"{name}\"");
+    let by_id = lines.clone().find(|(_, line)| assigns(line, "id", &own));
+    let number = name
+        .strip_prefix(key)
+        .and_then(|digits| digits.parse().ok());
+    let mut headers = lines.filter(|(_, line)| line.trim() == header);
+    let by_number = number.and_then(|number| headers.nth(number));
+    by_id.or(by_number).map(|found| found.0)
 }
 
 /// `--disk`.
@@ -315,6 +359,21 @@ mod tests {
         }
         let error = Settings::read(Path::new("/nowhere/vm.toml")).unwrap_err();
         assert!(error.contains("/nowhere/vm.toml cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn an_error_about_a_setting_has_the_line_of_that_setting() {
+        let text = "cpus = 0\n[[disk]]\nid = \"root\"\n[[disk]]\n[[net]]\n";
+        for (error, line) in [
+            ("--cpus 0: give 1 to 32", Some(1)),
+            ("--disk root: no", Some(3)),
+            ("--disk disk1: no", Some(4)),
+            ("--net net0: no", Some(5)),
+            ("--memory 1M: no", None),
+            ("two devices have the id `x`", None),
+        ] {
+            assert_eq!(line_of(text, error), line, "{error}");
+        }
     }
 
     #[test]

@@ -87,8 +87,17 @@ impl Verdict {
                     (Death::Exited(_), Some(cause)) => format!(" (its session: {cause})"),
                     _ => String::new(),
                 };
+                // Whether it is one is not known of a program that only ended.
+                let advice = match (death, running) {
+                    (Death::Exited(_), false)
+                        if program != "outboard-blk" && program != "outboard-net" =>
+                    {
+                        "; what it said is above; a back-end serves the socket that `--fd=N` names"
+                    }
+                    _ => "",
+                };
                 Some(format!(
-                    "{id}: the back-end {program} {death}{}{cause}",
+                    "{id}: the back-end {program} {death}{}{cause}{advice}",
                     when(running)
                 ))
             }
@@ -143,7 +152,8 @@ mod tests {
         assert_eq!(
             left.text().unwrap(),
             "disk0: the back-end blk exited with status 0 before the guest was started \
-             (its session: use queues=1)"
+             (its session: use queues=1); what it said is above; a back-end serves the socket \
+             that `--fd=N` names"
         );
     }
 

@@ -5,14 +5,16 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use outboard_contract::scripted::{Action, Scripted};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
 use outboard_protocol::image_lock::{self, Access};
+use vhost::vhost_user::message::FrontendReq;
 
 use crate::disks::Listener;
 use crate::{KVM, Need, Test, test};
@@ -152,6 +154,18 @@ pub fn tests() -> Vec<Test> {
             examples,
         ),
         test("a back-end that does not fit says why", KVM, unfit),
+        test("a back-end that is none is named", KVM, no_back_end),
+        test("an initrd larger than memory is refused", KVM, large_initrd),
+        test(
+            "an image that may not be written says so",
+            ROOT,
+            read_only_image,
+        ),
+        test(
+            "more memory than the control group allows is refused",
+            ROOT,
+            control_group,
+        ),
         test("too few huge pages are said", NO_HUGE_PAGES, || {
             let run = Run::guest("")?.switch("--hugepages");
             refused(run, 1, "0 free huge pages of 2 MiB; as root, `echo 256 >")
@@ -182,7 +196,129 @@ fn kernels() -> Result<()> {
         "the kernel /nowhere/k cannot be opened",
     )?;
     refused(kernel("/")?, 1, "the kernel / is a directory")?;
-    refused(kernel(&empty.display().to_string())?, 1, "is empty")
+    refused(kernel(&empty.display().to_string())?, 1, "is empty")?;
+    let broken = image.directory().join("broken");
+    let path = broken.display().to_string();
+    fs::write(&broken, "a text\n")?;
+    let words = format!("the kernel {path}: it is not a kernel");
+    refused(kernel(&path)?, 1, &words)?;
+    refused(
+        kernel(&path)?,
+        1,
+        "give a bzImage (vmlinuz) or an ELF vmlinux",
+    )?;
+    let whole = fs::read(Products::get()?.guest("guest-pvh"))?;
+    for length in [20, 100, 3000] {
+        fs::write(&broken, whole.get(..length).context("a short guest")?)?;
+        let words = format!("the kernel {path} (an ELF file): it is truncated");
+        refused(kernel(&path)?, 1, &words)?;
+    }
+    let whole = fs::read(Products::get()?.guest("guest.bzimage"))?;
+    fs::write(&broken, whole.get(..whole.len() / 2).context("a guest")?)?;
+    let words = format!("the kernel {path} (a bzImage): it is truncated");
+    refused(kernel(&path)?, 1, &words)
+}
+
+fn large_initrd() -> Result<()> {
+    let initrd = Image::new(20 * MIB)?;
+    let run = Run::guest("")?
+        .with("--memory", "16M")
+        .with("--initrd", initrd.path());
+    refused(
+        run,
+        1,
+        "does not fit into 16777216 bytes of memory; give more",
+    )
+}
+
+/// Root may write anything but a file system that is mounted read-only.
+fn read_only_image() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let folder = image.directory().display();
+    let script = format!(
+        "mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec \"$@\""
+    );
+    let words = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let run = Run::guest("")?.with("--disk", image.option()).under(&words);
+    refused(run, 1, "add `readonly`")?;
+    let run =
+        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
+    run.under(&words).to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+/// In a group of the test's own with 64 MiB, by whichever version of control
+/// groups counts memory here.
+fn control_group() -> Result<()> {
+    let script = "
+        name=outboard-test-$$
+        if [ -e /sys/fs/cgroup/memory ]; then
+            group=/sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)/$name
+            limit=memory.limit_in_bytes
+        else
+            group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/$name
+            limit=memory.max
+        fi
+        mkdir $group && echo 64M >$group/$limit || { echo 'outboard-test: no group' >&2; exit 77; }
+        sh -c 'echo $$ >'$group'/cgroup.procs && exec \"$@\"' sh \"$@\"
+        status=$?
+        rmdir $group
+        exit $status";
+    let words = ["sh", "-c", script, "sh"];
+    let run = |memory: &str| {
+        let run = Run::guest("scenario=poweroff")?.with("--memory", memory);
+        Ok::<_, anyhow::Error>(run.under(&words))
+    };
+    let ended = run("128M")?.to_the_end()?;
+    if ended.status.code() == Some(77) {
+        bail!("no control group of one's own can be made here: {ended}");
+    }
+    let ended = ended.with_code(1)?;
+    ended.saying(&[
+        "--memory 128M is more than the control group",
+        "give less, or raise its limit",
+    ])?;
+    run("32M")?.to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+/// Who listens and speaks nonsense, another language, or an old one.
+fn no_back_end() -> Result<()> {
+    let features = FrontendReq::GET_FEATURES;
+    let http = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
+    let good = 1 << 32 | 1 << 9;
+    for (script, words) in [
+        (
+            Scripted::new(good, 1, vec![]).on(features, Action::Raw(http)),
+            "GET_FEATURES: the peer sent a malformed message",
+        ),
+        (
+            Scripted::new(good, 1, vec![]).on(features, Action::Close),
+            "closed its connection at GET_FEATURES",
+        ),
+        (
+            Scripted::new(good, 1, vec![]).on(features, Action::Reply(vec![0; 4])),
+            "GET_FEATURES",
+        ),
+        // Of virtio 0.9; without configuration, as a source of entropy is.
+        (Scripted::new(0, 1, vec![]), "offers no VIRTIO_F_VERSION_1"),
+        (
+            Scripted::new(good, 1, vec![]).protocol(1),
+            "it serves another kind of device",
+        ),
+        (
+            Scripted::new(good, 1, vec![]).plain(),
+            "it serves another kind of device",
+        ),
+    ] {
+        let image = Image::new(MIB)?;
+        let socket = image.directory().join("socket");
+        let running = script.listen(&socket)?;
+        let run = Run::guest("")?.with("--disk", format!("socket={},queues=1", socket.display()));
+        refused(run.clone(), 1, words)?;
+        drop(running);
+    }
+    Ok(())
 }
 
 fn odd_images() -> Result<()> {
@@ -226,6 +362,28 @@ fn image_twice() -> Result<()> {
         .with("--disk", readonly.clone())
         .with("--disk", readonly);
     run.to_the_end()?.with_code(0)?;
+    // By other names.
+    let path = image.path().display();
+    let other = |name: &str| image.directory().join(name);
+    fs::hard_link(image.path(), other("hard"))?;
+    std::os::unix::fs::symlink(image.path(), other("soft"))?;
+    let dots = other("../").join(image.directory().file_name().context("a name")?);
+    let names = [
+        other("hard"),
+        other("soft"),
+        dots.join("disk.img"),
+        "/proc/self/fd/9".into(),
+    ];
+    let script = format!("exec 9<>{path} && exec \"$@\"");
+    for name in names {
+        for (first, second) in [("", ",readonly"), (",readonly", "")] {
+            let run = Run::guest("")?
+                .with("--disk", format!("{}{first}", image.option()))
+                .with("--disk", format!("path={}{second}", name.display()));
+            let run = run.under(&["sh", "-c", &script, "sh"]);
+            refused(run, 1, "is given twice, to disk0 and disk1")?;
+        }
+    }
     Ok(())
 }
 
@@ -242,7 +400,30 @@ fn error_in_a_file() -> Result<()> {
     let lines = "kernel = \"k\"\n\n\n\n[[disk]]\npath = \"d\"\nspeed = 9\n";
     fs::write(&file, lines)?;
     let run = Run::plain()?.with("--config", &file);
-    refused(run, 2, "vm.toml:7:1: unknown field `speed`")
+    refused(run, 2, "vm.toml:7:1: unknown field `speed`")?;
+    for (line, words) in [
+        ("queues = \"two\"", "vm.toml:7:10: "),
+        (
+            "queues = 99",
+            "vm.toml:5: --disk disk0: queues 99: give 1 to 64",
+        ),
+        ("id = \"a b\"", "vm.toml: id `a b`"),
+        ("[net]", "vm.toml:7:1: "),
+        ("[net]", "write its name in double brackets"),
+        ("=", "vm.toml:7:1: "),
+    ] {
+        fs::write(
+            &file,
+            format!("kernel = \"k\"\n\n\n\n[[disk]]\npath = \"d\"\n{line}\n"),
+        )?;
+        refused(Run::plain()?.with("--config", &file), 2, words)?;
+    }
+    fs::write(&file, "kernel = \"k\"\n\n\n\n\n\ncpus = 1000\n")?;
+    let run = Run::plain()?.with("--config", &file);
+    refused(run, 2, "vm.toml:7: --cpus 1000: give 1 to 32")?;
+    fs::write(&file, "kernel = \"k\"\n\n\n\n\n\nmemory = 512\n")?;
+    let run = Run::plain()?.with("--config", &file);
+    refused(run, 2, "vm.toml:7:10: `512` is not a size; write it as")
 }
 
 fn a_busy_listener() -> Result<()> {

@@ -42,7 +42,10 @@ pub fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
     let told = setup + u64::from(header.syssize) * 16;
     // The last unit may be begun only.
     if size + 15 < told {
-        bail!("it is truncated: its header tells of {told} bytes, the file has {size}");
+        bail!(
+            "it is truncated: its header tells of {told} bytes, the file has {size}; copy or build \
+             it again"
+        );
     }
     let (preferred, default) = (header.pref_address, header.code32_start);
     let address = if preferred >= map::KERNEL_MIN {

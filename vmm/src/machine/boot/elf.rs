@@ -40,7 +40,7 @@ fn extent(file: &File) -> Result<Range<u64>> {
     let size = image::size(file)?;
     let mut header = [0; HEADER_SIZE];
     file.read_exact_at(&mut header, 0)
-        .context("it is truncated: its header is not whole")?;
+        .context("it is truncated: its header is not whole; copy or build it again")?;
     let word = |at| field::<2>(&header, at).map(u16::from_le_bytes);
     if header.get(4) != Some(&CLASS_64) || header.get(5) != Some(&LITTLE_ENDIAN) {
         bail!("it is not a 64-bit little-endian file");

@@ -89,5 +89,8 @@ pub fn identify(file: &File) -> Result<Kind> {
             bail!("it is not a kernel but {what}");
         }
     }
-    bail!("it is not a kernel: it has neither an ELF header nor a Linux boot header");
+    bail!(
+        "it is not a kernel: it has neither an ELF header nor a Linux boot header; give a bzImage \
+         (vmlinuz) or an ELF vmlinux"
+    );
 }

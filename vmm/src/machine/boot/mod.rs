@@ -30,6 +30,8 @@ pub struct Kernel {
     pub kernel: File,
     /// The initial RAM disk, if there is one.
     pub initrd: Option<File>,
+    /// What the user calls the kernel image.
+    pub name: String,
     /// The command line.
     pub cmdline: String,
 }
@@ -85,7 +87,7 @@ const RESET_CODE: [u8; 12] = {
 /// # Errors
 /// Something is not what it should be or does not fit; the text says what.
 pub fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
-    let loaded = load_kernel(ram, &mut kernel.kernel)?;
+    let loaded = load_kernel(ram, &mut kernel.kernel, &kernel.name)?;
     let limit = match &loaded.protocol {
         Protocol::Linux(Some(header)) => linux::limits(header),
         _ => linux::Limits::default(),
@@ -119,14 +121,19 @@ pub fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
     })
 }
 
-fn load_kernel(ram: &Ram, file: &mut File) -> Result<Loaded> {
-    let loaded = match image::identify(file).context("the kernel")? {
-        Kind::BzImage => bzimage::load(ram, file).context("the kernel (a bzImage)")?,
-        Kind::Elf => elf::load(ram, file).context("the kernel (an ELF file)")?,
+fn load_kernel(ram: &Ram, file: &mut File, name: &str) -> Result<Loaded> {
+    let kind = image::identify(file).with_context(|| format!("the kernel {name}"))?;
+    let loaded = match kind {
+        Kind::BzImage => {
+            bzimage::load(ram, file).with_context(|| format!("the kernel {name} (a bzImage)"))?
+        }
+        Kind::Elf => {
+            elf::load(ram, file).with_context(|| format!("the kernel {name} (an ELF file)"))?
+        }
     };
     if !loaded.memory.contains(&loaded.entry) {
         bail!(
-            "the kernel is to be entered at {:#x}, outside itself ({:#x?}): the file is broken",
+            "the kernel {name} is to be entered at {:#x}, outside itself ({:#x?}): the file is broken",
             loaded.entry,
             loaded.memory
         );
@@ -195,7 +202,8 @@ fn check_memory(ram: &Ram, memory: &Range<u64>) -> Result<()> {
     let end = map::low_ram_end(ram);
     if memory.start < map::KERNEL_MIN {
         bail!(
-            "it wants to lie at {:#x}, below 1 MiB, where firmware data is",
+            "it wants to lie at {:#x}, below 1 MiB, where firmware data is: it is a program rather \
+             than a kernel; give a vmlinux or a bzImage",
             memory.start
         );
     }

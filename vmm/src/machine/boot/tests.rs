@@ -93,6 +93,7 @@ fn boot(ram: &Ram, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Resul
     let kernel = Kernel {
         kernel: file(kernel),
         initrd: initrd.map(file),
+        name: "vmlinuz".into(),
         cmdline: cmdline.into(),
     };
     load(ram, kernel, b"tables")
@@ -216,6 +217,7 @@ fn what_is_not_a_kernel_is_named() {
     let folder = Kernel {
         kernel: File::open("/").unwrap(),
         initrd: None,
+        name: "vmlinuz".into(),
         cmdline: String::new(),
     };
     let refusal = load(&ram(64), folder, b"").unwrap_err();
