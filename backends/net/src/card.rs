@@ -116,7 +116,7 @@ impl Card {
             tap_gone: AtomicBool::new(false),
             counters: Counters::default(),
         };
-        card.link.set(match &card.port {
+        card.link.set(|| match &card.port {
             Port::Tap(_) => true,
             Port::Peer(peer) => peer.connection().is_some(),
         });
@@ -276,7 +276,7 @@ impl Card {
                 host => self.tap_is(tap, host),
             },
             Port::Peer(peer) => match peer.meet() {
-                Ok(true) if self.link.set(true) => {
+                Ok(true) if self.link.set(|| peer.connection().is_some()) => {
                     let name = peer.name();
                     log::info!("peer {name}: connected, the guest sees its link up");
                 }
@@ -288,7 +288,8 @@ impl Card {
 
     fn tap_is(&self, tap: &Tap, host: Host) {
         let (up, name) = (host == Host::Up, tap.name());
-        if self.tap_gone.load(Ordering::Acquire) || !self.link.set(up) {
+        let is_gone = || self.tap_gone.load(Ordering::Acquire);
+        if !self.link.set(|| up && !is_gone()) || is_gone() {
             return;
         }
         match host {
@@ -310,7 +311,7 @@ impl Card {
         if let Port::Tap(tap) = &self.port
             && !self.tap_gone.swap(true, Ordering::AcqRel)
         {
-            self.link.set(false);
+            self.link.set(|| false);
             log::error!(
                 "tap {}: {error}: it was deleted, or cannot be used any more; the guest sees its \
                  link down: make the tap again, then start again what uses it",
@@ -323,7 +324,7 @@ impl Card {
     pub fn peer_failed(&self, connection: &Arc<Connection>, why: &dyn std::fmt::Display) {
         if let Port::Peer(peer) = &self.port
             && peer.disconnect(connection)
-            && self.link.set(false)
+            && self.link.set(|| peer.connection().is_some())
         {
             log::warn!(
                 "peer {}: {why}; the guest sees its link down: {}",
@@ -347,5 +348,44 @@ pub(crate) struct Passed(pub u64);
 impl Passed {
     pub(crate) fn tell(&self, card: &Card, count: Count) {
         card.counters.add(count, self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_goes_while_the_next_comes_leaves_the_link_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let listener = UnixListener::bind(&path).unwrap();
+        let peer = Peer::connect(&path).unwrap();
+        let settings = Settings {
+            mac: None,
+            mtu: None,
+            queue_size: 256,
+        };
+        let card = Card::new(Port::Peer(peer), settings);
+        let Port::Peer(peer) = card.port() else {
+            panic!("it has a peer");
+        };
+        for turn in 0..500 {
+            listener.accept().unwrap();
+            let connection = peer.connection().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| card.peer_failed(&connection, &"it goes"));
+                while peer
+                    .connection()
+                    .is_none_or(|now| Arc::ptr_eq(&now, &connection))
+                {
+                    card.attend();
+                }
+            });
+            card.attend();
+            assert!(card.is_up(), "turn {turn}: there is a peer");
+        }
     }
 }

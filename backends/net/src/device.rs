@@ -21,6 +21,7 @@ enum Role {
     Receive(u16),
     Transmit(u16),
     Control,
+    Unused,
 }
 
 impl Role {
@@ -37,9 +38,10 @@ impl Role {
         if has(features, VIRTIO_NET_F_CTRL_VQ) && index == control {
             return Self::Control;
         }
-        match index % 2 {
-            0 => Self::Receive(index / 2),
-            _ => Self::Transmit(index / 2),
+        match (index / 2, index % 2) {
+            (pair, _) if pair >= card.pairs() => Self::Unused,
+            (pair, 0) => Self::Receive(pair),
+            (pair, _) => Self::Transmit(pair),
         }
     }
 }
@@ -106,7 +108,7 @@ impl Device for Net {
     fn worker(&self, index: u16, features: u64) -> u16 {
         match Role::of(&self.0, index, features) {
             Role::Receive(pair) | Role::Transmit(pair) => pair,
-            Role::Control => self.0.pairs(),
+            Role::Control | Role::Unused => self.0.pairs(),
         }
     }
 
@@ -123,6 +125,7 @@ impl Device for Net {
             Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),
             Role::Transmit(pair) => TxQueue::new(card, pair, features).map(NetQueue::Transmit),
             Role::Control => Ok(NetQueue::Control(ControlQueue::new(card, features))),
+            Role::Unused => Ok(NetQueue::Unused(Unused)),
         }
     }
 }
@@ -136,6 +139,19 @@ pub enum NetQueue {
     Transmit(TxQueue),
     /// From the driver to the card.
     Control(ControlQueue),
+    /// The place of the control queue, for a driver that did not negotiate one.
+    Unused(Unused),
+}
+
+/// A queue that a driver should not have enabled: whatever it gives comes back
+/// untouched. It is the driver's fault, so it is no error.
+#[derive(Debug)]
+pub struct Unused;
+
+impl Queue for Unused {
+    fn take(&mut self, _memory: &Arc<Memory>, _chain: &Chain) -> Outcome {
+        Outcome::Done(0)
+    }
 }
 
 impl NetQueue {
@@ -144,6 +160,7 @@ impl NetQueue {
             Self::Receive(queue) => queue,
             Self::Transmit(queue) => queue,
             Self::Control(queue) => queue,
+            Self::Unused(queue) => queue,
         }
     }
 
@@ -152,6 +169,7 @@ impl NetQueue {
             Self::Receive(queue) => queue,
             Self::Transmit(queue) => queue,
             Self::Control(queue) => queue,
+            Self::Unused(queue) => queue,
         }
     }
 }

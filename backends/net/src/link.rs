@@ -2,8 +2,8 @@
 //! 5.1.4).
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use outboard_runtime::Notifier;
 
@@ -11,6 +11,7 @@ use outboard_runtime::Notifier;
 #[derive(Default)]
 pub struct Link {
     up: AtomicBool,
+    turn: Mutex<()>,
     notifier: OnceLock<Notifier>,
 }
 
@@ -32,8 +33,12 @@ impl Link {
         self.up.load(Ordering::Acquire)
     }
 
-    /// Sets it; answers whether that was a change, which the driver is told.
-    pub fn set(&self, up: bool) -> bool {
+    /// Sets it to what `up` finds; answers whether that was a change, which the
+    /// driver is told. One thread at a time looks and sets: of one that saw a
+    /// peer go and one that saw the next one come, none has a stale last word.
+    pub fn set(&self, up: impl FnOnce() -> bool) -> bool {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = up();
         let changed = self.up.swap(up, Ordering::AcqRel) != up;
         if changed && let Some(notifier) = self.notifier.get() {
             notifier.config_changed();

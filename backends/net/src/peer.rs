@@ -103,10 +103,8 @@ impl Peer {
     }
 
     fn new(name: String, way: Way, connected: Option<UnixStream>) -> anyhow::Result<Self> {
+        // Without a connection, the card's first look finds or awaits one.
         let rendezvous = Rendezvous::new(way).context("cannot wait for the peer")?;
-        if connected.is_none() {
-            rendezvous.want();
-        }
         let connected = connected.map(|socket| Arc::new(Connection::new(socket)));
         Ok(Self {
             name,

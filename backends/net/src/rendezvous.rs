@@ -1,9 +1,9 @@
 //! How a peer comes, and comes again after it has gone.
 //!
 //! ```text
-//! wanted ──► listening, or waiting for the next attempt ──► meet() = a socket
-//!                     ▲                │ nobody there: a longer wait
-//!                     └────────────────┘
+//! wanted ──► waiting ──► meet() = a socket
+//!               ▲          │ nobody there: a longer wait, or whoever connects
+//!               └──────────┘
 //! ```
 
 use std::io;
@@ -20,8 +20,8 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::listen::Listening;
 
-/// The first wait before an attempt to connect again. Each is twice as long as
-/// the one before.
+/// The first wait before another peer is looked for, so that none who comes and
+/// goes, or is not there, makes us busy. Each is twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest. A connection that has lasted longer begins again with the
 /// first.
@@ -96,46 +96,52 @@ impl Rendezvous {
         }
     }
 
-    /// A peer is wanted from now on.
+    /// A peer is wanted from now on; the next look for one comes after a wait.
     pub fn want(&self) {
-        match &self.way {
-            Way::Listening(listening) => {
-                // Once is enough.
-                let _ = self
-                    .epoll
-                    .add(listening, EpollEvent::new(EpollFlags::EPOLLIN, 0));
-            }
-            Way::Connecting(_) => {
-                let mut pace = self.pace();
-                if pace.met.elapsed() > LONGEST_WAIT {
-                    pace.wait = FIRST_WAIT;
-                }
-                self.set_timer(pace.wait);
-                pace.wait = pace.wait.saturating_mul(2).min(LONGEST_WAIT);
-            }
-            Way::Once => {}
+        if matches!(self.way, Way::Once) {
+            return;
         }
+        let mut pace = self.pace();
+        if pace.met.elapsed() > LONGEST_WAIT {
+            pace.wait = FIRST_WAIT;
+        }
+        self.set_timer(pace.wait);
+        pace.wait = pace.wait.saturating_mul(2).min(LONGEST_WAIT);
     }
 
     /// The peer that is there now, if there is one; then none is wanted any
     /// more.
     ///
     /// # Errors
-    /// Those of accept(2) that do not pass by themselves.
+    /// Those of accept(2) that do not pass by themselves; it is tried again
+    /// after a wait.
     pub fn meet(&self) -> io::Result<Option<UnixStream>> {
-        // Whether it has expired does not matter.
+        // Whether it has expired does not matter, and a look that was planned
+        // is this one: an expiry that nobody reads would be due for ever.
+        let _ = self.timer.unset();
         let _ = self.timer.wait();
         let met = match &self.way {
-            Way::Listening(listening) => listening.try_accept()?,
-            Way::Connecting(path) => connect_now(path).ok(),
+            Way::Listening(listening) => {
+                // It wakes nobody while a peer is there, or after an error.
+                let _ = self.epoll.delete(listening);
+                let met = listening.try_accept().inspect_err(|_| self.want())?;
+                if met.is_none() {
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+                    self.epoll.add(listening, event)?;
+                }
+                met
+            }
+            Way::Connecting(path) => {
+                let met = connect_now(path).ok();
+                if met.is_none() {
+                    self.want();
+                }
+                met
+            }
             Way::Once => None,
         };
-        match (&met, &self.way) {
-            (Some(_), Way::Listening(listening)) => {
-                let _ = self.epoll.delete(listening);
-            }
-            (Some(_), _) => self.pace().met = Instant::now(),
-            (None, _) => self.want(),
+        if met.is_some() {
+            self.pace().met = Instant::now();
         }
         Ok(met)
     }
@@ -170,12 +176,42 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use outboard_runtime::listen::Source;
 
     use super::*;
 
     fn is_due(rendezvous: &Rendezvous, wait: PollTimeout) -> bool {
         let mut fds = [PollFd::new(rendezvous.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, wait).unwrap() == 1
+    }
+
+    #[test]
+    fn peers_that_come_and_go_are_let_in_ever_more_rarely() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let Source::Listening(listening) = Source::at(&path).unwrap() else {
+            panic!("it listens");
+        };
+        let rendezvous = Rendezvous::new(Way::Listening(listening)).unwrap();
+        // The first finds an open door.
+        assert!(rendezvous.meet().unwrap().is_none());
+        assert!(!is_due(&rendezvous, PollTimeout::ZERO));
+        for _ in 0..3 {
+            let _peer = UnixStream::connect(&path).unwrap();
+            assert!(is_due(&rendezvous, PollTimeout::from(30_000u16)));
+            assert!(rendezvous.meet().unwrap().is_some());
+            // While one is there, nobody else is wanted.
+            let _next = UnixStream::connect(&path).unwrap();
+            assert!(!is_due(&rendezvous, PollTimeout::ZERO));
+            rendezvous.want();
+            assert!(rendezvous.timer.get().unwrap().is_some());
+            assert!(is_due(&rendezvous, PollTimeout::from(30_000u16)));
+            assert!(rendezvous.meet().unwrap().is_some());
+            rendezvous.want();
+            assert!(is_due(&rendezvous, PollTimeout::from(30_000u16)));
+            assert!(rendezvous.meet().unwrap().is_none());
+        }
+        assert_eq!(rendezvous.pace().wait, LONGEST_WAIT);
     }
 
     #[test]
@@ -194,6 +230,11 @@ mod tests {
         assert!(is_due(&rendezvous, PollTimeout::from(30_000u16)));
         assert!(rendezvous.meet().unwrap().is_some());
         assert!(!is_due(&rendezvous, PollTimeout::ZERO));
+        // An attempt that was planned meanwhile is not made any more: its time
+        // would come again and again.
+        rendezvous.want();
+        assert!(rendezvous.meet().unwrap().is_some());
+        assert!(rendezvous.timer.get().unwrap().is_none());
         // One that goes at once is not called at once, but soon enough.
         for _ in 0..10 {
             rendezvous.want();

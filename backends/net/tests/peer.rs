@@ -219,6 +219,18 @@ fn a_peer_that_goes_while_frames_are_sent_to_it_is_a_link_down() {
 }
 
 #[test]
+fn a_queue_that_was_not_negotiated_is_there_and_does_nothing() {
+    let (mut program, mut peer) = connected();
+    let mut driver = program.driver(0);
+    driver.control = Some(driver.ring(2, 16));
+    assert_eq!(driver.command(&[0, 0, 1]), None);
+    driver.send(0, &frame(HOST, 60, 1));
+    assert!(get(&mut peer) == frame(HOST, 60, 1));
+    driver.is_whole();
+    assert!(program.is_alive());
+}
+
+#[test]
 fn two_of_them_talk_to_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peer");

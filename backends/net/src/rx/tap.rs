@@ -72,6 +72,11 @@ impl TapSource {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A frame of a kind that the header has no word for; the kernel
+                // has dropped it, and the tap is as good as before.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    sink.drop(Count::Unwanted);
+                }
                 Err(error) => {
                     self.failed = true;
                     sink.card.tap_failed(&error);

@@ -185,7 +185,7 @@ impl Driver {
         }
     }
 
-    fn ring(&self, index: u8, size: u16) -> Ring {
+    pub fn ring(&self, index: u8, size: u16) -> Ring {
         let event_idx = self.features & (1 << 29) != 0;
         let at = RINGS + 0x2000 * u64::from(index);
         let ring = Ring::new(&self.memory, at, size, event_idx).unwrap();
