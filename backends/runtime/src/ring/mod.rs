@@ -15,40 +15,21 @@
 //! Whatever the driver writes is an outcome: a malformed chain comes back with
 //! length 0, and a ring that cannot be followed any more is [`Broken`].
 
+mod broken;
 mod view;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
-use outboard_protocol::inflight::{Corrupt, QueueRegion};
+use outboard_protocol::inflight::QueueRegion;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::chain::Chain;
 use crate::counters::Tally;
 use crate::device::Memory;
 
+pub use broken::Broken;
 pub use view::{Layout, View};
-
-/// Why a ring is not followed any more: the device needs a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// The available index jumped by more than the ring, or went backwards.
-    AvailableIndex,
-    /// A head beyond the ring, or one that the device has already.
-    Head,
-    /// The ring cannot be accessed where it is said to be.
-    Unreachable,
-    /// The inflight region does not fit the ring.
-    Inflight,
-    /// The device's engine failed; the host's fault, not the driver's.
-    Engine,
-}
-
-impl From<Corrupt> for Broken {
-    fn from(_: Corrupt) -> Self {
-        Self::Inflight
-    }
-}
 
 /// Who has a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
