@@ -35,7 +35,7 @@ pub use self::rings::{Inflight, RingStart, Stopped};
 
 /// The longest that any one message may take: to be read by the back-end, and
 /// to be answered.
-pub const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of configuration in one message; QEMU and its back-ends know no
 /// larger one.
 const CONFIG_CHUNK: usize = 256;
