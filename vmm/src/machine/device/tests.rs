@@ -44,6 +44,16 @@ impl Bench {
     }
 
     fn with(ring: launch::Ring) -> Option<Self> {
+        Self::of(launch::Device {
+            id: "disk0".into(),
+            kind: Kind::blk(),
+            queues: 2,
+            queue_size: 64,
+            ring,
+        })
+    }
+
+    fn of(spec: launch::Device) -> Option<Self> {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Arc::new(vm),
             Err(error) => {
@@ -55,13 +65,6 @@ impl Bench {
         let ram = Arc::new(Ram::new(2 << 20, Backing::default()).unwrap());
         let routes = Routes::new(Arc::clone(&vm)).unwrap();
         let events = Arc::new(Mailbox::new().unwrap());
-        let spec = launch::Device {
-            id: "disk0".into(),
-            kind: Kind::blk(),
-            queues: 2,
-            queue_size: 64,
-            ring,
-        };
         let (ram_too, events_too) = (Arc::clone(&ram), Arc::clone(&events));
         let doorbell = launch::Doorbell::Mmio;
         let vm_too = Arc::clone(&vm);
@@ -500,6 +503,41 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
 }
 
 /// The kicks since the last look, at the eventfd that a back-end was lent.
+#[test]
+fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
+    let Some(bench) = Bench::of(launch::Device {
+        id: "disk0".into(),
+        kind: Kind::net(),
+        queues: 5,
+        queue_size: 64,
+        ring: launch::Ring::Kvm,
+    }) else {
+        return;
+    };
+    let fake = bench.attached(Fake {
+        queues: 3,
+        config: vec![0; 60],
+        ..Fake::default()
+    });
+    let enable = |queue: u64| {
+        bench.write(BAR + 22, queue, 2);
+        for (at, address) in [(32, 0x5000), (40, 0x6000), (48, 0x7000)] {
+            bench.write(BAR + at, address + 0x4000 * queue, 8);
+        }
+        bench.write(BAR + 28, 1, 2);
+    };
+    bench.drive();
+    enable(4);
+    enable(3);
+    enable(2);
+    bench.reset();
+    let seen: Vec<_> = fake.seen.try_iter().collect();
+    let of = |wanted| seen.iter().filter(move |(request, _)| *request == wanted);
+    let started = of(FrontendReq::SET_VRING_NUM).map(|(_, message)| message.payload[0]);
+    assert!(started.eq([0, 2]));
+    assert!(bench.events.take().is_empty());
+}
+
 fn kicks(lent: &mut File) -> u64 {
     let mut count = [0; 8];
     match lent.read(&mut count) {

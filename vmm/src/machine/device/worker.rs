@@ -51,6 +51,8 @@ pub struct Worker {
     interruption: Arc<Interruption>,
     events: Arc<Mailbox<DeviceEvent>>,
     backend: Backend,
+    /// How many queues it serves; any other that a driver enables stays unserved.
+    served: u16,
     driver: Option<Driver>,
     /// Of the rings that are started and not broken.
     errors: Vec<(u16, Arc<EventFd>)>,
@@ -79,6 +81,7 @@ impl Worker {
             interruption,
             events,
             backend: Backend::Detached,
+            served: 0,
             driver: None,
             errors: Vec::new(),
             inflight: None,
@@ -163,6 +166,7 @@ impl Worker {
         self.interruption.watch(Some(copy));
         let session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
         let agreement = session.agreement();
+        self.served = agreement.serves(&self.spec);
         self.backend = Backend::Idle(session);
         let config = self.backend.read_config(&self.spec)?.unwrap_or_default();
         let (features, advice) = pairs::usable(&agreement, &config, &self.spec);
@@ -191,13 +195,12 @@ impl Worker {
         }
         // A driver that has just reset the device begins at 0 (virtio 1.3,
         // section 2.7.13); a successor will begin at the used index.
-        let starts = driver.rings.clone().into_iter();
-        let starts: Vec<_> = starts.map(|r| self.lend(r, 0)).collect::<Result<_>>()?;
+        let starts = driver.rings.iter().filter(|r| r.index < self.served);
+        let starts: Vec<_> = starts.map(|r| self.lend(*r, 0)).collect::<Result<_>>()?;
         let Backend::Idle(session) = std::mem::take(&mut self.backend) else {
             return Ok(());
         };
-        let has = u16::try_from(session.agreement().max_queues).unwrap_or(u16::MAX);
-        let queues = (self.spec.queues.min(has.max(2)), self.spec.queue_size);
+        let queues = (self.served, self.spec.queue_size);
         let session = session.start(&self.ram, features, queues, self.inflight.take(), &starts)?;
         for start in starts {
             self.watch_error(start);
@@ -215,7 +218,7 @@ impl Worker {
             self.needs_reset();
             return Ok(());
         }
-        if matches!(self.backend, Backend::Running(_)) {
+        if matches!(self.backend, Backend::Running(_)) && ring.index < self.served {
             let start = self.lend(ring, 0)?;
             if let Backend::Running(session) = &mut self.backend {
                 session.start_rings(std::slice::from_ref(&start))?;

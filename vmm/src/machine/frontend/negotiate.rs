@@ -42,6 +42,13 @@ impl Agreement {
     pub fn has_protocol(&self) -> bool {
         self.features & protocol_bit() != 0
     }
+
+    /// How many queues of `spec` it serves. A first pair has every network
+    /// back-end, whatever it counts.
+    pub fn serves(&self, spec: &Spec) -> u16 {
+        let has = u16::try_from(self.max_queues).unwrap_or(u16::MAX);
+        spec.queues.min(has.max(2))
+    }
 }
 
 /// The virtio feature bit that says "I know protocol features".
