@@ -4,6 +4,7 @@
 #
 #   fetch_peers            installs and builds what is missing; a peer that cannot be had is said, and is no failure
 #   peer_program NAME      sets REPLY to the program's file; false if it cannot be had, with the reason in REPLY
+#   export_peers           PEER_NAME=FILE into the environment for those that were built, as tests/peers wants it
 #
 # A program is in ${OUTBOARD_CACHE:-${XDG_CACHE_HOME:-~/.cache}/outboard}/peers/NAME-VERSION/bin/NAME. It is static, so
 # that it also runs in a guest or an emulated host. It appears by one rename, and is never built again. Beside it, after a
@@ -97,6 +98,15 @@ peer_version() {
         fi
     done
     "$1" --version | sed -n '1s/^.*version \([0-9.]*\).*$/\1/p'
+}
+
+export_peers() {
+    local pair name
+    for pair in $PEER_CRATES; do
+        name=${pair%%=*}
+        name=${name^^}
+        if peer_program "${pair%%=*}"; then export "PEER_${name//-/_}=$REPLY"; fi
+    done
 }
 
 # A line for each peer: its name, its version, its file; or why there is none.

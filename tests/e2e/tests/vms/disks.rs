@@ -17,7 +17,6 @@ use outboard_e2e::{eventually, processes};
 use crate::{KVM, Need, Test, test};
 
 const DIRECT: &[Need] = &[Need::Kvm, Need::DirectIo];
-const DAEMON: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 
 const MIB: u64 = 1 << 20;
 
@@ -51,11 +50,6 @@ pub fn tests() -> Vec<Test> {
         test("a disk past the page cache is verified", DIRECT, || {
             options(",direct")
         }),
-        test(
-            "qemu-storage-daemon serves a disk",
-            DAEMON,
-            foreign_back_end,
-        ),
     ]
 }
 
@@ -235,43 +229,6 @@ fn options(options: &str) -> Result<()> {
         .with_code(0)?;
     let result = ended.result("verify")?.passed()?;
     let found = image.check(1)?;
-    ensure!(
-        found.sectors == result.number("sectors")?,
-        "{found:?} {result:?}"
-    );
-    ensure!(
-        found.digest == result.number("digest")?,
-        "{found:?} {result:?}"
-    );
-    Ok(())
-}
-
-fn foreign_back_end() -> Result<()> {
-    let image = Image::new(16 * MIB)?;
-    let socket = image.directory().join("blk.sock");
-    let mut daemon = Listener(
-        Command::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!("driver=file,node-name=d,filename={}", image.path().display()))
-            .arg("--export")
-            .arg(format!(
-                "vhost-user-blk,id=e,node-name=d,writable=on,num-queues=2,addr.type=unix,addr.path={}",
-                socket.display()
-            ))
-            .stdin(Stdio::null())
-            .spawn()?,
-    );
-    let ended = Run::guest("scenario=verify requests=2000 seed=5")?
-        .with("--cpus", "2")
-        .with(
-            "--disk",
-            format!("socket={},queues=2,wait=60s", socket.display()),
-        )
-        .to_the_end()?
-        .with_code(0)?;
-    let result = ended.result("verify")?.passed()?;
-    daemon.end(Signal::SIGTERM)?;
-    let found = image.check(5)?;
     ensure!(
         found.sectors == result.number("sectors")?,
         "{found:?} {result:?}"
