@@ -257,10 +257,9 @@ impl Entropy {
     }
 }
 
-/// Runs the guest until it gets entropy. `vhost-user-backend` before 0.24
-/// watches a ring's kick before the ring is ready: on a busy machine the kick
-/// that is there from the start ends its thread, and nothing is answered any
-/// more. That start is lost to the peer, and there are four more.
+/// Runs the guest until it gets entropy. `vhost-user-backend` reads a kick off
+/// and forgets it while the ring is not enabled yet: a guest whose one kick
+/// came before waits for ever. That start is lost, and there are four more.
 fn entropy_in_one_of_five(mut run: impl FnMut() -> Result<Ended>) -> Result<Ended> {
     for _ in 0..4 {
         let ended = run()?;

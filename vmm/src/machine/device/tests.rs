@@ -180,9 +180,9 @@ fn a_driver_comes_and_goes_as_often_as_it_likes() {
     assert_eq!(bench.read(CONFIG + 34, 2), 2, "queues, not the fake's 4");
     for _ in 0..3 {
         bench.drive();
-        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
         let kick = fake.wait_for(FrontendReq::SET_VRING_KICK);
         assert_eq!(kick.fds.len(), 1);
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
         bench.reset();
         fake.wait_for(FrontendReq::RESET_DEVICE);
     }
@@ -195,7 +195,7 @@ fn a_reset_is_not_done_before_the_back_end_has_let_go() {
     let Some(bench) = Bench::new() else { return };
     let fake = bench.attached(Fake::default());
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // The fake says that it has stopped at 0; the ring says otherwise.
     let used = GuestAddress(USED + 2);
     bench.ram.guest().write_obj(5u16, used).unwrap();
@@ -241,7 +241,7 @@ fn a_back_end_that_goes_is_lost_and_one_for_a_fresh_driver_may_follow() {
     bench.reset();
     let fake = bench.attached(Fake::default());
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn a_changed_configuration_reaches_the_driver_with_an_interrupt() {
     let Some(bench) = Bench::new() else { return };
     let fake = bench.attached(Fake::default());
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     let generation = bench.read(BAR + 21, 1);
     // The driver scribbles over its view; the fake's answer puts it right.
     bench.write(CONFIG, 7, 8);
@@ -289,7 +289,7 @@ fn a_ring_that_the_back_end_gives_up_or_that_lies_nowhere_needs_a_reset() {
         bench.reset();
     }
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
     let ring = || {
         nix::unistd::write(&call, &1u64.to_ne_bytes()).unwrap();
     };
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     ring();
     assert_eq!(bench.pending(), 0, "delivered");
     for (mask, unmask) in [
@@ -346,7 +346,7 @@ fn a_kick_through_the_window_restarts_the_ring_and_one_at_the_doorbell_does_not(
     let fake = bench.attached(Fake::default());
     bench.write(NOTIFY, 0, 2);
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // What exits at a registered doorbell exited before that was registered.
     bench.write(NOTIFY, 0, 2);
     let ecam = 1 << 15;
@@ -371,6 +371,7 @@ fn a_kick_through_the_window_restarts_the_ring_and_one_at_the_doorbell_does_not(
     // One stop, for the one kick; then a fresh kick eventfd.
     fake.wait_for(FrontendReq::GET_VRING_BASE);
     fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     bench.reset();
     let rest: Vec<_> = fake.seen.try_iter().map(|(request, _)| request).collect();
     let stops = rest.iter().filter(|r| **r == FrontendReq::GET_VRING_BASE);
@@ -402,7 +403,7 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     let here = start + NOTIFY;
     assert!(!bench.has_doorbell(here), "no session needs one");
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     assert!(bench.has_doorbell(here));
     assert!(!bench.has_doorbell(here + 4), "queue 1 is not enabled");
     bar(u32::MAX);
@@ -415,6 +416,7 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     let restarted = || {
         fake.wait_for(FrontendReq::GET_VRING_BASE);
         fake.wait_for(FrontendReq::SET_VRING_KICK);
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     };
     restarted();
     assert!(!bench.has_doorbell(here));
@@ -492,7 +494,7 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
     let Some(bench) = Bench::new() else { return };
     let fake = bench.attached(Fake::default());
     bench.drive();
-    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // Far more than wait for a back-end; the rest is dropped, and forgotten.
     for value in 0..4096 {
         bench.write(CONFIG, value, 8);
@@ -555,6 +557,7 @@ fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
         bench.drive();
         let message = fake.wait_for(FrontendReq::SET_VRING_KICK);
         let mut kick = File::from(message.fds.into_iter().next().unwrap());
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
         assert!(!bench.has_doorbell(layout::PCI_MEMORY.start + NOTIFY));
         assert_eq!(kicks(&mut kick), 1, "the one that every start owes");
         for _ in 0..3 {

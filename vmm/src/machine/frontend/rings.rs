@@ -112,26 +112,18 @@ impl Session<Negotiated> {
 }
 
 impl Session<Started> {
-    /// Starts rings: describes and enables all of them, then lends each its
-    /// kick, which is what starts it. A back-end that gets the kick first
-    /// (`vhost-user-backend` reads it off and passes over a ring that is not
-    /// enabled yet) would lose the one that every start owes.
+    /// Starts rings, each whole, and enables them when all of them are.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
     pub fn start_rings(&mut self, rings: &[RingStart]) -> Result<()> {
         for start in rings {
-            self.describe_ring(start)
-                .with_context(|| format!("describing queue {}", start.ring.index))?;
-            self.enable(start.ring.index, true)?;
-        }
-        for start in rings {
-            let index = u64::from(start.ring.index).to_ne_bytes();
-            let kick = descriptor(&start.kick);
-            self.link
-                .command(FrontendReq::SET_VRING_KICK, &index, &[kick])
+            self.start_ring(start)
                 .with_context(|| format!("starting queue {}", start.ring.index))?;
             self.phase.rings.push(start.ring.index);
+        }
+        for start in rings {
+            self.enable(start.ring.index, true)?;
         }
         Ok(())
     }
@@ -191,7 +183,7 @@ impl Session<Started> {
         self.phase.inflight
     }
 
-    fn describe_ring(&mut self, start: &RingStart) -> Result<()> {
+    fn start_ring(&mut self, start: &RingStart) -> Result<()> {
         let ring = &start.ring;
         let index = u32::from(ring.index);
         let state = |value: u16| VhostUserVringState::new(index, value.into());
@@ -213,7 +205,9 @@ impl Session<Started> {
         let error = start.error.as_fd();
         link.command(FrontendReq::SET_VRING_ERR, &index, &[error])?;
         let call = descriptor(&start.call);
-        link.command(FrontendReq::SET_VRING_CALL, &index, &[call])
+        link.command(FrontendReq::SET_VRING_CALL, &index, &[call])?;
+        let kick = descriptor(&start.kick);
+        link.command(FrontendReq::SET_VRING_KICK, &index, &[kick])
     }
 
     fn enable(&mut self, index: u16, enable: bool) -> Result<()> {

@@ -75,8 +75,8 @@ const ANSWERED: [FrontendReq; 21] = [
     FrontendReq::SET_VRING_ADDR,
     FrontendReq::SET_VRING_ERR,
     FrontendReq::SET_VRING_CALL,
-    FrontendReq::SET_VRING_ENABLE,
     FrontendReq::SET_VRING_KICK,
+    FrontendReq::SET_VRING_ENABLE,
     FrontendReq::GET_VRING_BASE,
     FrontendReq::RESET_DEVICE,
 ];
@@ -234,9 +234,9 @@ fn a_ring_is_described_as_the_specification_says() {
     assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_BASE)), [0, 7]);
     let address = words(fake.wait_for(FrontendReq::SET_VRING_ADDR));
     assert_eq!(address, [0, 0, 0x1000, 0, 0x3000, 0, 0x2000, 0, 0, 0]);
-    assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_ENABLE)), [0, 1]);
     let kick = fake.wait_for(FrontendReq::SET_VRING_KICK);
     assert_eq!((kick.fds.len(), &kick.payload[..]), (1, &[0; 8][..]));
+    assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_ENABLE)), [0, 1]);
     fake.join();
 }
 
