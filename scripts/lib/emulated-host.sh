@@ -108,8 +108,10 @@ run_emulated_host() { # DIRECTORY
             -blockdev "driver=blklogwrites,file=scratch-raw,log=writes-log,log-sector-size=512,node-name=scratch-logged")
         disk="scratch-logged"
     fi
+    # One processor: with two, virtual machines in there stand still at times or break down (a triple fault, a page fault
+    # in the page fault's own code), the more often the more their devices interrupt; QEMU 7.2's emulation is suspected.
     # shellcheck disable=SC2054 # the commas are QEMU's
-    arguments=(-accel "tcg,thread=multi" -cpu max -M q35 -m 3072 -smp 2 -nodefaults -display none -no-reboot -nic none
+    arguments=(-accel "tcg,thread=multi" -cpu max -M q35 -m 3072 -smp 1 -nodefaults -display none -no-reboot -nic none
         -kernel "$LINUX_FILES/vmlinuz" -initrd "$run/initrd.img"
         -append "console=ttyS1 root=/dev/vda panic=-1 loglevel=6 nokaslr mitigations=off"
         -chardev "stdio,id=terminal,signal=$([ "$EMULATED_INTERACTIVE" = yes ] && echo off || echo on)"

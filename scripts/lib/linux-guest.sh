@@ -207,7 +207,7 @@ linux_checks() {
 check_messages() {
     local messages=$NET_MESSAGES told
     [ -e "$messages" ] || messages=$GUEST_DIRECTORY/out/messages
-    told=$(grep -c "tap $NET_TAP: .*link down" "$messages" || true)
+    told=$(grep -c "tap $NET_TAP: .*it was deleted" "$messages" || true)
     if ! grep -q '^CHECK the tap is deleted: ok' "$report"; then
         echo "CHECK one message when the tap is deleted: skipped it was not"
     elif [ "$told" -eq 1 ]; then

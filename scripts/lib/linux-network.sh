@@ -26,6 +26,7 @@ plan_network() { # WAY CHECKS
     NETWORK_WRAP+=("$TESTS_LINUX/with-network")
     if [ "$1" = emulated ]; then
         NETWORK_WRAP=(./with-network)
+        NETWORK_FILES+=("$TESTS_LINUX/with-network" "$(command -v ip)" "$OUTBOARD_BIN/outboard-net")
     fi
     export "${NETWORK_WORDS[@]}"
 }

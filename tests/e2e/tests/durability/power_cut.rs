@@ -246,8 +246,6 @@ fn run_emulated_host(folder: &TempDir) -> Result<()> {
     linux
         .arg("--log-writes")
         .arg(folder.path().join("writes.log"));
-    // With more processors, virtual machines in there stand still at times.
-    linux.args(["--qemu-args", "-smp 1"]);
     linux.args(["--timeout", &SECONDS.to_string()]);
     let output = folder.path().join("output.txt");
     let mut status = run(&mut linux, &output)?;
