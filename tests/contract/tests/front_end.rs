@@ -276,6 +276,8 @@ fn a_session_has_the_order_that_is_promised() {
         R::SET_VRING_CALL,
         R::SET_VRING_KICK,
         R::SET_VRING_ENABLE,
+        // Its answer says that the ring is enabled and can be kicked.
+        R::GET_FEATURES,
     ];
     let stop = [R::GET_VRING_BASE, R::SET_VRING_ENABLE, R::RESET_DEVICE];
     let inflight = [R::GET_INFLIGHT_FD, R::SET_INFLIGHT_FD];

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod memory;
 pub mod pci;
 mod run;
+mod signal;
 pub mod threads;
 pub mod vcpu;
 pub mod virtio;

@@ -18,6 +18,7 @@ use super::negotiate::protocol_bit;
 use super::{Agreement, Negotiated, Session, Started, memory};
 use crate::machine::kvm::irq::descriptor;
 use crate::machine::memory::Ram;
+use crate::machine::signal::signal;
 use crate::machine::virtio::Ring;
 
 /// Bytes of the inflight description: 20, and 4 of padding at its end, which
@@ -112,7 +113,11 @@ impl Session<Negotiated> {
 }
 
 impl Session<Started> {
-    /// Starts rings, each whole, and enables them when all of them are.
+    /// Starts rings, each whole, and enables them when all of them are; then
+    /// each is kicked once more. The kick that was there from the start is
+    /// lost on a back-end that reads it before it learns that the ring is
+    /// enabled (`vhost-user-backend`, if its thread is faster than our next
+    /// message), so this one comes when a query says that it has learnt it.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
@@ -124,6 +129,12 @@ impl Session<Started> {
         }
         for start in rings {
             self.enable(start.ring.index, true)?;
+        }
+        if !rings.is_empty() && self.phase.agreement.has_protocol() {
+            self.link.query(FrontendReq::GET_FEATURES, &[])?;
+            for start in rings {
+                signal(&start.kick).context("cannot kick a ring that was enabled")?;
+            }
         }
         Ok(())
     }
