@@ -7,6 +7,7 @@ pub mod flow;
 pub mod histogram;
 pub mod packet;
 pub mod pattern;
+pub mod poison;
 pub mod random;
 pub mod segment;
 pub mod words;

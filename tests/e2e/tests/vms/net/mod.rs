@@ -1,12 +1,14 @@
 //! Network cards. Each test has a network of its own; see
 //! `outboard_e2e::network`.
 //!
+//! - [`canary`]: nothing is written that may not be;
 //! - [`frames`]: every frame and every segment arrives as it was sent;
 //! - [`flows`]: many datagrams at once, and what became of each;
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
 //! - [`refused`]: taps that cannot be had;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
 
+mod canary;
 mod flows;
 mod frames;
 mod neighbours;
@@ -24,6 +26,7 @@ const NET: &[Need] = &[Need::Kvm, Need::Network];
 
 pub fn tests() -> Vec<Test> {
     let groups = [
+        canary::tests(),
         frames::tests(),
         flows::tests(),
         neighbours::tests(),

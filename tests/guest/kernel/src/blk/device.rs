@@ -149,7 +149,7 @@ impl Blk {
             msix.enable(true);
         }
         for queue in queues {
-            queue.restart(self.features, indirect);
+            queue.restart(self.features, indirect)?;
             let index = queue.index;
             let mut entry = NO_VECTOR;
             if let (Some(msix), Some(first)) = (&msix, self.interrupts.first) {

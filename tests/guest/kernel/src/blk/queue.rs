@@ -1,10 +1,11 @@
 //! One queue of a block device with a fixed number of request slots, each with its own memory.
 
 use super::{STATUS_NONE, kind};
-use crate::platform::dma;
 use crate::platform::phys::Span;
+use crate::platform::{canary, dma};
 use crate::virtio::ring::{Buffer, Indirect, Ring};
 use crate::virtio::transport::Doorbell;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -32,6 +33,9 @@ pub struct Request {
 struct Slot {
     control: Span,
     data: Span,
+    // If there are canaries: what the device may only read, and its sum; what it may not touch.
+    read_only: (Span, u64),
+    untouched: Span,
 }
 
 /// A finished request.
@@ -53,6 +57,11 @@ pub struct Queue {
     pub doorbell: Option<Doorbell>,
     slots: Vec<Slot>,
     free: Vec<usize>,
+    // If there are canaries: the slot that was taken last; then poisoned, the oldest first; and how many
+    // of them are kept before one is free again.
+    last: Option<usize>,
+    aside: VecDeque<usize>,
+    keep: usize,
     // The slot of each head.
     owners: Vec<usize>,
 }
@@ -61,9 +70,14 @@ impl Queue {
     /// A queue of `entries` descriptors and `depth` slots for `size` bytes each.
     pub fn new(index: u16, entries: u16, depth: u16, size: u64) -> Queue {
         let slots = (0..depth)
-            .map(|_| Slot {
-                control: dma::allocate(CONTROL_LENGTH, 64),
-                data: dma::allocate(size, 4096),
+            .map(|_| {
+                let data = dma::allocate(size, 4096);
+                Slot {
+                    control: dma::allocate(CONTROL_LENGTH, 64),
+                    data,
+                    read_only: (data, 0),
+                    untouched: data,
+                }
             })
             .collect();
         Queue {
@@ -72,15 +86,58 @@ impl Queue {
             doorbell: None,
             slots,
             free: (0..usize::from(depth)).rev().collect(),
+            last: None,
+            aside: VecDeque::with_capacity(canary::keep() + 1),
+            keep: canary::keep().min(usize::from(depth) / 2),
             owners: alloc::vec![0; usize::from(entries)],
         }
     }
 
     /// Forgets all requests, for a device that was reset.
-    pub fn restart(&mut self, features: u64, indirect: Indirect) {
+    pub fn restart(&mut self, features: u64, indirect: Indirect) -> Result<(), String> {
         self.ring.restart(features, indirect);
+        if self.keep != 0 {
+            self.check_aside()?;
+            self.aside.clear();
+            self.last = None;
+            canary::watch(self.slots.iter().map(|slot| &slot.data))?;
+        }
         self.free.clear();
         self.free.extend((0..self.slots.len()).rev());
+        Ok(())
+    }
+
+    /// Fails if data that is kept aside was written.
+    pub fn check_aside(&self) -> Result<(), String> {
+        let mut aside = self.aside.iter();
+        aside.try_for_each(|slot| canary::check_buffer(&self.slots[*slot].data, "read"))
+    }
+
+    // The data of the slot that was taken last has been looked at: poisons it and keeps it aside.
+    fn poison_last(&mut self) -> Result<(), String> {
+        let Some(last) = self.last.take() else {
+            return Ok(());
+        };
+        canary::fill(&self.slots[last].data);
+        self.aside.push_back(last);
+        if self.aside.len() > self.keep
+            && let Some(oldest) = self.aside.pop_front()
+        {
+            canary::check_buffer(&self.slots[oldest].data, "read")?;
+            self.free.push(oldest);
+        }
+        Ok(())
+    }
+
+    // What the device may not have touched of a request.
+    fn check_finished(&self, slot: usize) -> Result<(), String> {
+        let Slot {
+            read_only,
+            untouched,
+            ..
+        } = &self.slots[slot];
+        canary::check_sum(&read_only.0, read_only.1, "written")?;
+        canary::check_buffer(untouched, "behind-data")
     }
 
     /// A slot that is free.
@@ -90,7 +147,7 @@ impl Queue {
 
     /// The number of slots in use.
     pub fn busy(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.aside.len() - usize::from(self.last.is_some())
     }
 
     /// A slot's data.
@@ -104,7 +161,7 @@ impl Queue {
         let Some(slot) = self.free_slot() else {
             return false;
         };
-        let Slot { control, data } = &self.slots[slot];
+        let Slot { control, data, .. } = &self.slots[slot];
         control.write(HEADER, request.kind);
         control.write(HEADER + 4, 0u32);
         control.write(
@@ -165,8 +222,28 @@ impl Queue {
             return false;
         };
         self.owners[usize::from(head)] = slot;
+        if self.keep != 0 {
+            self.remember(slot, request);
+        }
         self.free.pop();
         true
+    }
+
+    // For `check_finished`: what a slot's request lets the device read, and what it leaves alone.
+    fn remember(&mut self, slot: usize, request: &Request) {
+        let slot = &mut self.slots[slot];
+        let used = match request.kind {
+            kind::READ | kind::WRITE => request.length,
+            _ => 0,
+        };
+        slot.untouched = slot.data.part(used, slot.data.length() - used);
+        // It may hold what was meant for a request that found no room.
+        canary::fill(&slot.untouched);
+        let read_only = match request.kind {
+            kind::WRITE => slot.data.part(0, used),
+            _ => slot.control.part(0, u64::from(HEADER_LENGTH)),
+        };
+        slot.read_only = (read_only, canary::sum(&read_only));
     }
 
     /// Hands over what was submitted, and rings if the device wants it.
@@ -180,11 +257,17 @@ impl Queue {
 
     /// Takes one finished request; its slot is free again, its data still there.
     pub fn take(&mut self) -> Result<Option<Finished>, String> {
+        self.poison_last()?;
         let Some((head, _)) = self.ring.take()? else {
             return Ok(None);
         };
         let slot = self.owners[usize::from(head)];
-        self.free.push(slot);
+        if self.keep == 0 {
+            self.free.push(slot);
+        } else {
+            self.check_finished(slot)?;
+            self.last = Some(slot);
+        }
         Ok(Some(Finished {
             slot,
             status: self.slots[slot].control.read(STATUS),

@@ -218,7 +218,7 @@ impl Net {
         let mut started = Vec::new();
         for (number, pair) in (0u16..).zip(pairs) {
             let vector = self.vector(number);
-            pair.receive.restart(self.features, indirect);
+            pair.receive.restart(self.features, indirect)?;
             pair.transmit.restart(self.features, indirect);
             let (receive, transmit) = (&mut pair.receive, &mut pair.transmit);
             let start = |index, ring: &crate::virtio::ring::Ring| {

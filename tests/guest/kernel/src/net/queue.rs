@@ -2,10 +2,11 @@
 //! transmit queue has a fixed number of slots, each with its own memory.
 
 use super::HEADER;
-use crate::platform::dma;
 use crate::platform::phys::Span;
+use crate::platform::{canary, dma};
 use crate::virtio::ring::{Buffer, Indirect, Ring};
 use crate::virtio::transport::Doorbell;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_logic::packet::Offload;
@@ -30,6 +31,10 @@ pub struct Receive {
     whole: Vec<u8>,
     // Buffers of the frame that is looked at.
     taken: Vec<(usize, usize)>,
+    // Poisoned buffers that the device does not have, the oldest first, and how many of them are kept
+    // before one is posted again; 0: nothing is poisoned.
+    aside: VecDeque<usize>,
+    keep: usize,
     /// Frames that were spread over more than one buffer.
     pub merged: u64,
 }
@@ -46,15 +51,46 @@ impl Receive {
             owners: alloc::vec![0; usize::from(entries)],
             whole: Vec::with_capacity(super::LONGEST + HEADER),
             taken: Vec::with_capacity(usize::from(entries)),
+            aside: VecDeque::with_capacity(canary::keep() + 1),
+            keep: canary::keep().min(usize::from(count) / 2),
             merged: 0,
         }
     }
 
     /// Makes it full of empty buffers, for a device that was reset.
-    pub fn restart(&mut self, features: u64, indirect: Indirect) {
+    pub fn restart(&mut self, features: u64, indirect: Indirect) -> Result<(), String> {
         self.merge = features & super::feature::MRG_RXBUF != 0;
         self.ring.restart(features, indirect);
+        if self.keep != 0 {
+            self.check_aside()?;
+            self.aside.clear();
+            canary::watch(self.buffers.iter())?;
+        }
         (0..self.buffers.len()).for_each(|buffer| self.post(buffer));
+        Ok(())
+    }
+
+    /// Fails if a buffer that is kept aside was written.
+    pub fn check_aside(&self) -> Result<(), String> {
+        let mut aside = self.aside.iter();
+        aside.try_for_each(|buffer| canary::check_buffer(&self.buffers[*buffer], "received"))
+    }
+
+    // A buffer that was looked at goes back to the device: if there are canaries, later.
+    fn give_back(&mut self, buffer: usize) -> Result<(), String> {
+        if self.keep == 0 {
+            self.post(buffer);
+            return Ok(());
+        }
+        canary::fill(&self.buffers[buffer]);
+        self.aside.push_back(buffer);
+        if self.aside.len() > self.keep
+            && let Some(oldest) = self.aside.pop_front()
+        {
+            canary::check_buffer(&self.buffers[oldest], "received")?;
+            self.post(oldest);
+        }
+        Ok(())
     }
 
     fn post(&mut self, buffer: usize) {
@@ -82,8 +118,13 @@ impl Receive {
         let Some((head, written)) = self.ring.take()? else {
             return Ok(false);
         };
-        self.taken
-            .push((self.owners[usize::from(head)], written as usize));
+        let buffer = self.owners[usize::from(head)];
+        self.taken.push((buffer, written as usize));
+        if self.keep != 0 {
+            let (whole, written) = (&self.buffers[buffer], u64::from(written));
+            let behind = whole.part(written, whole.length() - written);
+            canary::check_buffer(&behind, "behind-frame")?;
+        }
         Ok(true)
     }
 
@@ -116,7 +157,7 @@ impl Receive {
             look(&offload, &self.whole)
         };
         for at in 0..self.taken.len() {
-            self.post(self.taken[at].0);
+            self.give_back(self.taken[at].0)?;
         }
         Ok(Some(answer))
     }
@@ -153,6 +194,8 @@ pub struct Transmit {
     slots: Vec<Span>,
     free: Vec<usize>,
     owners: Vec<usize>,
+    // If there are canaries: the frame of each slot, and its sum.
+    sums: Vec<(Span, u64)>,
     sent: u64,
 }
 
@@ -169,6 +212,7 @@ impl Transmit {
                 .collect(),
             free: (0..usize::from(depth)).rev().collect(),
             owners: alloc::vec![0; usize::from(entries)],
+            sums: Vec::new(),
             sent: 0,
         }
     }
@@ -184,7 +228,11 @@ impl Transmit {
     pub fn reclaim(&mut self) -> Result<bool, String> {
         let mut any = false;
         while let Some((head, _)) = self.ring.take()? {
-            self.free.push(self.owners[usize::from(head)]);
+            let slot = self.owners[usize::from(head)];
+            if let Some((frame, sum)) = self.sums.get(slot) {
+                canary::check_sum(frame, *sum, "sent")?;
+            }
+            self.free.push(slot);
             any = true;
         }
         Ok(any)
@@ -242,6 +290,11 @@ impl Transmit {
             return Ok(false);
         };
         self.owners[usize::from(head)] = slot;
+        if canary::keep() != 0 {
+            let frame = span.part(0, (HEADER + length) as u64);
+            self.sums.resize(self.slots.len(), (frame, 0));
+            self.sums[slot] = (frame, canary::sum(&frame));
+        }
         self.free.pop();
         self.sent += 1;
         Ok(true)

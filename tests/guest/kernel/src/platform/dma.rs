@@ -4,10 +4,12 @@
 use super::boot::Region;
 use super::phys::Span;
 use super::sync::Spin;
-use super::{heap, paging};
+use super::{canary, heap, paging};
 use alloc::vec::Vec;
 
 const ONE_MIB: u64 = 1 << 20;
+/// Poisoned bytes behind each piece, at least.
+const GAP: u64 = 64;
 const HEAP_LIMIT: u64 = 512 << 20;
 
 struct Pool {
@@ -18,11 +20,13 @@ struct Pool {
 struct Pools {
     pools: Vec<Pool>,
     turn: usize,
+    gaps: Vec<Span>,
 }
 
 static POOLS: Spin<Pools> = Spin::new(Pools {
     pools: Vec::new(),
     turn: 0,
+    gaps: Vec::new(),
 });
 
 /// Divides RAM: the heap behind the guest's image, the rest for devices.
@@ -63,8 +67,22 @@ pub fn left() -> (usize, u64) {
     )
 }
 
+/// What was not handed out yet.
+pub fn unused() -> Vec<Span> {
+    let pools = POOLS.lock();
+    // SAFETY: mapped memory that is nobody's until it is handed out.
+    let span = |pool: &Pool| unsafe { Span::new(pool.base, pool.end - pool.base) };
+    pools.pools.iter().map(span).collect()
+}
+
+/// What lies behind each piece that was handed out, if there are canaries.
+pub fn gaps() -> Vec<Span> {
+    POOLS.lock().gaps.clone()
+}
+
 /// Zeroed memory of this length, aligned to `align` (a power of two), for good.
 pub fn allocate(length: u64, align: u64) -> Span {
+    let gap = if canary::keep() == 0 { 0 } else { GAP };
     let mut pools = POOLS.lock();
     for _ in 0..pools.pools.len() {
         pools.turn = (pools.turn + 1) % pools.pools.len();
@@ -72,13 +90,19 @@ pub fn allocate(length: u64, align: u64) -> Span {
         let pool = &mut pools.pools[turn];
         let start = pool
             .end
-            .checked_sub(length)
+            .checked_sub(length + gap)
             .map(|start| start & !(align - 1));
         if let Some(start) = start.filter(|start| *start >= pool.base) {
-            pool.end = start;
+            let end = core::mem::replace(&mut pool.end, start);
             // SAFETY: mapped RAM, handed out once.
             let span = unsafe { Span::new(start, length) };
             span.fill(0);
+            if gap != 0 {
+                let behind = start + length;
+                // SAFETY: mapped memory between two pieces, nobody's.
+                let unused = unsafe { Span::new(behind, end - behind) };
+                pools.gaps.push(unused);
+            }
             return span;
         }
     }

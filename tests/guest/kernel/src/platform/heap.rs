@@ -1,6 +1,8 @@
 //! The heap: memory is handed out once and never taken back. A scenario allocates what it needs and the
 //! guest ends.
 
+use super::phys::Span;
+use alloc::vec::Vec;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,16 @@ static HEAP: Heap = Heap {
 pub unsafe fn start(base: u64, end: u64) {
     HEAP.end.store(end, Ordering::Relaxed);
     HEAP.next.store(base, Ordering::Release);
+}
+
+/// What was not handed out yet.
+pub fn unused() -> Vec<Span> {
+    let mut unused = Vec::with_capacity(1);
+    let next = HEAP.next.load(Ordering::Acquire);
+    let length = HEAP.end.load(Ordering::Relaxed).saturating_sub(next);
+    // SAFETY: mapped memory that is nobody's until it is handed out.
+    unused.push(unsafe { Span::new(next, length) });
+    unused
 }
 
 // SAFETY: each range between `next` and `end` is handed out at most once.

@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod canary;
 pub mod clock;
 pub mod console;
 pub mod dma;

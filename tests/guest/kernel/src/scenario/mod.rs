@@ -19,6 +19,7 @@ use crate::cpu::{apic, smp};
 use crate::pci;
 use crate::platform::acpi::Platform;
 use crate::platform::boot::Region;
+use crate::platform::canary;
 use crate::platform::phys::Span;
 use crate::platform::{power, ring0};
 use crate::say;
@@ -57,8 +58,11 @@ impl Machine<'_> {
 
 /// Runs the scenarios, one after the other, and ends as the command line says.
 pub fn run(machine: &Machine<'_>) -> ! {
+    let keep = machine.words.number("canary", 0).unwrap_or(0).min(1024);
+    canary::start(keep as usize);
     for name in machine.words.text("scenario", "idle").split(',') {
-        match outcome(machine, name) {
+        let checked = |words| Ok(words + canary::finish()?.as_str());
+        match outcome(machine, name).and_then(checked) {
             Ok(words) => say!("OUTBOARD {name} result=pass {words}"),
             Err(words) => say!("OUTBOARD {name} result=fail {words}"),
         }
@@ -86,6 +90,7 @@ fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
         "net-ping" => net::ping::run(machine),
         "net-lengths" => net::lengths::run(machine),
         "net-gso" => net::gso::run(machine),
+        "net-canary" => net::canary::run(machine),
         "net-hostile" => net::hostile::run(machine),
         "rng" => rng::run(machine),
         "idle" => {

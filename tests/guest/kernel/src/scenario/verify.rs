@@ -118,12 +118,17 @@ impl Run {
 
     /// Runs so many requests, shared among the workers.
     pub fn round(&mut self, requests: u64, last: bool) -> Result<(), String> {
+        self.begin_round(requests, last);
+        crew::run(&self.workers, self.processors, self.patience)
+    }
+
+    /// Gives the workers so many requests to do.
+    pub fn begin_round(&mut self, requests: u64, last: bool) {
         let count = self.workers.len() as u64;
         for (at, worker) in self.workers.iter_mut().enumerate() {
             let extra = u64::from((at as u64) < requests % count);
             worker.get_mut().start_round(requests / count + extra, last);
         }
-        crew::run(&self.workers, self.processors, self.patience)
     }
 
     /// The words of the result line.

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod blast;
+pub mod canary;
 mod control;
 pub mod echo;
 pub mod gso;
@@ -22,6 +23,7 @@ use crate::net::device::Shape;
 use crate::net::port::{Counts, resolve};
 use crate::net::{self, Net, Port, control::PROMISCUOUS, control::SET_MAC, feature};
 use crate::platform::clock;
+use crate::virtio::ring::Indirect;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_logic::packet::{ETHERNET, End};
@@ -35,6 +37,7 @@ struct Run {
     processors: usize,
     patience: Patience,
     interrupts: u64,
+    indirect: Indirect,
 }
 
 /// Opens the device that the command line chooses.
@@ -72,7 +75,8 @@ impl Run {
         let can_interrupt = !polled && net.interrupt_each(pairs, processors);
         let patience = patience(words, can_interrupt, 20)?;
         let own = Self::address(&net, words)?;
-        net.start(queues.iter_mut(), indirect(words, "mixed")?)?;
+        let indirect = indirect(words, "mixed")?;
+        net.start(queues.iter_mut(), indirect)?;
         if own.mac != net.configuration.mac && net.has(feature::CTRL_MAC_ADDR) {
             net.command(SET_MAC, &own.mac)?;
         }
@@ -90,6 +94,7 @@ impl Run {
             processors,
             patience,
             interrupts: apic::taken_by_devices(),
+            indirect,
         })
     }
 

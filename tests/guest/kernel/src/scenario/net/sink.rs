@@ -21,18 +21,36 @@ use guest_logic::segment::Segment;
 /// Streams that are followed.
 const STREAMS: usize = 32;
 
-struct Shared {
+/// What all ports count into.
+pub struct Shared {
     stop: Stop,
     flows: Vec<Spin<Box<Flow>>>,
     segments: Spin<Box<Flow>>,
     bytes: AtomicU64,
-    wrong: AtomicU64,
+    /// Datagrams and segments that are not as they were sent.
+    pub wrong: AtomicU64,
     first: AtomicU64,
     last: AtomicU64,
     end: u64,
 }
 
 impl Shared {
+    /// Nothing yet, until `end` at most.
+    pub fn new(end: u64) -> Shared {
+        Shared {
+            stop: Stop::default(),
+            flows: (0..STREAMS)
+                .map(|_| Spin::new(Box::new(Flow::new())))
+                .collect(),
+            segments: Spin::new(Box::new(Flow::new())),
+            bytes: AtomicU64::new(0),
+            wrong: AtomicU64::new(0),
+            first: AtomicU64::new(u64::MAX),
+            last: AtomicU64::new(0),
+            end,
+        }
+    }
+
     fn time(&self, length: usize) {
         let now = clock::now();
         self.bytes.fetch_add(length as u64, Ordering::Relaxed);
@@ -40,7 +58,8 @@ impl Shared {
         self.last.fetch_max(now, Ordering::Relaxed);
     }
 
-    fn words(&self) -> String {
+    /// The counts, as words of a result line.
+    pub fn words(&self) -> String {
         let (mut received, mut late, mut twice, mut least) = (0, 0, 0, 0);
         for flow in self.flows.iter().chain([&self.segments]) {
             let flow = flow.lock();
@@ -129,6 +148,49 @@ impl Shared {
         }
         Ok(())
     }
+
+    fn look(
+        &self,
+        out: &mut Out,
+        offload: &Offload,
+        frame: &[u8],
+        packet: &Packet<'_>,
+    ) -> Result<(), String> {
+        if self.stop.hear(out, packet, || self.words())? {
+            return Ok(());
+        }
+        match packet {
+            Packet::Udp { from, to, payload } if to.ip == out.own.ip && to.port >= FIRST_PORT => {
+                self.datagram(out, from, to, payload)
+            }
+            Packet::Other => {
+                match Segment::parse(frame, offload) {
+                    Ok(Some((segment, data))) => {
+                        let (from, _) = packet::ends(frame);
+                        return self.segment(out, &from, &segment, data);
+                    }
+                    Ok(None) => {}
+                    Err(wrong) => self.note_wrong(format_args!("segment {wrong}")),
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes some frames from a port. True if there were any.
+    pub fn take(&self, port: &mut Port) -> Result<bool, String> {
+        let mut busy = false;
+        // Buffers go back in portions, so that the device does not run out of them.
+        for _ in 0..64 {
+            if !port.next(|out, offload, frame, packet| self.look(out, offload, frame, packet))? {
+                break;
+            }
+            busy = true;
+        }
+        port.publish();
+        Ok(busy)
+    }
 }
 
 // The number that has these low 16 bits and is nearest to the next one expected.
@@ -142,52 +204,9 @@ struct Sink<'a> {
     shared: &'a Shared,
 }
 
-impl Sink<'_> {
-    fn look(
-        shared: &Shared,
-        out: &mut Out,
-        offload: &Offload,
-        frame: &[u8],
-        packet: &Packet<'_>,
-    ) -> Result<(), String> {
-        if shared.stop.hear(out, packet, || shared.words())? {
-            return Ok(());
-        }
-        match packet {
-            Packet::Udp { from, to, payload } if to.ip == out.own.ip && to.port >= FIRST_PORT => {
-                shared.datagram(out, from, to, payload)
-            }
-            Packet::Other => {
-                match Segment::parse(frame, offload) {
-                    Ok(Some((segment, data))) => {
-                        let (from, _) = packet::ends(frame);
-                        return shared.segment(out, &from, &segment, data);
-                    }
-                    Ok(None) => {}
-                    Err(wrong) => shared.note_wrong(format_args!("segment {wrong}")),
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 impl Worker for Sink<'_> {
     fn step(&mut self) -> Result<bool, String> {
-        let shared = self.shared;
-        let mut busy = false;
-        // Buffers go back in portions, so that the device does not run out of them.
-        for _ in 0..64 {
-            if !self.port.next(|out, offload, frame, packet| {
-                Self::look(shared, out, offload, frame, packet)
-            })? {
-                break;
-            }
-            busy = true;
-        }
-        self.port.publish();
-        Ok(busy)
+        self.shared.take(&mut self.port)
     }
 
     fn finished(&self) -> bool {
@@ -215,18 +234,7 @@ impl Worker for Sink<'_> {
 pub fn run(machine: &Machine<'_>) -> Outcome {
     let mut run = Run::open(machine, u16::MAX, 0)?;
     run.wait_for_ever();
-    let shared = Shared {
-        stop: Stop::default(),
-        flows: (0..STREAMS)
-            .map(|_| Spin::new(Box::new(Flow::new())))
-            .collect(),
-        segments: Spin::new(Box::new(Flow::new())),
-        bytes: AtomicU64::new(0),
-        wrong: AtomicU64::new(0),
-        first: AtomicU64::new(u64::MAX),
-        last: AtomicU64::new(0),
-        end: deadline(&machine.words, 86_400)?,
-    };
+    let shared = Shared::new(deadline(&machine.words, 86_400)?);
     say!("ready scenario=net-sink");
     let workers: Vec<_> = core::mem::take(&mut run.ports)
         .into_iter()
