@@ -83,7 +83,7 @@ count_cargo() {
     while read -r name; do
         said_by "$name" "$log" | fail "$step: $name"
         failed=$((failed + 1))
-    done < <(failures "$log")
+    done < <(failures "$log" | awk '!seen[$0]++')
     # A program that broke down has no line of counts, and so no failed test.
     while IFS=: read -r line name; do
         head -n "$line" "$log" >"$COUNTS/until"

@@ -5,8 +5,10 @@
 //! (dropped there: the tap's `tx_dropped`), a UDP socket on the host as many
 //! bytes as it was given (`RcvbufErrors`). So a sender that stays a small
 //! window ahead of its receiver loses nothing, and of one that does not, what
-//! is missing is exactly what the kernel has counted. Within a stream, which
-//! stays on one queue, nothing overtakes, and nothing ever comes twice.
+//! is missing is what the kernel has counted, but for some of the questions
+//! that the two ask each other, and ask again if they were dropped. Within a
+//! stream, which stays on one queue, nothing overtakes, and nothing ever comes
+//! twice.
 
 use anyhow::{Context, Result, ensure};
 use outboard_e2e::network::{self, Peer};
@@ -17,6 +19,9 @@ use crate::Test;
 
 /// Datagrams that each test sends at least.
 const REQUESTS: u64 = 40_000;
+/// Most questions that are dropped beside them: they are asked one by one, some
+/// time after each other.
+const QUESTIONS: u64 = 20;
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -106,8 +111,12 @@ fn accounted(result: &GuestResult, prefix: &str, dropped: u64) -> Result<()> {
     for key in ["wrong", "duplicates", "reordered"] {
         ensure!(count(key)? == 0, "{key}: {result:?}");
     }
-    ensure!(count("lost")? == dropped, "dropped: {dropped}; {result:?}");
-    ensure!(count("received")? + dropped == count("sent")?, "{result:?}");
+    let lost = count("lost")?;
+    ensure!(
+        (lost..=lost + QUESTIONS).contains(&dropped),
+        "dropped: {dropped}; {result:?}"
+    );
+    ensure!(count("received")? + lost == count("sent")?, "{result:?}");
     ensure!(count("received")? > 0, "{result:?}");
     Ok(())
 }
