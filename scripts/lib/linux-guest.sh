@@ -111,7 +111,7 @@ mv ./*.img /out/
 exit \$status
 END
     mapfile -t files < <(printf '%s\n' "${files[@]/#/$GUEST_DIRECTORY/}")
-    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk" "${NETWORK_FILES[@]}")
+    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk" "$OUTBOARD_BIN/outboard-rng" "${NETWORK_FILES[@]}")
     # shellcheck disable=SC2034 # read by emulated_host
     EMULATED_OUT=$GUEST_DIRECTORY/out EMULATED_TIMEOUT=$GUEST_TIMEOUT EMULATED_INTERACTIVE=$GUEST_INTERACTIVE
     emulated_host "$GUEST_DIRECTORY/script" "${files[@]}"
@@ -174,7 +174,8 @@ linux_checks() {
     [ -n "$(disk_option "$GUEST_DISK_OPTIONS" queues '')" ] || GUEST_DISK_OPTIONS+=,queues=2
     : "${GUEST_SECOND_DISK:=32M,serial=second-disk}"
     queues=$(disk_option "$GUEST_DISK_OPTIONS" queues 1)
-    GUEST_COMMAND=(env "EXPECT_CPUS=$GUEST_CPUS"
+    [ "$way" = qemu ] || GUEST_RUN_OPTIONS+=(--rng)
+    GUEST_COMMAND=(env "EXPECT_CPUS=$GUEST_CPUS" "EXPECT_RNG=$([ "$way" = qemu ] || echo yes)"
         "EXPECT_SERIAL=$(disk_option "$GUEST_DISK_OPTIONS" serial '')"
         "EXPECT_QUEUES=$((queues < GUEST_CPUS ? queues : GUEST_CPUS))"
         "EXPECT_SECTORS=$(($(numfmt --from=iec "$GUEST_DISK_SIZE") / 512))"
