@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
@@ -133,4 +133,17 @@ pub fn descriptors(pid: Pid) -> Vec<(u32, String)> {
         .collect();
     found.sort_unstable();
     found
+}
+
+/// Whether somebody listens on a Unix socket, in this network namespace. That
+/// its file is there says less: bind(2) makes it, listen(2) comes later.
+pub fn is_listened_on(socket: &Path) -> bool {
+    // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 says that
+    // connections are accepted.
+    let list = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let path = socket.to_string_lossy();
+    list.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.get(3) == Some(&"00010000") && words.get(7) == Some(&path.as_ref())
+    })
 }

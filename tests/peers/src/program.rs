@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_e2e::eventually;
+use outboard_e2e::processes::is_listened_on;
 
 /// Where a program lies: in the folder that the environment names for it, or
 /// in PATH. `PEER_VHOST_DEVICE_RNG` names the file of `vhost-device-rng`.
@@ -123,18 +124,6 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Whether somebody listens on a Unix socket, by the kernel's list.
-fn is_listened_on(socket: &Path) -> bool {
-    // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 says that
-    // connections are accepted.
-    let list = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let path = socket.to_string_lossy();
-    list.lines().any(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        words.get(3) == Some(&"00010000") && words.get(7) == Some(&path.as_ref())
-    })
 }
 
 /// Connects to a Unix socket as soon as somebody listens on it.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::unistd::Pid;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
-use outboard_e2e::processes::Process;
+use outboard_e2e::processes::{Process, is_listened_on};
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Ended, Run, Vm};
 
@@ -134,7 +134,7 @@ impl Backend {
             if let Some(status) = this.child.try_wait()? {
                 bail!("{status}: {}", fs::read_to_string(&messages)?.trim());
             }
-            let listens = this.socket.exists() && image.is_held_by(this.pid());
+            let listens = is_listened_on(&this.socket) && image.is_held_by(this.pid());
             Ok(listens.then_some(()))
         })?;
         Ok(this)

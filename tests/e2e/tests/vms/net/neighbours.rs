@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use outboard_e2e::eventually;
 use outboard_e2e::network::{self, Peer};
+use outboard_e2e::processes::is_listened_on;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{GuestResult, Run, Vm};
 use tempfile::TempDir;
@@ -92,7 +93,9 @@ fn socket() -> Result<(TempDir, PathBuf)> {
 }
 
 fn there(socket: &Path) -> Result<()> {
-    eventually("somebody listens", || Ok(socket.exists().then_some(())))
+    eventually("somebody listens", || {
+        Ok(is_listened_on(socket).then_some(()))
+    })
 }
 
 /// The guest's result, when its VM has ended as it should.
@@ -201,7 +204,7 @@ impl Passt {
         eventually("passt listens", || {
             let status = passt.0.try_wait()?;
             ensure!(status.is_none(), "passt ended: {status:?}");
-            Ok(socket.exists().then_some(()))
+            Ok(is_listened_on(socket).then_some(()))
         })?;
         Ok(passt)
     }
