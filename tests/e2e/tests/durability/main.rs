@@ -62,7 +62,7 @@ fn traced(name: &str, way: Way, test: impl FnOnce(Way) -> Result<()> + Send + 's
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    trace::use_a_file_system_with_tracepoints();
+    trace::prepare();
     let trials = [
         syncs::trials(),
         direct::trials(),

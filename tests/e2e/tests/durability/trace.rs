@@ -8,9 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
 
+const TRACING: &str = "/sys/kernel/tracing";
 const INSTANCES: &str = "/sys/kernel/tracing/instances";
 const PREFIX: &str = "outboard-durability-";
 /// Tracepoint, the filter's name for the inode, and that for its device.
@@ -26,15 +29,28 @@ fn is_ext4(folder: &Path) -> bool {
     statfs(folder).is_ok_and(|stat| stat.filesystem_type() == EXT4_SUPER_MAGIC)
 }
 
-/// Has images made where their syncs can be seen, if there is such a place.
-/// Call it first of all.
-pub fn use_a_file_system_with_tracepoints() {
+/// Has images made where their syncs can be seen, and the tracing file system
+/// mounted for this process and its children alone where nobody has mounted it;
+/// [`unusable`] says what is missing then. Call it first of all: a thread that
+/// is there already keeps what it sees.
+pub fn prepare() {
+    if !Path::new(INSTANCES).exists() {
+        let _ = mount_tracefs();
+    }
     if is_ext4(&std::env::temp_dir()) {
         return;
     }
     if let Some(place) = PLACES.iter().find(|place| is_ext4(Path::new(place))) {
         let _ = tempfile::env::override_temp_dir(Path::new(place));
     }
+}
+
+fn mount_tracefs() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let (nothing, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+    mount(nothing, "/", nothing, private, nothing)?;
+    let tracefs = Some("tracefs");
+    mount(tracefs, TRACING, tracefs, MsFlags::empty(), nothing)
 }
 
 /// Why nothing can be seen on this machine.
