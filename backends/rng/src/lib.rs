@@ -1,24 +1,43 @@
-//! A virtio entropy device on the stock `vhost-user-backend` daemon: its
-//! command line, and one session after another. [`device`] is the device.
+//! A virtio entropy device (virtio 1.3, section 5.4) on the stock
+//! `vhost-user-backend` daemon, one session after another. Whatever a guest
+//! writes is answered or left alone: an error from the device would end the
+//! daemon's worker, and nobody would serve the queue any more.
 
-pub mod device;
-
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{ExitCode, exit};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Parser, value_parser};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::listen::Source;
 use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
-use rustix::rand::{GetRandomFlags, getrandom};
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
 use vhost::vhost_user::{Error as Protocol, Listener};
-use vhost_user_backend::{Error, VhostUserDaemon};
-use vm_memory::GuestMemoryMmap;
+use vhost_user_backend::{Error, VhostUserBackend, VhostUserDaemon};
+use vhost_user_backend::{VringRwLock, VringState, VringT};
+use virtio_queue::{QueueT, desc::split::Descriptor};
+use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{self, EventConsumer, EventFlag, EventNotifier};
 
-use device::{Memory, PERIOD_OVER, Rate, Rng};
+/// Guest memory as the daemon shares it.
+type Memory = vm_memory::GuestMemoryAtomic<GuestMemoryMmap>;
+/// How many bytes a guest gets in a period, which begins with the first.
+type Rate = (u64, Duration);
+/// The one queue.
+type Ring = VringRwLock;
+/// What the daemon's epoll calls the timer: 0 is the queue, 1 its own affair.
+const PERIOD_OVER: u16 = 2;
+/// VERSION_1, PROTOCOL_FEATURES, EVENT_IDX, INDIRECT_DESC.
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
+/// Largest queue, and most descriptors taken of a chain or an indirect table.
+const QUEUE_SIZE: usize = 1024;
+/// Most bytes in one answer: a driver takes what it gets.
+const MAX_ANSWER: u64 = 64 << 10;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,8 +65,8 @@ pub struct Cli {
 impl Cli {
     /// Serves as the command line asks. Call it first of all.
     pub fn serve(self) -> ExitCode {
+        let rate = (self.max_bytes, Duration::from_millis(self.period.into()));
         let (kind, features) = ("rng", &[][..]);
-        let rate = Rate(self.max_bytes, Duration::from_millis(self.period.into()));
         let capabilities = Capabilities { kind, features };
         program::start(&self.front_end, capabilities, |source, stop| {
             serve(source, stop, rate)
@@ -59,7 +78,7 @@ fn serve(source: Source, stop: Stop, rate: Rate) -> anyhow::Result<()> {
     let Source::Listening(listening) = source else {
         bail!("cannot serve a connected socket: give one that listens, or --socket-path");
     };
-    getrandom(&mut [0u8], GetRandomFlags::empty()).context("getrandom(2) fails")?;
+    getrandom::fill(&mut [0]).context("getrandom(2) fails")?;
     let listener = listening.blocking().context("cannot share the socket")?;
     std::thread::spawn(move || {
         stop.wait();
@@ -75,11 +94,20 @@ fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
     let failed = |error| anyhow!("the daemon failed: {error}");
     loop {
         let memory = Memory::new(GuestMemoryMmap::new());
-        let rng = Arc::new(Rng::new(memory.clone(), rate).context("cannot make a timer")?);
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags);
+        let rng = Arc::new(Rng {
+            memory: memory.clone(),
+            rate,
+            budget: Mutex::new((0, Instant::now())),
+            timer: timer.context("cannot make a timer")?,
+            exit: AtomicI32::new(-1),
+        });
         let mut daemon =
             VhostUserDaemon::new("session".into(), rng.clone(), memory).map_err(failed)?;
+        let timer = rng.timer.as_fd().as_raw_fd();
         for worker in daemon.get_epoll_handlers() {
-            worker.register_listener(rng.timer(), EventSet::IN, PERIOD_OVER.into())?;
+            worker.register_listener(timer, EventSet::IN, PERIOD_OVER.into())?;
         }
         match daemon.start(&mut listener).and_then(|()| daemon.wait()) {
             Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => {}
@@ -93,6 +121,122 @@ fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
             Err(error) => break Err(failed(error)),
         }
         drop(daemon);
-        rng.close();
+        // The end of its exit event that the daemon forgets to close.
+        let _ = nix::unistd::close(rng.exit.load(Ordering::Relaxed));
+    }
+}
+
+/// The device of one session.
+#[derive(Debug)]
+struct Rng {
+    memory: Memory,
+    rate: Rate,
+    /// Bytes left, and until when.
+    budget: Mutex<(u64, Instant)>,
+    timer: TimerFd,
+    exit: AtomicI32,
+}
+
+impl Rng {
+    /// What is left now; with nothing left, the timer is set.
+    fn budget(&self) -> MutexGuard<'_, (u64, Instant)> {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, (bytes, period)) = (Instant::now(), self.rate);
+        let rest = budget.1.saturating_duration_since(now);
+        if rest.is_zero() {
+            *budget = (bytes, now + period);
+        } else if budget.0 == 0 {
+            let once = Expiration::OneShot(rest.into());
+            let _ = self.timer.set(once, TimerSetTimeFlags::empty());
+        }
+        budget
+    }
+
+    /// Answers the chain at the ring's head, unless there is none or no budget.
+    fn answer(&self, ring: &mut VringState<Memory>) -> bool {
+        let (mut budget, memory) = (self.budget(), self.memory.memory());
+        if budget.0 == 0 {
+            return false;
+        }
+        let Some(mut chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) else {
+            return false;
+        };
+        // Each descriptor is read once. The iterator ends at an end and at
+        // nonsense alike; then there is a next one, or none at all.
+        let buffers: Vec<_> = chain.by_ref().take(QUEUE_SIZE).collect();
+        let mut written = 0;
+        if buffers.last().is_some_and(|last| !last.has_next()) {
+            written = fill(&memory, &buffers, budget.0.min(MAX_ANSWER));
+        }
+        budget.0 -= written;
+        // Refused if there is no such head: nobody could look for it.
+        let _ = ring.add_used(chain.head_index(), written as u32);
+        if ring.needs_notification().unwrap_or(true) {
+            let _ = ring.signal_used_queue();
+        }
+        true
+    }
+}
+
+/// Writes at most `most` random bytes; answers how many.
+fn fill(memory: &GuestMemoryMmap, buffers: &[Descriptor], most: u64) -> u64 {
+    let buffers = buffers.iter().filter(|buffer| buffer.is_write_only());
+    let room: u64 = buffers.clone().map(|buffer| u64::from(buffer.len())).sum();
+    let mut random = vec![0; room.min(most) as usize];
+    if getrandom::fill(&mut random).is_err() {
+        return 0;
+    }
+    let mut left = &random[..];
+    for buffer in buffers {
+        let (part, rest) = left.split_at(left.len().min(buffer.len() as usize));
+        if memory.write_slice(part, buffer.addr()).is_err() {
+            break;
+        }
+        left = rest;
+    }
+    (random.len() - left.len()) as u64
+}
+
+impl VhostUserBackend for Rng {
+    type Bitmap = ();
+    type Vring = Ring;
+
+    fn num_queues(&self) -> usize {
+        1
+    }
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+    fn protocol_features(&self) -> Features {
+        Features::MQ | Features::REPLY_ACK | Features::CONFIGURE_MEM_SLOTS
+    }
+    fn set_event_idx(&self, _enabled: bool) {}
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        Ok(())
+    }
+    /// Without one the daemon would wait for its worker for ever.
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
+        let ends = event::new_event_consumer_and_notifier(flags).ok()?;
+        self.exit.store(ends.0.as_raw_fd(), Ordering::Relaxed);
+        Some(ends)
+    }
+    fn handle_event(&self, event: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
+        if event == PERIOD_OVER {
+            let _ = self.timer.wait();
+        }
+        // Locked for one chain at a time and looked at again under the lock:
+        // of a stopped ring nothing is touched.
+        let answered = |ring: &Ring| {
+            let ring = &mut *ring.get_mut();
+            let runs = ring.is_enabled() && ring.get_queue().ready();
+            // Tells from where on to kick, and whether something is there.
+            runs && ring.enable_notification().unwrap_or(false) && self.answer(ring)
+        };
+        while rings.first().is_some_and(answered) {}
+        Ok(())
     }
 }
