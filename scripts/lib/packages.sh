@@ -30,12 +30,22 @@ install_packages() {
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
         die "needs the Debian package(s) $*; install them as root: apt-get install --no-install-recommends $*"
     fi
+    local before gone
     say "installing $*"
+    before=$(installed_packages)
     apt_install "$@" >&2 || {
         # The package lists may be empty or older than the archive.
         apt-get -q -o DPkg::Lock::Timeout=300 update >&2 || say "apt-get update failed; trying with the lists there are"
         apt_install "$@" >&2 || die "could not install $*; see what apt-get said above"
     }
+    # A package of another release may have had to go: QEMU's tools for QEMU itself. It comes back in this release.
+    mapfile -t gone < <(comm -23 <(echo "$before") <(installed_packages))
+    [ ${#gone[@]} -eq 0 ] || apt_install "$@" "${gone[@]}" >&2 ||
+        say "apt-get removed ${gone[*]} for $* and could not install both; see what it said above"
+}
+
+installed_packages() {
+    dpkg-query -W -f '${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p' | sort -u
 }
 
 apt_install() {
