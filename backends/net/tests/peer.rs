@@ -113,6 +113,20 @@ fn frames_cut_anywhere_and_many_at_once_arrive_whole() {
 }
 
 #[test]
+fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
+    let (program, mut peer) = connected();
+    let mut driver = program.driver(EVERYTHING);
+    driver.post(0, 4, 100);
+    put(&mut peer, &frame(GUEST, 9000, 1));
+    put(&mut peer, &frame(GUEST, 60, 2));
+    assert_eq!(driver.receive(0).1, frame(GUEST, 60, 2));
+    driver.is_whole();
+    drop(driver);
+    let words = program.last_words();
+    assert!(words.contains(", 1 received and too large for the buffer"));
+}
+
+#[test]
 fn a_peer_that_reads_slowly_loses_nothing() {
     let (program, mut peer) = connected();
     let mut driver = program.driver(EVERYTHING);

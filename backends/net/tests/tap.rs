@@ -188,6 +188,31 @@ fn a_frame_larger_than_all_buffers_waits_for_more_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    let wire = Wire::new("t0", true);
+    driver.post(0, 4, 100);
+    let (header, segment) = tcp(GUEST, 9000, 1000);
+    wire.send(header, &segment);
+    for mark in 0..3 {
+        wire.send(Header::default(), &frame(GUEST, 60, mark));
+    }
+    // The buffers hold each of these, and come back.
+    for mark in 0..3 {
+        assert_eq!(driver.receive(0).1, frame(GUEST, 60, mark));
+    }
+    driver.is_whole();
+    drop(driver);
+    let words = program.last_words();
+    assert!(words.contains(", 1 received and too large for the buffer"));
+}
+
+#[test]
 fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
     if !own_network() {
         return;

@@ -5,12 +5,14 @@
 //!            │ reap: as many frames as there are, a batch at most
 //!            ▼
 //!   read ──► delivered
-//!      ├───► waiting: larger than the stock, until there is more (MRG_RXBUF)
+//!      ├───► waiting: larger than the stock, until there is more (MRG_RXBUF),
+//!      │         or for so long that there will never be
 //!      └───► dropped, counted
 //! ```
 //! From a tap, the kernel copies each frame into the guest's buffers, and
 //! nothing copies it again, unless it is larger than everything in stock.
 
+mod patience;
 mod peer;
 mod tap;
 
@@ -20,13 +22,13 @@ use std::sync::Arc;
 
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
-use outboard_runtime::event::Event;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
 use crate::header::{Header, has};
 use crate::stock::{Added, Stock};
+use patience::Patience;
 use peer::PeerSource;
 use tap::TapSource;
 
@@ -35,8 +37,6 @@ use tap::TapSource;
 pub struct RxQueue {
     sink: Sink,
     source: Source,
-    /// Never readable: what is waited for when only the driver can help.
-    never: Event,
 }
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl RxQueue {
     /// The receive queue of a pair.
     ///
     /// # Errors
-    /// Those of eventfd(2) and epoll; `NotFound` when there is no such pair.
+    /// Those of timerfd and epoll; `NotFound` when there is no such pair.
     pub fn new(card: Arc<Card>, pair: u16, features: u64) -> io::Result<Self> {
         let source = match card.port() {
             Port::Tap(tap) if tap.queue(pair).is_none() => {
@@ -65,10 +65,10 @@ impl RxQueue {
                 features,
                 mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
                 stock: Stock::default(),
+                patience: Patience::new()?,
                 received: Passed::default(),
             },
             source,
-            never: Event::new()?,
         })
     }
 }
@@ -92,7 +92,8 @@ impl Queue for RxQueue {
             (Source::Tap(source), Port::Tap(tap)) if !source.is_stuck() => tap.queue(source.pair),
             (Source::Peer(source), _) if source.is_open(stocked) => Some(source.as_fd()),
             _ if !stocked => None,
-            _ => Some(self.never.as_fd()),
+            // Only the driver can help.
+            _ => Some(self.sink.patience.as_fd()),
         }
     }
 
@@ -113,10 +114,8 @@ impl Queue for RxQueue {
     }
 
     fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
-        if let Source::Tap(source) = &mut self.source
-            && source.forget()
-        {
-            self.sink.drop(Count::NoRoom);
+        if let Source::Tap(source) = &mut self.source {
+            source.give_up(&mut self.sink);
         }
         self.sink.stock.give_back(back);
     }
@@ -139,6 +138,7 @@ struct Sink {
     features: u64,
     mergeable: bool,
     stock: Stock,
+    patience: Patience,
     received: Passed,
 }
 

@@ -62,19 +62,19 @@ impl PeerSource {
         sink: &mut Sink,
         done: &mut dyn FnMut(u16, u32),
     ) -> io::Result<()> {
-        self.follow(peer)?;
+        self.follow(peer, sink)?;
         let Some(connection) = self.connection.clone() else {
             return Ok(());
         };
         if let Err(why) = self.read(&connection, sink, done) {
             sink.card.peer_failed(&connection, &why);
-            self.follow(peer)?;
+            self.follow(peer, sink)?;
         }
         Ok(())
     }
 
     /// Waits on the connection of the moment, a new one if there is one.
-    fn follow(&mut self, peer: &Peer) -> io::Result<()> {
+    fn follow(&mut self, peer: &Peer, sink: &mut Sink) -> io::Result<()> {
         if self.connection.is_none() {
             peer.arrived().clear();
         }
@@ -88,6 +88,7 @@ impl PeerSource {
             self.epoll = waiter(peer, current.as_ref())?;
             self.connection = current;
             self.waiting = false;
+            sink.patience.end();
         }
         Ok(())
     }
@@ -109,13 +110,19 @@ impl PeerSource {
                 })?;
                 let Some(frame) = frame else { break };
                 let length = frame.len().saturating_add(HEADER);
-                self.waiting = sink.room() == 0 || (sink.mergeable && sink.room() < length);
+                let too_long = sink.room() < length;
+                self.waiting = sink.room() == 0 || (sink.mergeable && too_long);
+                if self.waiting && sink.room() > 0 {
+                    self.waiting = !sink.patience.is_over();
+                } else {
+                    sink.patience.end();
+                }
                 if self.waiting || left == 0 {
                     return Ok(());
                 }
                 if frame.len() < LEAST_FRAME {
                     sink.drop(Count::Unwanted);
-                } else if sink.room() < length {
+                } else if too_long {
                     sink.drop(Count::NoRoom);
                 } else {
                     sink.stock.iovecs.copy_from(HEADER, frame);

@@ -41,9 +41,12 @@ impl TapSource {
         }
     }
 
-    /// Gives up the frame that waits; whether there was one.
-    pub fn forget(&mut self) -> bool {
-        self.waiting.take().is_some()
+    /// Drops the frame that waits, if there is one.
+    pub fn give_up(&mut self, sink: &mut Sink) {
+        if self.waiting.take().is_some() {
+            sink.patience.end();
+            sink.drop(Count::NoRoom);
+        }
     }
 
     /// Whether nothing that the tap does could help.
@@ -116,19 +119,23 @@ impl TapSource {
         }
     }
 
-    /// Delivers the frame that waits, if there is one; false when it must
-    /// still wait.
+    /// Delivers the frame that waits, if there is one, or drops it when it has
+    /// waited too long; false when it must still wait.
     fn finish_waiting(&mut self, sink: &mut Sink, done: &mut dyn FnMut(u16, u32)) -> bool {
         let Some(waiting) = self.waiting else {
             return true;
         };
         if sink.room() < waiting.length {
-            return false;
+            if sink.patience.is_over() {
+                self.give_up(sink);
+            }
+            return self.waiting.is_none();
         }
         let rest = waiting.length.saturating_sub(waiting.stocked);
         let rest = self.rest.get(..rest).unwrap_or_default();
         sink.stock.iovecs.copy_from(waiting.stocked, rest);
         sink.deliver(waiting.header, waiting.length, done);
+        sink.patience.end();
         self.waiting = None;
         true
     }

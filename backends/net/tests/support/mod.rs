@@ -99,6 +99,12 @@ impl Program {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    /// All that it has said when it has been told to end.
+    pub fn last_words(mut self) -> String {
+        outboard_contract::timeout::stop(&mut self.child).unwrap();
+        self.log()
+    }
+
     pub fn driver(&self, features: u64) -> Driver {
         let path = self.folder.path().join("socket");
         Driver::new(Client::connect(&path).unwrap(), features)
