@@ -56,6 +56,7 @@ prepare_guest() {
     base_tree "$tree" guest-init
     cp -r "$LINUX_FILES/tools/." "$tree"
     cp -r "$TESTS_LINUX/checks" "$tree/checks"
+    cp "$TESTS_LINUX/listing" "$tree/checks/"
     write_terminal "$tree/etc/terminal" "$GUEST_INTERACTIVE"
     if [ "$GUEST_INTERACTIVE" = no ]; then
         printf '#!/bin/sh\nexec %s\n' "${GUEST_COMMAND[*]@Q}" >"$tree/etc/command"
@@ -69,7 +70,8 @@ prepare_guest() {
     GUEST_CMDLINE="console=ttyS0 root=/dev/vda panic=-1$([ "$GUEST_VERBOSE" = yes ] || echo ' quiet')$NETWORK_CMDLINE"
 }
 
-# GUEST_RUN: the command line, the same wherever it runs; all of its files are in the current directory.
+# GUEST_RUN: the command line, the same wherever it runs; all of its files are in the current directory. GUEST_WRAP: what it
+# is put after; GUEST_WORDS: the names of variables that this reads.
 compose_run() {
     local second_size=${GUEST_SECOND_DISK%%,*}
     GUEST_RUN=(outboard run --kernel vmlinuz --initrd initrd.img --cmdline "$GUEST_CMDLINE"
@@ -77,7 +79,8 @@ compose_run() {
     if [ -n "$GUEST_SECOND_DISK" ]; then
         GUEST_RUN+=(--disk "path=second.img${GUEST_SECOND_DISK/#$second_size/}")
     fi
-    GUEST_RUN+=("${NETWORK_RUN[@]}" "${GUEST_RUN_OPTIONS[@]}")
+    GUEST_RUN+=("${NETWORK_RUN[@]}" "${PEERS_RUN[@]}" "${GUEST_RUN_OPTIONS[@]}")
+    GUEST_WRAP=("${NETWORK_WRAP[@]}" "${PEERS_WRAP[@]}") GUEST_WORDS=("${NETWORK_WORDS[@]}" "${PEERS_WORDS[@]}")
     say "${GUEST_RUN[*]@Q}"
 }
 
@@ -91,7 +94,7 @@ guest_on_kvm() {
     compose_run
     local bounded=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" env "PATH=$OUTBOARD_BIN:$PATH")
     cd "$GUEST_DIRECTORY" || die "cannot enter $GUEST_DIRECTORY"
-    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${NETWORK_WRAP[@]}" "${GUEST_RUN[@]}"
+    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${GUEST_WRAP[@]}" "${GUEST_RUN[@]}"
 }
 
 guest_in_emulated_host() {
@@ -104,14 +107,14 @@ guest_in_emulated_host() {
     cat >"$GUEST_DIRECTORY/script" <<END
 #!/bin/sh
 trap : INT
-$([ ${#NETWORK_WORDS[@]} -eq 0 ] || declare -p "${NETWORK_WORDS[@]}" | sed 's/^declare -[a-z-]* /export /')
-${NETWORK_WRAP[*]@Q} ${GUEST_RUN[*]@Q}
+$([ ${#GUEST_WORDS[@]} -eq 0 ] || declare -p "${GUEST_WORDS[@]}" | sed 's/^declare -[a-z-]* /export /')
+${GUEST_WRAP[*]@Q} ${GUEST_RUN[*]@Q}
 status=\$?
 mv ./*.img /out/
 exit \$status
 END
     mapfile -t files < <(printf '%s\n' "${files[@]/#/$GUEST_DIRECTORY/}")
-    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk" "$OUTBOARD_BIN/outboard-rng" "${NETWORK_FILES[@]}")
+    files+=("$OUTBOARD_BIN/outboard" "$OUTBOARD_BIN/outboard-blk" "$OUTBOARD_BIN/outboard-rng" "${NETWORK_FILES[@]}" "${PEERS_FILES[@]}")
     # shellcheck disable=SC2034 # read by emulated_host
     EMULATED_OUT=$GUEST_DIRECTORY/out EMULATED_TIMEOUT=$GUEST_TIMEOUT EMULATED_INTERACTIVE=$GUEST_INTERACTIVE
     emulated_host "$GUEST_DIRECTORY/script" "${files[@]}"
@@ -184,7 +187,7 @@ linux_checks() {
         "EXPECT_PCI_DEVICE=0x1af4 0x1042"
         "EXPECT_SECOND_SERIAL=$(disk_option "$GUEST_SECOND_DISK" serial '')"
         "EXPECT_SECOND_SECTORS=$(($(numfmt --from=iec "${GUEST_SECOND_DISK%%,*}") / 512))"
-        "${NETWORK_EXPECT[@]}" /checks/run "${checks[@]/#//checks/}")
+        "${NETWORK_EXPECT[@]}" "${PEERS_EXPECT[@]}" /checks/run "${checks[@]/#//checks/}")
     linux_guest "$way"
     [ "$GUEST_STATUS" -ne 125 ] || say "the checks did not come to their end"
 
