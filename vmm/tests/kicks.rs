@@ -179,7 +179,8 @@ impl Run {
             r8: EACH.into(),
             ..Default::default()
         };
-        let mut cpu = self.machine.vcpu(vcpu, &program, registers).unwrap();
+        let mut cpu = self.machine.vcpu(vcpu).unwrap();
+        cpu.begin(&program, registers).unwrap();
         let back_end = &self.back_ends[usize::from(vcpu)];
         *back_end.waits.lock().unwrap() = Some(thread::current());
         let mut turn = 0;

@@ -3,6 +3,7 @@
 //! Both sides of a comparison run in one go, interleaved, and the answer is a
 //! ratio with its spread: absolute times on a shared machine are noise.
 
+mod doorbell;
 mod footprint;
 mod net;
 mod processes;
@@ -41,6 +42,14 @@ enum What {
         #[command(flatten)]
         products: Products,
     },
+    /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
+    /// rings.
+    Doorbell {
+        #[command(flatten)]
+        products: Products,
+        #[command(flatten)]
+        options: doorbell::Options,
+    },
     /// Packets and bytes a second through outboard-net and what they cost,
     /// beside QEMU's own tap back-end with the same guest.
     Net {
@@ -66,6 +75,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().what {
         What::Startup { products, runs } => startup::run(&products, runs),
         What::Footprint { products } => footprint::run(&products),
+        What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };
     match result {

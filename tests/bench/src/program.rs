@@ -121,3 +121,19 @@ impl Drop for Program {
         let _ = self.child.wait();
     }
 }
+
+/// The value of a word in a line.
+pub fn word(line: &str, key: &str) -> Result<u64> {
+    let mut words = line.split_whitespace();
+    words
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+        .with_context(|| format!("no {key} in: {line}"))
+}
+
+/// Fails unless a guest's or a peer's line says that it passed.
+pub fn passed(line: &str) -> Result<()> {
+    if !line.contains("result=pass") {
+        bail!("{line}");
+    }
+    Ok(())
+}

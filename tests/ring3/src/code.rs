@@ -39,32 +39,47 @@ macro_rules! program {
 }
 
 program! {
-    /// Writes eax to the memory at rdi, rcx times; then exits by port 0x10, and
-    /// begins again with what rcx is then.
+    /// Writes ebx to the memory at rdi, rcx times, and the ticks that each write
+    /// took, by the time stamp counter, to the words at rsi and behind; then
+    /// exits by port 0x10, and begins again.
     memory_writes, ring3_memory_writes, ring3_memory_writes_end,
-    "2: mov [rdi], eax",
-    "dec rcx",
-    "jnz 2b",
+    "2: mov r10, rsi",
+    "mov r11, rcx",
+    "3: rdtsc",
+    "shl rdx, 32",
+    "lea r9, [rax + rdx]",
+    "mov [rdi], ebx",
+    "rdtsc",
+    "shl rdx, 32",
+    "add rax, rdx",
+    "sub rax, r9",
+    "mov [r10], rax",
+    "add r10, 8",
+    "dec r11",
+    "jnz 3b",
     "out 0x10, al",
     "jmp 2b",
 }
 
 program! {
-    /// The same with the port in dx.
+    /// The same with the port in di.
     port_writes, ring3_port_writes, ring3_port_writes_end,
-    "2: out dx, eax",
-    "dec rcx",
-    "jnz 2b",
-    "out 0x10, al",
-    "jmp 2b",
-}
-
-program! {
-    /// The same without any write: what the loop itself costs.
-    no_writes, ring3_no_writes, ring3_no_writes_end,
-    "2: nop",
-    "dec rcx",
-    "jnz 2b",
+    "2: mov r10, rsi",
+    "mov r11, rcx",
+    "3: rdtsc",
+    "shl rdx, 32",
+    "lea r9, [rax + rdx]",
+    "mov edx, edi",
+    "mov eax, ebx",
+    "out dx, eax",
+    "rdtsc",
+    "shl rdx, 32",
+    "add rax, rdx",
+    "sub rax, r9",
+    "mov [r10], rax",
+    "add r10, 8",
+    "dec r11",
+    "jnz 3b",
     "out 0x10, al",
     "jmp 2b",
 }

@@ -28,6 +28,8 @@ pub const DATA: u64 = 0x10_0000;
 
 const TABLES: u64 = 0x1000;
 const CODE: u64 = 0x1_0000;
+/// Bytes of a program.
+const ROOM: usize = 0x100;
 const TASK: u64 = 0x2_0000;
 /// Bytes of a 64-bit TSS before its I/O bitmap, and of that with its end.
 const TASK_HEAD: u16 = 104;
@@ -38,12 +40,38 @@ const LARGE: u64 = 1 << 7;
 
 /// One processor of a [`Machine`].
 #[derive(Debug)]
-pub struct Vcpu<'m> {
+pub struct Vcpu {
     fd: VcpuFd,
-    _machine: &'m Machine,
+    /// Where its program is put.
+    place: u64,
+    memory: Memory,
 }
 
-impl Vcpu<'_> {
+impl Vcpu {
+    /// Ticks of its time stamp counter in a millisecond.
+    ///
+    /// # Errors
+    /// KVM does not say.
+    pub fn ticks_in_a_millisecond(&self) -> Result<u32> {
+        self.fd.get_tsc_khz().context("asking for the TSC's rate")
+    }
+
+    /// Begins `program`, of 256 bytes at most, with these registers.
+    ///
+    /// # Errors
+    /// KVM refuses it.
+    pub fn begin(&mut self, program: &Program, registers: kvm_regs) -> Result<()> {
+        ensure!(program.bytes().len() <= ROOM, "a program of this size");
+        put(&self.memory, self.place, program.bytes())?;
+        self.fd.set_regs(&kvm_regs {
+            rip: self.place,
+            // Ports for ring 3, and the bit that is always set.
+            rflags: 3 << 12 | 1 << 1,
+            ..registers
+        })?;
+        Ok(())
+    }
+
     /// Runs it until it exits.
     ///
     /// # Errors
@@ -53,11 +81,13 @@ impl Vcpu<'_> {
     }
 }
 
+type Memory = Arc<GuestMemoryMmap>;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Machine {
     vm: Arc<VmFd>,
-    memory: GuestMemoryMmap,
+    memory: Memory,
 }
 
 impl Machine {
@@ -76,11 +106,11 @@ impl Machine {
             userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
         };
         // SAFETY: the range is the mapping of `memory`, which lives as long as
-        // the machine; a vCPU borrows that for as long as it can be run.
+        // the machine and each of its vCPUs, who share it.
         unsafe { vm.set_user_memory_region(region) }.context("giving it memory")?;
         let machine = Self {
             vm: Arc::new(vm),
-            memory,
+            memory: Arc::new(memory),
         };
         machine.map()?;
         Ok(machine)
@@ -119,31 +149,27 @@ impl Machine {
     }
 
     fn put_bytes(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        Ok(self.memory.write_slice(bytes, GuestAddress(address))?)
+        put(&self.memory, address, bytes)
     }
 
-    /// A vCPU that begins `program` with these registers when it is run.
+    /// Makes a vCPU in ring 3, which has nothing to do yet.
     ///
     /// # Errors
     /// KVM refuses it.
-    pub fn vcpu(&self, id: u8, program: &Program, registers: kvm_regs) -> Result<Vcpu<'_>> {
-        let place = CODE + 0x100 * u64::from(id);
-        ensure!(program.bytes().len() <= 0x100, "a program of this size");
-        self.put_bytes(place, program.bytes())?;
-        let vcpu = self.vm.create_vcpu(id.into()).context("making a vCPU")?;
-        let sregs = ring_3(vcpu.get_sregs()?);
-        vcpu.set_sregs(&sregs).context("entering ring 3")?;
-        vcpu.set_regs(&kvm_regs {
-            rip: place,
-            // Ports for ring 3, and the bit that is always set.
-            rflags: 3 << 12 | 1 << 1,
-            ..registers
-        })?;
+    pub fn vcpu(&self, id: u8) -> Result<Vcpu> {
+        let fd = self.vm.create_vcpu(id.into()).context("making a vCPU")?;
+        let sregs = ring_3(fd.get_sregs()?);
+        fd.set_sregs(&sregs).context("entering ring 3")?;
         Ok(Vcpu {
-            fd: vcpu,
-            _machine: self,
+            fd,
+            place: CODE + ROOM as u64 * u64::from(id),
+            memory: Arc::clone(&self.memory),
         })
     }
+}
+
+fn put(memory: &Memory, address: u64, bytes: &[u8]) -> Result<()> {
+    Ok(memory.write_slice(bytes, GuestAddress(address))?)
 }
 
 /// 64-bit mode, privilege level 3, with the tables of [`Machine::map`].

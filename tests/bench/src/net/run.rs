@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::Products;
 use crate::processes::{Cpu, time};
-use crate::program::Program;
+use crate::program::{Program, passed, word};
 
 use super::link::{FAR, GUEST, Link, Place, RECEIVER, SENDER};
 use super::plan::{Load, Path, Row, Side};
@@ -221,21 +221,6 @@ fn sink(load: Load, device: &str) -> String {
         Load::Frames(_) => "sink".to_owned(),
         Load::Segments => format!("sink --tap {device}"),
     }
-}
-
-/// The value of a word in a line.
-fn word(line: &str, key: &str) -> Result<u64> {
-    let mut words = line.split_whitespace();
-    words
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
-        .with_context(|| format!("no {key} in: {line}"))
-}
-
-fn passed(line: &str) -> Result<()> {
-    if !line.contains("result=pass") {
-        bail!("{line}");
-    }
-    Ok(())
 }
 
 /// What the receiver says in the sender's line.

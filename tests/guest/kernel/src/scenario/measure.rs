@@ -168,12 +168,17 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let processors = processors.min(count as usize);
     let depth = options::within(words, "depth", 32, 1, 1024)? as u16;
     let mut plan = plan(words, &disk, count)?;
-    let queues = disk.queues(count as u16, depth, plan.size)?;
+    let mut queues = disk.queues(count as u16, depth, plan.size)?;
+    let eager = words.text("kick", "wanted") == "always";
+    queues.iter_mut().for_each(|queue| queue.ring.eager = eager);
     let polled = words.text("mode", "irq") == "poll";
     // In poll mode queues get no vector at all.
     let can_interrupt = !polled && disk.interrupt_each(count as u16, processors);
     let patience = patience(words, can_interrupt, 0)?;
-    let limit = options::within(words, "seconds", 3, 1, 3600)?;
+    let limit = match options::number(words, "millis", 0)? {
+        0 => 1000 * options::within(words, "seconds", 3, 1, 3600)?,
+        millis => millis,
+    };
     let span = options::number(words, "span", u64::MAX)?.min(disk.configuration.capacity) / count;
     if span < plan.size / SECTOR {
         return Err(alloc::format!(
@@ -182,7 +187,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     }
     let before = apic::taken_by_devices();
     let begin = clock::now();
-    plan.end = begin.saturating_add(clock::microseconds(limit * 1_000_000));
+    plan.end = begin.saturating_add(clock::microseconds(limit.saturating_mul(1000)));
     let meter = |queue: Queue| {
         let first = span * u64::from(queue.index);
         Spin::new(Meter::new(queue, depth, first..first + span, plan))

@@ -99,7 +99,9 @@ pub struct Ring {
     published: u16,
     last_used: u16,
     added: u64,
-    /// Notifications that the device asked for.
+    /// Kicks at every publication, whether the device wants it or not.
+    pub eager: bool,
+    /// Notifications that the device asked for, or got all the same.
     pub kicks: u64,
     /// Publications after which it did not want one.
     pub kicks_suppressed: u64,
@@ -122,6 +124,7 @@ impl Ring {
             published: 0,
             last_used: 0,
             added: 0,
+            eager: false,
             kicks: 0,
             kicks_suppressed: 0,
         };
@@ -258,7 +261,9 @@ impl Ring {
         self.layout.available.write(2, new);
         self.published = new;
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        let wanted = if self.eager {
+            true
+        } else if self.event_idx {
             let event: u16 = self.layout.used.read(4 + 8 * u64::from(self.layout.size));
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
