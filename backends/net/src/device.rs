@@ -116,10 +116,11 @@ impl Device for Net {
         let card = self.0.clone();
         let role = Role::of(&card, index, features);
         if let (Role::Receive(pair), Port::Tap(tap), false) =
-            (role, card.port(), has(features, VIRTIO_NET_F_MQ))
+            (role, card.port(), has(features, VIRTIO_NET_F_CTRL_VQ))
         {
-            // Nobody will say later that this pair is used.
-            card.check(tap.attach(pair));
+            // Nobody will say that this pair is used: a front-end that keeps the
+            // control queue to itself enables its rings, and that is all.
+            card.check(tap.attach(pair, true));
         }
         match role {
             Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),

@@ -159,13 +159,13 @@ impl Tap {
         Ok(())
     }
 
-    /// Attaches one queue.
+    /// Attaches one queue, or detaches it.
     ///
     /// # Errors
     /// Those of the ioctl.
-    pub fn attach(&self, pair: u16) -> nix::Result<()> {
+    pub fn attach(&self, pair: u16, attached: bool) -> nix::Result<()> {
         match self.queue(pair) {
-            Some(queue) if self.queues.len() > 1 => tap::attach(queue, true),
+            Some(queue) if self.queues.len() > 1 => tap::attach(queue, attached),
             _ => Ok(()),
         }
     }

@@ -299,6 +299,39 @@ fn the_driver_says_what_it_wants_to_receive() {
     passes(&mut driver, other, true);
 }
 
+/// Sends a frame from each of four pairs, and 64 flows to them: how many each
+/// has got.
+fn blast(driver: &mut Driver, wire: &Wire) -> [usize; 4] {
+    for pair in 0..4 {
+        driver.send(pair, &frame(HOST, 60 + pair, 8));
+        assert_eq!(wire.receive().1, frame(HOST, 60 + pair, 8));
+    }
+    receive_flows(driver, wire)
+}
+
+fn receive_flows(driver: &mut Driver, wire: &Wire) -> [usize; 4] {
+    let mut count = [0; 4];
+    for port in 0..64u8 {
+        let (_, mut segment) = tcp(GUEST, 100, 0);
+        segment[35] = port;
+        wire.send(Header::default(), &segment);
+    }
+    let mut left = 64;
+    let deadline = outboard_contract::soon();
+    while left > 0 {
+        for (pair, count) in count.iter_mut().enumerate() {
+            // A frame from before may have been on its way still.
+            let received = driver.try_receive(pair, Duration::ZERO);
+            if received.is_some_and(|(_, bytes)| bytes.len() == 154) {
+                *count += 1;
+                left -= 1;
+            }
+        }
+        assert!(!deadline.passed(), "{left} frames are missing");
+    }
+    count
+}
+
 #[test]
 fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
     if !own_network() {
@@ -316,39 +349,13 @@ fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
         driver.post(pair, 100, 1526);
     }
     let wire = Wire::new("t0", false);
-    let blast = |driver: &mut Driver| {
-        for pair in 0..4 {
-            driver.send(pair, &frame(HOST, 60 + pair, 8));
-            assert_eq!(wire.receive().1, frame(HOST, 60 + pair, 8));
-        }
-        let mut count = [0; 4];
-        for port in 0..64u8 {
-            let (_, mut segment) = tcp(GUEST, 100, 0);
-            segment[35] = port;
-            wire.send(Header::default(), &segment);
-        }
-        let mut left = 64;
-        let deadline = outboard_contract::soon();
-        while left > 0 {
-            for (pair, count) in count.iter_mut().enumerate() {
-                // A frame from before may have been on its way still.
-                let received = driver.try_receive(pair, Duration::ZERO);
-                if received.is_some_and(|(_, bytes)| bytes.len() == 154) {
-                    *count += 1;
-                    left -= 1;
-                }
-            }
-            assert!(!deadline.passed(), "{left} frames are missing");
-        }
-        count
-    };
-    assert_eq!(blast(&mut driver), [64, 0, 0, 0]);
+    assert_eq!(blast(&mut driver, &wire), [64, 0, 0, 0]);
     for wrong in [0u16, 5, 0x8000, 0xffff] {
         let command = [&[4, 0][..], &wrong.to_le_bytes()].concat();
         assert_eq!(driver.command(&command), Some(1));
     }
     assert_eq!(driver.command(&[4, 0, 4, 0]), Some(0));
-    let count = blast(&mut driver);
+    let count = blast(&mut driver, &wire);
     assert!(
         count.iter().filter(|count| **count > 0).count() > 1,
         "{count:?}"
@@ -361,7 +368,49 @@ fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
         assert_eq!(wire.receive().1, frame(HOST, 60, turn));
     }
     assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
-    assert_eq!(blast(&mut driver), [64, 0, 0, 0]);
+    assert_eq!(blast(&mut driver, &wire), [64, 0, 0, 0]);
+    driver.is_whole();
+}
+
+#[test]
+fn pairs_are_attached_as_their_rings_are_enabled_when_the_front_end_has_the_control_queue() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    let program = start("t0", &["--num-queues=4"]);
+    let features = EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ);
+    let mut driver = Driver::negotiated(program.client(), features);
+    for _ in 0..4 {
+        driver.start_pair();
+    }
+    for pair in 0..4 {
+        driver.post(pair, 100, 1526);
+    }
+    let wire = Wire::new("t0", false);
+    let used = |count: [usize; 4]| count.map(|count| count > 0);
+    let count = blast(&mut driver, &wire);
+    assert!(
+        used(count).iter().filter(|used| **used).count() > 1,
+        "{count:?}"
+    );
+    // All but the first are turned off, as by a driver that wants one pair.
+    let enable = |driver: &Driver, enabled| {
+        for ring in 2..8 {
+            let request = FrontendReq::SET_VRING_ENABLE;
+            let answer = driver.client.vring_state(request, ring, enabled);
+            assert_eq!(answer.unwrap(), Ack::Done);
+        }
+    };
+    enable(&driver, 0);
+    let count = receive_flows(&mut driver, &wire);
+    assert_eq!(count, [64, 0, 0, 0]);
+    enable(&driver, 1);
+    let count = blast(&mut driver, &wire);
+    assert!(
+        used(count).iter().filter(|used| **used).count() > 1,
+        "{count:?}"
+    );
     driver.is_whole();
 }
 

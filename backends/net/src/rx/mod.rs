@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MRG_RXBUF};
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
@@ -127,6 +127,14 @@ impl Queue for RxQueue {
 
 impl Drop for RxQueue {
     fn drop(&mut self) {
+        let controlled = has(self.sink.features, VIRTIO_NET_F_CTRL_VQ);
+        if let (Source::Tap(source), Port::Tap(tap), false) =
+            (&self.source, self.sink.card.port(), controlled)
+            && source.pair > 0
+        {
+            // The kernel must not steer frames to a queue that nobody serves.
+            self.sink.card.check(tap.attach(source.pair, false));
+        }
         self.sink.received.tell(&self.sink.card, Count::Received);
     }
 }
