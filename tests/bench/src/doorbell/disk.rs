@@ -1,5 +1,6 @@
 //! Random reads and writes of 4 KiB through `outboard-blk`, its image in
-//! memory, by who rings and where the doorbell is: the question of 2018.
+//! memory, by who rings and where the doorbell is: the question of 2018. The
+//! guest polls, so that its vCPU is outside for nothing but the doorbell.
 
 use super::report::{Kind, What};
 

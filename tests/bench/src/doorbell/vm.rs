@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use super::disk::Disk;
 use super::exits;
@@ -61,10 +63,12 @@ impl<'a> Vms<'a> {
             .args(["--null=64M", polls])
             .arg(format!("--socket-path={}", socket.display()));
         let back_end = Program::start(&mut command)?;
+        // Each on a processor of its own: where they meet is not what is asked.
+        pin(back_end.pid(), 1)?;
         let mode = if trip.guest_polls { "poll" } else { "irq" };
         let words = format!("rw=randread size=512 depth=1 mode={mode}");
         let disk = format!("socket={},wait=30s", socket.display());
-        let sample = self.measure(&words, &["--disk", &disk]);
+        let sample = self.measure(&words, &["--disk", &disk], Some(0));
         drop(back_end);
         sample
     }
@@ -72,7 +76,8 @@ impl<'a> Vms<'a> {
     /// One run of a disk's workload.
     pub fn disk(&self, disk: &Disk) -> Result<Sample> {
         let kick = if disk.suppression { "wanted" } else { "always" };
-        let words = format!("rw={} size=4096 depth={} kick={kick}", disk.rw, disk.depth);
+        let (rw, depth) = (disk.rw, disk.depth);
+        let words = format!("rw={rw} size=4096 depth={depth} kick={kick} mode=poll");
         let options = format!("path={},queues=1", self.image.display());
         let options = [
             "--disk",
@@ -82,10 +87,10 @@ impl<'a> Vms<'a> {
             "--doorbell",
             disk.doorbell,
         ];
-        self.measure(&words, &options)
+        self.measure(&words, &options, None)
     }
 
-    fn measure(&self, words: &str, options: &[&str]) -> Result<Sample> {
+    fn measure(&self, words: &str, options: &[&str], cpu: Option<usize>) -> Result<Sample> {
         let cmdline = format!("scenario=measure {words} exit=halt millis={}", self.millis);
         let mut command = Command::new(self.products.bin.join("outboard"));
         command.args(["run", "--memory", "64M", "--cpus", "1"]);
@@ -96,6 +101,9 @@ impl<'a> Vms<'a> {
         let mut vm = Program::start(command.arg(&self.products.guest))?;
         vm.hear("!", WAIT)?;
         let machine = machine(vm.pid())?;
+        if let Some(cpu) = cpu {
+            pin(machine, cpu)?;
+        }
         let before = (outside(machine)?, exits::count(machine));
         let line = vm.line("OUTBOARD measure result=", WAIT)?;
         let after = (outside(machine)?, exits::count(machine));
@@ -122,6 +130,20 @@ impl<'a> Vms<'a> {
             }),
         })
     }
+}
+
+/// Keeps all threads of a process on one processor, where there is another.
+fn pin(pid: u32, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    if std::thread::available_parallelism()?.get() > 1 {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let name = thread?.file_name();
+            let number = name.to_str().context("a thread's number")?.parse()?;
+            sched_setaffinity(Pid::from_raw(number), &set)?;
+        }
+    }
+    Ok(())
 }
 
 /// The machine among the processes of a VM.
