@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -140,7 +141,11 @@ fn pin(pid: u32, cpu: usize) -> Result<()> {
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let name = thread?.file_name();
             let number = name.to_str().context("a thread's number")?.parse()?;
-            sched_setaffinity(Pid::from_raw(number), &set)?;
+            match sched_setaffinity(Pid::from_raw(number), &set) {
+                // One that has ended meanwhile.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).context("keeping a thread on a processor"),
+            }
         }
     }
     Ok(())
