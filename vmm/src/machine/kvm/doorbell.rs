@@ -5,9 +5,12 @@
 //! 1, 2, 4 or 8 bytes or, where KVM_CAP_IOEVENTFD_ANY_LENGTH is there, any
 //! (length 0). Two registrations collide (EEXIST) at one address when their
 //! lengths are equal or one of them is "any". A release must repeat all that
-//! was registered, else it is ENOENT. Here a [`Doorbell`] is registered for as
-//! long as it lives, so that neither can be got wrong.
+//! was registered, else it is ENOENT. (`vmm/tests/doorbell_rules.rs` asks KVM
+//! for each.) Here a [`Doorbell`] is registered for as long as it lives, lengths
+//! and flags are ours, and what it signals is an eventfd, so that of all this
+//! only a collision, an address that wraps and want of room can be met.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -38,6 +41,15 @@ pub enum Address {
     Memory(u64),
     /// A port.
     Port(u16),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(address) => write!(f, "guest-physical address {address:#x}"),
+            Self::Port(port) => write!(f, "port {port:#x}"),
+        }
+    }
 }
 
 /// How many bytes a write may have to ring.
@@ -71,8 +83,8 @@ impl Doorbell {
     /// any width, or of 2 and 4 bytes where KVM knows no "any".
     ///
     /// # Errors
-    /// Another doorbell is there, or KVM has no room for more; the text says
-    /// which.
+    /// Another doorbell is there, the address wraps, or KVM has no room for
+    /// more; the text says which, and what to do. Nothing stays registered.
     pub fn register(vm: &Arc<VmFd>, address: Address, kick: &Arc<EventFd>) -> Result<Self> {
         let any = vm.check_extension_raw(KVM_CAP_IOEVENTFD_ANY_LENGTH.into()) > 0;
         let widths: &[Width] = if any {
@@ -119,7 +131,8 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
         if let Err(error) = set(&self.vm, self.address, self.width, &self.kick, deassign) {
-            log::error!("releasing the doorbell at {:x?}: {error}", self.address);
+            // Only if KVM has lost it: all that was registered is repeated.
+            log::error!("releasing the doorbell at {}: {error}", self.address);
         }
     }
 }
@@ -147,12 +160,22 @@ fn set(vm: &VmFd, address: Address, width: Width, kick: &EventFd, deassign: u32)
 
 fn explain(address: Address, error: &io::Error) -> anyhow::Error {
     let reason = match error.raw_os_error() {
-        Some(libc::EEXIST) => "another doorbell is at that address".to_string(),
-        Some(libc::ENOSPC) => "KVM holds as many doorbells as it can: use fewer queues".to_string(),
-        Some(libc::EINVAL) => "KVM does not take that address".to_string(),
+        Some(libc::EEXIST) => {
+            "another doorbell is there; the driver must move one of the two BARs".into()
+        }
+        Some(libc::ENOSPC) => {
+            "KVM holds as many doorbells as it can; give the devices fewer queues".into()
+        }
+        Some(libc::ENOMEM) => {
+            "the host has no memory for it; free some, or use fewer queues".into()
+        }
+        // Of lengths, flags and descriptors there are none but good ones.
+        Some(libc::EINVAL) => {
+            "it would reach beyond the last address; the driver must move the BAR down".into()
+        }
         _ => error.to_string(),
     };
-    anyhow!("registering a doorbell at {address:x?}: {reason}")
+    anyhow!("registering a doorbell at {address}: {reason}")
 }
 
 #[cfg(test)]
@@ -184,8 +207,41 @@ mod tests {
         for place in PLACES {
             let first = Doorbell::register(&vm, place, &eventfd()).unwrap();
             let error = Doorbell::register(&vm, place, &eventfd()).unwrap_err();
-            assert!(error.to_string().contains("another doorbell"), "{error}");
+            let error = error.to_string();
+            assert!(error.contains("another doorbell"), "{error}");
+            assert!(error.contains(&place.to_string()), "{error}");
             assert_eq!(first.address(), Some(place));
+        }
+    }
+
+    #[test]
+    fn an_address_that_wraps_is_refused_and_says_so() {
+        let Some(vm) = vm() else { return };
+        let last = Address::Memory(u64::MAX);
+        let error = Registration::new(&vm, last, Width::Two, &eventfd()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("0xffffffffffffffff"), "{error}");
+        assert!(error.contains("beyond the last address"), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_place_and_what_to_do() {
+        for (code, what, to_do) in [
+            (libc::EEXIST, "another doorbell", "move"),
+            (libc::EINVAL, "beyond", "move"),
+            (libc::ENOSPC, "as many doorbells", "fewer queues"),
+            (libc::ENOMEM, "no memory", "fewer queues"),
+            (libc::EPERM, "not permitted", ""),
+        ] {
+            for (place, name) in PLACES
+                .into_iter()
+                .zip(["address 0xc0003000", "port 0xc000"])
+            {
+                let error = explain(place, &io::Error::from_raw_os_error(code)).to_string();
+                for part in [name, what, to_do] {
+                    assert!(error.contains(part), "{error}: {part}");
+                }
+            }
         }
     }
 
@@ -216,8 +272,13 @@ mod tests {
         let (kick, other) = (eventfd(), eventfd());
         let one = Registration::new(&vm, PLACES[0], Width::Any, &kick).unwrap();
         let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
-        for (width, fd) in [(Width::Two, &kick), (Width::Any, &other)] {
-            let error = set(&vm, PLACES[0], width, fd, deassign).unwrap_err();
+        for (place, width, fd) in [
+            (PLACES[0], Width::Two, &kick),
+            (PLACES[0], Width::Any, &other),
+            (Address::Memory(0xc000_3004), Width::Any, &kick),
+            (Address::Port(0x3000), Width::Any, &kick),
+        ] {
+            let error = set(&vm, place, width, fd, deassign).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
         }
         drop(one);

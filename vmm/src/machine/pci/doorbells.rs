@@ -43,6 +43,8 @@ enum Way {
 struct State {
     base: Option<Address>,
     queues: Vec<Queue>,
+    /// How often KVM has refused a doorbell.
+    refusals: u64,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +62,7 @@ impl Doorbells {
         let state = Arc::new(Mutex::new(State {
             base: None,
             queues: (0..queues).map(|_| Queue::default()).collect(),
+            refusals: 0,
         }));
         let way = match ring {
             Ring::Kvm => Way::Kvm,
@@ -85,8 +88,8 @@ impl Doorbells {
         for queue in &mut state.queues {
             queue.doorbell = None;
         }
-        for (index, queue) in (0..).zip(&mut state.queues) {
-            self.register(queue, base, index);
+        for index in 0..state.queues.len() {
+            self.register(&mut state, index);
         }
         let queues = (0..).zip(&state.queues);
         let lent = queues.filter(|(_, queue)| base.is_some() && queue.kick.is_some());
@@ -101,14 +104,11 @@ impl Doorbells {
     pub fn lend(&self, queue: u16) -> io::Result<Arc<EventFd>> {
         let kick = owing_eventfd()?;
         let mut state = self.state();
-        let base = state.base;
-        let entry = state
-            .queues
-            .get_mut(usize::from(queue))
-            .ok_or(io::ErrorKind::NotFound)?;
+        let index = usize::from(queue);
+        let entry = state.queues.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
         entry.doorbell = None;
         entry.kick = Some(Arc::clone(&kick));
-        self.register(entry, base, queue);
+        self.register(&mut state, index);
         Ok(kick)
     }
 
@@ -143,20 +143,34 @@ impl Doorbells {
         lock(&self.state)
     }
 
-    fn register(&self, queue: &mut Queue, base: Option<Address>, index: u16) {
-        let (Way::Kvm, Some(base), Some(kick)) = (&self.way, base, &queue.kick) else {
+    fn register(&self, state: &mut State, index: usize) {
+        let Some(queue) = state.queues.get_mut(index) else {
             return;
         };
-        let offset = index.saturating_mul(STRIDE);
-        let address = match base {
-            Address::Memory(base) => Address::Memory(base.saturating_add(offset.into())),
-            Address::Port(base) => Address::Port(base.saturating_add(offset)),
+        let (Way::Kvm, Some(base), Some(kick)) = (&self.way, state.base, &queue.kick) else {
+            return;
         };
-        // Without it a kick exits to us and is passed on, slowly.
-        match Doorbell::register(&self.vm, address, kick) {
+        match Doorbell::register(&self.vm, at(base, index), kick) {
             Ok(doorbell) => queue.doorbell = Some(doorbell),
-            Err(error) => log::warn!("queue {index}: {error:#}; it will be slow"),
+            // Then a kick exits to us and is passed on, slowly. A guest can
+            // cause it again and again, by one BAR upon another.
+            Err(error) => {
+                state.refusals += 1;
+                if state.refusals.is_power_of_two() {
+                    let count = state.refusals;
+                    log::warn!("queue {index} will be slow ({count} refused so far): {error:#}");
+                }
+            }
         }
+    }
+}
+
+/// Where the doorbell of a queue is, 0 to 63.
+fn at(base: Address, queue: usize) -> Address {
+    let offset = (queue as u16).saturating_mul(STRIDE);
+    match base {
+        Address::Memory(base) => Address::Memory(base.saturating_add(offset.into())),
+        Address::Port(base) => Address::Port(base.saturating_add(offset)),
     }
 }
 
@@ -175,4 +189,91 @@ fn signal(state: &Mutex<State>, queue: u16) {
     // An error means that the counter is full, so the back-end has yet to see
     // earlier kicks.
     let _ = kick.map(|kick| kick.write(1));
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_ioctls::Kvm;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    const BASES: [Address; 2] = [Address::Memory(0xc000_3000), Address::Port(0xc000)];
+
+    fn vm() -> Option<Arc<VmFd>> {
+        match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+            Ok(vm) => Some(Arc::new(vm)),
+            Err(error) => {
+                eprintln!("SKIP: no usable /dev/kvm: {error}");
+                None
+            }
+        }
+    }
+
+    /// Whether KVM has a doorbell there.
+    fn rings(vm: &Arc<VmFd>, address: Address) -> bool {
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        Doorbell::register(vm, address, &event).is_err()
+    }
+
+    #[test]
+    fn a_doorbell_rings_while_it_is_placed_and_a_session_has_its_eventfd() {
+        let Some(vm) = vm() else { return };
+        for base in BASES {
+            let doorbells = Doorbells::new(Arc::clone(&vm), 2, Ring::Kvm).unwrap();
+            let there = || [0, 1].map(|queue| rings(&vm, at(base, queue)));
+            assert!(doorbells.place(Some(base)).is_empty());
+            assert_eq!(there(), [false, false], "no session");
+            let kick = doorbells.lend(1).unwrap();
+            assert_eq!(kick.read().unwrap(), 1, "it owes a kick");
+            assert_eq!(there(), [false, true]);
+            assert!(doorbells.place(None).is_empty());
+            assert_eq!(there(), [false, false], "nowhere");
+            assert_eq!(doorbells.place(Some(base)), [1], "to be made good");
+            assert!(doorbells.place(Some(base)).is_empty(), "not moved");
+            assert_eq!(there(), [false, true]);
+            doorbells.lend(1).unwrap();
+            assert_eq!(there(), [false, true], "the next one's");
+            assert!(!doorbells.exited(1, true), "and it is known");
+            doorbells.withdraw(1);
+            assert_eq!(there(), [false, false], "the session is over");
+            assert!(doorbells.lend(2).is_err(), "there is no such queue");
+        }
+    }
+
+    #[test]
+    fn a_kick_that_exits_is_passed_on_where_nothing_else_makes_it_good() {
+        let Some(vm) = vm() else { return };
+        let doorbells = Doorbells::new(vm, 1, Ring::Kvm).unwrap();
+        let exited = || [true, false].map(|at_doorbell| doorbells.exited(0, at_doorbell));
+        doorbells.place(Some(BASES[0]));
+        assert_eq!(exited(), [false, false], "the next session's has count 1");
+        let kick = doorbells.lend(0).unwrap();
+        assert_eq!(exited(), [false, true], "this session's had count 1");
+        doorbells.place(None);
+        assert_eq!(exited(), [true, true], "nobody rings it");
+        assert_eq!(kick.read().unwrap(), 1, "what is lent is never written");
+        doorbells.withdraw(0);
+        assert_eq!(exited(), [false, false]);
+        assert!(!doorbells.exited(1, true), "there is no such queue");
+    }
+
+    #[test]
+    fn a_refused_doorbell_leaves_the_kicks_to_us_until_there_is_room() {
+        let Some(vm) = vm() else { return };
+        for base in BASES {
+            let [first, second] =
+                [0, 1].map(|_| Doorbells::new(Arc::clone(&vm), 1, Ring::Kvm).unwrap());
+            for doorbells in [&first, &second] {
+                doorbells.place(Some(base));
+                doorbells.lend(0).unwrap();
+            }
+            assert!(!first.exited(0, true));
+            assert!(second.exited(0, true), "KVM rings the other one's");
+            drop(first);
+            second.lend(0).unwrap();
+            assert!(!second.exited(0, true));
+            assert!(rings(&vm, base));
+        }
+    }
 }
