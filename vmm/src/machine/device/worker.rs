@@ -19,10 +19,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_protocol::{Deadline, launch};
 
 use super::backend::Backend;
+use super::errors::RingErrors;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
 use super::{pairs, ring};
 use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session};
@@ -54,8 +54,7 @@ pub struct Worker {
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
     driver: Option<Driver>,
-    /// Of the rings that are started and not broken.
-    errors: Vec<(u16, Arc<EventFd>)>,
+    errors: RingErrors,
     /// Of a back-end that was lost, for its successor.
     inflight: Option<Inflight>,
     /// The configuration is to be read again, and not before this.
@@ -83,7 +82,7 @@ impl Worker {
             backend: Backend::Detached,
             served: 0,
             driver: None,
-            errors: Vec::new(),
+            errors: RingErrors::default(),
             inflight: None,
             config_stale: None,
             complaints: 0,
@@ -111,7 +110,7 @@ impl Worker {
     fn wait(&self) {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
         fds.extend(self.backend.fds());
-        fds.extend(self.errors.iter().map(|(_, error)| error.as_fd()));
+        fds.extend(self.errors.fds());
         let mut fds: Vec<_> = fds
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
@@ -203,7 +202,7 @@ impl Worker {
         let queues = (self.served, self.spec.queue_size);
         let session = session.start(&self.ram, features, queues, self.inflight.take(), &starts)?;
         for start in starts {
-            self.watch_error(start);
+            self.errors.watch(start.ring.index, start.error);
         }
         self.backend = Backend::Running(session);
         Ok(())
@@ -223,7 +222,7 @@ impl Worker {
             if let Backend::Running(session) = &mut self.backend {
                 session.start_rings(std::slice::from_ref(&start))?;
             }
-            self.watch_error(start);
+            self.errors.watch(start.ring.index, start.error);
         }
         Ok(())
     }
@@ -249,28 +248,21 @@ impl Worker {
         if let Backend::Running(session) = &mut self.backend {
             session.start_rings(std::slice::from_ref(&start))?;
         }
-        self.watch_error(start);
+        self.errors.watch(start.ring.index, start.error);
         Ok(())
     }
 
     /// Fresh eventfds for a ring, bound before they are lent.
     fn lend(&self, ring: Ring, base: u16) -> Result<RingStart> {
         let (interrupts, doorbells) = (&self.function.interrupts, &self.function.doorbells);
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let making = || format!("making eventfds for queue {}", ring.index);
         Ok(RingStart {
             ring,
             base,
             call: interrupts.lend(ring.index).with_context(making)?,
             kick: doorbells.lend(ring.index).with_context(making)?,
-            error: Arc::new(EventFd::from_flags(flags).with_context(making)?),
+            error: RingErrors::eventfd().with_context(making)?,
         })
-    }
-
-    /// From now on the thread listens to this ring's error eventfd.
-    fn watch_error(&mut self, start: RingStart) {
-        self.errors.retain(|(queue, _)| *queue != start.ring.index);
-        self.errors.push((start.ring.index, start.error));
     }
 
     /// Takes the rings back from the back-end.
@@ -328,9 +320,7 @@ impl Worker {
         if notices.config_changed && self.config_stale.is_none() {
             self.config_stale = Some(Deadline::after(CONFIG_PAUSE));
         }
-        let before = self.errors.len();
-        self.errors.retain(|(_, error)| !is_signalled(error));
-        if notices.ring_broken || self.errors.len() != before {
+        if self.errors.take_broken() || notices.ring_broken {
             self.needs_reset();
         }
         if self.config_stale.is_some_and(Deadline::passed) {
@@ -392,10 +382,4 @@ impl Worker {
             self.function.interrupts.withdraw(queue);
         }
     }
-}
-
-/// Asked by poll alone: the eventfd is lent, so reading it could block.
-fn is_signalled(error: &EventFd) -> bool {
-    let mut fds = [PollFd::new(error.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
 }

@@ -1,0 +1,75 @@
+//! The error eventfds of a device's rings (vhost-user, SET_VRING_ERR): those
+//! that are listened to, of the rings that are started and not broken.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// What the thread listens to, by queue.
+#[derive(Debug, Default)]
+pub struct RingErrors(Vec<(u16, Arc<EventFd>)>);
+
+impl RingErrors {
+    /// A fresh one, to be lent.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn eventfd() -> io::Result<Arc<EventFd>> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Arc::new(EventFd::from_flags(flags)?))
+    }
+
+    /// From now on this queue's is this one, and no other.
+    pub fn watch(&mut self, queue: u16, error: Arc<EventFd>) {
+        self.0.retain(|(other, _)| *other != queue);
+        self.0.push((queue, error));
+    }
+
+    /// Listens to none.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What must be polled for input.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|(_, error)| error.as_fd())
+    }
+
+    /// Whether any ring has broken since it was asked last.
+    pub fn take_broken(&mut self) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(_, error)| !is_signalled(error));
+        self.0.len() != before
+    }
+}
+
+/// Asked by poll alone: the eventfd is lent, so reading it could block.
+fn is_signalled(error: &EventFd) -> bool {
+    let mut fds = [PollFd::new(error.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_ring_is_told_once_and_a_predecessors_not_at_all() {
+        let mut errors = RingErrors::default();
+        let [former, now, other] = [(); 3].map(|()| RingErrors::eventfd().unwrap());
+        errors.watch(0, Arc::clone(&former));
+        errors.watch(0, Arc::clone(&now));
+        errors.watch(1, other);
+        assert_eq!(errors.fds().count(), 2);
+        former.write(1).unwrap();
+        assert!(!errors.take_broken());
+        now.write(1).unwrap();
+        assert!(errors.take_broken());
+        assert!(!errors.take_broken());
+        assert_eq!(now.read().unwrap(), 1, "what is lent is not read");
+        assert_eq!(errors.fds().count(), 1);
+    }
+}
