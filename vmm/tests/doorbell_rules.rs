@@ -1,7 +1,8 @@
 //! KVM's rules for doorbells (KVM_IOEVENTFD), each asked of the real /dev/kvm
 //! by the bare ioctl: those of the text that introduced them (2009), and what
 //! today's kernel has added, length 0. The product's own type
-//! (`outboard::machine::kvm::doorbell`) can break none but the collision.
+//! (`outboard::machine::kvm::doorbell`) can break none but the collision, and
+//! that it leaves nothing behind is the matter of `doorbell_leaks.rs`.
 //!
 //! Without /dev/kvm the tests are skipped, loudly.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -157,7 +158,13 @@ fn an_address_must_not_wrap_and_a_flag_must_be_known() {
     let Some(vm) = vm() else { return };
     let kick = eventfd();
     for flags in SPACES {
-        for (addr, len) in [(u64::MAX, 2), (u64::MAX - 2, 4), (u64::MAX - 6, 8)] {
+        for (addr, len) in [
+            (u64::MAX, 1),
+            (u64::MAX, 2),
+            (u64::MAX - 2, 4),
+            (u64::MAX - 3, 4),
+            (u64::MAX - 6, 8),
+        ] {
             let one = Doorbell {
                 addr,
                 len,
@@ -174,12 +181,14 @@ fn an_address_must_not_wrap_and_a_flag_must_be_known() {
             assert_eq!(one.assign(&vm), Err(libc::EINVAL), "{one:?}");
         }
     }
-    let last = Doorbell {
-        addr: u64::MAX - 7,
-        len: 4,
-        ..plain(&kick)
-    };
-    assert_eq!(last.assign(&vm), Ok(()));
+    for (addr, len) in [(u64::MAX - 4, 4), (u64::MAX, 0)] {
+        let last = Doorbell {
+            addr,
+            len,
+            ..plain(&kick)
+        };
+        assert_eq!(last.assign(&vm), Ok(()), "{last:?}");
+    }
 }
 
 #[test]
@@ -254,6 +263,9 @@ fn doorbells_collide_by_address_and_length_unless_both_match_other_data() {
         ..memory
     };
     assert_eq!(next.assign(&vm), Ok(()), "overlapping is no collision");
+    let Some(another) = self::vm() else { return };
+    assert_eq!(memory.release(&another), Err(libc::ENOENT));
+    assert_eq!(memory.assign(&another), Ok(()), "another VM");
 }
 
 #[test]
@@ -307,7 +319,11 @@ fn a_release_must_repeat_descriptor_address_length_space_wildcard_and_data() {
             ..wildcard
         };
         assert_eq!(matching.release(&vm), Err(libc::ENOENT));
-        assert_eq!(wildcard.release(&vm), Ok(()));
+        let unread = Doorbell {
+            data: 7,
+            ..wildcard
+        };
+        assert_eq!(unread.release(&vm), Ok(()), "a wildcard has no data");
     }
 }
 
@@ -355,28 +371,6 @@ fn everything_is_released_when_the_vm_ends() {
     assert!(!taken, "KVM holds them, though nobody else does");
     drop((vm, fresh));
     comes_back(&held);
-}
-
-#[test]
-fn two_thousand_registrations_and_releases_leave_nothing() {
-    let Some(vm) = vm() else { return };
-    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
-    let before = descriptors();
-    let mut numbers = BTreeSet::new();
-    for index in 0..2000 {
-        let kick = eventfd();
-        let flags = SPACES[index % 2];
-        let one = Doorbell {
-            flags,
-            ..plain(&kick)
-        };
-        assert_eq!(one.assign(&vm), Ok(()), "after {index} others");
-        assert_eq!(one.release(&vm), Ok(()));
-        numbers.insert(number(&kick));
-    }
-    // Other tests of this program have some of their own meanwhile.
-    assert!(descriptors() < before + 1000, "descriptors");
-    assert!(numbers.len() < 1000, "{} eventfds are held", numbers.len());
 }
 
 #[test]
