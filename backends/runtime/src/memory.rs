@@ -26,6 +26,10 @@ struct Region {
     guest: u64,
     user: u64,
     size: u64,
+    /// Device and inode of its file, and where in there.
+    file: (u64, u64, u64),
+    /// How often it was added.
+    times: u32,
     mapping: Arc<GuestRegionMmap<()>>,
 }
 
@@ -47,16 +51,46 @@ impl Table {
     ) -> Result<Self, String> {
         let mut table = Self::default();
         for (region, fd) in regions {
-            table = table.with(&region, fd)?;
+            table = table.with_another(&region, fd)?;
         }
         Ok(table)
     }
 
-    /// The table with one region more (ADD_MEM_REG).
+    /// The table with one region more (ADD_MEM_REG). One that is there already,
+    /// of the same file, is noted once more and is to be removed as often: QEMU
+    /// before 8.1 describes all of memory anew for each pair of a card's queues,
+    /// and takes all of it away for each.
     ///
     /// # Errors
     /// Says why the region cannot be had.
     pub fn with(&self, described: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Self, String> {
+        let Some(place) = self.place(described) else {
+            return self.with_another(described, fd);
+        };
+        let file = fstat(&fd).map(|stat| (stat.st_dev, stat.st_ino, described.mmap_offset));
+        let mut table = self.clone();
+        match table.regions.get_mut(place) {
+            Some(region) if file == Ok(region.file) && region.times < u32::MAX => {
+                region.times = region.times.saturating_add(1);
+                Ok(table)
+            }
+            // Another file: it overlaps.
+            _ => self.with_another(described, fd),
+        }
+    }
+
+    /// Where a region with these addresses is.
+    fn place(&self, described: &VhostUserMemoryRegion) -> Option<usize> {
+        let wanted = (
+            described.guest_phys_addr,
+            described.user_addr,
+            described.memory_size,
+        );
+        let mut regions = self.regions.iter();
+        regions.position(|region| (region.guest, region.user, region.size) == wanted)
+    }
+
+    fn with_another(&self, described: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Self, String> {
         let region = self
             .check(described)
             .and_then(|()| map(described, fd))
@@ -69,22 +103,27 @@ impl Table {
         Self::of(regions)
     }
 
-    /// The table without one region (REM_MEM_REG); the offset is ignored.
+    /// The table without one region (REM_MEM_REG); the offset is ignored. One
+    /// that was added several times stays until it is removed as often.
     ///
     /// # Errors
     /// When it has no such region.
     pub fn without(&self, described: &VhostUserMemoryRegion) -> Result<Self, String> {
-        let wanted = (
-            described.guest_phys_addr,
-            described.user_addr,
-            described.memory_size,
-        );
-        let mut regions = self.regions.clone();
-        regions.retain(|region| (region.guest, region.user, region.size) != wanted);
-        if regions.len() == self.regions.len() {
-            return Err(format!("there is no memory region at {:#x}", wanted.0));
+        let Some(place) = self.place(described) else {
+            let guest = described.guest_phys_addr;
+            return Err(format!("there is no memory region at {guest:#x}"));
+        };
+        let mut table = self.clone();
+        match table.regions.get_mut(place) {
+            Some(region) if region.times > 1 => {
+                region.times = region.times.saturating_sub(1);
+                Ok(table)
+            }
+            _ => {
+                table.regions.remove(place);
+                Self::of(table.regions)
+            }
         }
-        Self::of(regions)
     }
 
     fn of(mut regions: Vec<Region>) -> Result<Self, String> {
@@ -181,6 +220,8 @@ fn map(described: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Region, String>
         guest: described.guest_phys_addr,
         user: described.user_addr,
         size,
+        file: (stat.st_dev, stat.st_ino, offset),
+        times: 1,
         mapping: Arc::new(mapping),
     })
 }

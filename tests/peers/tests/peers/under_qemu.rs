@@ -44,11 +44,12 @@ type Vm = fn() -> &'static Steps;
 
 pub fn cells() -> Vec<Cell> {
     let version = program::version("qemu-system-x86_64").unwrap_or_default();
-    let tried: [(&'static str, &'static str, Vm); 14] = [
+    let tried: [(&'static str, &'static str, Vm); 15] = [
         (BLK, "data compared", devices),
         (NET, "data compared", devices),
         (RNG, "data compared", devices),
         (BLK, "4 queues", devices),
+        (NET, "4 queues", devices),
         (BLK, "discard", devices),
         (BLK, "write zeroes", devices),
         (BLK, "guest reboot", devices),
@@ -136,8 +137,9 @@ struct Machine {
     guest: Guest,
     /// A disk with one queue and one with four, a card with one pair of
     /// queues and one with four, and a source of entropy.
-    back_ends: [BackEnd; 4],
-    tap: Tap,
+    back_ends: [BackEnd; 5],
+    /// Of the first card and of the second.
+    taps: [Tap; 2],
     directory: TempDir,
 }
 
@@ -145,9 +147,10 @@ struct Machine {
 const ONE: usize = 0;
 const FOUR: usize = 1;
 const CARD: usize = 2;
-const ENTROPY: usize = 3;
-const IDS: [&str; 4] = ["one", "four", "card", "entropy"];
-const QUEUES: [u16; 4] = [1, 4, 1, 1];
+const CARDS: usize = 3;
+const ENTROPY: usize = 4;
+const IDS: [&str; 5] = ["one", "four", "card", "cards", "entropy"];
+const QUEUES: [u16; 5] = [1, 4, 1, 4, 1];
 
 impl Machine {
     fn start(vm: u8) -> Result<Self> {
@@ -171,9 +174,11 @@ impl Machine {
             ];
             anyhow::Ok((BackEnd::start(NET, at, id, &words)?, tap))
         };
-        let (card, tap) = plugged(IDS[CARD], 1)?;
+        let (card, first) = plugged(IDS[CARD], QUEUES[CARD])?;
+        let (cards, second) = plugged(IDS[CARDS], QUEUES[CARDS])?;
         let entropy = BackEnd::start(RNG, at, IDS[ENTROPY], &[])?;
-        let back_ends = [disk(IDS[ONE], 1)?, disk(IDS[FOUR], 4)?, card, entropy];
+        let (one, four) = (disk(IDS[ONE], 1)?, disk(IDS[FOUR], 4)?);
+        let back_ends = [one, four, card, cards, entropy];
         let mut qemu = Qemu::start(at, &arguments(at)?)?;
         for number in 0..IDS.len() {
             plug(&mut qemu, number)?;
@@ -186,7 +191,7 @@ impl Machine {
             qemu,
             guest,
             back_ends,
-            tap,
+            taps: [first, second],
             directory,
         })
     }
@@ -201,6 +206,7 @@ impl Machine {
         steps.step(BLK, "discard", || self.without_the_middle("", ONE));
         steps.step(BLK, "write zeroes", || self.without_the_middle("-z", FOUR));
         steps.step(NET, "data compared", || self.card_verified(CARD));
+        steps.step(NET, "4 queues", || self.card_verified(CARDS));
         steps.step(RNG, "data compared", || self.entropy_verified());
         steps.step(BLK, "unplug and replug", || self.replugged(FOUR));
         steps.step(NET, "unplug and replug", || self.replugged(CARD));
@@ -315,6 +321,10 @@ impl Machine {
         self.compare(number, &name)
     }
 
+    fn tap(&self, number: usize) -> &Tap {
+        &self.taps[number - CARD]
+    }
+
     /// The name of a card in the guest, with its address given to it.
     fn card(&mut self, number: usize) -> Result<String> {
         let queues = QUEUES[number];
@@ -323,7 +333,7 @@ impl Machine {
             let name = self.guest.run(&line)?;
             Ok((!name.is_empty()).then_some(name))
         })?;
-        let address = self.tap.guest();
+        let address = self.tap(number).guest();
         self.guest.run(&format!(
             "ip addr replace {address}/24 dev {name}; ip link set {name} up"
         ))?;
@@ -341,7 +351,7 @@ impl Machine {
         ))?;
         ensure!(found == queues.to_string(), "the card has {found} pairs");
 
-        let tap = &self.tap;
+        let tap = &self.taps[number - CARD];
         let echo = Echo::start(tap)?;
         self.guest
             .run("[ -e /tmp/data ] || dd if=/dev/urandom of=/tmp/data bs=1M count=1 2>/dev/null")?;
@@ -418,7 +428,7 @@ impl Machine {
     /// killed three times and started again.
     fn card_restarted(&mut self, number: usize) -> Result<Outcome> {
         let name = self.card(number)?;
-        let tap = &self.tap;
+        let tap = &self.taps[number - CARD];
         let echo = Echo::start(tap)?;
         self.guest
             .run("dd if=/dev/urandom of=/tmp/data bs=1M count=1 2>/dev/null")?;
@@ -510,11 +520,13 @@ fn arguments(directory: &Path) -> Result<Vec<String>> {
             ),
         ]);
     }
-    let id = IDS[CARD];
-    words.extend([
-        "-netdev".into(),
-        format!("vhost-user,id=net-{id},chardev=to-{id}"),
-    ]);
+    for card in [CARD, CARDS] {
+        let (id, queues) = (IDS[card], QUEUES[card]);
+        words.extend([
+            "-netdev".into(),
+            format!("vhost-user,id=net-{id},chardev=to-{id},queues={queues}"),
+        ]);
+    }
     Ok(words)
 }
 
