@@ -192,7 +192,7 @@ impl Card {
     /// Everything as for a fresh driver that has negotiated `features`.
     pub fn reset(&self, features: u64) {
         if features == 0 {
-            self.counters.tell();
+            self.counters.tell_rarely();
         }
         *self.state() = State {
             mac: self.settings.mac,

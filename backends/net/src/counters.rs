@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
@@ -48,36 +50,51 @@ counters! {
 }
 
 const COUNTS: usize = TEXTS.len();
+/// A guest can make its driver go as often as it likes.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// The counts of a card.
 #[derive(Debug, Default)]
-pub struct Counters([AtomicU64; COUNTS]);
+pub struct Counters {
+    counts: [AtomicU64; COUNTS],
+    /// When something was told that should not be.
+    told: Mutex<Option<Instant>>,
+}
 
 impl Counters {
     /// Adds to one of them.
     pub fn add(&self, count: Count, number: u64) {
-        if let Some(counter) = self.0.get(count as usize) {
+        if let Some(counter) = self.counts.get(count as usize) {
             counter.fetch_add(number, Ordering::Relaxed);
         }
     }
 
     /// What one of them stands at.
     pub fn get(&self, count: Count) -> u64 {
-        let counter = self.0.get(count as usize);
+        let counter = self.counts.get(count as usize);
         counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Tells them, unless that was done a short while ago; a driver has gone.
+    pub fn tell_rarely(&self) {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= RARELY) {
+            self.tell();
+        }
     }
 
     /// Tells them, and begins again at 0.
     pub fn tell(&self) {
         let text = self.to_string();
         let counts = self
-            .0
+            .counts
             .iter()
             .map(|counter| counter.swap(0, Ordering::Relaxed));
         // All but the first two are of what should not be.
         let bad = counts.collect::<Vec<_>>().split_off(2);
         if bad.iter().any(|count| *count != 0) {
             log::info!("network card: {text}");
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         } else if !text.is_empty() {
             log::debug!("network card: {text}");
         }
@@ -88,7 +105,7 @@ impl Counters {
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
-        for (counter, text) in self.0.iter().zip(TEXTS) {
+        for (counter, text) in self.counts.iter().zip(TEXTS) {
             let count = counter.load(Ordering::Relaxed);
             if count != 0 {
                 write!(f, "{comma}{count} {text}")?;
@@ -112,5 +129,21 @@ mod tests {
         counters.tell();
         assert_eq!(counters.to_string(), "");
         assert_eq!(counters.get(Count::Sent), 0);
+    }
+
+    #[test]
+    fn a_driver_that_goes_again_and_again_does_not_fill_a_log() {
+        let counters = Counters::default();
+        for _ in 0..3 {
+            // Nothing is wrong: the next time must not have to wait for it.
+            counters.tell_rarely();
+        }
+        for told in [true, false, false] {
+            counters.add(Count::BadCommand, 1);
+            counters.tell_rarely();
+            assert_eq!(counters.get(Count::BadCommand) == 0, told);
+        }
+        counters.tell();
+        assert_eq!(counters.get(Count::BadCommand), 0);
     }
 }

@@ -131,6 +131,83 @@ fn segments_and_checksums_are_left_to_whoever_takes_them() {
     driver.is_whole();
 }
 
+/// That a frame with this header passes both ways uncut and with it.
+fn passes_uncut(driver: &mut Driver, wire: &Wire, make: impl Fn([u8; 6]) -> (Header, Vec<u8>)) {
+    let (header, frame) = make(HOST);
+    driver.send_with(0, header, &frame);
+    let (found, bytes) = wire.receive();
+    assert!(bytes == frame);
+    let same = |found: Header| (found.gso_type, found.gso_size, found.csum_start);
+    assert_eq!(same(found), same(header));
+    let (header, frame) = make(GUEST);
+    wire.send(header, &frame);
+    let (found, bytes) = driver.receive(0);
+    assert!(bytes == frame);
+    assert_eq!(same(found), same(header));
+}
+
+#[test]
+fn segments_with_ecn_keep_their_mark() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    assert!(driver.has(VIRTIO_NET_F_HOST_ECN) && driver.has(VIRTIO_NET_F_GUEST_ECN));
+    driver.post(0, 100, 1526);
+    let wire = Wire::new("t0", true);
+    let marked = |to| {
+        let (mut header, mut frame) = tcp(to, 20_000, 1448);
+        header.gso_type |= VIRTIO_NET_HDR_GSO_ECN as u8;
+        // CWR, for the first segment alone.
+        frame[47] |= 0x80;
+        (header, frame)
+    };
+    passes_uncut(&mut driver, &wire, marked);
+    drop(driver);
+    // A driver without ECN gets them cut, the mark on the first alone.
+    let without = EVERYTHING & !bit(VIRTIO_NET_F_GUEST_ECN);
+    let mut driver = program.driver(without);
+    driver.post(0, 100, 1526);
+    let (header, frame) = marked(GUEST);
+    wire.send(header, &frame);
+    let marks: Vec<_> = (0..20_000usize.div_ceil(1448))
+        .map(|_| driver.receive(0).1[47] & 0x80)
+        .collect();
+    assert!(marks[0] == 0x80 && marks[1..].iter().all(|mark| *mark == 0));
+}
+
+#[test]
+fn udp_segments_pass_both_ways_where_the_kernel_knows_them() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    if !driver.has(VIRTIO_NET_F_HOST_USO) {
+        eprintln!("SKIP: this kernel has no UDP segmentation on taps (Linux 6.2)");
+        return;
+    }
+    assert!(driver.has(VIRTIO_NET_F_GUEST_USO4) && driver.has(VIRTIO_NET_F_GUEST_USO6));
+    driver.post(0, 100, 1526);
+    let wire = Wire::new("t0", true);
+    for (payload, part) in [(2000, 1000), (1473, 1472), (40_000, 700)] {
+        passes_uncut(&mut driver, &wire, |to| udp(to, payload, part));
+    }
+    drop(driver);
+    // A driver without it gets datagrams of that size.
+    let without = bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6);
+    let mut driver = program.driver(EVERYTHING & !without);
+    driver.post(0, 100, 1526);
+    let (header, frame) = udp(GUEST, 2500, 1000);
+    wire.send(header, &frame);
+    let received: Vec<_> = (0..3).map(|_| driver.receive(0).1).collect();
+    let payload: Vec<_> = received.iter().flat_map(|one| &one[42..]).collect();
+    assert!(payload.into_iter().eq(&frame[42..]));
+}
+
 #[test]
 fn offloads_are_turned_off_and_on_while_the_driver_runs() {
     if !own_network() {

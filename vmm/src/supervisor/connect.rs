@@ -56,7 +56,11 @@ pub fn connect_to(id: &str, path: &Path, wait: Wait, signals: &Signals) -> Resul
     }
 }
 
-fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
+/// Connects at once or not at all.
+///
+/// # Errors
+/// Those of connect(2); EAGAIN when whoever listens does not accept.
+pub fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
     // Not blocking: a listener whose queue is full would hold us without end.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

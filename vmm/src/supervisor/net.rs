@@ -12,12 +12,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use outboard_protocol::tap::{self, Mac, parse_mac};
 use serde::Deserialize;
 
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
+use super::connect::try_connect;
 use super::options::{self, Keys, Type, Wait};
 use super::program::Program;
 use super::resources::{Lent, Resource};
@@ -281,9 +283,14 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
 /// A message that says what to do.
 pub fn connect(path: &Path) -> Result<OwnedFd> {
     let shown = path.display();
-    let socket = UnixStream::connect(path)
-        .with_context(|| format!("no peer listens at {shown}; start it first, or add `,listen`"))?;
-    Ok(socket.into())
+    try_connect(path).map_err(|errno| match errno {
+        Errno::EAGAIN => {
+            anyhow!("the peer at {shown} does not accept connections; is it busy with another?")
+        }
+        errno => anyhow!(errno).context(format!(
+            "no peer listens at {shown}; start it first, or add `,listen`"
+        )),
+    })
 }
 
 /// A socket at which a peer connects, with its file.
@@ -351,6 +358,8 @@ impl Drop for Listener {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn refused(text: &str, words: &str) {
@@ -440,6 +449,22 @@ mod tests {
             error.contains("no peer listens at /nowhere/peer"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_peer_that_does_not_accept_holds_nobody() {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let flags = SockFlag::empty();
+        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&busy, Backlog::new(0).unwrap()).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        let error = format!("{:#}", connect(&path).unwrap_err());
+        assert!(error.contains("does not accept connections"), "{error}");
     }
 
     #[test]

@@ -525,6 +525,32 @@ pub fn tcp(to: [u8; 6], payload: usize, mss: u16) -> (Header, Vec<u8>) {
     (header, frame)
 }
 
+/// A UDP datagram over IPv4, likewise, to be cut into datagrams of `part` bytes.
+pub fn udp(to: [u8; 6], payload: usize, part: u16) -> (Header, Vec<u8>) {
+    let (header, mut frame) = tcp(to, payload, part);
+    let length = (8 + payload) as u16;
+    // The IP header's length, protocol and checksum; then UDP's in TCP's place.
+    frame[16..18].copy_from_slice(&(20 + length).to_be_bytes());
+    frame[23] = 17;
+    frame[24..26].fill(0);
+    let checksum = !sum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    let mut pseudo = frame[26..34].to_vec();
+    pseudo.extend([0, 17]);
+    pseudo.extend(length.to_be_bytes());
+    let mut udp = vec![0x10, 0, 0x20, 0];
+    udp.extend(length.to_be_bytes());
+    udp.extend(sum(&pseudo).to_be_bytes());
+    frame.splice(34..54, udp);
+    let header = Header {
+        gso_type: VIRTIO_NET_HDR_GSO_UDP_L4 as u8,
+        hdr_len: 42,
+        csum_offset: 6,
+        ..header
+    };
+    (header, frame)
+}
+
 /// The Internet checksum's sum.
 pub fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
