@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::model::Daemon;
 
 /// Where a program of ours is.
 ///
@@ -37,7 +38,14 @@ fn folder() -> Result<PathBuf> {
     let folder = test.ancestors().nth(2).context("no target folder")?;
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--quiet", "--locked"]);
-    cargo.args(["-p", "outboard-blk", "-p", "outboard-net"]);
+    cargo.args([
+        "-p",
+        "outboard-blk",
+        "-p",
+        "outboard-net",
+        "-p",
+        "outboard-rng",
+    ]);
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
@@ -53,6 +61,7 @@ fn folder() -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Program {
     child: Child,
+    daemon: Daemon,
     folder: TempDir,
 }
 
@@ -75,7 +84,12 @@ impl Program {
         let child = command
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
-        Ok(Self { child, folder })
+        let daemon = Daemon::Ours;
+        Ok(Self {
+            child,
+            daemon,
+            folder,
+        })
     }
 
     /// `outboard-blk`, serving a file of `content`.
@@ -113,6 +127,23 @@ impl Program {
         peer.set_read_timeout(Some(crate::soon().left()))?;
         peer.set_write_timeout(Some(crate::soon().left()))?;
         Ok((program, peer))
+    }
+
+    /// `outboard-rng`, on the stock daemon.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn rng() -> Result<Self> {
+        let mut program = Self::start(&path("outboard-rng")?, |socket, _| {
+            vec![option("--socket-path=", socket)]
+        })?;
+        program.daemon = Daemon::Stock;
+        Ok(program)
+    }
+
+    /// Whose daemon it has.
+    pub fn daemon(&self) -> Daemon {
+        self.daemon
     }
 
     /// A new connection to it.

@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 use outboard_contract::program::Program;
-use outboard_contract::traffic::{Card, DISK, Disk};
+use outboard_contract::traffic::{Card, DISK, Disk, Entropy};
 use outboard_contract::walk::walk;
 
 const STEPS: usize = 250;
@@ -50,4 +50,10 @@ fn a_card_obeys_every_legal_order() {
         let (program, peer) = Program::net()?;
         walk(&program, Card::new(peer), seed, STEPS)
     });
+}
+
+/// As far as the stock daemon obeys ([`outboard_contract::model::Daemon`]).
+#[test]
+fn a_source_of_entropy_obeys_legal_orders() {
+    walks(|seed| walk(&Program::rng()?, Entropy, seed, STEPS));
 }

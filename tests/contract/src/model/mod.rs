@@ -11,10 +11,12 @@
 //! Where the specification leaves a ring's state open, so does [`Duty::Free`].
 
 mod choice;
+mod daemon;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 pub use choice::Dice;
+pub use daemon::Daemon;
 
 use crate::client::PROTOCOL_FEATURES;
 
@@ -102,6 +104,7 @@ enum Inflight {
 /// The whole state.
 #[derive(Clone, Debug)]
 pub struct Model {
+    daemon: Daemon,
     /// Bits that the driver needs, besides VERSION_1.
     needs: u64,
     offered: Option<u64>,
@@ -127,8 +130,9 @@ pub const REGIONS: u8 = 4;
 
 impl Model {
     /// Nothing has been said, of `rings` rings.
-    pub fn new(rings: u16, needs: u64) -> Self {
+    pub fn new(daemon: Daemon, rings: u16, needs: u64) -> Self {
         Self {
+            daemon,
             needs: needs | VERSION_1,
             offered: None,
             protocol_offered: None,
@@ -154,7 +158,7 @@ impl Model {
         (driver & EVENT_IDX != 0, driver & INDIRECT != 0)
     }
 
-    /// Whether the specification allows a step now.
+    /// Whether the specification allows a step now, and the daemon knows it.
     pub fn is_legal(&self, step: Step) -> bool {
         let any_live = self.rings.iter().any(|ring| ring.live);
         let any_kick = self.rings.iter().any(|ring| ring.kick);
@@ -210,7 +214,7 @@ impl Model {
                 self.driver.is_some() && !self.rings.iter().any(said)
             }
         };
-        allowed && self.after(step).is_consistent()
+        allowed && self.is_obeyed(step) && self.after(step).is_consistent()
     }
 
     /// No ring runs that would start in the wrong place.
@@ -267,7 +271,7 @@ impl Model {
                         Inflight::Shared => Inflight::Held,
                         _ => Inflight::None,
                     },
-                    ..Self::new(self.rings.len() as u16, self.needs & !VERSION_1)
+                    ..Self::new(self.daemon, self.rings.len() as u16, self.needs)
                 };
             }
             Step::SetVringNum(index) => self.change(index, |ring| ring.size = true),
@@ -282,13 +286,16 @@ impl Model {
                 self.change(index, |ring| ring.enabled = Some(on));
             }
             // What it was told before may or may not be remembered: say it again.
-            Step::GetVringBase(index) => self.change(index, |ring| {
-                *ring = Ring {
-                    call: ring.call,
-                    enabled: ring.enabled,
-                    ..Ring::default()
-                };
-            }),
+            Step::GetVringBase(index) => {
+                let keeps_call = self.daemon == Daemon::Ours;
+                self.change(index, |ring| {
+                    *ring = Ring {
+                        call: ring.call && keeps_call,
+                        enabled: ring.enabled,
+                        ..Ring::default()
+                    };
+                });
+            }
             Step::GetFeatures
             | Step::GetProtocolFeatures
             | Step::GetQueueNum
