@@ -1,6 +1,6 @@
 //! Disk images: opened, checked and locked here, lent to back-ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -40,6 +40,9 @@ impl Images {
         if !kind.is_file() && !kind.is_block_device() {
             bail!("the image {shown} is neither a file nor a block device");
         }
+        // Before the kernel says the same of a block device, in other words.
+        self.refuse_twice(id, identity(&metadata), readonly)
+            .with_context(|| format!("the image {shown}"))?;
         let mut flags = if direct { libc::O_DIRECT } else { 0 };
         if kind.is_block_device() && !readonly {
             // Not one that is mounted or part of an array.
@@ -51,8 +54,11 @@ impl Images {
             .custom_flags(flags)
             .open(path)
             .map_err(|error| cannot_open(path, &error))?;
-        self.note(id, &file, readonly)
+        // By what was opened, which may be another by now.
+        let opened = identity(&file.metadata()?);
+        self.refuse_twice(id, opened, readonly)
             .with_context(|| format!("the image {shown}"))?;
+        self.known.push((opened, id.to_owned(), readonly));
         let size = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("the size of the image {shown} cannot be read"))?;
@@ -74,28 +80,30 @@ impl Images {
     }
 
     /// Refuses an image that this VM already has, if either may write.
-    fn note(&mut self, id: &str, file: &File, readonly: bool) -> Result<()> {
-        let metadata = file.metadata()?;
-        let identity = match metadata.file_type().is_block_device() {
-            true => Identity {
-                device: metadata.rdev(),
-                inode: 0,
-            },
-            false => Identity {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            },
-        };
+    fn refuse_twice(&self, id: &str, image: Identity, readonly: bool) -> Result<()> {
         for (known, other, other_readonly) in &self.known {
-            if *known == identity && !(readonly && *other_readonly) {
+            if *known == image && !(readonly && *other_readonly) {
                 bail!(
                     "it is given twice, to {other} and {id}, and one may write; \
                      make both `readonly`, or use a copy"
                 );
             }
         }
-        self.known.push((identity, id.to_owned(), readonly));
         Ok(())
+    }
+}
+
+/// A block device is told by its number, whatever node names it.
+fn identity(metadata: &Metadata) -> Identity {
+    match metadata.file_type().is_block_device() {
+        true => Identity {
+            device: metadata.rdev(),
+            inode: 0,
+        },
+        false => Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        },
     }
 }
 

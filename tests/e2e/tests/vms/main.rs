@@ -7,6 +7,7 @@ mod endings;
 mod net;
 mod rng;
 mod terminal;
+mod wrong_images;
 mod wrong_use;
 
 use std::fs::OpenOptions;
@@ -133,6 +134,7 @@ fn main() -> ExitCode {
         ("net", net::tests()),
         ("rng", rng::tests()),
         ("terminal", terminal::tests()),
+        ("wrong_images", wrong_images::tests()),
         ("wrong_use", wrong_use::tests()),
     ];
     let trials = groups

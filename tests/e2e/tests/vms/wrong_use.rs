@@ -13,7 +13,6 @@ use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
-use outboard_protocol::image_lock::{self, Access};
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::disks::Listener;
@@ -134,13 +133,6 @@ pub fn tests() -> Vec<Test> {
     }
     tests.extend([
         test("a kernel must be given and be one", KVM, kernels),
-        test("an image must have whole sectors", KVM, odd_images),
-        test("an image in use is refused", KVM, image_in_use),
-        test(
-            "the same image twice is refused if either writes",
-            KVM,
-            image_twice,
-        ),
         test("ids are given once", &[], ids),
         test("an error in a file has its line", &[], error_in_a_file),
         test(
@@ -156,11 +148,6 @@ pub fn tests() -> Vec<Test> {
         test("a back-end that does not fit says why", KVM, unfit),
         test("a back-end that is none is named", KVM, no_back_end),
         test("an initrd larger than memory is refused", KVM, large_initrd),
-        test(
-            "an image that may not be written says so",
-            ROOT,
-            read_only_image,
-        ),
         test(
             "more memory than the control group allows is refused",
             ROOT,
@@ -229,22 +216,6 @@ fn large_initrd() -> Result<()> {
         1,
         "does not fit into 16777216 bytes of memory; give more",
     )
-}
-
-/// Root may write anything but a file system that is mounted read-only.
-fn read_only_image() -> Result<()> {
-    let image = Image::new(MIB)?;
-    let folder = image.directory().display();
-    let script = format!(
-        "mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec \"$@\""
-    );
-    let words = ["unshare", "--mount", "sh", "-c", &script, "sh"];
-    let run = Run::guest("")?.with("--disk", image.option()).under(&words);
-    refused(run, 1, "add `readonly`")?;
-    let run =
-        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
-    run.under(&words).to_the_end()?.with_code(0)?;
-    Ok(())
 }
 
 /// In a group of the test's own with 64 MiB, by whichever version of control
@@ -317,72 +288,6 @@ fn no_back_end() -> Result<()> {
         let run = Run::guest("")?.with("--disk", format!("socket={},queues=1", socket.display()));
         refused(run.clone(), 1, words)?;
         drop(running);
-    }
-    Ok(())
-}
-
-fn odd_images() -> Result<()> {
-    let odd = Image::new(1000)?;
-    let run = Run::guest("")?.with("--disk", odd.option());
-    refused(run, 1, "1000 bytes, not a multiple of 512")?;
-    let empty = Image::new(0)?;
-    let run = Run::guest("")?.with("--disk", empty.option());
-    refused(run, 1, "is empty; `truncate -s 1G")
-}
-
-fn image_in_use() -> Result<()> {
-    let image = Image::new(MIB)?;
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(image.path())?;
-    image_lock::lock(&file, Access::Write)?;
-    let run = Run::guest("")?.with("--disk", image.option());
-    refused(run, 1, "is in use by another process, which writes to it")?;
-    image_lock::unlock(&file, Access::Write);
-    // Read by one, it can be read by another, and not be written.
-    let reader = fs::File::open(image.path())?;
-    image_lock::lock(&reader, Access::ReadOnly)?;
-    let run = Run::guest("")?.with("--disk", image.option());
-    refused(run, 1, "is in use by another process, which reads it")?;
-    let run =
-        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
-    run.to_the_end()?.with_code(0)?;
-    Ok(())
-}
-
-fn image_twice() -> Result<()> {
-    let image = Image::new(MIB)?;
-    let readonly = format!("{},readonly", image.option());
-    let run = Run::guest("")?
-        .with("--disk", image.option())
-        .with("--disk", readonly.clone());
-    refused(run, 1, "is given twice, to disk0 and disk1")?;
-    let run = Run::guest("scenario=poweroff")?
-        .with("--disk", readonly.clone())
-        .with("--disk", readonly);
-    run.to_the_end()?.with_code(0)?;
-    // By other names.
-    let path = image.path().display();
-    let other = |name: &str| image.directory().join(name);
-    fs::hard_link(image.path(), other("hard"))?;
-    std::os::unix::fs::symlink(image.path(), other("soft"))?;
-    let dots = other("../").join(image.directory().file_name().context("a name")?);
-    let names = [
-        other("hard"),
-        other("soft"),
-        dots.join("disk.img"),
-        "/proc/self/fd/9".into(),
-    ];
-    let script = format!("exec 9<>{path} && exec \"$@\"");
-    for name in names {
-        for (first, second) in [("", ",readonly"), (",readonly", "")] {
-            let run = Run::guest("")?
-                .with("--disk", format!("{}{first}", image.option()))
-                .with("--disk", format!("path={}{second}", name.display()));
-            let run = run.under(&["sh", "-c", &script, "sh"]);
-            refused(run, 1, "is given twice, to disk0 and disk1")?;
-        }
     }
     Ok(())
 }

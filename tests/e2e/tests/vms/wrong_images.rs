@@ -1,0 +1,153 @@
+//! Images that cannot be disks, or not of this VM, or not now: refused with a
+//! message that says what to do.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use outboard_e2e::image::Image;
+use outboard_e2e::vm::Run;
+use outboard_protocol::image_lock::{self, Access};
+
+use crate::wrong_use::refused;
+use crate::{KVM, Need, Test, test};
+
+const MIB: u64 = 1 << 20;
+const MOUNTS: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
+const LOOP: &[Need] = &[Need::Kvm, Need::Root, Need::Program("losetup")];
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test("an image must have whole sectors", KVM, odd_images),
+        test("an image in use is refused", KVM, image_in_use),
+        test(
+            "the same image twice is refused if either writes",
+            KVM,
+            image_twice,
+        ),
+        test(
+            "the same block device twice is refused if either writes",
+            LOOP,
+            device_twice,
+        ),
+        test(
+            "an image that may not be written says so",
+            MOUNTS,
+            read_only_image,
+        ),
+    ]
+}
+
+fn odd_images() -> Result<()> {
+    let odd = Image::new(1000)?;
+    let run = Run::guest("")?.with("--disk", odd.option());
+    refused(run, 1, "1000 bytes, not a multiple of 512")?;
+    let empty = Image::new(0)?;
+    let run = Run::guest("")?.with("--disk", empty.option());
+    refused(run, 1, "is empty; `truncate -s 1G")
+}
+
+fn image_in_use() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(image.path())?;
+    image_lock::lock(&file, Access::Write)?;
+    let run = Run::guest("")?.with("--disk", image.option());
+    refused(run, 1, "is in use by another process, which writes to it")?;
+    image_lock::unlock(&file, Access::Write);
+    // Read by one, it can be read by another, and not be written.
+    let reader = fs::File::open(image.path())?;
+    image_lock::lock(&reader, Access::ReadOnly)?;
+    let run = Run::guest("")?.with("--disk", image.option());
+    refused(run, 1, "is in use by another process, which reads it")?;
+    let run =
+        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
+    run.to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+fn image_twice() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let readonly = format!("{},readonly", image.option());
+    let run = Run::guest("")?
+        .with("--disk", image.option())
+        .with("--disk", readonly.clone());
+    refused(run, 1, "is given twice, to disk0 and disk1")?;
+    let run = Run::guest("scenario=poweroff")?
+        .with("--disk", readonly.clone())
+        .with("--disk", readonly);
+    run.to_the_end()?.with_code(0)?;
+    // By other names.
+    let path = image.path().display();
+    let other = |name: &str| image.directory().join(name);
+    fs::hard_link(image.path(), other("hard"))?;
+    std::os::unix::fs::symlink(image.path(), other("soft"))?;
+    let dots = other("../").join(image.directory().file_name().context("a name")?);
+    let names = [
+        other("hard"),
+        other("soft"),
+        dots.join("disk.img"),
+        "/proc/self/fd/9".into(),
+    ];
+    let script = format!("exec 9<>{path} && exec \"$@\"");
+    for name in names {
+        for (first, second) in [("", ",readonly"), (",readonly", "")] {
+            let run = Run::guest("")?
+                .with("--disk", format!("{}{first}", image.option()))
+                .with("--disk", format!("path={}{second}", name.display()));
+            let run = run.under(&["sh", "-c", &script, "sh"]);
+            refused(run, 1, "is given twice, to disk0 and disk1")?;
+        }
+    }
+    Ok(())
+}
+
+/// A block device, also by a name of its own that is no link: it is told by its
+/// number.
+fn device_twice() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let (path, other) = (image.path(), image.directory().join("other"));
+    let script = format!(
+        "device=$(losetup --find --show {path:?}) || exit 77
+        trap 'losetup --detach $device' EXIT
+        numbers=$(stat --format='%t %T' $device)
+        mknod {other:?} b 0x${{numbers% *}} 0x${{numbers#* }} || exit 77
+        ln -s $device {other:?}.link
+        for word; do
+            shift
+            set -- \"$@\" \"$(echo \"$word\" | sed s,LOOP,$device,)\"
+        done
+        \"$@\"",
+    );
+    let other = other.display();
+    for name in ["LOOP".into(), format!("{other}"), format!("{other}.link")] {
+        for (first, second) in [("", ""), ("", ",readonly"), (",readonly", "")] {
+            fs::remove_file(format!("{other}")).ok();
+            fs::remove_file(format!("{other}.link")).ok();
+            let run = Run::guest("")?
+                .with("--disk", format!("path=LOOP{first}"))
+                .with("--disk", format!("path={name}{second}"))
+                .under(&["sh", "-c", &script, "sh"]);
+            refused(run, 1, "is given twice, to disk0 and disk1")
+                .with_context(|| format!("{name}{second} after {first}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Root may write anything but a file system that is mounted read-only.
+fn read_only_image() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let folder = image.directory().display();
+    let script = format!(
+        "mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec \"$@\""
+    );
+    let words = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let run = Run::guest("")?.with("--disk", image.option()).under(&words);
+    refused(run, 1, "add `readonly`")?;
+    let run =
+        Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
+    run.under(&words).to_the_end()?.with_code(0)?;
+    Ok(())
+}
