@@ -5,6 +5,7 @@ mod boots;
 mod disks;
 mod endings;
 mod net;
+mod pasted;
 mod rng;
 mod terminal;
 mod wrong_images;
@@ -134,6 +135,7 @@ fn main() -> ExitCode {
         ("net", net::tests()),
         ("rng", rng::tests()),
         ("terminal", terminal::tests()),
+        ("pasted", pasted::tests()),
         ("wrong_images", wrong_images::tests()),
         ("wrong_use", wrong_use::tests()),
     ];

@@ -1,16 +1,12 @@
 //! Wrong use ends with a message that names the thing and says what to do,
-//! before anything is started; and what the help says is right use.
+//! before anything is started.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
 use outboard_contract::scripted::{Action, Scripted};
-use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
-use outboard_e2e::processes::Process;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
 use vhost::vhost_user::message::FrontendReq;
@@ -20,15 +16,6 @@ use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
-
-/// One example makes a tap: root makes it in a network of its own.
-const PASTED: &[Need] = &[
-    Need::Kvm,
-    Need::Root,
-    Need::Program("unshare"),
-    Need::Program("ip"),
-    Need::Program("qemu-storage-daemon"),
-];
 
 const NO_HUGE_PAGES: &[Need] = &[Need::Kvm, Need::NoHugePages];
 
@@ -139,11 +126,6 @@ pub fn tests() -> Vec<Test> {
             "a listener that does not accept is waited for and named",
             KVM,
             a_busy_listener,
-        ),
-        test(
-            "the examples in the help work when pasted",
-            PASTED,
-            examples,
         ),
         test("a back-end that does not fit says why", KVM, unfit),
         test("a back-end that is none is named", KVM, no_back_end),
@@ -359,64 +341,6 @@ fn unfit() -> Result<()> {
         .with_code(0)?
         .result("identify")?
         .passed()?;
-    Ok(())
-}
-
-/// Each example, with the bundled guest for a kernel, in a folder with the
-/// files that the example does not make itself.
-fn examples() -> Result<()> {
-    let help = Run::script("outboard run --help")?
-        .to_the_end()?
-        .with_code(0)?;
-    let text = help.console;
-    let start = text.find("Examples:\n").context("no examples")?;
-    let end = text.find("\nExit codes:").context("no exit codes")?;
-    let text = text.get(start..end).context("exit codes before examples")?;
-    // A title has two spaces before it, a command four or more.
-    let mut examples: Vec<String> = Vec::new();
-    for line in text.lines().skip(1) {
-        match (line.strip_prefix("    "), examples.last_mut()) {
-            (Some(command), Some(example)) => *example += &format!("{command}\n"),
-            _ => examples.push(String::new()),
-        }
-    }
-    examples.retain(|example| !example.is_empty());
-    ensure!(examples.len() == 6, "{examples:?}");
-    let image = Image::new(MIB)?;
-    let place = |name: &str| image.directory().join(name);
-    fs::copy(Products::get()?.guest("guest-pvh"), place("vmlinuz"))?;
-    fs::write(place("initrd.img"), "initrd")?;
-    fs::write(place("root.img"), [0; 512])?;
-    for example in examples {
-        pasted(&example, image.directory()).with_context(|| example.clone())?;
-    }
-    Ok(())
-}
-
-fn pasted(example: &str, directory: &Path) -> Result<()> {
-    // A login sets USER; a test may run without one.
-    let mut vm = Run::script(&format!("cd {directory:?}; USER=$(id -un)\n{example}"))?
-        .under(&["unshare", "--net"])
-        .start()?;
-    vm.console_line("OUTBOARD idle result=pass")?;
-    for process in vm.processes()? {
-        if process.args.get(1).is_some_and(|word| word == "run") {
-            kill(process.pid, Signal::SIGTERM)?;
-        }
-    }
-    let daemon = |process: &Process| process.args[0].contains("qemu-storage-daemon");
-    eventually("the run ends", || {
-        let left = vm.processes()?;
-        if let Some(daemon) = left.iter().find(|process| daemon(process)) {
-            // It is not ours to end but for this test.
-            let run = |process: &Process| process.args[0].contains("outboard");
-            if !left.iter().any(run) {
-                let _ = kill(daemon.pid, Signal::SIGTERM);
-            }
-        }
-        Ok(left.is_empty().then_some(()))
-    })?;
-    vm.wait()?.with_code(0)?;
     Ok(())
 }
 
