@@ -323,7 +323,12 @@ fn a_service_is_started_by_its_socket() {
     let image = folder.path().join("disk.img");
     fs::write(&image, [0; 512]).unwrap();
     let disk = format!("--blk-file={}", image.display());
-    for arguments in [&["outboard-blk", &disk][..], &["outboard-rng"]] {
+    let port = format!("--peer={},listen", folder.path().join("peer").display());
+    for arguments in [
+        &["outboard-blk", &disk][..],
+        &["outboard-net", &port],
+        &["outboard-rng"],
+    ] {
         let socket = folder.path().join(arguments[0]);
         let mut activate = Command::new("systemd-socket-activate");
         activate
