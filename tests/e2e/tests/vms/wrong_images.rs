@@ -2,23 +2,33 @@
 //! message that says what to do.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use outboard_e2e::image::Image;
 use outboard_e2e::vm::Run;
 use outboard_protocol::image_lock::{self, Access};
 
+use crate::disks::Listener;
 use crate::wrong_use::refused;
 use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
 const MOUNTS: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
+const QEMU: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 const LOOP: &[Need] = &[Need::Kvm, Need::Root, Need::Program("losetup")];
 
 pub fn tests() -> Vec<Test> {
     vec![
         test("an image must have whole sectors", KVM, odd_images),
         test("an image in use is refused", KVM, image_in_use),
+        test(
+            "an image of another VM is refused",
+            KVM,
+            image_of_another_vm,
+        ),
+        test("an image of QEMU is refused", QEMU, image_of_qemu),
         test(
             "the same image twice is refused if either writes",
             KVM,
@@ -65,6 +75,48 @@ fn image_in_use() -> Result<()> {
         Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
     run.to_the_end()?.with_code(0)?;
     Ok(())
+}
+
+/// Refused, with either access, and nothing is written.
+fn held(image: &Image) -> Result<()> {
+    let before = fs::read(image.path())?;
+    for more in ["", ",readonly"] {
+        let option = format!("{}{more}", image.option());
+        let run = Run::guest("")?.with("--disk", option);
+        refused(run, 1, "is in use by another process, which writes to it")?;
+    }
+    ensure!(fs::read(image.path())? == before, "the image has changed");
+    Ok(())
+}
+
+fn image_of_another_vm() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let mut vm = Run::guest("")?.with("--disk", image.option()).start()?;
+    vm.console_line("OUTBOARD idle result=pass")?;
+    held(&image)?;
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.with_code(0)?;
+    vm.check_nothing_is_left()
+}
+
+fn image_of_qemu() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("socket");
+    let node = "node-name=disk";
+    let child = Command::new("qemu-storage-daemon")
+        .arg("--blockdev")
+        .arg(format!("file,{node},filename={}", image.path().display()))
+        .arg("--export")
+        .arg(format!(
+            "vhost-user-blk,id=export,{node},writable=on,addr.type=unix,addr.path={}",
+            socket.display()
+        ))
+        .stdin(Stdio::null())
+        .spawn()?;
+    let mut daemon = Listener::of(child);
+    // It has what it asks for before it listens.
+    daemon.ready(&socket)?;
+    held(&image)
 }
 
 fn image_twice() -> Result<()> {
