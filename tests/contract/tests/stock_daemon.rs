@@ -13,6 +13,7 @@ use outboard_contract::program::Program;
 use outboard_contract::ring::{Ring, drain, fresh_event};
 use outboard_contract::soon;
 use outboard_contract::traffic::{Entropy, Traffic, page};
+use outboard_protocol::wire::{Header, WireError};
 use vhost::vhost_user::message::FrontendReq as R;
 
 const VERSION_1: u64 = 1 << 32;
@@ -177,4 +178,15 @@ fn a_stopped_ring_has_no_call_any_more() {
         let calls = drain(&served.ring.call);
         assert_eq!(calls, u64::from(lent), "calls, lent: {lent}");
     }
+}
+
+/// "SET_OWNER" marks the sender as the session's front-end, which it is already
+/// when it says so again, as QEMU does over one connection when a device is
+/// plugged in once more. The daemon ends the session.
+#[test]
+fn a_session_that_is_claimed_twice_ends() {
+    let served = Served::start();
+    let owner = Header::request(R::SET_OWNER.into());
+    served.client.send(owner, &[], &[]).unwrap();
+    assert!(matches!(served.client.receive(), Err(WireError::Closed)));
 }
