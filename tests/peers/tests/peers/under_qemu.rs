@@ -1,4 +1,4 @@
-//! Our back-ends under QEMU with a Linux guest: two VMs, in each of which
+//! Our back-ends under QEMU with a Linux guest: three VMs, in which
 //! many things are tried.
 //!
 //! - the first tries what a device does for its driver, reboots the guest,
