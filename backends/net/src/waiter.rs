@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// An epoll instance of one socket at most.
 pub struct Waiter(Epoll);
@@ -32,5 +32,12 @@ impl Waiter {
             epoll.add(socket, EpollEvent::new(events, 0))?;
         }
         Ok(Self(epoll))
+    }
+
+    /// Whether it is readable now.
+    pub fn is_readable(&self) -> bool {
+        let mut events = [EpollEvent::empty()];
+        let found = self.0.wait(&mut events, EpollTimeout::ZERO);
+        found.is_ok_and(|count| count > 0)
     }
 }

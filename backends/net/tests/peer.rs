@@ -233,6 +233,42 @@ fn a_peer_that_goes_while_frames_are_sent_to_it_is_a_link_down() {
 }
 
 #[test]
+fn a_peer_that_goes_is_a_link_down_without_a_single_buffer() {
+    let (mut program, peer) = connected();
+    let driver = program.driver(EVERYTHING);
+    let requests = driver.client.backend_requests().unwrap();
+    assert_eq!(driver.config().status, 1);
+    drop(peer);
+    link_becomes(&requests, &driver, 0);
+    driver.is_whole();
+    assert!(program.is_alive());
+}
+
+#[test]
+fn last_frames_wait_for_buffers_and_not_for_ever() {
+    for late in [true, false] {
+        let (mut program, mut peer) = connected();
+        let mut driver = program.driver(EVERYTHING);
+        let requests = driver.client.backend_requests().unwrap();
+        assert_eq!(driver.config().status, 1);
+        for mark in 0..3 {
+            put(&mut peer, &frame(GUEST, 60, mark));
+        }
+        drop(peer);
+        if late {
+            // Two of them come to wait for what the driver gives again.
+            driver.post(0, 1, 1526);
+            for mark in 0..3 {
+                assert!(driver.receive(0).1 == frame(GUEST, 60, mark));
+            }
+        }
+        link_becomes(&requests, &driver, 0);
+        driver.is_whole();
+        assert!(program.is_alive());
+    }
+}
+
+#[test]
 fn a_queue_that_was_not_negotiated_is_there_and_does_nothing() {
     let (mut program, mut peer) = connected();
     let mut driver = program.driver(0);

@@ -90,8 +90,9 @@ impl Queue for RxQueue {
         match (&self.source, self.sink.card.port()) {
             (Source::Tap(_), _) if !stocked => None,
             (Source::Tap(source), Port::Tap(tap)) if !source.is_stuck() => tap.queue(source.pair),
-            (Source::Peer(source), _) if source.is_open(stocked) => Some(source.as_fd()),
-            _ if !stocked => None,
+            (Source::Peer(source), _) => {
+                source.awaited(stocked).or(Some(self.sink.patience.as_fd()))
+            }
             // Only the driver can help.
             _ => Some(self.sink.patience.as_fd()),
         }

@@ -1,6 +1,6 @@
-//! How long a frame that is larger than the stock may keep others from the
-//! driver: one that will never post as many buffers is told nothing that would
-//! make it post some.
+//! How long a frame that is larger than the stock may keep others, or the end of
+//! the peer that sent it, from the driver: one that will never post as many
+//! buffers is told nothing that would make it post some.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

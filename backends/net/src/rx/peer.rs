@@ -24,35 +24,43 @@ pub(super) struct PeerSource {
     epoll: Waiter,
     /// The connection that is waited on.
     connection: Option<Arc<Connection>>,
+    /// Readable when the peer ends it, for when nothing of it can be delivered.
+    ending: Waiter,
     /// The next frame is larger than the stock.
     waiting: bool,
+    /// It waits for any buffers at all, and nothing follows it.
+    ended: bool,
 }
 
-fn waiter(peer: &Peer, connection: Option<&Arc<Connection>>) -> io::Result<Waiter> {
-    let socket = connection.map_or(peer.arrived().as_fd(), |connection| connection.as_fd());
-    Waiter::new(Some(socket), EpollFlags::EPOLLIN)
+/// What there is to wait for with buffers, and without.
+fn waiters(peer: &Peer, connection: Option<&Arc<Connection>>) -> io::Result<(Waiter, Waiter)> {
+    let socket = connection.map(|connection| connection.as_fd());
+    let all = socket.unwrap_or(peer.arrived().as_fd());
+    Ok((
+        Waiter::new(Some(all), EpollFlags::EPOLLIN)?,
+        Waiter::new(socket, EpollFlags::EPOLLRDHUP)?,
+    ))
 }
 
 impl PeerSource {
     pub fn new(peer: &Peer) -> io::Result<Self> {
         let connection = peer.connection();
+        let (epoll, ending) = waiters(peer, connection.as_ref())?;
         Ok(Self {
-            epoll: waiter(peer, connection.as_ref())?,
+            epoll,
             connection,
+            ending,
             waiting: false,
+            ended: false,
         })
     }
 
-    /// What to wait for.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
-    }
-
-    /// Whether what the peer does is worth a look.
-    pub fn is_open(&self, stocked: bool) -> bool {
+    /// What to wait for of the peer, if anything that it does is worth a look.
+    pub fn awaited(&self, stocked: bool) -> Option<BorrowedFd<'_>> {
         match self.connection {
-            Some(_) => stocked && !self.waiting,
-            None => true,
+            Some(_) if !stocked => (!self.ended).then_some(self.ending.as_fd()),
+            Some(_) if self.waiting => None,
+            _ => Some(self.epoll.as_fd()),
         }
     }
 
@@ -66,10 +74,12 @@ impl PeerSource {
         let Some(connection) = self.connection.clone() else {
             return Ok(());
         };
+        self.ended = sink.stock.is_empty() && self.ending.is_readable();
         if let Err(why) = self.read(&connection, sink, done) {
             sink.card.peer_failed(&connection, &why);
             self.follow(peer, sink)?;
         }
+        self.ended &= self.waiting;
         Ok(())
     }
 
@@ -85,9 +95,10 @@ impl PeerSource {
             _ => false,
         };
         if !same {
-            self.epoll = waiter(peer, current.as_ref())?;
+            (self.epoll, self.ending) = waiters(peer, current.as_ref())?;
             self.connection = current;
             self.waiting = false;
+            self.ended = false;
             sink.patience.end();
         }
         Ok(())
@@ -112,8 +123,11 @@ impl PeerSource {
                 let length = frame.len().saturating_add(HEADER);
                 let too_long = sink.room() < length;
                 self.waiting = sink.room() == 0 || (sink.mergeable && too_long);
-                if self.waiting && sink.room() > 0 {
+                if self.waiting && (sink.room() > 0 || self.ended) {
                     self.waiting = !sink.patience.is_over();
+                    if !self.waiting && self.ended {
+                        return Err("it has closed the connection".into());
+                    }
                 } else {
                     sink.patience.end();
                 }
