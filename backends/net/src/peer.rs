@@ -18,7 +18,7 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use outboard_runtime::event::Event;
-use outboard_runtime::listen::Source;
+use outboard_runtime::listen::{Source, connect_now};
 use std::os::fd::AsRawFd;
 
 use crate::header::MOST_FRAME;
@@ -54,8 +54,16 @@ impl Peer {
     /// When none does.
     pub fn connect(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let socket = UnixStream::connect(path).with_context(|| {
-            format!("no peer listens at {shown}; start it first, or add `,listen`")
+        let socket = connect_now(path).map_err(|errno| {
+            let what = match errno {
+                Errno::EAGAIN => {
+                    format!(
+                        "the peer at {shown} does not accept connections; is it busy with another?"
+                    )
+                }
+                _ => format!("no peer listens at {shown}; start it first, or add `,listen`"),
+            };
+            anyhow::Error::from(errno).context(what)
         })?;
         Self::new(
             shown.to_string(),
@@ -317,6 +325,22 @@ mod tests {
             connection.receive(&mut inbox).unwrap();
             assert_eq!(inbox.frame(), Err(TooLong(length)));
         }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_accept_holds_nobody() {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&busy, Backlog::new(0).unwrap()).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        let error = Peer::connect(&path).unwrap_err().to_string();
+        assert!(error.contains("does not accept connections"), "{error}");
     }
 
     #[test]

@@ -13,12 +13,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use outboard_runtime::listen::Listening;
+use outboard_runtime::listen::{Listening, connect_now};
 
 /// The first wait before another peer is looked for, so that none who comes and
 /// goes, or is not there, makes us busy. Each is twice as long as the one before.
@@ -156,19 +154,6 @@ impl Rendezvous {
             log::warn!("the peer will not be connected to again: timerfd: {errno}");
         }
     }
-}
-
-/// Connects without waiting: a peer whose backlog is full is not there.
-fn connect_now(path: &std::path::Path) -> nix::Result<UnixStream> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(
-        std::os::fd::AsRawFd::as_raw_fd(&socket),
-        &UnixAddr::new(path)?,
-    )?;
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false).map_err(|_| Errno::EIO)?;
-    Ok(stream)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
 
 /// A source of front-ends.
 #[derive(Debug)]
@@ -65,6 +67,20 @@ impl Source {
     }
 }
 
+/// Connects at once or not at all; the socket itself waits, as usual.
+///
+/// # Errors
+/// Those of connect(2); EAGAIN when whoever listens does not accept.
+pub fn connect_now(path: &Path) -> nix::Result<UnixStream> {
+    // Not blocking: a listener whose queue is full would hold us without end.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).map_err(|_| Errno::EIO)?;
+    Ok(stream)
+}
+
 /// Removes the socket of a process that has gone.
 fn clear_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
@@ -74,12 +90,13 @@ fn clear_stale(path: &Path) -> anyhow::Result<()> {
             "cannot listen at {shown}: it is there and is not a socket; remove it or name another path"
         );
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot tell whether {shown} is served"));
+    match connect_now(path) {
+        Err(Errno::ECONNREFUSED) => {}
+        Err(errno) if errno != Errno::EAGAIN => {
+            return Err(errno).with_context(|| format!("cannot tell whether {shown} is served"));
         }
-        Ok(_) => bail!(
+        // Whoever does not accept is there, too.
+        _ => bail!(
             "cannot listen at {shown}: another process serves it; end that one or name another path"
         ),
     }
@@ -214,6 +231,22 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(source);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_whose_owner_does_not_accept_holds_nobody() {
+        use nix::sys::socket::{Backlog, bind, listen};
+        let folder = folder();
+        let path = folder.path().join("socket");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&busy, Backlog::new(0).unwrap()).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        assert_eq!(connect_now(&path).unwrap_err(), Errno::EAGAIN);
+        let error = Source::at(&path).unwrap_err().to_string();
+        assert!(error.contains("another process serves it"), "{error}");
+        assert!(path.exists());
     }
 
     #[test]

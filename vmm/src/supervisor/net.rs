@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -320,8 +320,8 @@ impl Listener {
             if found.is_ok_and(|found| !found.file_type().is_socket()) {
                 bail!("{shown} is there and is not a socket; remove it, or name another path");
             }
-            match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            match try_connect(path) {
+                Err(Errno::ECONNREFUSED) => {}
                 _ => bail!("another process serves {shown}; end that one, or name another path"),
             }
             fs::remove_file(path)
@@ -359,6 +359,7 @@ impl Drop for Listener {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -465,6 +466,8 @@ mod tests {
         let _first = UnixStream::connect(&path).unwrap();
         let error = format!("{:#}", connect(&path).unwrap_err());
         assert!(error.contains("does not accept connections"), "{error}");
+        let error = Listener::bind(&path).unwrap_err().to_string();
+        assert!(error.contains("another process serves"), "{error}");
     }
 
     #[test]
