@@ -31,10 +31,14 @@ const PANELS: [(&str, Choice); 3] = [
         "Round trip: ring, back-end, call, the guest has seen it",
         |kind| matches!(kind.what, What::Trip(_)),
     ),
-    (
-        "4 KiB reads from a disk in memory, kicks when wanted",
-        |kind| matches!(kind.what, What::Disk(disk) if disk.rw == "randread" && disk.suppression),
-    ),
+    ("4 KiB reads from a disk in memory", |kind| {
+        match kind.what {
+            What::Disk(disk) if disk.rw == "randread" => {
+                disk.depth == 1 || (disk.suppression && disk.doorbell == "mmio")
+            }
+            _ => false,
+        }
+    }),
 ];
 
 /// Draws it.

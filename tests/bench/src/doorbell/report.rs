@@ -164,11 +164,6 @@ impl Report {
             Some(ratio) => row += &format!("{:>22}", brief(&ratio)),
             None => row += &format!("{:>22}", "–"),
         }
-        if let What::Write(_) = kind.what {
-            row += &kind
-                .text
-                .map_or_else(String::new, |text| format!("{text:8.2}"));
-        }
         let load = |figure: fn(&Load) -> f64| {
             let of = |sample: &Sample| sample.load.as_ref().map_or(f64::NAN, figure);
             self.spread(index, of).quantile(0.5)
