@@ -79,7 +79,7 @@ plan_passt() { # WAY INTERFACE
 
 # Two cards: the one under test on a tap, and passt, by which the checks reach the host when that one is broken.
 plan_checked_network() { # WAY
-    local mtu=2000 queues=4
+    local mtu=2000 queues=4 piece=20000000
     if [ "$1" = kvm ]; then
         NETWORK_WRAP=(unshare -n)
         can_make_taps || NETWORK_WRAP=(unshare -rn)
@@ -93,7 +93,7 @@ plan_checked_network() { # WAY
     plan_passt "$1" eth1
     # Of the user's machine nothing but this directory is reached by what the guest says.
     new_directory outboard-network
-    head -c 20000000 /dev/urandom >"$REPLY/stream"
+    head -c "$piece" /dev/urandom >"$REPLY/stream"
     NET_AGENT=$REPLY/stream NET_BUSYBOX=$LINUX_FILES/busybox NET_PIECES=50 NET_MESSAGES=$REPLY/messages NET_PEER_PORTS=7100
     if [ "$1" = emulated ]; then
         NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX/host-agent")
@@ -101,5 +101,5 @@ plan_checked_network() { # WAY
     fi
     NETWORK_WORDS+=(NET_AGENT NET_BUSYBOX NET_PIECES NET_MESSAGES NET_PEER_PORTS)
     NETWORK_EXPECT=("NET_HOST=$NET_HOST" NET_HOST6=2001:db8:0::1 NET_GUEST6=2001:db8:0::2 "NET_GUEST=$NET_GUEST"
-        "NET_AGENT=$NET_PEER_HOST" "NET_PIECES=$NET_PIECES" "NET_MTU=$mtu" "NET_QUEUES=$queues" NET_MAC=02:00:00:00:00:02)
+        "NET_AGENT=$NET_PEER_HOST" "NET_PIECES=$NET_PIECES" "NET_PIECE=$piece" "NET_MTU=$mtu" "NET_QUEUES=$queues" NET_MAC=02:00:00:00:00:02)
 }

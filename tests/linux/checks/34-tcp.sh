@@ -63,6 +63,5 @@ else
     }
     called "TCP that the host began" "$NET_GUEST"
     called "passt: TCP that the host began" 127.0.0.1
-    equal "passt: TCP from the host" "$sum" "$(fetched "$NET_AGENT")"
-    equal "passt: TCP to the host" "$sum" "$(stored "$NET_AGENT")"
+    by_passt passt "$sum"
 fi
