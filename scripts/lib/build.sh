@@ -58,7 +58,9 @@ have_kvm() {
     if [ ! -e /dev/kvm ]; then
         REPLY='there is no /dev/kvm'
     elif ! { : <>/dev/kvm; } 2>/dev/null; then
-        REPLY="/dev/kvm may not be opened by $(id -un): run as root, or join the group $(stat -c %G /dev/kvm)"
+        REPLY="/dev/kvm may not be opened by $(id -un): run as root"
+        # A group without rights to it would be no use.
+        (((0$(stat -c %a /dev/kvm) & 060) != 060)) || REPLY+=", or join the group $(stat -c %G /dev/kvm)"
     else
         return 0
     fi
