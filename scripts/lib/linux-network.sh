@@ -21,7 +21,8 @@ plan_network() { # WAY CHECKS
         plan_tap "$1" "$(free_tap "$1")" 1500 "$GUEST_NET_OPTIONS"
     else
         say "without root there is no tap: the guest's network is passt's"
-        plan_passt "$1" eth0
+        plan_passt "$1" eth0 192.0.2.1 192.0.2.2 "$GUEST_NET_OPTIONS"
+        say "the host's loopback is $NET_PEER_HOST, by TCP (a ping of it is not answered), the guest $NET_PEER_GUEST"
     fi
     NETWORK_WRAP+=("$TESTS_LINUX/with-network")
     if [ "$1" = emulated ]; then
@@ -61,9 +62,9 @@ plan_tap() { # WAY TAP MTU OPTIONS [QUEUES]
     say "the tap $NET_TAP: the host is $NET_HOST, the guest $NET_GUEST"
 }
 
-plan_passt() { # WAY INTERFACE
+plan_passt() { # WAY INTERFACE HOST GUEST OPTIONS
     need_commands passt=passt
-    NET_PEER_HOST=192.0.2.5 NET_PEER_GUEST=192.0.2.6 NET_PEER_DNS=192.0.2.53
+    NET_PEER_HOST=$3 NET_PEER_GUEST=$4 NET_PEER_DNS=192.0.2.53
     # passt may not write where only root may: it does not stay root.
     NET_PEER=/tmp/passt
     if [ "$1" = kvm ]; then
@@ -72,7 +73,7 @@ plan_passt() { # WAY INTERFACE
         NET_PEER=$REPLY/socket
     fi
     NETWORK_WORDS+=(NET_PEER NET_PEER_HOST NET_PEER_GUEST NET_PEER_DNS)
-    NETWORK_RUN+=(--net "peer=$NET_PEER")
+    NETWORK_RUN+=(--net "peer=$NET_PEER${5:+,${5#,}}")
     NETWORK_FILES+=("$(command -v passt)")
     NETWORK_CMDLINE+=" ip=$NET_PEER_GUEST::$NET_PEER_HOST:255.255.255.252::$2:off:$NET_PEER_DNS"
 }
@@ -90,7 +91,7 @@ plan_checked_network() { # WAY
         fi
     fi
     plan_tap "$1" outboard0 $mtu "queues=$queues,mtu=$mtu,mac=02:00:00:00:00:02"
-    plan_passt "$1" eth1
+    plan_passt "$1" eth1 192.0.2.5 192.0.2.6 ''
     # Of the user's machine nothing but this directory is reached by what the guest says.
     new_directory outboard-network
     head -c "$piece" /dev/urandom >"$REPLY/stream"
