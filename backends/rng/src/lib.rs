@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, value_parser};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::listen::Source;
 use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
 use vhost::vhost_user::{Error as Protocol, Listener};
 use vhost_user_backend::{Error, VhostUserBackend, VhostUserDaemon};
-use vhost_user_backend::{VringRwLock, VringState, VringT};
+use vhost_user_backend::{VringRwLock as Ring, VringState, VringT};
 use virtio_queue::{QueueT, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
@@ -28,8 +29,6 @@ use vmm_sys_util::event::{self, EventConsumer, EventFlag, EventNotifier};
 type Memory = vm_memory::GuestMemoryAtomic<GuestMemoryMmap>;
 /// How many bytes a guest gets in a period, which begins with the first.
 type Rate = (u64, Duration);
-/// The one queue.
-type Ring = VringRwLock;
 /// What the daemon's epoll calls the timer: 0 is the queue, 1 its own affair.
 const PERIOD_OVER: u16 = 2;
 /// VERSION_1, PROTOCOL_FEATURES, EVENT_IDX, INDIRECT_DESC.
@@ -38,6 +37,8 @@ const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 const QUEUE_SIZE: usize = 1024;
 /// Most bytes in one answer: a driver takes what it gets.
 const MAX_ANSWER: u64 = 64 << 10;
+/// getrandom(2) gives this much whole and uninterrupted, or nothing.
+const PIECE: usize = 256;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,7 +79,7 @@ fn serve(source: Source, stop: Stop, rate: Rate) -> anyhow::Result<()> {
     let Source::Listening(listening) = source else {
         bail!("cannot serve a connected socket: give one that listens, or --socket-path");
     };
-    getrandom::fill(&mut [0]).context("getrandom(2) fails")?;
+    ensure!(drawn(&mut [0]), "getrandom(2) fails");
     let listener = listening.blocking().context("cannot share the socket")?;
     std::thread::spawn(move || {
         stop.wait();
@@ -178,12 +179,17 @@ impl Rng {
     }
 }
 
+/// Whether a piece has been filled.
+fn drawn(piece: &mut [u8]) -> bool {
+    getrandom(&mut *piece, GetRandomFlags::empty()) == Ok(piece.len())
+}
+
 /// Writes at most `most` random bytes; answers how many.
 fn fill(memory: &GuestMemoryMmap, buffers: &[Descriptor], most: u64) -> u64 {
     let buffers = buffers.iter().filter(|buffer| buffer.is_write_only());
     let room: u64 = buffers.clone().map(|buffer| u64::from(buffer.len())).sum();
     let mut random = vec![0; room.min(most) as usize];
-    if getrandom::fill(&mut random).is_err() {
+    if !random.chunks_mut(PIECE).all(drawn) {
         return 0;
     }
     let mut left = &random[..];
