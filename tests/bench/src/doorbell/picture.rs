@@ -10,6 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::cost::Bell;
 use super::report::{Kind, Report, What};
+use super::targets::is_alone;
 
 const WIDTH: u32 = 1000;
 /// Pixels for the names, and for each bar.
@@ -25,7 +26,7 @@ type Choice = fn(&Kind) -> bool;
 const PANELS: [(&str, Choice); 3] = [
     (
         "A guest's write, nothing behind the doorbell (◆: by the text of 2009, from the exit here)",
-        |kind| matches!(kind.what, What::Write(write) if write.others == 1),
+        is_alone,
     ),
     (
         "Round trip: ring, back-end, call, the guest has seen it",
@@ -119,12 +120,10 @@ fn draw_panel<'a>(
         let whisker = vec![(median, middle), (high, middle)];
         let cap = vec![(high, bottom + 0.3), (high, bottom + 0.7)];
         chart.draw_series([whisker, cap].map(|line| PathElement::new(line, BLACK)))?;
-        let reference = report
-            .kinds
-            .iter()
-            .position(|other| other.name == by_text(kind));
-        if let (Some(text), Some(reference)) = (kind.text, reference) {
-            let at = (p50(reference) / text, middle);
+        let text = kind.text.as_ref();
+        let text = text.and_then(|(dear, ratio)| Some((report.index(dear)?, ratio)));
+        if let Some((dear, ratio)) = text {
+            let at = (p50(dear) / ratio, middle);
             let mark = ("sans-serif", 16).into_font().color(&BLACK);
             let mark = mark.pos(Pos::new(HPos::Center, VPos::Center));
             chart.draw_series([Text::new("◆", at, mark)])?;
@@ -139,12 +138,4 @@ fn draw_panel<'a>(
         ))?;
     }
     Ok(())
-}
-
-/// The texts compare with an exit in memory.
-fn by_text(kind: &Kind) -> &str {
-    match kind.what {
-        What::Write(_) => "exit MMIO, 1 others",
-        _ => &kind.reference,
-    }
 }

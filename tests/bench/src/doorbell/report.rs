@@ -31,8 +31,8 @@ pub struct Kind {
     pub name: String,
     /// The name of the kind that it is compared with.
     pub reference: String,
-    /// How many times cheaper than that the texts say it is.
-    pub text: Option<f64>,
+    /// How many times cheaper than which kind the texts say it is.
+    pub text: Option<(String, f64)>,
 }
 
 impl Kind {
@@ -121,7 +121,8 @@ impl Report {
         self.samples[index].push(sample.ok());
     }
 
-    fn index(&self, name: &str) -> Option<usize> {
+    /// The place of a kind.
+    pub fn index(&self, name: &str) -> Option<usize> {
         self.kinds.iter().position(|kind| kind.name == name)
     }
 
@@ -210,7 +211,7 @@ impl Report {
             json!({
                 "name": kind.name,
                 "compared_with": kind.reference,
-                "ratio_of_the_text": kind.text,
+                "ratio_of_the_text": kind.text.as_ref().map(|(_, ratio)| ratio),
                 "samples": samples.iter().map(|one| one.as_ref().map(sample)).collect::<Vec<_>>(),
             })
         });
