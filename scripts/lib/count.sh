@@ -147,7 +147,7 @@ what_cargo_says_of_note() {
 }
 
 # count_checks STEP COMMAND...: a command that prints `CHECK name: ok`, `CHECK name: FAILED why` or
-# `CHECK name: skipped why`.
+# `CHECK name: skipped why`; also `NOTE what`.
 count_checks() {
     local step=$1 log=$LOGS/$1.log failed=0 line name
     shift
@@ -160,6 +160,7 @@ count_checks() {
     tr -d '\r' <"$COUNTS/raw" >"$log"
     sed -n "s/^CHECK \(.*\): ok.*/$step: \1/p" "$log" >>"$COUNTS/passed"
     sed -n "s/^CHECK \(.*\): skipped/$step: \1:/p" "$log" >>"$COUNTS/skipped"
+    sed -n "s/^NOTE /$step: /p" "$log" >>"$COUNTS/notes"
     while IFS=: read -r line name; do
         name=${name#CHECK }
         # What precedes it, and what it shows beside its own line.
