@@ -30,7 +30,7 @@ type Memory = vm_memory::GuestMemoryAtomic<GuestMemoryMmap>;
 /// How many bytes a guest gets in a period, which begins with the first.
 type Rate = (u64, Duration);
 /// What the daemon's epoll calls the timer: 0 is the queue, 1 its own affair.
-const PERIOD_OVER: u16 = 2;
+const TIMER: u64 = 2;
 /// VERSION_1, PROTOCOL_FEATURES, EVENT_IDX, INDIRECT_DESC.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 /// Largest queue, and most descriptors taken of a chain or an indirect table.
@@ -108,7 +108,7 @@ fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
             VhostUserDaemon::new("session".into(), rng.clone(), memory).map_err(failed)?;
         let timer = rng.timer.as_fd().as_raw_fd();
         for worker in daemon.get_epoll_handlers() {
-            worker.register_listener(timer, EventSet::IN, PERIOD_OVER.into())?;
+            worker.register_listener(timer, EventSet::IN, TIMER)?;
         }
         match daemon.start(&mut listener).and_then(|()| daemon.wait()) {
             Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => {}
@@ -147,10 +147,15 @@ impl Rng {
         if rest.is_zero() {
             *budget = (bytes, now + period);
         } else if budget.0 == 0 {
-            let once = Expiration::OneShot(rest.into());
-            let _ = self.timer.set(once, TimerSetTimeFlags::empty());
+            self.look_in(rest);
         }
         budget
+    }
+
+    /// Lets the worker look at the ring after so long.
+    fn look_in(&self, rest: Duration) {
+        let once = Expiration::OneShot(rest.into());
+        let _ = self.timer.set(once, TimerSetTimeFlags::empty());
     }
 
     /// Answers the chain at the ring's head, unless there is none or no budget.
@@ -219,7 +224,11 @@ impl VhostUserBackend for Rng {
     fn protocol_features(&self) -> Features {
         Features::MQ | Features::REPLY_ACK | Features::CONFIGURE_MEM_SLOTS
     }
-    fn set_event_idx(&self, _enabled: bool) {}
+    /// The daemon enables a ring before it tells it this: a worker that looked in
+    /// between has not told the driver when to kick.
+    fn set_event_idx(&self, _enabled: bool) {
+        self.look_in(Duration::from_nanos(1));
+    }
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {
         Ok(())
     }
@@ -230,10 +239,9 @@ impl VhostUserBackend for Rng {
         self.exit.store(ends.0.as_raw_fd(), Ordering::Relaxed);
         Some(ends)
     }
-    fn handle_event(&self, event: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
-        if event == PERIOD_OVER {
-            let _ = self.timer.wait();
-        }
+    fn handle_event(&self, _: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
+        // If it is what rang.
+        let _ = self.timer.wait();
         // Locked for one chain at a time and looked at again under the lock:
         // of a stopped ring nothing is touched.
         let answered = |ring: &Ring| {
