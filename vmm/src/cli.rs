@@ -122,9 +122,10 @@ pub struct Run {
     /// Add a network card (may be given several times)
     ///
     /// `tap=NAME` starts outboard-net on a tap, which must exist;
-    /// `peer=PATH[,listen]` on a Unix stream socket, each frame after its
-    /// length as a 4-byte big-endian number, as passt and QEMU's `-netdev
-    /// stream` have it. `mac=ADDRESS` (default: locally administered, always
+    /// `peer=PATH[,wait=10s|forever]` on the Unix stream socket at which a
+    /// peer listens, `peer=PATH,listen` on one to which it connects: each frame
+    /// after its length as a 4-byte big-endian number, as passt and QEMU's
+    /// `-netdev stream` have it. `mac=ADDRESS` (default: locally administered, always
     /// the same for this host, tap or socket, and id), `mtu=N`.
     /// `backend=EXE` starts another program by the same contract instead.
     /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-net back-end

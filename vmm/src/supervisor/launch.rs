@@ -3,6 +3,7 @@
 //! (PROTOCOL.md).
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::launch::{Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV};
 
 use super::child::Child;
-use super::connect::connect_to;
+use super::connect::{Whom, connect_to};
 use super::console::Console;
 use super::resources::{Lent, Resource, Resources};
 use super::signals::Signals;
@@ -53,7 +54,7 @@ pub fn launch(
     signals: &Signals,
 ) -> Result<Option<Vm>> {
     resources.rewind().context("reading the kernel again")?;
-    // External back-ends first: with none there, nothing is started.
+    // External back-ends and peers first: with none there, nothing is started.
     let Some(mut sockets) = connect(resources, signals)? else {
         return Ok(None);
     };
@@ -78,7 +79,9 @@ pub fn launch(
                 let (front, back) = Handover::of(&device.kind)
                     .sockets()
                     .with_context(|| format!("{}: making a socket", device.id))?;
-                let child = start_backend(program, args, &back, lent)
+                let child = copy(lent, socket.take())
+                    .map_err(anyhow::Error::from)
+                    .and_then(|lent| start_backend(program, args, &back, &lent))
                     .with_context(|| format!("{}: starting {}", device.id, program.name()))?;
                 let name = program.name().to_owned();
                 (backend(&device.id, name, Some(child)), Some(front.into()))
@@ -100,19 +103,25 @@ fn backend(id: &str, name: String, child: Option<Child>) -> Backend {
     }
 }
 
-/// Connects to every external back-end.
+/// Connects to every external back-end, and to every peer that listens.
 fn connect(resources: &Resources, signals: &Signals) -> Result<Option<Vec<Option<OwnedFd>>>> {
     let mut sockets = Vec::new();
     for (device, resource) in resources.machine.devices.iter().zip(&resources.devices) {
-        sockets.push(match resource {
-            Resource::Program { .. } => None,
-            Resource::Socket { path, wait } => {
-                match connect_to(&device.id, path, *wait, signals)? {
-                    None => return Ok(None),
-                    connected => connected,
-                }
+        let (whom, path, wait) = match resource {
+            Resource::Socket { path, wait } => (Whom::BackEnd, path, wait),
+            Resource::Program {
+                lent: Lent::Peer { path, wait },
+                ..
+            } => (Whom::Peer, path, wait),
+            Resource::Program { .. } => {
+                sockets.push(None);
+                continue;
             }
-        });
+        };
+        match connect_to(&device.id, whom, path, *wait, signals)? {
+            None => return Ok(None),
+            connected => sockets.push(connected),
+        }
     }
     Ok(Some(sockets))
 }
@@ -149,13 +158,21 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
     })
 }
 
+/// What a program is lent, to be given away; `peer` is the connection to its.
+fn copy(lent: &Lent, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    match lent {
+        Lent::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
+        Lent::Listening(listener) => Ok(vec![listener.copy()?]),
+        Lent::Peer { .. } => Ok(peer.into_iter().collect()),
+    }
+}
+
 fn start_backend(
     program: &super::program::Program,
     args: &[String],
     socket: &OwnedFd,
-    lent: &Lent,
+    lent: &[OwnedFd],
 ) -> Result<Child> {
-    let lent = lent.copy()?;
     let mut fds = vec![socket.as_fd()];
     fds.extend(lent.iter().map(OwnedFd::as_fd));
     let environment = [(VERSION_ENV, VERSION.to_string())];

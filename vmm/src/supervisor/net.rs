@@ -46,7 +46,7 @@ pub struct NetSettings {
     pub socket: Option<PathBuf>,
     /// The program to start instead of outboard-net.
     pub backend: Option<PathBuf>,
-    /// How long to wait for the socket.
+    /// How long to wait for whoever listens at the socket or is the peer.
     pub wait: Option<Wait>,
     /// The address of the card.
     pub mac: Option<String>,
@@ -93,12 +93,12 @@ pub fn net(text: &str) -> Result<NetSettings, String> {
 pub enum Port {
     /// A tap, by name.
     Tap(String),
-    /// A peer, at this socket; it connects to us if `listen`.
+    /// A peer, at this socket.
     Peer {
         /// Where.
         path: PathBuf,
-        /// Who listens.
-        listen: bool,
+        /// How long to wait for it; `None`: it connects to us.
+        wait: Option<Wait>,
     },
     /// What the named program finds by itself.
     Program,
@@ -151,8 +151,8 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         let wait = net.wait.unwrap_or(DEFAULT_WAIT);
         return Ok((device, Source::Socket { path, wait }));
     }
-    if net.wait.is_some() {
-        return Err("`wait` is for a `socket=PATH`; there is none".into());
+    if net.wait.is_some() && (net.peer.is_none() || net.listen) {
+        return Err("`wait` is for a `socket=PATH`, or a `peer=PATH` that listens".into());
     }
     if net.listen && net.peer.is_none() {
         return Err("`listen` is for a `peer=PATH`; there is none".into());
@@ -165,7 +165,7 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         }
         (None, Some(path), _) => Port::Peer {
             path,
-            listen: net.listen,
+            wait: (!net.listen).then_some(net.wait.unwrap_or(DEFAULT_WAIT)),
         },
         (None, None, Some(_)) => Port::Program,
         (None, None, None) => {
@@ -234,8 +234,11 @@ pub fn open(device: &launch::Device, card: Card) -> Result<Resource> {
     let args = arguments(device, &card);
     let lent = match card.port {
         Port::Tap(name) => Lent::Fds(tap::open(&name, card.pairs).map_err(|error| anyhow!(error))?),
-        Port::Peer { path, listen: true } => Lent::Listening(Listener::bind(&path)?),
-        Port::Peer { path, .. } => Lent::Peer(path),
+        Port::Peer { path, wait: None } => Lent::Listening(Listener::bind(&path)?),
+        Port::Peer {
+            path,
+            wait: Some(wait),
+        } => Lent::Peer { path, wait },
         Port::Program => Lent::Fds(Vec::new()),
     };
     Ok(Resource::Program {
@@ -257,10 +260,10 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
                 numbers.collect::<Vec<_>>().join(",")
             ));
         }
-        Port::Peer { path, listen } => {
+        Port::Peer { path, wait } => {
             args.push(format!("--peer-fd={first}"));
             // Where it connects again by itself.
-            let path = std::path::absolute(path).ok().filter(|_| !listen);
+            let path = std::path::absolute(path).ok().filter(|_| wait.is_some());
             if let Some(path) = path.as_deref().and_then(Path::to_str) {
                 args.push(format!("--peer={path}"));
             }
@@ -275,22 +278,6 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
     args.push(format!("--num-queues={}", card.pairs));
     args.push(format!("--queue-size={}", device.queue_size));
     args
-}
-
-/// Connects to a peer that listens at `path`.
-///
-/// # Errors
-/// A message that says what to do.
-pub fn connect(path: &Path) -> Result<OwnedFd> {
-    let shown = path.display();
-    try_connect(path).map_err(|errno| match errno {
-        Errno::EAGAIN => {
-            anyhow!("the peer at {shown} does not accept connections; is it busy with another?")
-        }
-        errno => anyhow!(errno).context(format!(
-            "no peer listens at {shown}; start it first, or add `,listen`"
-        )),
-    })
 }
 
 /// A socket at which a peer connects, with its file.
@@ -382,6 +369,7 @@ mod tests {
             ("tap=t,peer=p", "exclude each other"),
             ("tap=t,listen", "`listen` is for a `peer=PATH`"),
             ("tap=t,wait=1s", "`wait` is for a `socket=PATH`"),
+            ("peer=p,listen,wait=1s", "or a `peer=PATH` that listens"),
             ("socket=s,tap=t", "`tap` and `socket` exclude each other"),
             ("socket=s,mac=02:00:00:00:00:01", "`mac` and `socket`"),
             ("tap=t,queues=0", "queues 0: give 1 to 31"),
@@ -428,7 +416,7 @@ mod tests {
         assert_eq!(mac[0] & 3, 2);
         let peer = Port::Peer {
             path: "t0".into(),
-            listen: false,
+            wait: Some(DEFAULT_WAIT),
         };
         for other in [
             stable_mac("net1", &tap("t0"), b"host"),
@@ -442,18 +430,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tap_or_a_peer_that_is_not_there_is_named() {
+    fn a_tap_that_is_not_there_is_named() {
         let error = tap::open("no-such-tap", 1).unwrap_err();
         assert!(error.contains("no-such-tap does not exist"), "{error}");
-        let error = format!("{:#}", connect(Path::new("/nowhere/peer")).unwrap_err());
-        assert!(
-            error.contains("no peer listens at /nowhere/peer"),
-            "{error}"
-        );
     }
 
     #[test]
-    fn a_peer_that_does_not_accept_holds_nobody() {
+    fn a_listener_that_does_not_accept_keeps_its_place() {
         use nix::sys::socket::{
             AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
         };
@@ -464,8 +447,6 @@ mod tests {
         bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&busy, Backlog::new(0).unwrap()).unwrap();
         let _first = UnixStream::connect(&path).unwrap();
-        let error = format!("{:#}", connect(&path).unwrap_err());
-        assert!(error.contains("does not accept connections"), "{error}");
         let error = Listener::bind(&path).unwrap_err().to_string();
         assert!(error.contains("another process serves"), "{error}");
     }

@@ -76,26 +76,14 @@ pub enum Lent {
     Fds(Vec<OwnedFd>),
     /// A socket at which its peer connects.
     Listening(net::Listener),
-    /// A socket connected to the peer that listens here: a new one, since a
-    /// predecessor may have read part of a frame.
-    Peer(PathBuf),
-}
-
-impl Lent {
-    /// The descriptors, to be given away.
-    ///
-    /// # Errors
-    /// A message when the peer is not there; those of fcntl(2).
-    pub fn copy(&self) -> Result<Vec<OwnedFd>> {
-        Ok(match self {
-            Self::Fds(fds) => fds
-                .iter()
-                .map(OwnedFd::try_clone)
-                .collect::<Result<_, _>>()?,
-            Self::Listening(listener) => vec![listener.copy()?],
-            Self::Peer(path) => vec![net::connect(path)?],
-        })
-    }
+    /// A socket connected to the peer that listens at a path: a new one, since
+    /// a predecessor may have read part of a frame.
+    Peer {
+        /// Where.
+        path: PathBuf,
+        /// How long to wait for it.
+        wait: Wait,
+    },
 }
 
 impl Resources {

@@ -53,8 +53,8 @@ pub fn tests() -> Vec<Test> {
 type Vmm = fn(&str, &Path, bool) -> Result<Run>;
 
 fn outboard(cmdline: &str, socket: &Path, listens: bool) -> Result<Run> {
-    let listen = if listens { ",listen" } else { "" };
-    vm(&format!("peer={}{listen}", socket.display()), 1, cmdline)
+    let how = if listens { "listen" } else { "wait=60s" };
+    vm(&format!("peer={},{how}", socket.display()), 1, cmdline)
 }
 
 fn qemu(cmdline: &str, socket: &Path, listens: bool) -> Result<Run> {
@@ -245,9 +245,10 @@ fn passt() -> Result<()> {
     drop(echo);
     passt.ended(&socket)?;
 
-    let passt = Passt::start(&socket, "7,9")?;
+    // The other way round, and with a peer that comes late.
     let cmdline = "scenario=net-echo ip=192.0.2.2";
     let mut vm = outboard(cmdline, &socket, false)?.start()?;
+    let passt = Passt::start(&socket, "7,9")?;
     vm.console_line("ready")?;
     let ping = Peer::run("ping --to 127.0.0.1 --udp 1 --requests 200 --size 1000")?;
     answered(&ping, 200)?;

@@ -59,7 +59,7 @@ pub fn tests() -> Vec<Test> {
             )
         }),
         in_network("a peer that is not there is named", NET, || {
-            let words = "no peer listens at /nowhere/peer; start it first, or add `,listen`";
+            let words = "no peer listens at /nowhere/peer; start it, give it time with `wait=10s`";
             refused(card("peer=/nowhere/peer")?, 1, words)?;
             refused(
                 card("peer=/nowhere/peer,listen")?,
