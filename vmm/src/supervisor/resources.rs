@@ -1,10 +1,10 @@
 //! Everything that a VM needs from the host, opened: from here on there are
 //! descriptors and no paths.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -189,12 +189,24 @@ fn kvm(path: &Path) -> Result<File> {
             "there is no {shown}: {error}; load the module kvm_intel or kvm_amd, and turn \
              virtualization on in the firmware, or nested virtualization in a virtual machine"
         ),
-        Some(libc::EACCES | libc::EPERM) => anyhow!(
-            "no permission to use {shown}: {error}; \
-             join its group (`sudo usermod -aG kvm $USER`, then log in again)"
-        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            anyhow!("no permission to use {shown}: {error}; {}", way_in(path))
+        }
         _ => anyhow!("{shown} cannot be opened: {error}"),
     })
+}
+
+/// What lets a user in who may not use the device at `path`.
+fn way_in(path: &Path) -> String {
+    let shown = path.display();
+    let has_group = |device: fs::Metadata| device.gid() != 0 && device.mode() & 0o060 == 0o060;
+    if fs::metadata(path).is_ok_and(has_group) {
+        format!(
+            "join its group (`sudo usermod -aG $(stat -c %G {shown}) $USER`, then log in again)"
+        )
+    } else {
+        format!("only root may: until the next boot, `sudo chown $USER {shown}` lets you too")
+    }
 }
 
 /// Opens a file that is to be read whole, and tells its size.
@@ -249,6 +261,8 @@ fn output(console: Console) -> Result<Output> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::super::settings::{self, Settings};
     use super::*;
 
@@ -287,6 +301,19 @@ mod tests {
     #[test]
     fn a_missing_kvm_says_what_to_load() {
         assert!(error(kvm(Path::new("/nowhere/kvm"))).contains("load the module"));
+    }
+
+    #[test]
+    fn who_may_not_use_kvm_hears_what_would_let_them() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let mode = |bits| fs::set_permissions(device.path(), fs::Permissions::from_mode(bits));
+        mode(0o600).unwrap();
+        let said = way_in(device.path());
+        assert!(said.contains("sudo chown $USER"), "{said}");
+        mode(0o660).unwrap();
+        // Where the tests run as root, its group is root's.
+        let joins = nix::unistd::getgid().as_raw() != 0;
+        assert_eq!(way_in(device.path()).contains("usermod"), joins);
     }
 
     #[test]
