@@ -65,7 +65,7 @@ logged() {
 
 # check NAME COMMAND...: one test, a command that succeeds.
 check() {
-    local name=$1 log=$LOGS/$1.log
+    local name=$1 log=$LOGS/${1//\//-}.log
     shift
     logged "$log" nothing "$@"
     if [ "$STATUS" -eq 0 ]; then pass "$name"; else fail "$name" <"$log"; fi
