@@ -3,7 +3,7 @@
 # stubs, and a few calls that ring 3 makes by `int3` with the wanted stub's address in r10.
 
 .set STUBS, 0x101000            # link.ld asserts both
-.set TSS, 0x102000
+.set TSS, 0x105000
 .set TSS_SIZE, 104 + 8192 + 1   # with an I/O bitmap that allows every port
 
 .set CODE32, 0x08
@@ -211,7 +211,8 @@ call_rdmsr:
     rdmsr
     iretq
 
-# Sleeps if the word at RDI still is RSI: a wake-up between the look and the halt is not lost.
+# Sleeps if the word at RDI still is RSI: a wake-up between the look and the halt is not lost. ECX, EAX and EDX are those
+# of an x2APIC end of interrupt.
 .globl call_halt
 call_halt:
     cmp [rdi], rsi
@@ -232,13 +233,10 @@ call_drop_idt:
     iretq
 
 # ---------------------------------------------------------------- interrupts and exceptions
-interrupt:                      # [rsp] = vector
+interrupted_ring3:
     push rax
     push rcx
     push rdx
-    mov rax, [rsp + 24]
-    lock inc qword ptr [interrupt_counts + rax * 8]
-    inc qword ptr gs:[0]
     mov ecx, 0x80b              # x2APIC end of interrupt
     xor eax, eax
     xor edx, edx
@@ -246,7 +244,6 @@ interrupt:                      # [rsp] = vector
     pop rdx
     pop rcx
     pop rax
-    add rsp, 8
     iretq
 
 exception:                      # [rsp] = vector, error code, then the frame: go on in ring 3, there
@@ -265,15 +262,22 @@ exception:                      # [rsp] = vector, error code, then the frame: go
     mov qword ptr [rsp + 32], USER_DATA
     iretq
 
+# An instruction in ring 0 may cost a microsecond: as few as can be.
 .section .stubs, "ax"
+.set STUB, 64
 .set vector, 0
 .rept 256
-    .p2align 4
+    .balign STUB
     .if vector == 3
         jmp r10
     .elseif vector >= 32
-        push vector
-        jmp interrupt
+        lock inc qword ptr [interrupt_counts + vector * 8]
+        inc qword ptr gs:[0]            # PerCpu: events
+        test byte ptr [rsp + 8], 3
+        jnz interrupted_ring3
+        wrmsr                           # call_halt, the only other place, has the registers ready
+        mov rsp, [rsp + 24]             # and returns to ring 3
+        iretq
     .else
         # 8, 10 to 14, 17, 21, 29 and 30 bring an error code
         .if ((0x60227d00 >> vector) & 1) == 0
@@ -284,7 +288,7 @@ exception:                      # [rsp] = vector, error code, then the frame: go
     .endif
     .set vector, vector + 1
 .endr
-    .p2align 4
+    .balign STUB
 
 # ---------------------------------------------------------------- tables, complete at link time
 .section .tss, "aw"
@@ -314,14 +318,14 @@ pd:                             # 4 GiB of 2 MiB pages, for everyone
 idt:
 .set vector, 0
 .rept 256
-    .word (STUBS + vector * 16) & 0xffff
+    .word (STUBS + vector * STUB) & 0xffff
     .word CODE64
     .if vector == 3
         .word 0xee00            # the one gate that ring 3 may call
     .else
         .word 0x8e00
     .endif
-    .word (STUBS + vector * 16) >> 16
+    .word (STUBS + vector * STUB) >> 16
     .quad 0
     .set vector, vector + 1
 .endr

@@ -4,6 +4,9 @@
 use core::arch::asm;
 use core::sync::atomic::AtomicU64;
 
+/// The x2APIC's register: 0 ends an interrupt.
+const END_OF_INTERRUPT: u32 = 0x80b;
+
 /// Writes a model-specific register; one that does not exist is an exception.
 pub fn write_msr(msr: u32, value: u64) {
     // SAFETY: the stub is `wrmsr; iretq`. Callers write APIC and GS base registers only, none of which
@@ -28,9 +31,11 @@ pub fn read_msr(msr: u32) -> u64 {
 /// Halts this processor until an interrupt, unless `word` no longer is `seen`. Looks and halts with
 /// interrupts off, so an interrupt that changes the word in between is not slept through.
 pub fn halt_while(word: &AtomicU64, seen: u64) {
-    // SAFETY: the stub reads the word, which lives as long as the reference, and changes nothing.
+    // SAFETY: the stub reads the word, which lives as long as the reference, and changes nothing. The interrupt that ends
+    // the halt writes EDX:EAX to the register ECX, as the end of an interrupt.
     unsafe {
-        asm!("mov r10, offset call_halt", "int3", in("rdi") word.as_ptr(), in("rsi") seen, out("r10") _);
+        asm!("mov r10, offset call_halt", "int3", in("rdi") word.as_ptr(), in("rsi") seen,
+            in("ecx") END_OF_INTERRUPT, in("eax") 0, in("edx") 0, out("r10") _);
     }
 }
 
