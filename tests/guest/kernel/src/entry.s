@@ -1,6 +1,6 @@
 # Everything that runs in ring 0, by hand. A software KVM emulates ring 0 one instruction at a time and knows
 # only some of them, so there is no compiled code here: entry, the way to ring 3, interrupt and exception
-# stubs, and a few calls that ring 3 makes by `int3` with the wanted stub's address in r10.
+# stubs, and a few calls that ring 3 makes by `int3` with the wanted stub's address in r10; `int 4` halts.
 
 .set STUBS, 0x101000            # link.ld asserts both
 .set TSS, 0x105000
@@ -211,16 +211,6 @@ call_rdmsr:
     rdmsr
     iretq
 
-# Sleeps if the word at RDI still is RSI: a wake-up between the look and the halt is not lost. ECX, EAX and EDX are those
-# of an x2APIC end of interrupt.
-.globl call_halt
-call_halt:
-    cmp [rdi], rsi
-    jne 1f
-    sti
-    hlt
-1:  iretq
-
 .globl call_enable_interrupts
 call_enable_interrupts:
     or qword ptr [rsp + 16], 0x200
@@ -265,17 +255,26 @@ exception:                      # [rsp] = vector, error code, then the frame: go
 # An instruction in ring 0 may cost a microsecond: as few as can be.
 .section .stubs, "ax"
 .set STUB, 64
+.set HALT, 4                    # no other use of it in 64-bit mode
 .set vector, 0
 .rept 256
     .balign STUB
     .if vector == 3
         jmp r10
+    .elseif vector == HALT
+        # Sleeps if the word at RDI still is RSI: a wake-up between the look and the halt is not lost. ECX, EAX and EDX
+        # are those of an x2APIC end of interrupt.
+        cmp [rdi], rsi
+        jne 1f
+        sti
+        hlt
+1:      iretq
     .elseif vector >= 32
         lock inc qword ptr [interrupt_counts + vector * 8]
         inc qword ptr gs:[0]            # PerCpu: events
         test byte ptr [rsp + 8], 3
         jnz interrupted_ring3
-        wrmsr                           # call_halt, the only other place, has the registers ready
+        wrmsr                           # the halt, the only other place, has the registers ready
         mov rsp, [rsp + 24]             # and returns to ring 3
         iretq
     .else
@@ -320,8 +319,8 @@ idt:
 .rept 256
     .word (STUBS + vector * STUB) & 0xffff
     .word CODE64
-    .if vector == 3
-        .word 0xee00            # the one gate that ring 3 may call
+    .if vector == 3 || vector == HALT
+        .word 0xee00            # ring 3 may call it
     .else
         .word 0x8e00
     .endif

@@ -1,4 +1,4 @@
-//! The calls into ring 0: `int3` with the address of one of entry.s's stubs in r10. Each costs some
+//! The calls into ring 0: `int3` with the address of one of entry.s's stubs in r10, and `int 4` to halt. Each costs some
 //! ten microseconds on a software KVM, so none belongs on a hot path.
 
 use core::arch::asm;
@@ -34,8 +34,8 @@ pub fn halt_while(word: &AtomicU64, seen: u64) {
     // SAFETY: the stub reads the word, which lives as long as the reference, and changes nothing. The interrupt that ends
     // the halt writes EDX:EAX to the register ECX, as the end of an interrupt.
     unsafe {
-        asm!("mov r10, offset call_halt", "int3", in("rdi") word.as_ptr(), in("rsi") seen,
-            in("ecx") END_OF_INTERRUPT, in("eax") 0, in("edx") 0, out("r10") _);
+        asm!("int 4", in("rdi") word.as_ptr(), in("rsi") seen, in("ecx") END_OF_INTERRUPT, in("eax") 0,
+            in("edx") 0);
     }
 }
 
