@@ -246,7 +246,13 @@ impl<Q: Queue> Turns<'_, Q> {
             if self.control.stop.load(Ordering::Relaxed) {
                 return true;
             }
-            std::hint::spin_loop();
+            if self.services.iter().all(Service::is_drained) {
+                std::hint::spin_loop();
+            } else {
+                // The kernel may do the device's work on this processor, by
+                // a thread of its own.
+                std::thread::yield_now();
+            }
         }
         false
     }
