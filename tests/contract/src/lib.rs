@@ -25,5 +25,5 @@ use outboard_protocol::Deadline;
 /// A deadline for what must happen: generous, since machines are slow, and
 /// finite, since a test must end.
 pub fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(30))
+    Deadline::after(Duration::from_secs(120))
 }

@@ -7,8 +7,9 @@
 //! - [`image`]: disk images, made for the guest and checked after it;
 //! - [`network`]: a network of a test's own, and the guest's peer in it.
 //!
-//! Every wait has a deadline. It is generous, for slow and busy machines, and
-//! none is a measurement.
+//! Every wait is for progress and ends when there is none; what stood still is
+//! named. How long anything takes as a whole is of no interest: machines are
+//! slow, and busy.
 
 pub mod image;
 pub mod network;
@@ -20,26 +21,47 @@ pub mod vm;
 #[path = "../../guest/logic/src/pattern.rs"]
 pub mod pattern;
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long anything may take that takes a moment.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long anything may take that takes a moment, or a few seconds at most.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Looks until `found` answers something, [`PATIENCE`] at most.
 ///
 /// # Errors
 /// `what` did not come about in time, or looking failed.
-pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + PATIENCE;
+pub fn eventually<T>(what: &str, found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    while_it_moves(what, || Ok(()), found)
+}
+
+/// Looks until `found` answers something, for as long as things get on:
+/// `moved` answers something else (so many bytes, a counter) at least once in
+/// [`PATIENCE`].
+///
+/// # Errors
+/// `what` did not come about and nothing moved, or looking failed.
+pub fn while_it_moves<T, M: PartialEq + Debug>(
+    what: &str,
+    mut moved: impl FnMut() -> Result<M>,
+    mut found: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let mut last = moved()?;
+    let mut since = Instant::now();
     loop {
         if let Some(value) = found()? {
             return Ok(value);
         }
-        if Instant::now() > end {
-            bail!("did not come about within {PATIENCE:?}: {what}");
+        if since.elapsed() > PATIENCE {
+            bail!("nothing has moved for {PATIENCE:?} (last: {last:?}), waiting for this: {what}");
         }
         std::thread::sleep(Duration::from_millis(2));
+        let now = moved()?;
+        if now != last {
+            last = now;
+            since = Instant::now();
+        }
     }
 }

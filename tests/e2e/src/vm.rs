@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
@@ -203,15 +202,14 @@ impl Vm {
         messages.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for a console line that contains `words`, and answers it.
+    /// Waits for a console line that contains `words`, as long as there are
+    /// others, and answers it.
     ///
     /// # Errors
     /// It does not come, or the console ends first; with all that was said.
     pub fn console_line(&mut self, words: &str) -> Result<String> {
-        let end = Instant::now() + PATIENCE;
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match self.lines.recv_timeout(PATIENCE) {
                 Ok(line) => {
                     self.heard.push_str(&line);
                     self.heard.push('\n');

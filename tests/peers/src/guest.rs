@@ -2,17 +2,18 @@
 //! manifest) runs one line of shell after another that comes on a
 //! port of virtio-serial, and answers each with its output and its status.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use outboard_e2e::eventually;
+use outboard_e2e::while_it_moves;
 
 use crate::program;
 
-/// How long one line of shell may take. Four processors are emulated on two or fewer.
+/// How long a line of shell may say nothing. Four processors are emulated on two or fewer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A guest that was told to boot.
@@ -121,12 +122,18 @@ impl Guest {
         }
     }
 
-    /// Waits for the end of what was started.
+    /// Waits for the end of what was started, as long as something moves on
+    /// the guest's disks or network.
     ///
     /// # Errors
-    /// It failed, or does not end.
+    /// It failed, or stands still.
     pub fn finished(&mut self, name: &str) -> Result<String> {
-        eventually(&format!("{name} in the guest ends"), || self.status(name))
+        let guest = RefCell::new(self);
+        while_it_moves(
+            &format!("{name} in the guest ends"),
+            || guest.borrow_mut().run("cat /proc/diskstats /proc/net/dev"),
+            || guest.borrow_mut().status(name),
+        )
     }
 
     fn line(&mut self, during: &str) -> Result<String> {

@@ -23,7 +23,8 @@ while IFS='|' read -r name backend options cmdline; do
     # shellcheck disable=SC2086 # options are words
     "$backend" --socket-path="$socket" --blk-file="$image" --num-queues=2 $options &
     backend_pid=$!
-    timeout 120 outboard run --kernel guest-pvh --cpus 2 --memory 64M --disk "socket=$socket,queues=2,wait=30s" \
+    echo "$name"
+    outboard run --kernel guest-pvh --cpus 2 --memory 64M --disk "socket=$socket,queues=2,wait=300s" \
         --cmdline "$cmdline" </dev/null >"$OUT/$name.txt" 2>&1 || echo "outboard: status $?" >>"$OUT/$name.txt"
     # The power is cut here. (Past the page cache, and with no flush.)
     dd if=/dev/zero of=/dev/vdb bs=4096 count=1 seek=$((MARK + number)) oflag=direct conv=notrunc 2>/dev/null

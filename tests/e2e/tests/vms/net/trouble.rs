@@ -25,7 +25,7 @@ pub fn tests() -> Vec<Test> {
         ),
         in_network("a tap deleted in silence is a link down", NET, || {
             network::tap("tap0", "")?;
-            let cmdline = "scenario=net-identify link=up,down timeout=60";
+            let cmdline = "scenario=net-identify link=up,down";
             let mut vm = vm("tap=tap0", 1, cmdline)?.start()?;
             vm.console_line("link up")?;
             ip("link del tap0")?;
@@ -71,7 +71,7 @@ fn tap_deleted(more: &str, pairs: u32) -> Result<()> {
     network::tap_with_address("tap0", more)?;
     let sink = Peer::listening(&format!("sink --streams {pairs}"))?;
     let image = Image::new(16 << 20)?;
-    let cmdline = "scenario=net-blast,net-identify,verify seconds=4 ack=0 link=down timeout=60";
+    let cmdline = "scenario=net-blast,net-identify,verify seconds=4 ack=0 link=down";
     let run = vm(&format!("tap=tap0,queues={pairs}"), 2, cmdline)?;
     let vm = run.with("--disk", image.option()).start()?;
     eventually("frames flow", || {
@@ -92,7 +92,7 @@ fn tap_deleted(more: &str, pairs: u32) -> Result<()> {
 fn peer_goes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("wire");
-    let cmdline = "scenario=net-identify link=down,up,down,up timeout=60";
+    let cmdline = "scenario=net-identify link=down,up,down,up";
     let mut vm = vm(&format!("peer={},listen", socket.display()), 1, cmdline)?.start()?;
     vm.console_line("link down")?;
     let peer = UnixStream::connect(&socket)?;
@@ -114,7 +114,7 @@ fn peers_in_turn() -> Result<()> {
     let mut echo = vm(&format!("peer={},listen", socket.display()), 1, cmdline)?.start()?;
     echo.console_line("ready")?;
     for _ in 0..3 {
-        let cmdline = "scenario=net-ping ip=10.0.2.3 peer=10.0.2.2 requests=100 timeout=60";
+        let cmdline = "scenario=net-ping ip=10.0.2.3 peer=10.0.2.2 requests=100";
         let ping = vm(&format!("peer={}", socket.display()), 1, cmdline)?.start()?;
         let ping = over(ping)?.result("net-ping")?.passed()?;
         answered(&ping, 100)?;

@@ -6,7 +6,7 @@ use crate::virtio::transport::Doorbell;
 use alloc::string::String;
 
 /// Milliseconds that a command may take.
-const LIMIT: u64 = 10_000;
+const LIMIT: u64 = 60_000;
 const ACK: u64 = 256;
 const ACK_NONE: u8 = 0xff;
 

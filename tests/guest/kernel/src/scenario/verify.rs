@@ -44,7 +44,7 @@ pub fn patience(words: &Words<'_>, can_interrupt: bool, spin: u64) -> Result<Pat
     Ok(Patience {
         poll: poll || !can_interrupt,
         spin: clock::microseconds(options::number(words, "spin", spin)?),
-        limit: clock::microseconds(options::within(words, "timeout", 10, 1, 3600)? * 1_000_000),
+        limit: clock::microseconds(options::within(words, "timeout", 60, 1, 3600)? * 1_000_000),
     })
 }
 

@@ -21,9 +21,9 @@ use guest_logic::packet::{End, Packet};
 
 /// Milliseconds until a question is asked again, and how often it is.
 const AGAIN: u64 = 200;
-const TRIES: u64 = 50;
+const TRIES: u64 = 300;
 /// Milliseconds that a chain may take to come back.
-const LIMIT: u64 = 10_000;
+const LIMIT: u64 = 60_000;
 /// Memory for what is sent and received.
 const SCRATCH: u64 = 1 << 20;
 const ECHO_SIZE: usize = 300;
