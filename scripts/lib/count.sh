@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# Counting tests of several kinds into one line. Sourced after packages.sh.
+# Counting tests of several kinds into one line. Sourced after packages.sh and progress.sh.
 #
 # Little of a long output may survive, so a passing test says nothing here, and report_counts repeats in the end what the
-# failed ones have said. The whole output of each step is left in $LOGS/STEP.log. A step that does not end is ended, and
-# is a failure that names the tests which had not come to their end.
+# failed ones have said. The whole output of each step is left in $LOGS/STEP.log. A step that says nothing any more is
+# ended, and is a failure that names the tests which had not come to their end.
 
 new_directory outboard-counts
 COUNTS=$REPLY
 mkdir -p "${LOGS:=$COUNTS}"
-touch "$COUNTS/passed" "$COUNTS/failed" "$COUNTS/skipped" "$COUNTS/said" "$COUNTS/notes"
+touch "$COUNTS/passed" "$COUNTS/failed" "$COUNTS/skipped" "$COUNTS/said"
 mkfifo "$COUNTS/pipe"
 
-# How long a step may take in seconds. A deadline against hangs: each takes a few minutes at most.
-STEP_LIMIT=900
+# For how many seconds a step may say nothing. A test that hangs gives up earlier, by itself.
+QUIET_LIMIT=1200
 # Lines that a failed test has in the end.
 MOST_LINES=40
 
@@ -29,27 +29,26 @@ skip() {
     printf 'SKIPPED: %s: %s\n' "$1" "$2"
 }
 
-# What is no failure, but to be known.
-note() {
-    echo "$1" >>"$COUNTS/notes"
-    printf 'NOTE: %s\n' "$1"
-}
-
 # logged LOG FILTER COMMAND...: runs the command with all of its output in the log and what the filter leaves of it on
-# the screen, for STEP_LIMIT seconds at most; sets STATUS, and TOO_LONG to yes or no.
+# the screen, until it ends or says nothing for QUIET_LIMIT seconds; sets STATUS, and STOOD_STILL to yes or no.
 logged() {
-    local log=$1 filter=$2 command reader start=$SECONDS i
+    local log=$1 filter=$2 command reader watch i
     shift 2
-    STATUS=0 TOO_LONG=no
+    STATUS=0 STOOD_STILL=no
+    rm -f "$COUNTS/still"
     # In the background, so that a signal to this script is answered at once; and in a process group of its own, which is
-    # ended as a whole.
-    timeout --kill-after=30 "$STEP_LIMIT" "$@" >"$COUNTS/pipe" 2>&1 </dev/null &
+    # ended as a whole: that is what timeout(1) does here, which has no limit.
+    timeout 0 "$@" >"$COUNTS/pipe" 2>&1 </dev/null &
     command=$!
     tee "$log" <"$COUNTS/pipe" | "$filter" &
     reader=$!
-    CLEANUP_PIDS=("$command" "$reader")
+    watch_step "$command" "$log" &
+    watch=$!
+    CLEANUP_PIDS=("$command" "$reader" "$watch")
     wait "$command" || STATUS=$?
-    [ $((SECONDS - start)) -lt "$STEP_LIMIT" ] || TOO_LONG=yes
+    kill "$watch" 2>/dev/null || true
+    wait "$watch" 2>/dev/null || true
+    [ ! -e "$COUNTS/still" ] || STOOD_STILL=yes
     if [ "$STATUS" -ge 124 ]; then
         # What is left may hold the pipe, also from outside the group.
         kill -KILL -- "-$command" 2>/dev/null || true
@@ -62,6 +61,15 @@ logged() {
     wait "$reader" 2>/dev/null || true
     CLEANUP_PIDS=()
 }
+
+# watch_step PID LOG: ends it when it stands still.
+watch_step() {
+    stands_still "$QUIET_LIMIT" "$1" "$2" || return 0
+    : >"$COUNTS/still"
+    kill -TERM "$1"
+    sleep 30
+    kill -KILL -- "-$1"
+} >/dev/null 2>&1
 
 # check NAME COMMAND...: one test, a command that succeeds.
 check() {
@@ -97,8 +105,8 @@ count_cargo() {
             fail "$step: a program of tests ended by ${name##*(}"
         failed=$((failed + 1))
     done < <(grep -n "process didn't exit successfully: .*(signal: " "$log" || true)
-    if [ "$TOO_LONG" = yes ]; then
-        { tail -n 30 "$log" && unfinished "$log"; } | fail "$step: did not end within $STEP_LIMIT s"
+    if [ "$STOOD_STILL" = yes ]; then
+        { tail -n 30 "$log" && unfinished "$log"; } | fail "$step: stood still, and said nothing for $QUIET_LIMIT s"
     elif [ "$STATUS" -ne 0 ] && [ "$failed" -eq 0 ]; then
         fail "$step: ended with status $STATUS before its tests did" 30 <"$log"
     elif [ $((passed + failed)) -eq 0 ] && ! grep -q '^test .* ignored' "$log"; then
@@ -147,41 +155,27 @@ what_cargo_says_of_note() {
 }
 
 # count_checks STEP COMMAND...: a command that prints `CHECK name: ok`, `CHECK name: FAILED why` or
-# `CHECK name: skipped why`; also `NOTE what`.
+# `CHECK name: skipped why`.
 count_checks() {
     local step=$1 log=$LOGS/$1.log failed=0 line name
     shift
     logged "$COUNTS/raw" what_fails_or_is_skipped "$@"
-    if [ "$STATUS" -ne 0 ] && stood_still "$COUNTS/raw"; then
-        cp "$COUNTS/raw" "$LOGS/$step.stood-still.log"
-        note "$step: the emulated host stood still, see $step.stood-still.log; everything in it was run once more"
-        logged "$COUNTS/raw" what_fails_or_is_skipped "$@"
-    fi
     tr -d '\r' <"$COUNTS/raw" >"$log"
     sed -n "s/^CHECK \(.*\): ok.*/$step: \1/p" "$log" >>"$COUNTS/passed"
     sed -n "s/^CHECK \(.*\): skipped/$step: \1:/p" "$log" >>"$COUNTS/skipped"
-    sed -n "s/^NOTE /$step: /p" "$log" >>"$COUNTS/notes"
     while IFS=: read -r line name; do
         name=${name#CHECK }
         # What precedes it, and what it shows beside its own line.
         awk -v line="$line" 'NR > line && /^CHECK / { exit } NR > line - 8' "$log" | fail "$step: ${name%%: FAILED*}"
         failed=$((failed + 1))
     done < <(grep -n '^CHECK .*: FAILED' "$log" || true)
-    if [ "$TOO_LONG" = yes ]; then
-        fail "$step: did not end within $STEP_LIMIT s" 30 <"$log"
+    if [ "$STOOD_STILL" = yes ]; then
+        fail "$step: stood still, and said nothing for $QUIET_LIMIT s" 30 <"$log"
     elif [ "$STATUS" -ne 0 ] && [ "$failed" -eq 0 ]; then
         fail "$step: ended with status $STATUS before its checks did" 30 <"$log"
     elif ! grep -q '^CHECK ' "$log"; then
         fail "$step: ran no check" 30 <"$log"
     fi
-}
-
-# QEMU's emulation of a processor that runs virtual machines stands still at times (once in some dozen runs, with two
-# emulated processors more often): true if that is all that has failed. Whatever a check has found to be wrong is a failure.
-stood_still() { # LOG
-    grep -q 'in an emulated host' "$1" &&
-        grep -q -E 'did not come to (its|their) end|: FAILED it ended with status 143' "$1" &&
-        ! grep -E 'CHECK .*: FAILED' "$1" | grep -v -q 'it ended with status 143'
 }
 
 what_fails_or_is_skipped() {
@@ -201,7 +195,6 @@ repeat() { # TEXT TIMES
 # Prints what was skipped, what the failed tests have said, which they are, then the one line of counts; fails when a
 # test did.
 report_counts() {
-    sed 's/^/NOTE: /' "$COUNTS/notes"
     sed 's/^/SKIPPED: /' "$COUNTS/skipped"
     cat "$COUNTS/said"
     [ ! -s "$COUNTS/failed" ] || printf '\n'

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A Linux host in QEMU's software emulation (TCG), for machines whose /dev/kvm cannot run a Linux guest or is absent.
 # TCG's `-cpu max` emulates AMD SVM, so Debian's kernel loads kvm-amd in there and real virtual machines run in it.
-# Sourced after packages.sh, debian-linux.sh and linux-images.sh. Budget: 7 s to boot and end, 3.5 ns an instruction,
+# Sourced after packages.sh, progress.sh, debian-linux.sh and linux-images.sh. Budget: 7 s to boot and end, 3.5 ns an instruction,
 # 50 to 150 us a VM exit, about 3 MB/s through a virtio disk of a guest.
 #
 #   emulated_host SCRIPT [FILE...]    runs SCRIPT (any executable; busybox sh is /bin/sh) as root in there, its output on
@@ -10,8 +10,9 @@
 #       and on PATH. Programs linked dynamically bring this machine's libraries along.
 #   Read before each call:
 #     EMULATED_OUT=DIR         what the script leaves in /out ($OUT) is copied into DIR
-#     EMULATED_TIMEOUT=600     seconds for everything; the script gets SIGTERM 30 before that (status 143), and 125 is
-#                              the status if the host has not ended by then
+#     EMULATED_TIMEOUT=600     for how many seconds it may say nothing; after two thirds of that what stands still in there
+#                              is told and the script gets SIGTERM (status 143), and 125 is the status if the host has
+#                              not ended by then
 #     EMULATED_INTERACTIVE=no  yes: the terminal is the script's, keys and all
 #     EMULATED_LOG_WRITES=FILE every write and flush that reaches the scratch disk, in order, as QEMU's blklogwrites
 #                              writes it (the format of Linux' dm-log-writes); see blocklog_entries
@@ -42,9 +43,10 @@ emulated_host() {
     base_tree "$tree" emulated-host-init
     mkdir "$tree"/{work,out,scratch}
     write_terminal "$tree/etc/terminal" "$EMULATED_INTERACTIVE"
-    echo "SECONDS_LEFT=$((EMULATED_TIMEOUT > 60 ? EMULATED_TIMEOUT - 30 : EMULATED_TIMEOUT))" >>"$tree/etc/terminal"
+    echo "QUIET_LIMIT=$((EMULATED_TIMEOUT * 2 / 3))" >>"$tree/etc/terminal"
     cp -L "$script" "$tree/work/script"
     chmod 755 "$tree/work/script"
+    cp "$TESTS_LINUX/state" "$tree/usr/sbin/state"
     bring_files "$tree" "$@"
     make_ext4 "$run/root.img" 6G "$tree"
     rm -rf "$tree"
@@ -58,7 +60,7 @@ emulated_host() {
         # shellcheck disable=SC2034
         EMULATED_STATUS=125
         say "the emulated host did not come to its end: QEMU ended with status $BOUNDED_STATUS" \
-            "$([ "$BOUNDED_STATUS" -ne 124 ] || echo "after $EMULATED_TIMEOUT seconds"); its kernel's last messages:"
+            "$([ "$BOUNDED_STATUS" -ne 124 ] || echo "after $EMULATED_TIMEOUT silent seconds"); its kernel's last messages:"
         tail -n 20 "$run/kernel.log" >&2 || true
     fi
     if [ -n "$EMULATED_OUT" ]; then
@@ -119,26 +121,51 @@ run_emulated_host() { # DIRECTORY
         -drive "if=none,id=root,file=$run/root.img,format=raw,cache=unsafe,discard=unmap"
         -device virtio-blk-pci,drive=root
         "${scratch[@]}" -device "virtio-blk-pci,drive=$disk" "${EMULATED_QEMU_ARGS[@]}")
-    run_bounded "$EMULATED_INTERACTIVE" setpriv --pdeathsig TERM timeout --foreground -k 10 "$EMULATED_TIMEOUT" \
-        qemu-system-x86_64 "${arguments[@]}"
+    : >"$run/kernel.log"
+    run_bounded "$EMULATED_INTERACTIVE" "$EMULATED_TIMEOUT" "$run/kernel.log" qemu-system-x86_64 "${arguments[@]}"
 }
 
-# run_bounded INTERACTIVE COMMAND...: COMMAND limits its own time, and never outlives the script. Sets BOUNDED_STATUS.
+# run_bounded INTERACTIVE SECONDS LOG COMMAND...: COMMAND never outlives the script. It is ended when it has said nothing for
+# so many seconds, neither on standard output nor in the file LOG, which may be the empty string; one at a terminal, when so
+# many seconds are over. Sets BOUNDED_STATUS, to 124 then.
 run_bounded() {
-    local interactive=$1 pid
-    shift
+    local interactive=$1 seconds=$2 log=$3 said command reader watch
+    shift 3
     BOUNDED_STATUS=0
     if [ "$interactive" = yes ]; then
-        "$@" || BOUNDED_STATUS=$?
-    else
-        # In the background, so that a signal to this script is answered at once.
-        "$@" </dev/null &
-        pid=$!
-        CLEANUP_PIDS+=("$pid")
-        wait "$pid" || BOUNDED_STATUS=$?
-        CLEANUP_PIDS=()
+        setpriv --pdeathsig TERM timeout --foreground -k 10 "$seconds" "$@" || BOUNDED_STATUS=$?
+        return
     fi
+    new_directory outboard-said
+    said=$REPLY
+    mkfifo "$said/pipe"
+    : >"$said/output"
+    # In the background, so that a signal to this script is answered at once.
+    setpriv --pdeathsig TERM "$@" </dev/null >"$said/pipe" &
+    command=$!
+    tee "$said/output" <"$said/pipe" &
+    reader=$!
+    end_if_still "$command" "$seconds" "$said/still" "$said/output" ${log:+"$log"} &
+    watch=$!
+    CLEANUP_PIDS+=("$command" "$watch")
+    wait "$command" || BOUNDED_STATUS=$?
+    kill "$watch" 2>/dev/null || true
+    wait "$watch" 2>/dev/null || true
+    wait "$reader" || true
+    CLEANUP_PIDS=()
+    [ ! -e "$said/still" ] || BOUNDED_STATUS=124
+    rm -rf "$said"
 }
+
+end_if_still() { # PID SECONDS MARK FILE...
+    local pid=$1 seconds=$2 mark=$3
+    shift 3
+    stands_still "$seconds" "$pid" "$@" || return 0
+    : >"$mark"
+    kill "$pid"
+    sleep 20
+    kill -KILL "$pid"
+} >/dev/null 2>&1
 
 # copy_out IMAGE DIRECTORY
 copy_out() {

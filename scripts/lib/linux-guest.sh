@@ -38,7 +38,7 @@ linux_guest() {
             GUEST_STATUS=125
         fi
     else
-        say "the guest did not come to its end (status $status)$([ "$status" -ne 124 ] || echo ": ended after $GUEST_TIMEOUT seconds")"
+        say "the guest did not come to its end (status $status)$([ "$status" -ne 124 ] || echo ": ended after $GUEST_TIMEOUT silent seconds")"
     fi
     if [ -n "$GUEST_KEEP" ]; then
         mkdir -p "$GUEST_KEEP"
@@ -56,7 +56,7 @@ prepare_guest() {
     base_tree "$tree" guest-init
     cp -r "$LINUX_FILES/tools/." "$tree"
     cp -r "$TESTS_LINUX/checks" "$tree/checks"
-    cp "$TESTS_LINUX/listing" "$tree/checks/"
+    cp "$TESTS_LINUX"/{listing,steady,state} "$tree/checks/"
     write_terminal "$tree/etc/terminal" "$GUEST_INTERACTIVE"
     if [ "$GUEST_INTERACTIVE" = no ]; then
         printf '#!/bin/sh\nexec %s\n' "${GUEST_COMMAND[*]@Q}" >"$tree/etc/command"
@@ -92,9 +92,8 @@ can_run_linux_on_kvm() {
 guest_on_kvm() {
     say "on this machine's hardware KVM"
     compose_run
-    local bounded=(setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" env "PATH=$OUTBOARD_BIN:$PATH")
     cd "$GUEST_DIRECTORY" || die "cannot enter $GUEST_DIRECTORY"
-    run_bounded "$GUEST_INTERACTIVE" "${bounded[@]}" "${GUEST_WRAP[@]}" "${GUEST_RUN[@]}"
+    run_bounded "$GUEST_INTERACTIVE" "$GUEST_TIMEOUT" '' env "PATH=$OUTBOARD_BIN:$PATH" "${GUEST_WRAP[@]}" "${GUEST_RUN[@]}"
 }
 
 guest_in_emulated_host() {
@@ -149,8 +148,7 @@ guest_under_qemu() {
             -device "vhost-user-blk-pci,disable-legacy=on,chardev=vhost$number,num-queues=2")
         number=$((number + 1))
     done
-    run_bounded "$GUEST_INTERACTIVE" setpriv --pdeathsig TERM timeout --foreground -k 10 "$GUEST_TIMEOUT" \
-        qemu-system-x86_64 "${arguments[@]}" "${EMULATED_QEMU_ARGS[@]}"
+    run_bounded "$GUEST_INTERACTIVE" "$GUEST_TIMEOUT" '' qemu-system-x86_64 "${arguments[@]}" "${EMULATED_QEMU_ARGS[@]}"
 }
 
 # qemu_disk_options OPTIONS: those of `outboard run --disk` that a disk of QEMU's has too.
@@ -197,7 +195,10 @@ linux_checks() {
     while read -r line; do
         compare_with_image "$line" | tee -a "$report.host"
     done < <(grep '^SHA256 ' "$report")
-    [ ${#NETWORK_EXPECT[@]} -eq 0 ] || check_messages | tee -a "$report.host"
+    if [ ${#NETWORK_EXPECT[@]} -gt 0 ]; then
+        [ -e "$NET_MESSAGES" ] || NET_MESSAGES=$GUEST_DIRECTORY/out/messages
+        check_messages | tee -a "$report.host"
+    fi
     failed=$(cat "$report" "$report.host" 2>/dev/null | grep -c '^CHECK .*: FAILED' || true)
     # A guest that broke down is a failure of its own.
     [ "$GUEST_STATUS" -le 1 ] || failed=$((failed + 1))
@@ -209,9 +210,8 @@ linux_checks() {
 
 # check_messages: whether the loss of the tap (tests/linux/checks/38-tap.sh) was told, once.
 check_messages() {
-    local messages=$NET_MESSAGES told
-    [ -e "$messages" ] || messages=$GUEST_DIRECTORY/out/messages
-    told=$(grep -c "tap $NET_TAP: .*it was deleted" "$messages" || true)
+    local told
+    told=$(grep -c "tap $NET_TAP: .*it was deleted" "$NET_MESSAGES" || true)
     if ! grep -q '^CHECK the tap is deleted: ok' "$report"; then
         echo "CHECK one message when the tap is deleted: skipped it was not"
     elif [ "$told" -eq 1 ]; then

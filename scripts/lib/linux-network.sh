@@ -97,7 +97,7 @@ plan_checked_network() { # WAY
     head -c "$piece" /dev/urandom >"$REPLY/stream"
     NET_AGENT=$REPLY/stream NET_BUSYBOX=$LINUX_FILES/busybox NET_PIECES=50 NET_MESSAGES=$REPLY/messages NET_PEER_PORTS=7100
     if [ "$1" = emulated ]; then
-        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX/host-agent")
+        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX"/{host-agent,steady,state})
         NET_AGENT=stream NET_BUSYBOX=/usr/bin/busybox NET_PIECES=1 NET_MESSAGES=/out/messages
     fi
     NETWORK_WORDS+=(NET_AGENT NET_BUSYBOX NET_PIECES NET_MESSAGES NET_PEER_PORTS)

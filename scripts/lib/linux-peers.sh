@@ -19,7 +19,7 @@ plan_peers() { # WAY
         PEERS_AT=$REPLY PEERS_BUSYBOX=$LINUX_FILES/busybox
     else
         PEERS_AT=/tmp/peers PEERS_BUSYBOX=/usr/bin/busybox
-        PEERS_FILES=("$TESTS_LINUX"/{with-peers,host-agent,listing} "$(command -v socat)")
+        PEERS_FILES=("$TESTS_LINUX"/{with-peers,host-agent,steady,state,listing} "$(command -v socat)")
     fi
     PEERS_WRAP=("$here/with-peers")
     PEERS_WORDS=(PEERS_AT PEERS_BUSYBOX)

@@ -11,7 +11,7 @@ positive "vda takes discards" "$(cat $queue/discard_max_bytes)"
 positive "vda takes write-zeroes" "$(cat $queue/write_zeroes_max_bytes)"
 positive "vda takes several segments" "$(cat $queue/max_segments)"
 
-if [ ! -b /dev/vdb ]; then
+if ! second_disk; then
     skipped "second disk" "there is none"
 else
     expected "serial of vdb" "${EXPECT_SECOND_SERIAL:-}" "$(cat /sys/block/vdb/serial)"

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # The driver lets go of the second disk and takes it again, idle and with requests in flight, at the virtio bus (a device
 # reset) and at the PCI bus (the transport is set up anew). Nothing that was written is lost.
-if [ ! -b /dev/vdb ]; then
+if ! second_disk; then
     skipped "unbinding a driver" "there is no second disk"
 else
     blocks=64

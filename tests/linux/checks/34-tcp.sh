@@ -6,7 +6,8 @@ if [ -z "${NET_AGENT:-}" ]; then
 else
     # shellcheck source-path=SCRIPTDIR source=network.sh
     . "$1/network.sh"
-    sum=$(stream | stdin_sum)
+    ready_card
+    sum=$(stream | stdin_sum) length=$(stream | wc -c)
 
     for name in tx-checksum-ip-generic scatter-gather tx-tcp-segmentation tx-tcp6-segmentation tx-tcp-ecn-segmentation \
         rx-gro-hw; do
@@ -18,9 +19,9 @@ else
         *) skipped "offered: tx-udp-segmentation" "the kernels of guest and host must both be 6.2 or later" ;;
     esac
 
-    # both NAME HOST: the stream both ways; sets FRAMES to how many frames it was to the host.
+    # both NAME HOST: the stream both ways; sets FRAMES to how many frames of the tap it was to the host.
     both() {
-        equal "$1: from the host" "$sum" "$(fetched "$2")"
+        equal "$1: from the host" "$sum $length" "$(fetched "$2")"
         both_before=$(ask frames)
         equal "$1: to the host" "$sum" "$(stored "$2")"
         FRAMES=$(($(ask frames) - both_before))
@@ -47,21 +48,14 @@ else
 
     # called NAME ADDRESS: the host connects to the guest, which listens.
     called() {
-        nc -l -p 7100 -e /bin/sh -c 'exec sha256sum >/tmp/called' &
-        await_listening 7100 || failed "$1" "nothing listens here"
+        steady "$1" nc -l -p 7100 -e /bin/sh -c 'exec sha256sum >/tmp/called' &
+        await listens 7100 || failed "$1" "nothing listens here"
         ask call "$2" 7100 >/dev/null
         wait
         equal "$1" "$sum" "$(cut -d ' ' -f 1 /tmp/called)"
     }
-    await_listening() { # PORT
-        await_tries=0
-        until netstat -ltn 2>/dev/null | grep -q ":$1 "; do
-            await_tries=$((await_tries + 1))
-            [ "$await_tries" -lt 100 ] || return 1
-            sleep 0.1
-        done
-    }
+    listens() { netstat -ltn 2>/dev/null | grep -q ":$1 "; } # PORT
     called "TCP that the host began" "$NET_GUEST"
     called "passt: TCP that the host began" 127.0.0.1
-    by_passt passt "$sum"
+    both "passt: TCP" "$NET_AGENT"
 fi

@@ -5,7 +5,7 @@ if [ -z "${NET_AGENT:-}" ]; then
 else
     # shellcheck source-path=SCRIPTDIR source=network.sh
     . "$1/network.sh"
-    pairs() { /usr/sbin/ethtool -l $tap | awk '/^Combined/ { pairs = $2 } END { print pairs }'; }
+    ready_card
     number=1
     # To the most, and back to one.
     for number in $(seq "$NET_QUEUES") 1; do

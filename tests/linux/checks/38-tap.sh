@@ -6,6 +6,7 @@ if [ -z "${NET_AGENT:-}" ]; then
 else
     # shellcheck source-path=SCRIPTDIR source=network.sh
     . "$1/network.sh"
+    ready_card
     equal "the tap is turned off" ok "$(ask tap down)"
     if ping -q -c 1 -W 2 "$NET_HOST" >/dev/null 2>&1; then
         failed "nothing gets through it" "a ping was answered"

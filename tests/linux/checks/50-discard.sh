@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Discard and write-zeroes hit what they name and nothing beside it.
 succeeds "fstrim of the root" fstrim -v /
-if [ ! -b /dev/vdb ]; then
+if ! second_disk; then
     skipped "discard of vdb" "there is no second disk"
 else
     # 24 blocks of 64 KiB, of which the middle 8 are discarded, and zeroed.

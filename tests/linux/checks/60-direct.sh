@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # The same blocks read over and over past the page cache are the same each time, and agree with the page cache.
 disk=/dev/vda
-[ ! -b /dev/vdb ] || disk=/dev/vdb
+! second_disk || disk=/dev/vdb
 [ $disk = /dev/vda ] || dd if=/dev/urandom of=$disk oflag=direct bs=64k count=16 2>/dev/null
 first=$(disk_sum $disk 16)
 same=0

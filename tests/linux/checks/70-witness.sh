@@ -12,7 +12,7 @@ for line in 1 2 3 4 5 6 7 8 9 10; do
     fsync=$(sync /data/log 2>&1) || failed "fsync of a small file" "$fsync"
 done
 echo "SHA256 $(file_sum /data/log) /data/log"
-if [ -b /dev/vdb ]; then
+if second_disk; then
     dd if=/data/witness of=/dev/vdb oflag=direct bs=64k seek=32 conv=fsync 2>/dev/null
     echo "SHA256 $(disk_sum /dev/vdb 100000) /dev/vdb"
 fi

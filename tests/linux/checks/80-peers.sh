@@ -12,7 +12,7 @@ cell() {
 vsock() {
     vsock_words=$1
     shift
-    { echo "$vsock_words" && "$@"; } | timeout 120 /usr/bin/socat -t 120 - VSOCK-CONNECT:2:7000,shut-none
+    { echo "$vsock_words" && "$@"; } | steady "vsock, $vsock_words" /usr/bin/socat -t 3600 - VSOCK-CONNECT:2:7000,shut-none
 }
 
 stdin_sum() { sha256sum | cut -d ' ' -f 1; }

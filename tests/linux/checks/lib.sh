@@ -54,3 +54,21 @@ await() { # COMMAND...
         sleep 0.1
     done
 }
+
+# steady NAME COMMAND...: ends it when it stands still, and then tells what there is to know of it.
+steady() {
+    steady_name=$1
+    shift
+    /checks/steady 120 "$steady_name" "$@"
+}
+
+# Whether there is a second disk. Where one is expected, that it is missing fails: a check that has lost it does not make
+# the later ones skip.
+second_disk() {
+    if [ -z "${EXPECT_SECOND_SERIAL:-}" ]; then
+        test -b /dev/vdb
+    elif ! await test -b /dev/vdb; then
+        failed "there is a second disk" "there is no /dev/vdb, but $(echo /sys/block/vd*)"
+        false
+    fi
+}
