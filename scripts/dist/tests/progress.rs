@@ -10,16 +10,16 @@ fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// `tests/linux/steady 20 stream sh -c SCRIPT`.
+/// `tests/linux/steady 8 stream sh -c SCRIPT`.
 fn steady(script: &str) -> Result<Output> {
     Command::new(top().join("tests/linux/steady"))
-        .args(["20", "the stream", "sh", "-c", script])
+        .args(["8", "the stream", "sh", "-c", script])
         .stdin(Stdio::null())
         .output()
         .context("steady")
 }
 
-/// What `count_checks` makes of a script which may be silent for 10 seconds,
+/// What `count_checks` makes of a script which may be silent for 8 seconds,
 /// in a shell that has what `scripts/test` has.
 fn counted(script: &str) -> Result<String> {
     let logs = tempfile::tempdir()?;
@@ -29,7 +29,7 @@ fn counted(script: &str) -> Result<String> {
         . scripts/lib/progress.sh
         LOGS={}
         . scripts/lib/count.sh
-        QUIET_LIMIT=10
+        QUIET_LIMIT=8
         count_checks step sh -c '{script}'
         report_counts || true",
         logs.path().display()
@@ -45,8 +45,8 @@ fn counted(script: &str) -> Result<String> {
 
 #[test]
 fn what_gets_on_is_left_alone_however_long_it_takes() -> Result<()> {
-    // Seven seconds between two bytes, and longer than the limit in all.
-    let output = steady("for i in 1 2 3 4; do sleep 7; echo $i; done; exit 3")?;
+    // Three seconds between two bytes, and longer than the limit in all.
+    let output = steady("for i in 1 2 3 4; do sleep 3; echo $i; done; exit 3")?;
     assert_eq!(output.stdout, b"1\n2\n3\n4\n");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     Ok(())
@@ -86,8 +86,8 @@ fn standard_input_is_the_commands() -> Result<()> {
 
 #[test]
 fn a_step_that_speaks_is_waited_for() -> Result<()> {
-    let said = counted("for i in 1 2 3 4; do sleep 3; echo \"CHECK $i: ok\"; done")?;
-    assert!(said.ends_with("4 passed, 0 failed, 0 skipped\n"), "{said}");
+    let said = counted("for i in 1 2 3 4 5; do sleep 2; echo \"CHECK $i: ok\"; done")?;
+    assert!(said.ends_with("5 passed, 0 failed, 0 skipped\n"), "{said}");
     Ok(())
 }
 
