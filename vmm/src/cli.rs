@@ -13,7 +13,7 @@ use outboard_protocol::launch::{Doorbell, Ring};
 
 /// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
 #[derive(Debug, Parser)]
-#[command(name = "outboard", version, max_term_width = 100)]
+#[command(name = "outboard", version = outboard_version::VERSION, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -27,7 +27,7 @@ Examples:
 
 /// Serve a raw image or a block device as a virtio disk over vhost-user
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES, group(
+#[command(version = outboard_version::VERSION, after_help = EXAMPLES, group(
     ArgGroup::new("storage").args(["blk_file", "blk_fd", "null"])
 ))]
 pub struct Cli {

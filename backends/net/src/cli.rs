@@ -30,7 +30,7 @@ Examples:
 
 /// Serve a tap or a stream of frames as a virtio network card over vhost-user
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES, group(
+#[command(version = outboard_version::VERSION, after_help = EXAMPLES, group(
     ArgGroup::new("port").args(["tap", "tap_fd", "peer"])
 ))]
 pub struct Cli {

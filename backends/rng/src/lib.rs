@@ -49,7 +49,7 @@ Examples:
 
 /// Serve the kernel's random numbers as a virtio entropy device over vhost-user
 #[derive(Debug, Parser)]
-#[command(name = "outboard-rng", version, after_help = EXAMPLES)]
+#[command(name = "outboard-rng", version = outboard_version::VERSION, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(flatten)]
     front_end: FrontEnd,

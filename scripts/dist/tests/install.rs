@@ -287,6 +287,44 @@ fn man_pages_say_what_the_help_says() {
     }
 }
 
+/// Release, and of a checkout its commit: one that git knows, of the day that
+/// git says. All four say the same.
+#[test]
+fn every_program_says_its_release_and_commit() {
+    let version = |name: &str| {
+        let output = Command::new(programs().join(name))
+            .arg("--version")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let version = said.strip_prefix(&format!("{name} ")).unwrap().trim_end();
+        version.to_owned()
+    };
+    let versions = PROGRAMS.map(version);
+    let [first, ..] = &versions;
+    assert!(versions.iter().all(|other| other == first), "{versions:?}");
+    let release = env!("CARGO_PKG_VERSION");
+    let Some(commit) = first.strip_prefix(&format!("{release} ")) else {
+        assert_eq!(first, release);
+        println!("SKIP: the programs were built of an archive, or without git");
+        return;
+    };
+    let (hash, date) = commit[1..commit.len() - 1].split_once(' ').unwrap();
+    let git = Command::new("git")
+        .arg("-C")
+        .arg(top())
+        .args(["log", "-1", "--format=(%H %cs)", hash])
+        .output();
+    let Some(git) = git.ok().filter(|output| output.status.success()) else {
+        println!("SKIP: git does not know {hash} here");
+        return;
+    };
+    let known = String::from_utf8(git.stdout).unwrap();
+    assert!(known.starts_with(&format!("({hash}")), "{known}");
+    assert!(known.trim_end().ends_with(&format!(" {date})")), "{known}");
+}
+
 /// A program that was started by its socket; killed when dropped.
 struct Activated(Child);
 
