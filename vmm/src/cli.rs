@@ -24,6 +24,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a virtual machine until its guest powers off.
+    ///
+    /// Each disk, network card or other device is served by a process of its
+    /// own: one that is started for it, or one that somebody else runs and
+    /// that listens on a socket. The kernel is started directly: there is no
+    /// firmware, and no boot from a disk.
     #[command(after_long_help = after_help())]
     Run(Box<Run>),
     /// The process that `run` starts to hold the guest; not for use by hand.
@@ -39,7 +44,8 @@ Examples:
 
   Two CPUs, 2 GiB, a root file system, and nothing written to the image:
     outboard run --kernel vmlinuz --cpus 2 --memory 2G \\
-        --cmdline 'console=ttyS0 root=/dev/vda ro' --disk path=root.img,readonly
+        --cmdline 'console=ttyS0 root=/dev/vda ro' \\
+        --disk path=root.img,readonly
 
   An entropy device, and with it a guest that has random numbers early:
     outboard run --kernel vmlinuz --initrd initrd.img --rng
@@ -49,16 +55,27 @@ Examples:
     outboard run --kernel vmlinuz --disk path=root.img --net tap=tap0
 
   A disk that another program serves; wait until it listens:
-    qemu-storage-daemon --blockdev driver=file,node-name=d,filename=disk.img \\
-        --export vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path=blk.sock &
+    export=vhost-user-blk,id=e,node-name=d,writable=on
+    qemu-storage-daemon --blockdev file,node-name=d,filename=disk.img \\
+        --export $export,addr.type=unix,addr.path=blk.sock &
     outboard run --kernel vmlinuz --disk socket=blk.sock,wait=10s
 
   The same from a file:
-    printf 'kernel = \"vmlinuz\"\\nmemory = \"2G\"\\n[[disk]]\\npath = \"disk.img\"\\n' > vm.toml
+    printf '%s\\n' 'kernel = \"vmlinuz\"' 'memory = \"2G\"' \\
+        '[[disk]]' 'path = \"disk.img\"' > vm.toml
     outboard run --config vm.toml";
 
+const ENVIRONMENT: &str = "\
+Environment:
+  RUST_LOG
+      What all processes of the VM log on standard error, such as `debug` or
+      `warn,outboard=debug`
+  PATH
+      Where outboard-blk, outboard-net and outboard-rng are looked for when they
+      are not beside `outboard`";
+
 fn after_help() -> String {
-    format!("{EXAMPLES}\n\n{EXIT_CODES}")
+    format!("{EXAMPLES}\n\n{EXIT_CODES}\n\n{ENVIRONMENT}")
 }
 
 /// `outboard run`.
@@ -151,9 +168,9 @@ pub struct Run {
 
     /// Add any other vhost-user device (may be given several times)
     ///
-    /// `virtio-id=N,socket=PATH,queues=N,config-size=N[,queue-size=N]`
-    /// `[,id=NAME][,wait=10s|forever]`: a device of that virtio device id,
-    /// whose back-end listens at PATH.
+    /// `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device of that virtio
+    /// device id, whose back-end listens at PATH; further `queue-size=N`,
+    /// `id=NAME` and `wait=10s|forever`.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::device)]
     device: Vec<DeviceSettings>,
 

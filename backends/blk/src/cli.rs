@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{ArgGroup, Parser, ValueEnum};
 use outboard_runtime::device::Device;
 use outboard_runtime::inherited;
+use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities};
 
 use crate::disk::{Blk, Disk, Settings, Storage};
@@ -21,13 +22,13 @@ Examples:
     outboard-blk --socket-path=/tmp/disk.sock --blk-file=/tmp/disk.img
   The same, past the page cache, with four queues and no write cache:
     outboard-blk --socket-path=/tmp/disk.sock --blk-file=/tmp/disk.img \\
-                 --direct --num-queues=4 --wce=off
+        --direct --num-queues=4 --wce=off
   A disk that is not there, to measure everything but the disk:
     outboard-blk --socket-path=/tmp/null.sock --null=4G";
 
 /// Serve a raw image or a block device as a virtio disk over vhost-user
 #[derive(Debug, Parser)]
-#[command(version = outboard_version::VERSION, after_help = EXAMPLES, group(
+#[command(version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES), group(
     ArgGroup::new("storage").args(["blk_file", "blk_fd", "null"])
 ))]
 pub struct Cli {
@@ -50,7 +51,7 @@ pub struct Cli {
     #[arg(long)]
     read_only: bool,
 
-    /// Pass the page cache by (O_DIRECT)
+    /// Bypass the page cache (O_DIRECT)
     #[arg(long)]
     direct: bool,
 
@@ -62,15 +63,15 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
     queue_size: u16,
 
-    /// Serial number, 20 bytes at most
-    #[arg(long, value_name = "TEXT", default_value = "", value_parser = serial)]
+    /// Serial number that the guest reads, 20 bytes at most; without it there is none
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = serial)]
     serial: String,
 
-    /// Write cache, until the driver changes it; off makes every write durable
+    /// Write cache, until the driver changes it; off: a write is done when it is durable
     #[arg(long, value_name = "STATE", default_value = "on")]
     wce: OnOff,
 
-    /// How to do I/O; auto is io_uring where it is to be had
+    /// How to do I/O; auto: io_uring if the kernel permits it, else threads
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: EngineName,
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{ArgGroup, Parser};
 use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
 use outboard_runtime::inherited;
+use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities};
 
 use crate::card::{Card, Port, Settings};
@@ -19,8 +20,10 @@ use crate::tap::Tap;
 const EXAMPLES: &str = "\
 Examples:
   A tap of one's own, served to QEMU, Outboard or any other front-end:
-    sudo ip tuntap add dev tap0 mode tap user $USER && sudo ip link set tap0 up
-    outboard-net --socket-path=/tmp/net.sock --tap=tap0 --mac=02:00:00:00:00:01
+    sudo ip tuntap add dev tap0 mode tap user $USER
+    sudo ip link set tap0 up
+    outboard-net --socket-path=/tmp/net.sock --tap=tap0 \\
+        --mac=02:00:00:00:00:01
   The same with four pairs of queues:
     sudo ip tuntap add dev tap0 mode tap multi_queue user $USER
     outboard-net --socket-path=/tmp/net.sock --tap=tap0 --num-queues=4
@@ -30,7 +33,7 @@ Examples:
 
 /// Serve a tap or a stream of frames as a virtio network card over vhost-user
 #[derive(Debug, Parser)]
-#[command(version = outboard_version::VERSION, after_help = EXAMPLES, group(
+#[command(version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES), group(
     ArgGroup::new("port").args(["tap", "tap_fd", "peer"])
 ))]
 pub struct Cli {

@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, value_parser};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::listen::Source;
+use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
@@ -45,11 +46,12 @@ Examples:
   Serve entropy to QEMU, Outboard or any other vhost-user front-end:
     outboard-rng --socket-path=/tmp/rng.sock
   At most 1 KiB in each second:
-    outboard-rng --socket-path=/tmp/rng.sock --max-bytes=1024 --period=1000";
+    outboard-rng --socket-path=/tmp/rng.sock \\
+        --max-bytes=1024 --period=1000";
 
 /// Serve the kernel's random numbers as a virtio entropy device over vhost-user
 #[derive(Debug, Parser)]
-#[command(name = "outboard-rng", version = outboard_version::VERSION, after_help = EXAMPLES)]
+#[command(name = "outboard-rng", version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES))]
 pub struct Cli {
     #[command(flatten)]
     front_end: FrontEnd,

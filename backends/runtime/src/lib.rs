@@ -16,6 +16,7 @@ pub mod device;
 pub mod event;
 pub mod inherited;
 pub mod listen;
+pub mod manual;
 pub mod memory;
 pub mod notifier;
 mod polling;

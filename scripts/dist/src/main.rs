@@ -4,8 +4,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use anyhow::{Context, Result};
+use clap::{Command, CommandFactory, Parser};
+
+mod help;
+mod page;
+mod roff;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests;
 
 /// Write the man pages of Outboard's programs
 #[derive(Parser)]
@@ -14,23 +21,46 @@ struct Cli {
     directory: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     let directory = Cli::parse().directory;
-    for command in [
+    for (name, page) in pages()? {
+        let file = directory.join(format!("{name}.1"));
+        std::fs::write(&file, page)
+            .with_context(|| format!("cannot write the man page {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Every page by its name.
+fn pages() -> Result<Vec<(String, String)>> {
+    let commands = commands();
+    let names: Vec<_> = commands.iter().map(page::name).collect();
+    let page = |command: &Command| {
+        let name = page::name(command);
+        let page = page::render(command, &names)
+            .with_context(|| format!("the help of {name} cannot be made a man page"))?;
+        Ok((name, page))
+    };
+    commands.iter().map(page).collect()
+}
+
+/// The programs, and behind each its subcommands.
+fn commands() -> Vec<Command> {
+    let programs = [
         outboard::cli::Cli::command(),
         outboard_blk::cli::Cli::command(),
         outboard_net::cli::Cli::command(),
         outboard_rng::Cli::command(),
-    ] {
-        let name = command.get_name().to_owned();
+    ];
+    let mut commands = Vec::new();
+    for program in programs {
         // Nobody wants a page for `help`.
-        let command = command.disable_help_subcommand(true);
-        clap_mangen::generate_to(command, &directory).with_context(|| {
-            format!(
-                "cannot write the man page of {name} to {}",
-                directory.display()
-            )
-        })?;
+        let mut program = program.disable_help_subcommand(true);
+        program.build();
+        let shown = |command: &&Command| !command.is_hide_set();
+        let subcommands: Vec<_> = program.get_subcommands().filter(shown).cloned().collect();
+        commands.push(program);
+        commands.extend(subcommands);
     }
-    Ok(())
+    commands
 }

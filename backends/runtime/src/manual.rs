@@ -1,0 +1,26 @@
+//! What is true of every back-end program on this runtime and stands below the
+//! options in its `--help`, and in its man page, which is made of that.
+
+/// How such a program ends.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  the front-end has gone (with --fd), or SIGTERM or SIGINT ended it
+  1  it could not start or go on; the message says why
+  2  the command line is wrong, or names no socket, or names two";
+
+/// What such a program reads of its environment.
+pub const ENVIRONMENT: &str = "\
+Environment:
+  RUST_LOG
+      What is logged on standard error, such as `debug` or `warn`
+  LISTEN_PID, LISTEN_FDS
+      Set by a service manager that passes the socket to serve; then neither
+      --socket-path nor --fd is given (sd_listen_fds(3))
+  OUTBOARD_LAUNCH
+      Set by `outboard run`: the version of its launch contract; a program that
+      does not know that version refuses to start";
+
+/// What stands below the options: the program's examples, and the rest.
+pub fn after_help(examples: &str) -> String {
+    format!("{examples}\n\n{EXIT_CODES}\n\n{ENVIRONMENT}")
+}
