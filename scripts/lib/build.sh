@@ -16,7 +16,16 @@ export CARGO_TARGET_DIR
 BUILD_OPTIONS=()
 
 need_build_commands() {
-    command -v cargo >/dev/null || die "cargo is missing: install Rust (stable) from https://rustup.rs"
+    local needed found
+    needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$top/Cargo.toml")
+    command -v cargo >/dev/null || die "cargo is missing: install Rust $needed or later from https://rustup.rs"
+    # What the checkout's own directory gets, should rustup have several.
+    found=$(cd "$top" && rustc --version) || die "cargo is there, but rustc does not run; see above"
+    found=${found#rustc }
+    found=${found%%[ -]*}
+    printf '%s\n' "$needed" "$found" | sort -VC ||
+        die "rustc $found is too old: Outboard needs $needed or later; run \`rustup update stable\`," \
+            "or install it from https://rustup.rs (a distribution's own is often older)"
     need_commands cc=gcc
 }
 

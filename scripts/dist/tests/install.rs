@@ -197,6 +197,51 @@ fn wrong_use_says_what_to_do() {
     assert_eq!(tree(&root), [""; 0]);
 }
 
+/// Programs of these names before all others; what they do.
+fn in_path(folder: &Path, programs: &[(&str, &str)]) -> String {
+    for (name, script) in programs {
+        let path = folder.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    format!("{}:{}", folder.display(), std::env::var("PATH").unwrap())
+}
+
+#[test]
+fn an_old_compiler_is_told_before_anything_is_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let installs = |rustc: &str| {
+        let programs = [("rustc", rustc), ("cargo", "echo building; exit 1")];
+        let output = Command::new(top().join("scripts/install"))
+            .arg(format!(
+                "--destdir={}",
+                folder.path().join("root").display()
+            ))
+            .env_remove("OUTBOARD_BIN")
+            .env("PATH", in_path(folder.path(), &programs))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for old in ["1.63.0", "1.94.1 (0123456789 2026-01-01)", "1.9.0-nightly"] {
+        let said = installs(&format!("echo 'rustc {old}'"));
+        assert!(said.contains("is too old: Outboard needs 1."), "{said}");
+        assert!(said.contains("rustup update stable"), "{said}");
+        assert!(!said.contains("building"), "{said}");
+    }
+    let said = installs("echo broken >&2; exit 1");
+    assert!(said.contains("rustc does not run"), "{said}");
+    for new in [
+        env!("CARGO_PKG_RUST_VERSION"),
+        "1.95.0",
+        "2.0.0-nightly (0 2030-01-01)",
+    ] {
+        let said = installs(&format!("echo 'rustc {new}'"));
+        assert!(said.contains("building"), "{said}");
+    }
+}
+
 /// QEMU's docs/interop/vhost-user.json, VHostUserBackendCapabilities and
 /// VHostUserBackend, as far as our types go: no member is unknown, none that is
 /// needed is missing.
