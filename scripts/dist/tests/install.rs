@@ -105,6 +105,7 @@ fn tree(root: &Path) -> Vec<String> {
 fn what_is_installed_is_said_works_twice_and_is_removed() {
     let place = Place::new();
     let said = place.installed(&["--prefix=/usr"]);
+    assert!(!said.contains("systemd does not look"), "{said}");
     let usr = place.root().join("usr");
     let files = tree(&place.root());
     for name in PROGRAMS {
@@ -275,7 +276,11 @@ fn fits_capabilities(value: &Value) -> Result<(), String> {
 #[test]
 fn capabilities_and_discovery_files_fit_the_schema_and_each_other() {
     let place = Place::new();
-    place.installed(&["--prefix=/opt/outboard"]);
+    let said = place.installed(&["--prefix=/opt/outboard"]);
+    // libvirt needs none of them, so nothing is to be done for it; for systemd
+    // there is.
+    assert!(!said.contains("libvirt"), "{said}");
+    assert!(said.contains("systemd does not look in /opt/outboard/lib/systemd/system"));
     for name in ["blk", "net", "rng"] {
         let program = format!("outboard-{name}");
         let output = Command::new(programs().join(&program))
