@@ -109,15 +109,15 @@ pub struct Run {
     #[arg(long)]
     prefault: bool,
 
-    /// Where the guest's driver rings: a memory or an I/O BAR [default: mmio]
+    /// Where the guest's drivers write to notify a device: memory or an I/O port [default: mmio]
     #[arg(long, value_name = "mmio|pio", value_parser = doorbell)]
     doorbell: Option<Doorbell>,
 
-    /// Who passes a ring on to the back-end: KVM, or (to compare) the CPU's
+    /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
     /// thread after an exit, or a worker thread that it wakes [default: kvm]
     ///
-    /// A disk or network card has its own with `ring=kvm|exit|worker`. A device
-    /// with `socket=` can be rung by KVM only.
+    /// A disk or network card has its own with `ring=kvm|exit|worker`. With
+    /// `socket=` only KVM can do it.
     #[arg(long, value_name = "kvm|exit|worker", value_parser = ring)]
     ring: Option<Ring>,
 

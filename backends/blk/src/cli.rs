@@ -15,6 +15,9 @@ use crate::disk::{Blk, Disk, Settings, Storage};
 use crate::engine::Choice;
 use crate::image::{Image, Options};
 
+const USAGE: &str = "outboard-blk [--socket-path PATH | --fd FDNUM] \
+    {--blk-file PATH | --blk-fd FDNUM | --null SIZE} [OPTIONS]";
+
 const EXAMPLES: &str = "\
 Examples:
   Serve an image to QEMU, Outboard or any other vhost-user front-end:
@@ -28,9 +31,13 @@ Examples:
 
 /// Serve a raw image or a block device as a virtio disk over vhost-user
 #[derive(Debug, Parser)]
-#[command(version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES), group(
-    ArgGroup::new("storage").args(["blk_file", "blk_fd", "null"])
-))]
+#[command(
+    version = outboard_version::VERSION,
+    override_usage = USAGE,
+    after_help = EXAMPLES,
+    after_long_help = after_help(EXAMPLES),
+    group(ArgGroup::new("storage").args(["blk_file", "blk_fd", "null"])),
+)]
 pub struct Cli {
     #[command(flatten)]
     program: program::Args,

@@ -17,6 +17,9 @@ use crate::device::Net;
 use crate::peer::Peer;
 use crate::tap::Tap;
 
+const USAGE: &str = "outboard-net [--socket-path PATH | --fd FDNUM] \
+    {--tap NAME | --tap-fd FDNUM,… | --peer PATH | --peer-fd FDNUM} [OPTIONS]";
+
 const EXAMPLES: &str = "\
 Examples:
   A tap of one's own, served to QEMU, Outboard or any other front-end:
@@ -33,9 +36,13 @@ Examples:
 
 /// Serve a tap or a stream of frames as a virtio network card over vhost-user
 #[derive(Debug, Parser)]
-#[command(version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES), group(
-    ArgGroup::new("port").args(["tap", "tap_fd", "peer"])
-))]
+#[command(
+    version = outboard_version::VERSION,
+    override_usage = USAGE,
+    after_help = EXAMPLES,
+    after_long_help = after_help(EXAMPLES),
+    group(ArgGroup::new("port").args(["tap", "tap_fd", "peer"])),
+)]
 pub struct Cli {
     #[command(flatten)]
     program: program::Args,
@@ -54,12 +61,12 @@ pub struct Cli {
     #[arg(long, value_name = "PATH[,listen]")]
     peer: Option<String>,
 
-    /// The same: an inherited socket, connected or listening; one that is
-    /// connected is connected again to the PATH of --peer, if that is given
+    /// The network: an inherited socket to a peer, connected or listening; one
+    /// that is connected is connected again at the PATH of --peer, if given
     #[arg(long, value_name = "FDNUM", conflicts_with_all = ["tap", "tap_fd"])]
     peer_fd: Option<RawFd>,
 
-    /// Address of the card; without it the driver chooses one
+    /// MAC address of the card; without it the driver chooses one
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mac)]
     mac: Option<Mac>,
 

@@ -51,7 +51,13 @@ Examples:
 
 /// Serve the kernel's random numbers as a virtio entropy device over vhost-user
 #[derive(Debug, Parser)]
-#[command(name = "outboard-rng", version = outboard_version::VERSION, after_help = EXAMPLES, after_long_help = after_help(EXAMPLES))]
+#[command(
+    name = "outboard-rng",
+    version = outboard_version::VERSION,
+    override_usage = "outboard-rng [--socket-path PATH | --fd FDNUM] [OPTIONS]",
+    after_help = EXAMPLES,
+    after_long_help = after_help(EXAMPLES),
+)]
 pub struct Cli {
     #[command(flatten)]
     front_end: FrontEnd,
