@@ -196,3 +196,14 @@ fn the_table_of_exit_codes_is_that_of_the_help() {
     assert_eq!(in_readme, in_help);
     assert_eq!(in_help, [0, 1, 2, 3, 4, 5, 6]);
 }
+
+#[test]
+fn the_demo_does_what_the_readme_says() {
+    let demo = fs::read_to_string(top().join("scripts/demo")).unwrap();
+    let (_, rest) = demo.split_once("scenario=verify requests=").unwrap();
+    let requests = rest.split(' ').next().unwrap();
+    let (thousands, units) = requests.split_at(requests.len() - 3);
+    let readme = fs::read_to_string(top().join("README.md")).unwrap();
+    let said = format!("verifies {thousands},{units} requests");
+    assert!(readme.contains(&said), "{said}");
+}
