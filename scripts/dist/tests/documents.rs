@@ -136,6 +136,34 @@ fn every_file_that_a_page_names_exists() {
     }
 }
 
+/// As in "`vmm/DESIGN.md` ("Processes")".
+#[test]
+fn every_section_that_a_page_names_exists() {
+    let mut named = 0;
+    for (page, text) in pages() {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (before, rest) in text
+            .match_indices(".md` (\"")
+            .map(|(at, _)| text.split_at(at))
+        {
+            let (_, file) = before.rsplit_once('`').unwrap();
+            let title = rest.split('"').nth(1).unwrap();
+            let other = fs::read_to_string(top().join(format!("{file}.md"))).unwrap();
+            let heading = |line: &str| line.trim_start_matches('#').trim() == title;
+            let there = other
+                .lines()
+                .any(|line| line.starts_with('#') && heading(line));
+            assert!(
+                there,
+                "{}: {file}.md has no section {title:?}",
+                page.display()
+            );
+            named += 1;
+        }
+    }
+    assert!(named > 0);
+}
+
 /// Every `--option` in a text.
 fn options(text: &str) -> BTreeSet<String> {
     let in_option = |c: char| c.is_ascii_alphanumeric() || c == '-';
