@@ -9,7 +9,6 @@ use clap::{Command, CommandFactory, Parser};
 
 mod help;
 mod page;
-mod roff;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests;

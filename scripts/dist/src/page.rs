@@ -1,12 +1,15 @@
-//! The man page of one command.
+//! The man page of one command: what `clap_mangen` makes of the command line,
+//! then the sections that it does not know. What is shown can be copied from
+//! the terminal: a hyphen is a hyphen, a quote a quote, no word is hyphenated,
+//! and what was written as lines stays lines.
 
 use anyhow::Result;
-use clap::builder::StyledStr;
-use clap::{Arg, Command};
+use clap::Command;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
 use outboard_version::{COMMIT_DATE, VERSION};
 
-use crate::help::{self, Entry, Section};
-use crate::roff::{Part, Roff};
+use crate::help::{self, Entry, Example, Section};
 
 /// What `man` is asked for: `outboard-run`.
 pub fn name(command: &Command) -> String {
@@ -19,204 +22,171 @@ pub fn name(command: &Command) -> String {
 /// # Errors
 /// Its help has a section that a page has no place for.
 pub fn render(command: &Command, names: &[String]) -> Result<String> {
-    let name = name(command);
-    let about = text(command.get_about());
-    let release = VERSION.split(' ').next().unwrap_or_default();
-    let mut page = Roff::new(&name, COMMIT_DATE, &format!("outboard {release}"));
-    page.section("NAME");
-    let about = about.trim_end_matches('.');
-    page.parts(&[Part::Plain(&name), Part::Plain(" - "), Part::Plain(about)]);
-    page.section("SYNOPSIS");
-    synopsis(&mut page, command);
-    page.section("DESCRIPTION");
-    let long = command.get_long_about().or(command.get_about());
-    for paragraph in paragraphs(&text(long)) {
-        page.paragraph(paragraph);
+    let man = man(command, COMMIT_DATE);
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    // No hyphenation, and a ragged margin.
+    let mut ragged = Roff::new();
+    ragged.control("nh", []).control("ad", ["l"]);
+    ragged.to_writer(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
     }
-    subcommands(&mut page, command);
-    options(&mut page, command);
+    let mut options = Vec::new();
+    man.render_options_section(&mut options)?;
+    page.extend(paragraphs(&String::from_utf8(options)?).bytes());
+    below(command, names)?.to_writer(&mut page)?;
+    Ok(as_typed(&String::from_utf8(page)?))
+}
+
+fn man(command: &Command, date: &str) -> Man {
+    // As `--help` has it, not every option anew.
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").to_owned();
+    let release = VERSION.split(' ').next().unwrap_or_default();
+    // An empty argument is not written, and the source would be taken for the date.
+    let date = if date.is_empty() { r#""""# } else { date };
+    let command = command.clone().override_usage(usage);
+    let title = name(&command).replace('-', r"\-");
+    Man::new(command.subcommand_help_heading("COMMANDS"))
+        .title(title)
+        .date(date)
+        .source(format!("outboard {release}"))
+        .manual("Outboard")
+}
+
+/// The options with their paragraphs as such: `clap_mangen` has empty lines between
+/// them, and before the possible values.
+fn paragraphs(options: &str) -> String {
+    options
+        .replace(".br\n\n.br\n", ".IP\n")
+        .replace("\n\n", "\n.IP\n")
+}
+
+/// What stands below the options.
+fn below(command: &Command, names: &[String]) -> Result<Roff> {
+    let mut page = Roff::new();
     let after = command
         .get_after_long_help()
         .or_else(|| command.get_after_help());
-    let after = text(after);
-    let sections = help::sections(&after)?;
+    let after = after.map(ToString::to_string).unwrap_or_default();
+    let mut sections = help::sections(&after)?;
     // The order of man-pages(7), not of the help.
+    sections.sort_by_key(|section| match section {
+        Section::ExitCodes(_) => 0,
+        Section::Environment(_) => 1,
+        Section::Examples(_) => 2,
+    });
     for section in &sections {
-        if let Section::ExitCodes(codes) = section {
-            page.section("EXIT STATUS");
-            entries(&mut page, codes);
+        match section {
+            Section::ExitCodes(codes) => entries(&mut page, "EXIT STATUS", codes),
+            Section::Environment(variables) => entries(&mut page, "ENVIRONMENT", variables),
+            Section::Examples(shown) => examples(&mut page, shown),
         }
     }
-    for section in &sections {
-        if let Section::Environment(variables) = section {
-            page.section("ENVIRONMENT");
-            entries(&mut page, variables);
+    heading(&mut page, "VERSION").text([roman(VERSION)]);
+    let mut others = Vec::new();
+    for other in names.iter().filter(|other| **other != name(command)) {
+        if !others.is_empty() {
+            others.push(roman(", "));
         }
+        others.extend([bold(other), roman("(1)")]);
     }
-    for section in &sections {
-        if let Section::Examples(examples) = section {
-            page.section("EXAMPLES");
-            for example in examples {
-                page.paragraph(example.title);
-                page.verbatim(example.lines.iter().copied());
-            }
-        }
-    }
-    page.section("VERSION");
-    page.text(VERSION);
-    page.section("SEE ALSO");
-    see_also(&mut page, names.iter().filter(|other| **other != name));
-    Ok(page.finish())
+    heading(&mut page, "SEE ALSO").text(others);
+    Ok(page)
 }
 
-fn text(styled: Option<&StyledStr>) -> String {
-    styled.map(StyledStr::to_string).unwrap_or_default()
+fn heading<'a>(page: &'a mut Roff, title: &str) -> &'a mut Roff {
+    page.control("SH", title.split(' '))
 }
 
-fn paragraphs(text: &str) -> Vec<&str> {
-    text.split("\n\n").map(str::trim).collect()
-}
-
-/// The usage as `--help` has it, one line for each of its own.
-fn synopsis(page: &mut Roff, command: &Command) {
-    let usage = command.clone().render_usage().to_string();
-    let usage = usage.strip_prefix("Usage:").unwrap_or(&usage);
-    let name = command
-        .get_bin_name()
-        .unwrap_or(command.get_name())
-        .to_owned();
-    for line in usage.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let rest = line.strip_prefix(&name).unwrap_or_default();
-        page.parts(&[Part::Bold(&name), Part::Plain(rest)]);
-    }
-}
-
-fn subcommands(page: &mut Roff, command: &Command) {
-    let shown = |command: &&Command| !command.is_hide_set();
-    let mut shown = command.get_subcommands().filter(shown).peekable();
-    if shown.peek().is_some() {
-        page.section("COMMANDS");
-    }
-    for subcommand in shown {
-        let about = text(subcommand.get_about());
-        let see = format!(
-            "{}; see `{}`(1)",
-            about.trim_end_matches('.'),
-            name(subcommand)
-        );
-        page.item(&[Part::Bold(subcommand.get_name())], &[&see]);
-    }
-}
-
-/// The options in the order of the help, those under a heading of their own
-/// after the others.
-fn options(page: &mut Roff, command: &Command) {
-    let mut shown: Vec<_> = command
-        .get_arguments()
-        .filter(|option| !option.is_hide_set())
-        .collect();
-    page.section("OPTIONS");
-    let mut headings = vec![None];
-    for option in &shown {
-        if !headings.contains(&option.get_help_heading()) {
-            headings.push(option.get_help_heading());
-        }
-    }
-    for heading in headings {
-        if let Some(heading) = heading {
-            page.subsection(heading);
-        }
-        shown.retain(|option| {
-            let here = option.get_help_heading() == heading;
-            if here {
-                self::option(page, option);
-            }
-            !here
-        });
-    }
-}
-
-fn option(page: &mut Roff, option: &Arg) {
-    let short = option.get_short().map(|short| format!("-{short}"));
-    let long = option.get_long().map(|long| format!("--{long}"));
-    let mut head = Vec::new();
-    for name in [&short, &long].into_iter().flatten() {
-        if !head.is_empty() {
-            head.push(Part::Plain(", "));
-        }
-        head.push(Part::Bold(name));
-    }
-    let values = option.get_num_args().unwrap_or_default();
-    let value = match option.get_value_names() {
-        Some(names) if values.takes_values() => names
-            .iter()
-            .map(AsRef::as_ref)
-            .collect::<Vec<&str>>()
-            .join(" "),
-        _ => String::new(),
-    };
-    if !value.is_empty() {
-        let (before, behind) = match (long.is_some(), values.min_values()) {
-            (false, _) => ("", ""),
-            (true, 0) => (" [", "]"),
-            (true, _) => (" ", ""),
-        };
-        head.extend([
-            Part::Plain(before),
-            Part::Italic(&value),
-            Part::Plain(behind),
-        ]);
-    }
-    let help = text(option.get_long_help().or(option.get_help()));
-    let noted = noted(option, &help);
-    let mut said = paragraphs(&help);
-    if let Some(first) = said.first_mut() {
-        *first = &noted;
-    }
-    page.item(&head, &said);
-}
-
-/// The first paragraph of an option's help, with its default and its possible
-/// values as the help shows them, where the text does not.
-fn noted(option: &Arg, help: &str) -> String {
-    let mut first = paragraphs(help).remove(0).to_owned();
-    if !option.get_num_args().unwrap_or_default().takes_values() {
-        return first;
-    }
-    let defaults: Vec<_> = option
-        .get_default_values()
-        .iter()
-        .map(|value| value.to_string_lossy())
-        .collect();
-    let defaults = defaults.join(",");
-    if !defaults.is_empty() && !option.is_hide_default_value_set() {
-        first.push_str(&format!(" [default: {defaults}]"));
-    }
-    let possible: Vec<_> = option
-        .get_possible_values()
-        .iter()
-        .filter(|value| !value.is_hide_set())
-        .map(|value| value.get_name().to_owned())
-        .collect();
-    if !possible.is_empty() {
-        first.push_str(&format!(" [possible values: {}]", possible.join(", ")));
-    }
-    first
-}
-
-fn entries(page: &mut Roff, entries: &[Entry<'_>]) {
+fn entries(page: &mut Roff, title: &str, entries: &[Entry<'_>]) {
+    heading(page, title);
     for entry in entries {
-        page.item(&[Part::Bold(entry.word)], &[&entry.meaning]);
+        page.control("TP", [])
+            .text([bold(entry.word)])
+            .text([roman(&entry.meaning)]);
     }
 }
 
-fn see_also<'a>(page: &mut Roff, others: impl Iterator<Item = &'a String>) {
-    let mut parts = Vec::new();
-    for other in others {
-        if !parts.is_empty() {
-            parts.push(Part::Plain(", "));
+fn examples(page: &mut Roff, examples: &[Example<'_>]) {
+    heading(page, "EXAMPLES");
+    for (index, example) in examples.iter().enumerate() {
+        // A heading begins a paragraph, too.
+        if index > 0 {
+            page.control("PP", []);
         }
-        parts.extend([Part::Bold(other), Part::Plain("(1)")]);
+        page.text([roman(example.title)]);
+        page.control("PP", [])
+            .control("RS", ["2"])
+            .control("nf", []);
+        for line in &example.lines {
+            page.text([roman(*line)]);
+        }
+        page.control("fi", []).control("RE", []);
     }
-    page.parts(&parts);
+}
+
+/// A page in which the characters that groff makes typography of are as they were
+/// typed, where the crate does not see to that. What is between backticks is bold;
+/// an example has none, as `$(...)` does the same.
+fn as_typed(page: &str) -> String {
+    let mut typed = String::new();
+    let mut bold = false;
+    for character in page.chars() {
+        match character {
+            '`' => {
+                bold = !bold;
+                typed.push_str(if bold { r"\fB" } else { r"\fR" });
+            }
+            '^' => typed.push_str(r"\(ha"),
+            '~' => typed.push_str(r"\(ti"),
+            // There is a terminal without it, and not one with a worse mark.
+            '…' => typed.push_str("..."),
+            ascii if ascii.is_ascii() => typed.push(ascii),
+            other => typed.push_str(&format!(r"\[u{:04X}]", u32::from(other))),
+        }
+    }
+    typed
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_without_a_date_has_its_source_where_it_belongs() {
+        for (date, shown) in [("2026-01-31", "2026-01-31"), ("", r#""""#)] {
+            let mut title = Vec::new();
+            man(&Command::new("a-b"), date)
+                .render_title(&mut title)
+                .unwrap();
+            let title = String::from_utf8(title).unwrap();
+            let release = env!("CARGO_PKG_VERSION");
+            let expected = format!(r#".TH a\-b 1 {shown} "outboard {release}" Outboard"#);
+            assert_eq!(title.lines().last(), Some(expected.as_str()));
+        }
+    }
+
+    #[test]
+    fn what_is_escaped_is_shown_as_it_is() {
+        for (text, escaped) in [
+            ("--blk-file=a", r"\-\-blk\-file=a"),
+            (r"a \", r"a \\"),
+            ("'a b'", r"\*(Aqa b\*(Aq"),
+            (".5", r"\&.5"),
+            ("^~", r"\(ha\(ti"),
+            ("KEY=VALUE,…", "KEY=VALUE,..."),
+            ("µ", r"\[u00B5]"),
+            ("give `-h` or not", r"give \fB\-h\fR or not"),
+        ] {
+            let page = Roff::from(roman(text)).render();
+            let line = as_typed(&page).lines().last().map(str::to_owned);
+            assert_eq!(line.as_deref(), Some(escaped));
+        }
+    }
 }

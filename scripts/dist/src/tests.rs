@@ -216,3 +216,61 @@ fn a_default_is_said_once_and_as_the_help_does() {
         assert_eq!(marks(options), marks(&help), "{name}");
     }
 }
+
+#[test]
+fn an_option_keeps_its_paragraphs() {
+    let mut kept = 0;
+    for (command, (name, page)) in commands().iter().zip(pages().unwrap()) {
+        assert!(!page.contains("\n\n"), "{name}: {page}");
+        let mut expected = 0;
+        for option in command
+            .get_arguments()
+            .filter(|option| !option.is_hide_set())
+        {
+            let help = option.get_long_help().or(option.get_help());
+            let help = help.map(ToString::to_string).unwrap_or_default();
+            // The possible values are one more.
+            let values = !option.get_possible_values().is_empty();
+            let values = values && option.get_num_args().unwrap().takes_values();
+            expected += help.matches("\n\n").count() + usize::from(values);
+        }
+        assert_eq!(page.matches("\n.IP\n").count(), expected, "{name}: {page}");
+        kept += expected;
+    }
+    assert!(kept > 5, "{kept}");
+}
+
+/// A hyphen of typography, from one that is not escaped or where a word was
+/// divided, cannot be pasted; nor can its quotes.
+#[test]
+fn what_a_page_shows_can_be_typed() {
+    for (name, text) in pages().unwrap() {
+        let Some(output) = through(&text, GROFF) else {
+            return;
+        };
+        let shown = String::from_utf8(output.stdout).unwrap();
+        let typed = |character: char| character.is_ascii() || character == '•';
+        let wrong = shown.lines().find(|line| !line.chars().all(typed));
+        assert_eq!(wrong, None, "{name}");
+    }
+}
+
+#[test]
+fn the_synopsis_is_the_usage_of_the_help() {
+    for (mut command, (name, text)) in commands().into_iter().zip(pages().unwrap()) {
+        let Some(output) = through(&text, GROFF) else {
+            return;
+        };
+        let shown = String::from_utf8(output.stdout).unwrap();
+        let (_, below) = shown.split_once("SYNOPSIS\n").unwrap();
+        let (synopsis, _) = below.split_once("DESCRIPTION\n").unwrap();
+        let usage = command.render_usage().to_string().replace('…', "...");
+        let usage = usage.strip_prefix("Usage: ").unwrap();
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words(synopsis), words(usage), "{name}");
+    }
+}
