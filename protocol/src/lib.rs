@@ -1,6 +1,7 @@
 //! What two processes of Outboard must agree on, and nothing else.
 //!
 //! - [`wire`]: the framing of vhost-user messages on a socket, with deadlines;
+//! - [`descriptors`]: what it means that one cannot be had;
 //! - [`devices`]: the table of device kinds and their configuration layouts;
 //! - [`launch`]: what a started process receives, and what machine and
 //!   supervisor say to each other;
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod deadline;
+pub mod descriptors;
 pub mod devices;
 pub mod image_lock;
 pub mod inflight;

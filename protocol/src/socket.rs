@@ -16,7 +16,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::Deadline;
+use crate::{Deadline, descriptors};
 
 /// The most descriptors that Linux carries in one message (SCM_MAX_FD). The
 /// buffers have room for them all, so that too many are seen as too many.
@@ -50,7 +50,8 @@ pub(crate) fn send(
 /// `fds`. Waits until `deadline`; 0 is the end of the stream.
 ///
 /// # Errors
-/// `InvalidData` when a part of a packet, or of its descriptors, was cut off.
+/// `InvalidData` when a part of a packet was cut off; [`descriptors::missing`]
+/// when a descriptor was.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -68,15 +69,12 @@ pub(crate) fn receive(
             }
         }
         match received {
-            Ok(message)
-                if message
-                    .flags
-                    .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) =>
-            {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "a message or its descriptors were cut off",
-                ));
+            Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => {
+                return Err(descriptors::missing(socket));
+            }
+            Ok(message) if message.flags.contains(ReturnFlags::TRUNC) => {
+                let text = "a message is longer than any may be";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             Ok(message) => return Ok(message.bytes),
             Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLIN, deadline)?,

@@ -172,7 +172,7 @@ pub enum WireError {
     TimedOut,
     /// The peer broke the specification; the text says how.
     Malformed(String),
-    /// The socket failed.
+    /// The socket failed, or this process has no room for a descriptor.
     Io(io::Error),
 }
 
@@ -274,13 +274,15 @@ impl Connection {
     ) -> Result<(), WireError> {
         let mut filled = 0;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match socket::receive(self.stream.as_fd(), rest, fds, deadline)? {
+            let received = socket::receive(self.stream.as_fd(), rest, fds, deadline);
+            // First of all, since too many may be why not all of them came.
+            if fds.len() > MAX_FDS {
+                return Err(malformed(format!("more than {MAX_FDS} descriptors")));
+            }
+            match received? {
                 0 if boundary && filled == 0 => return Err(WireError::Closed),
                 0 => return Err(malformed("the connection ended within it")),
                 count => filled += count,
-            }
-            if fds.len() > MAX_FDS {
-                return Err(malformed(format!("more than {MAX_FDS} descriptors")));
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
 };
+use outboard_protocol::descriptors;
 
 /// A source of front-ends.
 #[derive(Debug)]
@@ -190,7 +191,7 @@ impl Listening {
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(error) if passes(&error) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(descriptors::explain(error)),
         }
     }
 }
