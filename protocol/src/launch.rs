@@ -31,6 +31,10 @@ pub const VERSION: u32 = 1;
 /// Environment variable that tells a back-end [`VERSION`]; a back-end of ours
 /// refuses one that it does not know and, started by hand, needs none.
 pub const VERSION_ENV: &str = "OUTBOARD_LAUNCH";
+/// Environment variable that tells a process whose lines it writes to standard
+/// error: `VM/DEVICE`, or the one of the two that is known, or nothing. A
+/// program of ours begins each line with its own name and that in brackets.
+pub const LABEL_ENV: &str = "OUTBOARD_LABEL";
 /// The descriptor on which a back-end finds its socket.
 pub const BACKEND_FD: i32 = 3;
 /// The descriptor on which the machine finds the socket to its supervisor.

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
+use crate::supervisor::logging::USUAL;
 use crate::supervisor::net::{self, NetSettings};
 use crate::supervisor::options::{self, Size};
 use crate::supervisor::rng::{self, RngSettings};
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use outboard_log::Verbosity;
 use outboard_protocol::launch::{Doorbell, Ring};
 
 /// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
@@ -81,6 +83,10 @@ fn after_help() -> String {
 /// `outboard run`.
 #[derive(Args, Debug)]
 pub struct Run {
+    /// Name of the VM, which its messages begin with
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
     /// Guest kernel: a bzImage, an ELF vmlinux or an ELF with a PVH entry
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -192,6 +198,9 @@ pub struct Run {
     /// relative to the current directory.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    #[command(flatten)]
+    verbosity: Verbosity,
 }
 
 impl Run {
@@ -199,6 +208,8 @@ impl Run {
     /// says beside it.
     pub fn settings(self) -> (Option<PathBuf>, Settings) {
         let settings = Settings {
+            name: self.name,
+            log_level: self.verbosity.asked(USUAL),
             kernel: self.kernel,
             initrd: self.initrd,
             cmdline: self.cmdline,

@@ -6,13 +6,14 @@ use clap::Parser;
 use outboard::cli::{Cli, Command};
 use outboard::exit::Exit;
 use outboard::machine;
+use outboard::supervisor::logging::USUAL;
 use outboard::supervisor::{self, spawn};
+use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
 
 fn main() -> ExitCode {
     // Before anything else opens descriptors, and that number with it.
     let inherited = spawn::inherited(MACHINE_FD);
-    env_logger::init();
     match Cli::parse().command {
         Command::Run(run) => {
             drop(inherited);
@@ -20,7 +21,11 @@ fn main() -> ExitCode {
             supervisor::run(file, settings).report()
         }
         Command::Machine => match inherited {
-            Some(socket) => machine::run(socket),
+            Some(socket) => {
+                let speaker = Speaker::new("outboard-machine", outboard_log::label().as_deref());
+                outboard_log::start(speaker, &filters(None, USUAL));
+                machine::run(socket)
+            }
             None => {
                 supervisor::say("`machine` is started by `outboard run`, which see");
                 Exit::Usage.report()

@@ -120,7 +120,7 @@ fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
         }
         match daemon.start(&mut listener).and_then(|()| daemon.wait()) {
             Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => {}
-            Err(error @ Error::HandleRequest(_)) => log::warn!("cut a front-end off: {error}"),
+            Err(error @ Error::HandleRequest(_)) => program::cut_off(&error),
             // The socket is shut down: no other front-end will come.
             Err(Error::CreateBackendListener(Protocol::SocketError(error)))
                 if error.kind() == ErrorKind::InvalidInput =>

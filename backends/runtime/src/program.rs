@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use outboard_log::{Level, Rarely, Speaker, Verbosity};
 use outboard_protocol::launch;
 
 use crate::activation;
@@ -39,6 +40,9 @@ pub struct FrontEnd {
     /// Print what this program can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+
+    #[command(flatten)]
+    verbosity: Verbosity,
 }
 
 /// What every back-end on this runtime takes on its command line; a program
@@ -94,10 +98,9 @@ pub fn start(
     capabilities: Capabilities,
     serve: impl FnOnce(Source, Stop) -> anyhow::Result<()>,
 ) -> ExitCode {
-    let logging = env_logger::Env::default().default_filter_or("info,virtio_queue=off");
-    let _ = env_logger::Builder::from_env(logging)
-        .format_timestamp(None)
-        .try_init();
+    let asked = front_end.verbosity.asked(Level::Info);
+    let speaker = Speaker::this(outboard_log::label().as_deref());
+    outboard_log::start(speaker, &outboard_log::filters(asked, Level::Info));
     let result = if front_end.print_capabilities {
         print(capabilities)
     } else {
@@ -106,7 +109,7 @@ pub fn start(
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error:#}");
+            outboard_log::say(&format!("{error:#}"));
             match error.is::<Usage>() {
                 true => ExitCode::from(2),
                 false => ExitCode::FAILURE,
@@ -196,6 +199,14 @@ impl AsFd for Stop {
     }
 }
 
+/// Says that a front-end was cut off; one may connect again and again for that.
+pub fn cut_off(why: &dyn fmt::Display) {
+    static CUT_OFF: Rarely = Rarely::new();
+    if let Some(times) = CUT_OFF.again() {
+        log::warn!("cut a front-end off: {why}{times}");
+    }
+}
+
 fn serve_all<D: Device>(
     host: &Host<D>,
     source: Source,
@@ -221,7 +232,7 @@ fn serve_all<D: Device>(
         .context("cannot accept a front-end")?
     {
         match serve(host, stream, stop).map_err(stuck)? {
-            End::CutOff(why) => log::warn!("cut a front-end off: {why}"),
+            End::CutOff(why) => cut_off(&why),
             End::Closed => {}
             End::Stopped => break,
         }

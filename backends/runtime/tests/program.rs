@@ -18,6 +18,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_contract::client::Client;
@@ -26,8 +27,11 @@ use outboard_protocol::launch;
 use outboard_protocol::wire::Header;
 use outboard_runtime::program::{Args, Capabilities, run};
 use support::*;
+use vhost::vhost_user::message::FrontendReq;
 
 const CHILD: &str = "OUTBOARD_TEST_CHILD";
+/// How many descriptors the program under test may have.
+const DESCRIPTORS: &str = "OUTBOARD_TEST_DESCRIPTORS";
 
 #[derive(Parser)]
 struct Cli {
@@ -37,6 +41,9 @@ struct Cli {
 
 fn main() -> ExitCode {
     if std::env::var_os(CHILD).is_some() {
+        if let Some(most) = std::env::var(DESCRIPTORS).ok().and_then(|n| n.parse().ok()) {
+            setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        }
         let capabilities = Capabilities {
             kind: "loopback",
             features: &["echo"],
@@ -71,6 +78,16 @@ fn main() -> ExitCode {
             "an unknown launch contract is refused",
             unknown_launch_contract,
         ),
+        ("a line begins with who says it", lines_have_a_speaker),
+        ("what is said is chosen", chosen_words),
+        (
+            "a front-end that is cut off again and again fills no log",
+            cut_off_again_and_again,
+        ),
+        (
+            "a program with too few descriptors says so",
+            too_few_descriptors,
+        ),
     ];
     // One at a time: what one lets its child inherit, no other child may.
     let mut arguments = Arguments::from_args();
@@ -98,6 +115,7 @@ impl Program {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(arguments)
             .env(CHILD, "1")
+            .env_remove("RUST_LOG")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -310,6 +328,124 @@ fn unknown_launch_contract() {
             program.ends_with(1, launch::VERSION_ENV);
         }
     }
+}
+
+/// The program under test as it calls itself.
+fn speaker() -> String {
+    let this = std::env::current_exe().unwrap();
+    this.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// What the program says while one front-end breaks the rules and is cut off.
+fn said_of_a_cut(arguments: &[&str], env: &[(&str, &str)]) -> String {
+    let place = Place::new();
+    let own = place.argument();
+    let arguments = [&[own.as_str()], arguments].concat();
+    let program = Program::with_env(&arguments, env);
+    let client = connect(&place.path);
+    client.send(Header::reply_to(1), &[], &[]).unwrap();
+    client.receive().unwrap_err();
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    let (status, _, said) = program.end();
+    assert_eq!(status, Some(0), "{said}");
+    said
+}
+
+fn lines_have_a_speaker() {
+    let name = speaker();
+    for (label, speaker) in [
+        (None, name.clone()),
+        (Some(""), name.clone()),
+        (Some("web/disk0"), format!("{name}[web/disk0]")),
+        (Some("web\nnet0: INFO"), format!("{name}[web\\nnet0: INFO]")),
+    ] {
+        let env: Vec<_> = label
+            .map(|label| (launch::LABEL_ENV, label))
+            .into_iter()
+            .collect();
+        let said = said_of_a_cut(&[], &env);
+        let line = format!("{speaker}: WARN cut a front-end off: ");
+        assert!(said.starts_with(&line), "{said:?} without {line:?}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        // So does the last word of one that cannot start.
+        let program = Program::with_env(&["--socket-path=/nowhere/a\nb"], &env);
+        let (_, _, said) = program.end();
+        let line = format!("{speaker}: cannot listen at /nowhere/a\\nb: ");
+        assert!(said.starts_with(&line), "{said:?} without {line:?}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+fn chosen_words() {
+    let debugs = "DEBUG session ended";
+    for (arguments, environment, warns, debugs_too) in [
+        (&[][..], None, true, false),
+        (&["--log-level=error"], None, false, false),
+        (&["--log-level=debug"], None, true, true),
+        (&["-v"], None, true, true),
+        (&[], Some("debug"), true, true),
+        (&[], Some("off"), false, false),
+        (&["--log-level=warn"], Some("off"), true, false),
+        (&["--log-level=off"], Some("debug"), false, false),
+    ] {
+        let env: Vec<_> = environment
+            .map(|filters| ("RUST_LOG", filters))
+            .into_iter()
+            .collect();
+        let said = said_of_a_cut(arguments, &env);
+        let found = (said.contains("cut a front-end off"), said.contains(debugs));
+        assert_eq!(found, (warns, debugs_too), "{arguments:?} {env:?}: {said}");
+    }
+    // Why it cannot start is said in any case.
+    Program::start(&["--log-level=off"]).ends_with(2, "--socket-path");
+    Program::start(&["--log-level=loud"]).ends_with(2, "possible values: off, error");
+}
+
+fn cut_off_again_and_again() {
+    const TIMES: usize = 1000;
+    let place = Place::new();
+    let program = Program::start(&[&place.argument(), "--log-level=debug"]);
+    for _ in 0..TIMES {
+        // A refusal, which is answered, and what ends the session.
+        let mut client = connect(&place.path);
+        client.negotiate(VERSION_1).unwrap();
+        refused(&client, FrontendReq::SET_VRING_NUM, 77, 8);
+        client.send(Header::reply_to(1), &[], &[]).unwrap();
+        client.receive().unwrap_err();
+    }
+    program.signal(Signal::SIGTERM);
+    let (_, _, said) = program.end();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines.len() <= 40, "{} lines:\n{said}", lines.len());
+    let mut cuts = lines
+        .iter()
+        .filter(|line| line.contains("cut a front-end off"));
+    let last = cuts.next_back().unwrap();
+    assert!(last.ends_with("(512 times so far)"), "{last}");
+}
+
+fn too_few_descriptors() {
+    let place = Place::new();
+    // Standard ones, signals, both ends of the listening and of a session: a
+    // few less than the eight that a table of memory may bring are left.
+    let env = [(DESCRIPTORS, "12")];
+    let program = Program::with_env(&[&place.argument()], &env);
+    let mut client = connect(&place.path);
+    client.negotiate(EVENT_IDX | VERSION_1).unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let header = Header::request(FrontendReq::SET_MEM_TABLE.into());
+    client.send(header, &[0; 8], &[file.as_fd(); 8]).unwrap();
+    client.receive().unwrap_err();
+    // The next front-end finds room.
+    connect(&place.path)
+        .negotiate(EVENT_IDX | VERSION_1)
+        .unwrap();
+    program.signal(Signal::SIGTERM);
+    let (_, _, said) = program.end();
+    assert!(!said.contains("malformed"), "{said}");
+    assert!(said.contains("cut a front-end off: "), "{said}");
+    assert!(said.contains("raise its limit (`ulimit -n`"), "{said}");
 }
 
 /// A shell becomes the program, with its own process id in `LISTEN_PID` and the

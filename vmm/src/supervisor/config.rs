@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 
+use super::logging::Logging;
 use super::net::{self, Card};
 use super::options::{Size, Wait};
 use super::rng::{self, Entropy};
@@ -38,6 +39,8 @@ pub(super) const DEFAULT_WAIT: Wait = Wait::For(std::time::Duration::from_secs(2
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// How the processes of the VM speak.
+    pub logging: Logging,
     /// The kernel image.
     pub kernel: PathBuf,
     /// The initial RAM disk.
@@ -93,6 +96,9 @@ impl Config {
     /// # Errors
     /// A message that names the setting and says what would be right.
     pub fn new(settings: Settings) -> Result<Self, String> {
+        if let Some(name) = settings.name.as_deref().filter(|name| !is_name(name)) {
+            return Err(format!("--name {name}: {NAME_RULE}"));
+        }
         let cpus = within("--cpus", settings.cpus.unwrap_or(1), 1, MAX_CPUS)?;
         let memory = memory(settings.memory.unwrap_or(Size(512 << 20)))?;
         let cmdline = settings.cmdline.unwrap_or_else(|| "console=ttyS0".into());
@@ -143,6 +149,10 @@ impl Config {
         }
         check(&devices, &sources)?;
         Ok(Self {
+            logging: Logging {
+                name: settings.name,
+                level: settings.log_level,
+            },
             initrd: settings.initrd,
             console: settings.console.unwrap_or_default(),
             on_reset: settings.on_reset.unwrap_or_default(),
@@ -263,6 +273,14 @@ pub(super) fn queue_size(size: Option<u64>) -> Result<u16, String> {
     within("queue-size", size, 2, 32768).map(|size| size as u16)
 }
 
+const NAME_RULE: &str = "give 1 to 64 letters, digits, `-`, `_` or `.`";
+
+/// Whether it can be a VM's or a device's.
+fn is_name(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(letter)
+}
+
 /// What no device can say alone.
 fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
     if devices.len() > MAX_DEVICES {
@@ -273,12 +291,8 @@ fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
     }
     let mut ids = BTreeSet::new();
     for device in devices {
-        let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if device.id.is_empty() || device.id.len() > 64 || !device.id.bytes().all(letter) {
-            return Err(format!(
-                "id `{}`: give 1 to 64 letters, digits, `-`, `_` or `.`",
-                device.id
-            ));
+        if !is_name(&device.id) {
+            return Err(format!("id `{}`: {NAME_RULE}", device.id));
         }
         if !ids.insert(&device.id) {
             return Err(format!(

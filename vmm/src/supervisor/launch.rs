@@ -81,7 +81,10 @@ pub fn launch(
                     .with_context(|| format!("{}: making a socket", device.id))?;
                 let child = copy(lent, socket.take())
                     .map_err(anyhow::Error::from)
-                    .and_then(|lent| start_backend(program, args, &back, &lent))
+                    .and_then(|lent| {
+                        let environment = resources.logging.environment(Some(&device.id));
+                        start_backend(program, args, environment, &back, &lent)
+                    })
                     .with_context(|| format!("{}: starting {}", device.id, program.name()))?;
                 let name = program.name().to_owned();
                 (backend(&device.id, name, Some(child)), Some(front.into()))
@@ -129,7 +132,8 @@ fn connect(resources: &Resources, signals: &Signals) -> Result<Option<Vec<Option
 fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
     let (channel, theirs) = Channel::pair().context("a socket pair")?;
     let args = ["machine".to_owned()];
-    let machine = Child::start(&resources.program, &args, &[], &[theirs.as_fd()])
+    let environment = resources.logging.environment(None);
+    let machine = Child::start(&resources.program, &args, &environment, &[theirs.as_fd()])
         .context("starting the machine process")?;
     drop(theirs);
     let ends = console.ends().context("the console")?;
@@ -170,12 +174,13 @@ fn copy(lent: &Lent, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
 fn start_backend(
     program: &super::program::Program,
     args: &[String],
+    mut environment: Vec<(&str, String)>,
     socket: &OwnedFd,
     lent: &[OwnedFd],
 ) -> Result<Child> {
     let mut fds = vec![socket.as_fd()];
     fds.extend(lent.iter().map(OwnedFd::as_fd));
-    let environment = [(VERSION_ENV, VERSION.to_string())];
+    environment.push((VERSION_ENV, VERSION.to_string()));
     Ok(Child::start(program, args, &environment, &fds)?)
 }
 

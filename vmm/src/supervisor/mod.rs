@@ -18,6 +18,7 @@ pub mod console;
 pub mod host;
 pub mod image;
 pub mod launch;
+pub mod logging;
 pub mod net;
 pub mod options;
 pub mod program;
@@ -31,7 +32,6 @@ pub mod terminal;
 pub mod verdict;
 pub mod watch;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,12 +55,12 @@ pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
     let config = match configure(file, settings) {
         Ok(config) => config,
         Err(error) => {
-            say(&format!(
-                "{error}\nFor more information, try 'outboard run --help'."
-            ));
+            say(&error);
+            say("for more information, try `outboard run --help`");
             return Exit::Usage;
         }
     };
+    config.logging.start();
     let result = run_config(config);
     child::end_strays(Deadline::after(STRAYS_WAIT));
     result.unwrap_or_else(|error| {
@@ -102,14 +102,11 @@ fn run_config(config: Config) -> Result<Exit> {
         }
         // The terminal is put back before the last word.
         drop(console);
-        if let Some(text) = verdict.text() {
-            say(&text);
-        }
+        // Only of a guest that KVM gave up on is there more than a line.
+        let text = verdict.text().unwrap_or_default();
+        text.lines().for_each(say);
         return Ok(verdict.exit());
     }
 }
 
-/// Tells the user, who may have closed standard error.
-pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "outboard: {text}");
-}
+pub use outboard_log::say;

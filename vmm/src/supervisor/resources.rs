@@ -13,6 +13,7 @@ use outboard_protocol::launch;
 use super::config::{Config, Disk, Source};
 use super::host;
 use super::image::Images;
+use super::logging::Logging;
 use super::net;
 use super::options::Wait;
 use super::program::Program;
@@ -25,6 +26,8 @@ const BLK: &str = "outboard-blk";
 /// What one VM runs on.
 #[derive(Debug)]
 pub struct Resources {
+    /// How the processes of the VM speak.
+    pub logging: Logging,
     /// What the machine is to be.
     pub machine: launch::Machine,
     /// The program of the machine process.
@@ -118,6 +121,7 @@ impl Resources {
         }
         let resources = Self {
             program: Program::this()?,
+            logging: config.logging,
             machine: config.machine,
             kvm,
             kernel,

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outboard_log::Level;
 use outboard_protocol::launch::{Doorbell, Ring};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -16,6 +17,10 @@ use super::rng::RngSettings;
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
+    /// The name of the VM.
+    pub name: Option<String>,
+    /// What is logged.
+    pub log_level: Option<Level>,
     /// The kernel image.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
@@ -78,6 +83,8 @@ impl Settings {
     /// the file come first.
     pub fn over(self, file: Self) -> Self {
         Self {
+            name: self.name.or(file.name),
+            log_level: self.log_level.or(file.log_level),
             kernel: self.kernel.or(file.kernel),
             initrd: self.initrd.or(file.initrd),
             cmdline: self.cmdline.or(file.cmdline),
@@ -312,6 +319,8 @@ mod tests {
     fn a_file_has_the_names_of_the_command_line() {
         let settings = read(
             r#"
+            name = "web"
+            log-level = "info"
             kernel = "vmlinuz"
             memory = "2G"
             doorbell = "pio"
@@ -329,6 +338,8 @@ mod tests {
             "#,
         )
         .unwrap();
+        assert_eq!(settings.name.as_deref(), Some("web"));
+        assert_eq!(settings.log_level, Some(Level::Info));
         assert_eq!(settings.memory, Some(Size(2 << 30)));
         assert_eq!(settings.doorbell, Some(Doorbell::Pio));
         assert_eq!(settings.ring, Some(Ring::Worker));

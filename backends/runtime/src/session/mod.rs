@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
@@ -270,7 +271,10 @@ impl<D: Device> Session<'_, D> {
             Ok(Answer::Reply(payload)) => self.reply(header, &payload, &[]),
             Ok(Answer::ReplyWithFd(payload, fd)) => self.reply(header, &payload, &[fd.as_fd()]),
             Err(Fault::Refused(why) | Fault::Declined(why)) if asked => {
-                log::debug!("refused: {why}");
+                static REFUSED: Rarely = Rarely::new();
+                if let Some(times) = REFUSED.again() {
+                    log::debug!("refused: {why}{times}");
+                }
                 self.reply(header, &1u64.to_ne_bytes(), &[])
             }
             Err(Fault::Declined(_)) => Ok(()),
@@ -296,7 +300,11 @@ impl<D: Device> Session<'_, D> {
         }
         let header = Header::request(BackendReq::CONFIG_CHANGE_MSG.into());
         if let Err(error) = requests.send(header, &[], &[], Deadline::after(CHANGE)) {
-            log::warn!("cannot announce a configuration change: {error}");
+            // It may name another channel, and that as often as it likes.
+            static UNREAD: Rarely = Rarely::new();
+            if let Some(times) = UNREAD.again() {
+                log::warn!("cannot announce a configuration change: {error}{times}");
+            }
             self.requests = None;
         }
     }
@@ -307,13 +315,18 @@ impl<D: Device> Session<'_, D> {
         self.host.device.features() | rings | (1 << VIRTIO_F_VERSION_1) | PROTOCOL_FEATURES
     }
 
-    /// Prints the counters, once.
+    /// Prints the counters, once in a session; but there may be no end of
+    /// sessions.
     fn tell(&self) {
+        static SUSPICIOUS: Rarely = Rarely::new();
+        static ENDED: Rarely = Rarely::new();
         let tally = &self.rings.tally;
         if tally.is_suspicious() {
-            log::info!("session ended: {tally}");
-        } else {
-            log::debug!("session ended: {tally}");
+            if let Some(times) = SUSPICIOUS.again() {
+                log::info!("session ended: {tally}{times}");
+            }
+        } else if let Some(times) = ENDED.again() {
+            log::debug!("session ended: {tally}{times}");
         }
     }
 }

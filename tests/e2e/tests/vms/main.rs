@@ -8,6 +8,7 @@ mod net;
 mod pasted;
 mod rng;
 mod terminal;
+mod words;
 mod wrong_images;
 mod wrong_use;
 
@@ -136,6 +137,7 @@ fn main() -> ExitCode {
         ("rng", rng::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),
+        ("words", words::tests()),
         ("wrong_images", wrong_images::tests()),
         ("wrong_use", wrong_use::tests()),
     ];
