@@ -86,7 +86,7 @@ fn thousands_of_registrations_and_releases_leave_nothing() {
     let before = descriptors();
     for base in [Address::Memory(0xc000_3000), Address::Port(0xc000)] {
         let began = Instant::now();
-        let doorbells = Doorbells::new(Arc::clone(&vm), QUEUES, Ring::Kvm).unwrap();
+        let doorbells = Doorbells::new("disk0", Arc::clone(&vm), QUEUES, Ring::Kvm).unwrap();
         doorbells.place(Some(base));
         let numbers = sessions(&doorbells, base, wanted / 2);
         eprintln!(

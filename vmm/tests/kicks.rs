@@ -143,7 +143,8 @@ struct Run {
 impl Run {
     fn new(kvm: &Kvm, base: Address) -> Self {
         let machine = Machine::new(kvm).unwrap();
-        let doorbells = Doorbells::new(Arc::clone(machine.vm()), QUEUES, Ring::Kvm).unwrap();
+        let doorbells =
+            Doorbells::new("disk0", Arc::clone(machine.vm()), QUEUES, Ring::Kvm).unwrap();
         doorbells.place(Some(base));
         Self {
             base,

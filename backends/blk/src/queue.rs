@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use outboard_log::Rarely;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
 
@@ -246,7 +247,11 @@ impl Drop for BlkQueue {
     fn drop(&mut self) {
         let mut completions = Vec::new();
         if let Err(error) = self.engine.drain(&mut completions) {
-            log::error!("cannot drain a queue of the disk: {error}");
+            // A guest can stop its queues as often as it likes.
+            static UNDRAINED: Rarely = Rarely::new();
+            if let Some(times) = UNDRAINED.again() {
+                log::error!("cannot drain a queue of the disk: {error}{times}");
+            }
         }
         for Completion { id, job, result } in completions {
             if let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) {

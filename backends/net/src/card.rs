@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::tap::Mac;
 use virtio_bindings::virtio_net::{
@@ -102,6 +103,8 @@ pub struct Card {
     link: Link,
     /// The tap cannot be used any more.
     tap_gone: AtomicBool,
+    /// The user was told that the link is down.
+    outage: AtomicBool,
     counters: Counters,
 }
 
@@ -114,6 +117,7 @@ impl Card {
             state: Mutex::default(),
             link: Link::default(),
             tap_gone: AtomicBool::new(false),
+            outage: AtomicBool::new(false),
             counters: Counters::default(),
         };
         card.link.set(|| match &card.port {
@@ -254,7 +258,11 @@ impl Card {
                 false
             }
             Err(errno) => {
-                log::debug!("the tap refuses a setting: {errno}");
+                // One that the driver may command again and again.
+                static REFUSED: Rarely = Rarely::new();
+                if let Some(times) = REFUSED.again() {
+                    log::debug!("the tap refuses a setting: {errno}{times}");
+                }
                 false
             }
         }
@@ -276,13 +284,27 @@ impl Card {
                 host => self.tap_is(tap, host),
             },
             Port::Peer(peer) => match peer.meet() {
-                Ok(true) if self.link.set(|| peer.connection().is_some()) => {
-                    let name = peer.name();
-                    log::info!("peer {name}: connected, the guest sees its link up");
-                }
+                Ok(true) if self.link.set(|| peer.connection().is_some()) => self.peer_came(peer),
                 Ok(_) => {}
-                Err(error) => log::warn!("peer {}: cannot accept: {error}", peer.name()),
+                Err(error) => {
+                    static REFUSED: Rarely = Rarely::new();
+                    if let Some(times) = REFUSED.again() {
+                        log::warn!("peer {}: cannot accept: {error}{times}", peer.name());
+                    }
+                }
             },
+        }
+    }
+
+    /// It may come and go without end; but who was told that it is gone is told
+    /// that it is there again.
+    fn peer_came(&self, peer: &Peer) {
+        static CAME: Rarely = Rarely::new();
+        let (name, times) = (peer.name(), CAME.again());
+        if self.outage.swap(false, Ordering::AcqRel) {
+            log::warn!("peer {name}: connected again, the guest sees its link up");
+        } else if let Some(times) = times {
+            log::info!("peer {name}: connected, the guest sees its link up{times}");
         }
     }
 
@@ -292,7 +314,12 @@ impl Card {
         if !self.link.set(|| up && !is_gone()) || is_gone() {
             return;
         }
+        // Who was told that it is down is told that it is up again.
+        let before = self.outage.swap(!up, Ordering::AcqRel);
         match host {
+            Host::Up if before => {
+                log::warn!("tap {name}: it is up again, the guest sees its link up")
+            }
             Host::Up => log::info!("tap {name}: it is up, the guest sees its link up"),
             Host::NoCarrier => log::warn!(
                 "tap {name}: it has no carrier, the guest sees its link down; `ip link set {name} \
@@ -326,11 +353,15 @@ impl Card {
             && peer.disconnect(connection)
             && self.link.set(|| peer.connection().is_some())
         {
-            log::warn!(
-                "peer {}: {why}; the guest sees its link down: {}",
-                peer.name(),
-                peer.rendezvous().prospect()
-            );
+            static GONE: Rarely = Rarely::new();
+            if let Some(times) = GONE.again() {
+                self.outage.store(true, Ordering::Release);
+                log::warn!(
+                    "peer {}: {why}; the guest sees its link down: {}{times}",
+                    peer.name(),
+                    peer.rendezvous().prospect()
+                );
+            }
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+
+use outboard_log::Rarely;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
@@ -50,15 +50,15 @@ counters! {
 }
 
 const COUNTS: usize = TEXTS.len();
-/// A guest can make its driver go as often as it likes.
-const RARELY: Duration = Duration::from_secs(60);
 
 /// The counts of a card.
 #[derive(Debug, Default)]
 pub struct Counters {
     counts: [AtomicU64; COUNTS],
-    /// When something was told that should not be.
-    told: Mutex<Option<Instant>>,
+    /// The drivers that have gone, which a guest can make them do as often as
+    /// it likes: those of which something is to be told, and the others.
+    bad: Rarely,
+    good: Rarely,
 }
 
 impl Counters {
@@ -75,29 +75,35 @@ impl Counters {
         counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    /// Tells them, unless that was done a short while ago; a driver has gone.
+    /// A driver has gone: tells them, or lets them grow till the next one has.
     pub fn tell_rarely(&self) {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= RARELY) {
+        let kind = if self.are_bad() {
+            &self.bad
+        } else {
+            &self.good
+        };
+        if kind.again().is_some() {
             self.tell();
         }
     }
 
     /// Tells them, and begins again at 0.
     pub fn tell(&self) {
-        let text = self.to_string();
-        let counts = self
-            .counts
-            .iter()
-            .map(|counter| counter.swap(0, Ordering::Relaxed));
-        // All but the first two are of what should not be.
-        let bad = counts.collect::<Vec<_>>().split_off(2);
-        if bad.iter().any(|count| *count != 0) {
+        let (text, bad) = (self.to_string(), self.are_bad());
+        for counter in &self.counts {
+            counter.store(0, Ordering::Relaxed);
+        }
+        if bad {
             log::info!("network card: {text}");
-            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         } else if !text.is_empty() {
             log::debug!("network card: {text}");
         }
+    }
+
+    /// All but the first two are of what should not be.
+    fn are_bad(&self) -> bool {
+        let mut bad = self.counts.iter().skip(2);
+        bad.any(|counter| counter.load(Ordering::Relaxed) != 0)
     }
 }
 
@@ -135,10 +141,10 @@ mod tests {
     fn a_driver_that_goes_again_and_again_does_not_fill_a_log() {
         let counters = Counters::default();
         for _ in 0..3 {
-            // Nothing is wrong: the next time must not have to wait for it.
+            // Nothing is wrong: what is must not have to wait for it.
             counters.tell_rarely();
         }
-        for told in [true, false, false] {
+        for told in [true, true, false, true, false] {
             counters.add(Count::BadCommand, 1);
             counters.tell_rarely();
             assert_eq!(counters.get(Count::BadCommand) == 0, told);

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use outboard_log::Rarely;
 use outboard_protocol::tap;
 
 use crate::filter::TapFilter;
@@ -82,7 +83,12 @@ impl Tap {
             (None | Some(Ok(Host::Gone)), true) => Host::Up,
             (Some(Ok(host)), true) => host,
             (Some(Err(error)), true) => {
-                log::warn!("tap {}: cannot ask for its state: {error}", self.name);
+                // With each front-end it is asked for anew.
+                static UNASKED: Rarely = Rarely::new();
+                if let Some(times) = UNASKED.again() {
+                    let name = &self.name;
+                    log::warn!("tap {name}: cannot ask for its state: {error}{times}");
+                }
                 Host::Up
             }
         }

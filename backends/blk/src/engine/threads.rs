@@ -16,6 +16,7 @@ use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use outboard_log::Rarely;
 
 use super::{Completion, Engine, Job, perform};
 
@@ -167,7 +168,11 @@ impl Drop for Threads {
     fn drop(&mut self) {
         let mut done = Vec::new();
         if let Err(error) = self.drain(&mut done) {
-            log::error!("cannot end the threads of a queue: {error}");
+            // A guest can stop its queues as often as it likes.
+            static LOST: Rarely = Rarely::new();
+            if let Some(times) = LOST.again() {
+                log::error!("cannot end the threads of a queue: {error}{times}");
+            }
         }
     }
 }

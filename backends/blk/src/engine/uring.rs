@@ -14,6 +14,7 @@ use std::sync::Arc;
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode};
+use outboard_log::Rarely;
 
 use super::{Completion, Engine, Job, Operation};
 
@@ -249,7 +250,13 @@ impl Drop for Uring {
     fn drop(&mut self) {
         let mut done = Vec::new();
         if let Err(error) = self.drain(&mut done) {
-            log::error!("cannot drain a disk's io_uring, its memory is given up: {error}");
+            // A guest can stop its queues as often as it likes.
+            static LOST: Rarely = Rarely::new();
+            if let Some(times) = LOST.again() {
+                log::error!(
+                    "cannot drain a disk's io_uring, its memory is given up: {error}{times}"
+                );
+            }
             std::mem::forget(std::mem::take(&mut self.jobs));
         }
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_log::Rarely;
 use outboard_protocol::{Deadline, launch};
 
 use super::backend::Backend;
@@ -59,7 +60,10 @@ pub struct Worker {
     inflight: Option<Inflight>,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
-    complaints: u64,
+    /// What a guest can cause: that it was reset while requests were under
+    /// way, and that it must be.
+    late: Rarely,
+    broken: Rarely,
 }
 
 impl Worker {
@@ -85,7 +89,8 @@ impl Worker {
             errors: RingErrors::default(),
             inflight: None,
             config_stale: None,
-            complaints: 0,
+            late: Rarely::new(),
+            broken: Rarely::new(),
         }
     }
 
@@ -121,7 +126,10 @@ impl Worker {
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => {
-                log::error!("device {}: waiting: {errno}", self.spec.id);
+                static FAILED: Rarely = Rarely::new();
+                if let Some(times) = FAILED.again() {
+                    log::error!("{}: waiting: {errno}{times}", self.spec.id);
+                }
                 std::thread::sleep(LOOK);
             }
         }
@@ -152,7 +160,7 @@ impl Worker {
     /// The first words with a new back-end.
     fn attach(&mut self, stream: UnixStream) -> Result<()> {
         if !matches!(self.backend, Backend::Detached) {
-            log::error!("device {}: attached while it has a back-end", self.spec.id);
+            log::error!("{}: attached while it has a back-end", self.spec.id);
             return Ok(());
         }
         if self.driver.is_some() {
@@ -170,7 +178,7 @@ impl Worker {
         let config = self.backend.read_config(&self.spec)?.unwrap_or_default();
         let (features, advice) = pairs::usable(&agreement, &config, &self.spec);
         if let Some(advice) = advice {
-            log::warn!("device {}: {advice}", self.spec.id);
+            log::warn!("{}: {advice}", self.spec.id);
         }
         self.function.with_registers(|registers| {
             registers.offer(features);
@@ -285,7 +293,10 @@ impl Worker {
         if late {
             // Either the guest has overwritten its ring, or the back-end does
             // not finish what it has taken.
-            self.complain("it was reset with requests under way that did not end");
+            if let Some(times) = self.late.again() {
+                let id = &self.spec.id;
+                log::warn!("{id}: it was reset with requests under way that did not end{times}");
+            }
         }
         self.withdraw_all();
         session.reset_device()?;
@@ -341,18 +352,12 @@ impl Worker {
     }
 
     fn needs_reset(&mut self) {
-        self.complain("it needs a reset by its driver");
+        if let Some(times) = self.broken.again() {
+            let id = &self.spec.id;
+            log::warn!("{id}: it needs a reset by its driver{times}");
+        }
         if self.function.with_registers(Registers::needs_reset) {
             self.function.interrupts.config_changed();
-        }
-    }
-
-    /// What a guest can cause again and again is logged ever more rarely.
-    fn complain(&mut self, what: &str) {
-        self.complaints += 1;
-        if self.complaints.is_power_of_two() {
-            let (id, count) = (&self.spec.id, self.complaints);
-            log::warn!("device {id}: {what} ({count} complaints so far)");
         }
     }
 

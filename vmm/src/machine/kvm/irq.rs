@@ -17,6 +17,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_log::Rarely;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::layout;
@@ -195,7 +196,11 @@ pub struct Irqfd {
 impl Drop for Irqfd {
     fn drop(&mut self) {
         if let Err(error) = self.vm.unregister_irqfd(&self.event, self.gsi) {
-            log::error!("unbinding an eventfd from GSI {}: {error}", self.gsi);
+            // A guest masks and unmasks as often as it likes.
+            static LOST: Rarely = Rarely::new();
+            if let Some(times) = LOST.again() {
+                log::error!("unbinding an eventfd from GSI {}: {error}{times}", self.gsi);
+            }
         }
     }
 }

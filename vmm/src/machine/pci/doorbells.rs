@@ -13,6 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
+use outboard_log::Rarely;
 use outboard_protocol::launch::Ring;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,6 +27,8 @@ pub const STRIDE: u16 = 4;
 /// The doorbells of one function.
 #[derive(Debug)]
 pub struct Doorbells {
+    /// The device's.
+    id: String,
     vm: Arc<VmFd>,
     way: Way,
     state: Arc<Mutex<State>>,
@@ -43,8 +46,8 @@ enum Way {
 struct State {
     base: Option<Address>,
     queues: Vec<Queue>,
-    /// How often KVM has refused a doorbell.
-    refusals: u64,
+    /// The doorbells that KVM has refused.
+    refused: Rarely,
 }
 
 #[derive(Debug, Default)]
@@ -54,15 +57,15 @@ struct Queue {
 }
 
 impl Doorbells {
-    /// For `queues` queues, 64 at most, nowhere yet.
+    /// For `queues` queues of the device `id`, 64 at most, nowhere yet.
     ///
     /// # Errors
     /// Those of starting a thread, for [`Ring::Worker`].
-    pub fn new(vm: Arc<VmFd>, queues: u16, ring: Ring) -> io::Result<Self> {
+    pub fn new(id: &str, vm: Arc<VmFd>, queues: u16, ring: Ring) -> io::Result<Self> {
         let state = Arc::new(Mutex::new(State {
             base: None,
             queues: (0..queues).map(|_| Queue::default()).collect(),
-            refusals: 0,
+            refused: Rarely::new(),
         }));
         let way = match ring {
             Ring::Kvm => Way::Kvm,
@@ -72,7 +75,8 @@ impl Doorbells {
                 Way::Worker(Ringer::new(move |queue| signal(&state, queue))?)
             }
         };
-        Ok(Self { vm, way, state })
+        let id = id.to_owned();
+        Ok(Self { id, vm, way, state })
     }
 
     /// Puts the doorbells where the driver has put their BAR, or nowhere. On
@@ -155,10 +159,9 @@ impl Doorbells {
             // Then a kick exits to us and is passed on, slowly. A guest can
             // cause it again and again, by one BAR upon another.
             Err(error) => {
-                state.refusals += 1;
-                if state.refusals.is_power_of_two() {
-                    let count = state.refusals;
-                    log::warn!("queue {index} will be slow ({count} refused so far): {error:#}");
+                if let Some(times) = state.refused.again() {
+                    let id = &self.id;
+                    log::warn!("{id}: queue {index} will be slow: {error:#}{times}");
                 }
             }
         }
@@ -220,7 +223,7 @@ mod tests {
     fn a_doorbell_rings_while_it_is_placed_and_a_session_has_its_eventfd() {
         let Some(vm) = vm() else { return };
         for base in BASES {
-            let doorbells = Doorbells::new(Arc::clone(&vm), 2, Ring::Kvm).unwrap();
+            let doorbells = Doorbells::new("disk0", Arc::clone(&vm), 2, Ring::Kvm).unwrap();
             let there = || [0, 1].map(|queue| rings(&vm, at(base, queue)));
             assert!(doorbells.place(Some(base)).is_empty());
             assert_eq!(there(), [false, false], "no session");
@@ -244,7 +247,7 @@ mod tests {
     #[test]
     fn a_kick_that_exits_is_passed_on_where_nothing_else_makes_it_good() {
         let Some(vm) = vm() else { return };
-        let doorbells = Doorbells::new(vm, 1, Ring::Kvm).unwrap();
+        let doorbells = Doorbells::new("disk0", vm, 1, Ring::Kvm).unwrap();
         let exited = || [true, false].map(|at_doorbell| doorbells.exited(0, at_doorbell));
         doorbells.place(Some(BASES[0]));
         assert_eq!(exited(), [false, false], "the next session's has count 1");
@@ -263,7 +266,7 @@ mod tests {
         let Some(vm) = vm() else { return };
         for base in BASES {
             let [first, second] =
-                [0, 1].map(|_| Doorbells::new(Arc::clone(&vm), 1, Ring::Kvm).unwrap());
+                [0, 1].map(|_| Doorbells::new("disk0", Arc::clone(&vm), 1, Ring::Kvm).unwrap());
             for doorbells in [&first, &second] {
                 doorbells.place(Some(base));
                 doorbells.lend(0).unwrap();

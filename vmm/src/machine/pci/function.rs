@@ -92,8 +92,8 @@ impl Function {
             offsets,
             doorbell,
             commands,
-            interrupts: Interrupts::new(routes, spec.queues, vectors)?,
-            doorbells: Doorbells::new(Arc::clone(vm), spec.queues, spec.ring)?,
+            interrupts: Interrupts::new(&spec.id, routes, spec.queues, vectors)?,
+            doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, spec.ring)?,
             state: Mutex::new(State {
                 config,
                 registers,

@@ -13,6 +13,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use outboard_log::Rarely;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::msix;
@@ -50,14 +51,17 @@ struct State {
 /// One source of interrupts.
 #[derive(Debug)]
 struct Line {
+    /// The device's id.
+    id: Arc<str>,
     vector: u16,
     event: Option<Arc<EventFd>>,
     bound: Option<(u16, Irqfd)>,
 }
 
 impl Line {
-    fn new(event: Option<Arc<EventFd>>) -> Self {
+    fn new(id: &Arc<str>, event: Option<Arc<EventFd>>) -> Self {
         Self {
+            id: Arc::clone(id),
             vector: NO_VECTOR,
             event,
             bound: None,
@@ -74,7 +78,10 @@ impl Line {
         };
         if let Err(error) = route.set(message) {
             // A message that the guest made up: as undeliverable as masked.
-            log::debug!("vector {}: {error:#}", self.vector);
+            static UNROUTED: Rarely = Rarely::new();
+            if let Some(times) = UNROUTED.again() {
+                log::debug!("{}: vector {}: {error:#}{times}", self.id, self.vector);
+            }
             self.bound = None;
             return;
         }
@@ -84,7 +91,13 @@ impl Line {
         self.bound = None;
         match route.bind(event) {
             Ok(irqfd) => self.bound = Some((self.vector, irqfd)),
-            Err(error) => log::error!("vector {}: {error:#}", self.vector),
+            // A guest can ask for it again and again.
+            Err(error) => {
+                static UNBOUND: Rarely = Rarely::new();
+                if let Some(times) = UNBOUND.again() {
+                    log::error!("{}: vector {}: {error:#}{times}", self.id, self.vector);
+                }
+            }
         }
     }
 
@@ -111,16 +124,18 @@ impl State {
 }
 
 impl Interrupts {
-    /// For `queues` queues and `vectors` vectors, MSI-X disabled.
+    /// For `queues` queues and `vectors` vectors of the device `id`, MSI-X
+    /// disabled.
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(routes: &Arc<Routes>, queues: u16, vectors: u16) -> io::Result<Self> {
+    pub fn new(id: &str, routes: &Arc<Routes>, queues: u16, vectors: u16) -> io::Result<Self> {
+        let id = Arc::from(id);
         let config = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let state = State {
             table: msix::Table::new(vectors),
-            queues: (0..queues).map(|_| Line::new(None)).collect(),
-            config: Line::new(Some(Arc::clone(&config))),
+            queues: (0..queues).map(|_| Line::new(&id, None)).collect(),
+            config: Line::new(&id, Some(Arc::clone(&config))),
             routes: (0..vectors).map(|_| routes.route()).collect(),
         };
         Ok(Self {
