@@ -102,9 +102,12 @@ fn run_config(config: Config) -> Result<Exit> {
         }
         // The terminal is put back before the last word.
         drop(console);
-        // Only of a guest that KVM gave up on is there more than a line.
-        let text = verdict.text().unwrap_or_default();
-        text.lines().for_each(say);
+        match (verdict.text(), &verdict) {
+            // Of a guest that KVM gave up on there is more than a line.
+            (Some(text), Verdict::Ended(Ending::KvmError { .. })) => text.lines().for_each(say),
+            (Some(text), _) => say(&text),
+            (None, _) => {}
+        }
         return Ok(verdict.exit());
     }
 }

@@ -135,6 +135,9 @@ impl Link {
             let message = self.connection.recv(Deadline::after(PATIENCE));
             match message {
                 Err(WireError::Closed) => bail!("the back-end closed its connection"),
+                Err(WireError::Io(error)) => {
+                    bail!("the connection to the back-end failed: {error}")
+                }
                 Err(error) => bail!("the back-end broke its connection: {error}"),
                 Ok(message) => bail!(
                     "the back-end sent a message that nobody asked for (request {})",
