@@ -214,6 +214,9 @@ fn a_peer_that_listens_again_is_connected_to_again() {
     let log = program.log();
     assert_eq!(log.matches("sees its link down").count(), 1, "{log}");
     assert_eq!(log.matches("sees its link up").count(), 1, "{log}");
+    // Whoever sees warnings alone learns of both.
+    let mut told = log.lines().filter(|line| line.contains("sees its link"));
+    assert!(told.all(|line| line.contains(": WARN peer ")), "{log}");
     driver.is_whole();
 }
 
