@@ -1,7 +1,7 @@
 //! What Outboard's programs say on standard error, which all processes of a VM
 //! share: how a line looks, which lines are said, and how often.
 //!
-//! - [`line`]: who speaks, and text that cannot make a line of its own;
+//! - [`mod@line`]: who speaks, and text that cannot make a line of its own;
 //! - [`level`]: `--log-level`, `--verbose` and `RUST_LOG`;
 //! - [`rarely`]: what others can cause again and again.
 //!
