@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use outboard_log::Level;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 
@@ -96,9 +97,7 @@ impl Config {
     /// # Errors
     /// A message that names the setting and says what would be right.
     pub fn new(settings: Settings) -> Result<Self, String> {
-        if let Some(name) = settings.name.as_deref().filter(|name| !is_name(name)) {
-            return Err(format!("--name {name}: {NAME_RULE}"));
-        }
+        let logging = logging(settings.name, settings.log_level)?;
         let cpus = within("--cpus", settings.cpus.unwrap_or(1), 1, MAX_CPUS)?;
         let memory = memory(settings.memory.unwrap_or(Size(512 << 20)))?;
         let cmdline = settings.cmdline.unwrap_or_else(|| "console=ttyS0".into());
@@ -149,10 +148,7 @@ impl Config {
         }
         check(&devices, &sources)?;
         Ok(Self {
-            logging: Logging {
-                name: settings.name,
-                level: settings.log_level,
-            },
+            logging,
             initrd: settings.initrd,
             console: settings.console.unwrap_or_default(),
             on_reset: settings.on_reset.unwrap_or_default(),
@@ -169,6 +165,13 @@ impl Config {
             kernel,
             sources,
         })
+    }
+}
+
+fn logging(name: Option<String>, level: Option<Level>) -> Result<Logging, String> {
+    match name.as_deref().filter(|name| !is_name(name)) {
+        Some(wrong) => Err(format!("--name {wrong}: {NAME_RULE}")),
+        None => Ok(Logging { name, level }),
     }
 }
 
@@ -357,6 +360,20 @@ mod tests {
     fn refused(settings: Settings, words: &str) {
         let error = Config::new(settings).unwrap_err();
         assert!(error.contains(words), "{error}");
+    }
+
+    #[test]
+    fn a_vm_has_a_name_that_fits_in_brackets_or_none() {
+        let named = |name: &str| Settings {
+            name: Some(name.into()),
+            ..settings()
+        };
+        let config = Config::new(named("web-1_b.example")).unwrap();
+        assert_eq!(config.logging.name.as_deref(), Some("web-1_b.example"));
+        assert_eq!(Config::new(settings()).unwrap().logging.name, None);
+        for wrong in ["", "a b", "a/b", "a]", "a\n", "größer", &"x".repeat(65)] {
+            refused(named(wrong), "give 1 to 64 letters, digits");
+        }
     }
 
     #[test]
