@@ -19,6 +19,7 @@ pub mod host;
 pub mod image;
 pub mod launch;
 pub mod logging;
+pub mod meant;
 pub mod net;
 pub mod options;
 pub mod program;

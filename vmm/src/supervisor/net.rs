@@ -82,10 +82,7 @@ const KEYS: Keys = &[
 /// # Errors
 /// A message that names the key and what would be right.
 pub fn net(text: &str) -> Result<NetSettings, String> {
-    let table = options::table(text, KEYS)?;
-    table
-        .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
+    options::settings(options::table(text, KEYS)?)
 }
 
 /// What is behind a card.

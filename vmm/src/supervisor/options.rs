@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use toml::{Table, Value};
 
+use super::meant;
+
 /// What the value of a key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -48,34 +50,38 @@ pub fn table(text: &str, keys: Keys) -> Result<Table, String> {
 
 /// What is wrong with a key, and what may have been meant.
 fn unknown(key: &str, value: Option<&str>, keys: Keys) -> String {
-    let is_known = |word: &str| keys.iter().any(|(name, _)| *name == word);
+    let known: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
     let trimmed = key.trim();
-    let first = keys.first().map_or("", |(name, _)| name);
+    let first = known.first().copied().unwrap_or_default();
     let hint = if trimmed.is_empty() {
         format!("; give `{first}=…`, without an empty place between commas")
-    } else if is_known(trimmed) {
+    } else if known.contains(&trimmed) {
         format!("; leave out the space before `{trimmed}`")
-    } else if trimmed == "ro" && is_known("readonly") {
-        "; write `readonly`".to_owned()
-    } else if trimmed == "file" && is_known("path") {
-        "; write `path=…`".to_owned()
     } else if value.is_none() && key.contains(['/', '.']) {
         format!("; for a file write `{first}={key}`")
     } else {
-        String::new()
+        meant::question(key, &known)
     };
-    let known: Vec<_> = keys.iter().map(|(name, _)| *name).collect();
+    let stop = if hint.ends_with('?') { "" } else { ";" };
     format!(
-        "unknown key `{key}`{hint}; known are {} (a comma within a value is written `,,`)",
+        "unknown key `{key}`{hint}{stop} known are {} (a comma within a value is written `,,`)",
         known.join(", ")
     )
+}
+
+/// A message of serde's as the user hears it.
+pub fn told(message: &str) -> String {
+    format!("{message}{}", meant::question_after(message))
 }
 
 fn typed(key: &str, kind: Type, value: Option<&str>) -> Result<Value, String> {
     match (kind, value) {
         (Type::Switch, None | Some("on")) => Ok(Value::Boolean(true)),
         (Type::Switch, Some("off")) => Ok(Value::Boolean(false)),
-        (Type::Switch, Some(other)) => Err(format!("`{key}={other}`: give `on` or `off`")),
+        (Type::Switch, Some(other)) => {
+            let question = meant::question(other, &["on", "off"]);
+            Err(format!("`{key}={other}`: give `on` or `off`{question}"))
+        }
         (_, None | Some("")) => Err(format!("`{key}` needs a value: `{key}=…`")),
         (Type::Text, Some(text)) => Ok(Value::String(text.to_owned())),
         (Type::Number, Some(digits)) => digits
@@ -99,6 +105,16 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
+/// The settings that a table holds.
+///
+/// # Errors
+/// A message that names the key and what would be right.
+pub fn settings<T: de::DeserializeOwned>(table: Table) -> Result<T, String> {
+    table
+        .try_into()
+        .map_err(|error: toml::de::Error| told(error.message()))
+}
+
 /// Reads one of an enum's words.
 ///
 /// # Errors
@@ -106,7 +122,7 @@ fn split(text: &str) -> Vec<String> {
 pub fn word<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
     Value::String(text.to_owned())
         .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
+        .map_err(|error: toml::de::Error| told(error.message()))
 }
 
 /// A number of bytes, written with a unit: `512M`, `4G`.
@@ -202,6 +218,7 @@ impl<'de> Deserialize<'de> for Wait {
 
 #[cfg(test)]
 mod tests {
+    use outboard_protocol::launch::{Doorbell, Ring};
     use proptest::prelude::*;
 
     use super::*;
@@ -226,18 +243,33 @@ mod tests {
             ("", "unknown key ``; give `path=…`"),
             ("disk.img", "for a file write `path=disk.img`"),
             ("path=x, readonly", "leave out the space before `readonly`"),
-            ("ro", "write `readonly`"),
+            ("ro", "unknown key `ro`; did you mean `readonly`? known are"),
+            ("num-queues=2", "did you mean `queues`?"),
+            ("pth=a", "did you mean `path`?"),
+            ("Path =a", "did you mean `path`?"),
             ("path=x,", "unknown key ``"),
             ("speed=9", "unknown key `speed`; known are path, readonly"),
             ("path", "`path` needs a value"),
             ("path=", "`path` needs a value"),
-            ("readonly=yes", "give `on` or `off`"),
+            ("readonly=yes", "give `on` or `off`; did you mean `on`?"),
+            ("readonly=maybe", "give `on` or `off`"),
             ("queues=four", "give a decimal number"),
             ("path=a,path=b", "`path` is given twice"),
         ] {
             let error = table(text, KEYS).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_wrong_word_is_named_with_the_right_ones() {
+        let error = word::<Ring>("thread").unwrap_err();
+        assert!(error.contains("expected one of `kvm`, `exit`, `worker`"));
+        assert!(error.ends_with("; did you mean `worker`?"), "{error}");
+        let error = word::<Doorbell>("mimo").unwrap_err();
+        assert!(error.ends_with("; did you mean `mmio`?"), "{error}");
+        let error = word::<Doorbell>("bell").unwrap_err();
+        assert!(error.ends_with("`mmio` or `pio`"), "{error}");
     }
 
     #[test]

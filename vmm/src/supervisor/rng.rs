@@ -53,9 +53,7 @@ pub fn rng(text: &str) -> Result<RngSettings, String> {
     if text.is_empty() {
         return Ok(RngSettings::default());
     }
-    options::table(text, KEYS)?
-        .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
+    options::settings(options::table(text, KEYS)?)
 }
 
 /// An entropy device as a back-end is told to serve it; what is not said is

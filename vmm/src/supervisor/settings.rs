@@ -9,6 +9,7 @@ use outboard_protocol::launch::{Doorbell, Ring};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
+use super::meant;
 use super::net::NetSettings;
 use super::options::{self, Keys, Size, Type, Wait};
 use super::rng::RngSettings;
@@ -75,6 +76,7 @@ impl Settings {
                 }
                 false => "",
             };
+            let message = options::told(message);
             format!("{shown}:{line}:{column}: {message}{hint}")
         })
     }
@@ -224,8 +226,7 @@ const DEVICE: Keys = &[
 /// # Errors
 /// A message that names the key and what would be right.
 pub fn disk(text: &str) -> Result<DiskSettings, String> {
-    let table = options::table(text, DISK)?;
-    table.try_into().map_err(message)
+    options::settings(options::table(text, DISK)?)
 }
 
 /// Reads the value of `--device`.
@@ -233,12 +234,7 @@ pub fn disk(text: &str) -> Result<DiskSettings, String> {
 /// # Errors
 /// A message that names the key and what would be right.
 pub fn device(text: &str) -> Result<DeviceSettings, String> {
-    let table = options::table(text, DEVICE)?;
-    table.try_into().map_err(message)
-}
-
-fn message(error: toml::de::Error) -> String {
-    error.message().to_owned()
+    options::settings(options::table(text, DEVICE)?)
 }
 
 /// In a file a switch is a boolean; `"on"` and `"off"` are taken as well,
@@ -272,7 +268,10 @@ impl std::str::FromStr for Console {
             ("stdio", _) => Ok(Self::Stdio),
             ("null", _) => Ok(Self::Null),
             (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err(format!("`{text}`: give stdio, file=PATH or null")),
+            _ => {
+                let question = meant::question(text, &["stdio", "null"]);
+                Err(format!("`{text}`: give stdio, file=PATH or null{question}"))
+            }
         }
     }
 }
@@ -360,6 +359,7 @@ mod tests {
         let lines = "kernel = \"k\"\n\n\n\n[[disk]]\npath = \"d\"\n";
         for (line, words) in [
             ("speed = 9", "vm.toml:7:1: unknown field `speed`"),
+            ("read-only = true", "vm.toml:7:1: unknown field `read-only`"),
             ("queues = \"a\"", "vm.toml:7:10: invalid type"),
             ("  wait = \"10\"", "vm.toml:7:10: `10` is not a wait"),
             ("queues 4", "vm.toml:7:8: "),
@@ -370,6 +370,26 @@ mod tests {
         }
         let error = Settings::read(Path::new("/nowhere/vm.toml")).unwrap_err();
         assert!(error.contains("/nowhere/vm.toml cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn a_file_with_the_word_of_another_is_asked_about_it() {
+        for (text, question) in [
+            ("[[disk]]\nread-only = true", "did you mean `readonly`?"),
+            ("[[disk]]\nnum_queues = 4", "did you mean `queues`?"),
+            ("[[net]]\nmac_address = \"x\"", "did you mean `mac`?"),
+            ("[[device]]\nchardev = \"s\"", "did you mean `socket`?"),
+            ("[[rng]]\nmax_bytes = 1", "did you mean `max-bytes`?"),
+            ("[[disk]]\nring = \"kmv\"", "did you mean `kvm`?"),
+            ("on-reset = \"reboot\"", "did you mean `restart`?"),
+            ("console = \"none\"", "did you mean `null`?"),
+            ("append = \"quiet\"", "did you mean `cmdline`?"),
+            ("[[disks]]", "did you mean `disk`?"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.starts_with("vm.toml:"), "{error}");
+            assert!(error.ends_with(question), "{error}");
+        }
     }
 
     #[test]

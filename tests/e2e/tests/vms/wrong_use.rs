@@ -33,6 +33,13 @@ const USAGE: &[Wrong] = &[
     ("--cpus", "two", "'two' for '--cpus <N>'"),
     ("--doorbell", "bell", "expected `mmio` or `pio`"),
     ("--ring", "bell", "expected one of `kvm`, `exit`, `worker`"),
+    ("--ring", "kmv", "did you mean `kvm`?"),
+    ("--disk", "path=a,read-only", "did you mean `readonly`?"),
+    ("--disk", "path=a,num-queues=2", "did you mean `queues`?"),
+    ("--disk", "pth=a", "did you mean `path`?"),
+    ("--net", "ifname=t0", "did you mean `tap`?"),
+    ("--rng", "max_bytes=1", "did you mean `max-bytes`?"),
+    ("--device", "chardev=s", "did you mean `socket`?"),
     ("--disk", "socket=a,ring=exit", "add `ring=kvm` to it"),
     ("--console", "tty", "give stdio, file=PATH or null"),
     ("--on-reset", "panic", "expected `exit` or `restart`"),
@@ -288,6 +295,10 @@ fn error_in_a_file() -> Result<()> {
     fs::write(&file, lines)?;
     let run = Run::plain()?.with("--config", &file);
     refused(run, 2, "vm.toml:7:1: unknown field `speed`")?;
+    fs::write(&file, lines.replace("speed = 9", "read-only = true"))?;
+    for words in ["vm.toml:7:1: unknown field", "did you mean `readonly`?"] {
+        refused(Run::plain()?.with("--config", &file), 2, words)?;
+    }
     for (line, words) in [
         ("queues = \"two\"", "vm.toml:7:10: "),
         (
