@@ -8,6 +8,7 @@ use outboard_log::Level;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 
+use super::claims;
 use super::logging::Logging;
 use super::net::{self, Card};
 use super::options::{Size, Wait};
@@ -314,18 +315,7 @@ fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
             ));
         }
     }
-    let mut sockets = BTreeSet::new();
-    for source in sources {
-        if let Source::Socket { path, .. } = source
-            && !sockets.insert(path)
-        {
-            return Err(format!(
-                "two devices use the socket {}; a back-end serves one device",
-                path.display()
-            ));
-        }
-    }
-    Ok(())
+    claims::check(devices, sources)
 }
 
 #[cfg(test)]
@@ -449,7 +439,10 @@ mod tests {
             with_disks(&["path=a,id=disk1", "path=b"]),
             "have the id `disk1`",
         );
-        refused(with_disks(&["socket=a", "socket=a"]), "use the socket a");
+        refused(
+            with_disks(&["socket=a", "socket=a"]),
+            "the socket a is given twice",
+        );
         refused(with_disks(&["path=a"; 32]), "there are slots for 31");
     }
 

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 pub mod child;
+pub mod claims;
 pub mod config;
 pub mod connect;
 pub mod console;

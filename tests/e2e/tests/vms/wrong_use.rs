@@ -128,6 +128,7 @@ pub fn tests() -> Vec<Test> {
     tests.extend([
         test("a kernel must be given and be one", KVM, kernels),
         test("ids are given once", &[], ids),
+        test("what only one can have is given once", &[], given_twice),
         test("an error in a file has its line", &[], error_in_a_file),
         test(
             "a listener that does not accept is waited for and named",
@@ -286,6 +287,38 @@ fn ids() -> Result<()> {
         .with("--disk", "path=a,id=root")
         .with("--disk", "path=b,id=root");
     refused(run, 2, "two devices have the id `root`")
+}
+
+/// By whatever name, and before anything is looked at: neither tap nor socket
+/// is there.
+fn given_twice() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let place = |name: &str| image.directory().join(name).display().to_string();
+    std::os::unix::fs::symlink(image.directory(), place("again"))?;
+    for (option, one, other, words) in [
+        (
+            "--net",
+            "tap=t0".into(),
+            "tap=t0".into(),
+            "tap t0 is given twice: net0 and net1; give each card a tap of its own",
+        ),
+        (
+            "--net",
+            "peer=p,listen".into(),
+            "peer=p,listen".into(),
+            "the socket p is given twice: net0 and net1; a peer connects to one card",
+        ),
+        (
+            "--disk",
+            format!("socket={}", place("s")),
+            format!("socket={}", place("again/s")),
+            "/s is given twice: disk0 and disk1, there as ",
+        ),
+    ] {
+        let run = Run::guest("")?.with(option, one).with(option, other);
+        refused(run, 2, words)?;
+    }
+    Ok(())
 }
 
 fn error_in_a_file() -> Result<()> {
