@@ -199,6 +199,9 @@ pub enum ToMachine {
     Attach {
         /// The device's id.
         device: String,
+        /// Whether the back-end has been asked already: GET_FEATURES has been
+        /// sent, and the first thing to be read is its answer.
+        asked: bool,
     },
     /// Stop the vCPUs, end every session, exit.
     Stop,
@@ -366,6 +369,7 @@ mod tests {
         let (a, b) = Channel::pair().unwrap();
         let sent = ToMachine::Attach {
             device: "disk0".into(),
+            asked: false,
         };
         a.send(&sent, &[a.as_fd()], soon()).unwrap();
         drop(a);

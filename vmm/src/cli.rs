@@ -134,7 +134,8 @@ pub struct Run {
     /// cache, `wce=off` completes each write when it is durable.
     /// `backend=EXE` starts another program by the same contract instead.
     /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end
-    /// that listens there.
+    /// that listens there; `wait` (default: 2s) is for it to listen and to
+    /// answer, which it does not while it serves another front-end.
     ///
     /// All take `queues=N` (default: one for each CPU, 4 at most),
     /// `queue-size=N` (default: 256) and `id=NAME` (default: disk0, disk1, …).

@@ -20,6 +20,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
 use super::device::DeviceEvent;
+use super::frontend::Session as Frontend;
 use super::threads::Threads;
 use super::vm::Machine;
 
@@ -166,11 +167,16 @@ impl Session<'_> {
                 self.machine.end().set(Ending::Stopped);
             }
             Some((ToMachine::Stop, _)) => self.machine.end().set(Ending::Stopped),
-            Some((ToMachine::Attach { device }, mut fds)) => {
+            Some((ToMachine::Attach { device, asked }, mut fds)) => {
                 let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
                     bail!("an attach of {device} without exactly one connection");
                 };
-                self.machine.attach(&device, UnixStream::from(fd))?;
+                let stream = UnixStream::from(fd);
+                let session = match asked {
+                    true => Frontend::asked(stream),
+                    false => Frontend::new(stream),
+                };
+                self.machine.attach(&device, session)?;
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +17,7 @@ use super::config_ports::{self, ConfigPorts};
 use super::console::Console;
 use super::device::{Device, DeviceEvent, Mailbox};
 use super::ending::{AcpiPorts, End, KeyboardController};
+use super::frontend::{Connected, Session};
 use super::kvm::cpuid::Cpuid;
 use super::kvm::irq::Routes;
 use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
@@ -131,11 +131,11 @@ impl Machine {
     ///
     /// # Errors
     /// There is no device of that id.
-    pub fn attach(&self, id: &str, stream: UnixStream) -> Result<()> {
+    pub fn attach(&self, id: &str, session: Session<Connected>) -> Result<()> {
         let mut devices = self.devices.devices.iter();
         let device = devices.find(|(other, _)| other == id);
         let (_, device) = device.with_context(|| format!("this machine has no device {id}"))?;
-        device.attach(stream);
+        device.attach(session);
         Ok(())
     }
 

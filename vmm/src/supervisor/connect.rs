@@ -1,14 +1,25 @@
 //! Connecting to back-ends and peers that others have started.
+//!
+//! A back-end serves one front-end at a time: whoever comes second is let in by
+//! the kernel and hears nothing. So a back-end is not there before it has
+//! answered. The first request of every session is put to it here, and its
+//! answer is left in the socket, for the machine to read.
 
+use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use outboard_protocol::Deadline;
+use outboard_protocol::wire::{Connection, Header};
+use vhost::vhost_user::message::FrontendReq;
 
 use super::options::Wait;
 use super::say;
@@ -16,9 +27,10 @@ use super::signals::Signals;
 
 /// Pause between two tries, in milliseconds.
 const PAUSE: u16 = 20;
-/// When a wait is first mentioned, and how often then.
+/// When a wait is mentioned.
 const FIRST_WORD: Duration = Duration::from_secs(1);
-const NEXT_WORD: Duration = Duration::from_secs(30);
+/// However short a wait, who has been connected to has this long to answer.
+const LEAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Who listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,25 +41,55 @@ pub enum Whom {
     Peer,
 }
 
-impl Whom {
-    fn name(self) -> &'static str {
-        match self {
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::BackEnd => "back-end",
             Self::Peer => "peer",
-        }
-    }
-
-    /// What to do when nobody is there.
-    fn advice(self) -> &'static str {
-        match self {
-            Self::BackEnd => "start one, or give it time with `wait=10s`",
-            Self::Peer => "start it, give it time with `wait=10s`, or listen for it with `,listen`",
-        }
+        })
     }
 }
 
+/// What is still missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// Somebody who listens.
+    Listener,
+    /// That the connection is accepted: the listener's queue is full.
+    Accept,
+    /// That the connection lasts: it is closed before the request is read.
+    Stay,
+    /// An answer.
+    Answer,
+}
+
+/// A wait for one back-end or peer.
+struct Waiting<'a> {
+    id: &'a str,
+    whom: Whom,
+    path: &'a Path,
+    wait: Wait,
+    signals: &'a Signals,
+    /// The end of the wait, if it has one.
+    end: Option<Deadline>,
+    first_word: Deadline,
+    /// What has been mentioned: that nobody listens, or that whoever does is busy.
+    mentioned: Option<bool>,
+}
+
+/// How a try came out.
+enum Tried {
+    /// It is there.
+    There(OwnedFd),
+    /// It is not, and may come to be.
+    Missing(Missing),
+    /// A signal came.
+    Signal,
+}
+
 /// Connects to whom device `id` needs, at `path`, trying again until `wait` is
-/// over. `None`: a signal came first.
+/// over. A back-end has then been asked for its features (GET_FEATURES), and the
+/// socket has its answer, unread. `None`: a signal came first.
 ///
 /// # Errors
 /// A message that names the socket and says what to do.
@@ -58,34 +100,159 @@ pub fn connect_to(
     wait: Wait,
     signals: &Signals,
 ) -> Result<Option<OwnedFd>> {
-    let failed = |errno| failed(id, whom, path, errno);
-    let start = Instant::now();
-    let mut next_word = FIRST_WORD;
+    let mut waiting = Waiting {
+        id,
+        whom,
+        path,
+        wait,
+        signals,
+        end: match wait {
+            Wait::For(most) => Some(Deadline::after(most)),
+            Wait::Forever => None,
+        },
+        first_word: Deadline::after(FIRST_WORD),
+        mentioned: None,
+    };
     loop {
-        let refused = match try_connect(path) {
-            Ok(socket) => return Ok(Some(socket)),
-            Err(errno @ (Errno::ENOENT | Errno::ECONNREFUSED | Errno::EAGAIN)) => errno,
-            Err(errno) => return Err(failed(errno)),
+        let missing = match waiting.try_once()? {
+            Tried::There(socket) => return Ok(Some(socket)),
+            Tried::Signal => return Ok(None),
+            Tried::Missing(missing) => missing,
         };
-        if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-            bail!("{id}: {} is not a socket", path.display());
+        if waiting.end.is_some_and(Deadline::passed) {
+            bail!(waiting.given_up(missing));
         }
-        let waited = start.elapsed();
-        if let Wait::For(most) = wait
-            && waited >= most
-        {
-            return Err(failed(refused));
-        }
-        if waited >= next_word {
-            say(&format!(
-                "{id}: waiting for a {} to listen at {}",
-                whom.name(),
-                path.display()
-            ));
-            next_word += NEXT_WORD;
-        }
+        waiting.mention(missing);
         if signals.wait(PAUSE).is_some() {
             return Ok(None);
+        }
+    }
+}
+
+impl Waiting<'_> {
+    fn try_once(&mut self) -> Result<Tried> {
+        let (id, whom, shown) = (self.id, self.whom, self.path.display());
+        let missing = match try_connect(self.path) {
+            Ok(socket) if self.whom == Whom::BackEnd => return self.ask(socket),
+            Ok(socket) => return Ok(Tried::There(socket)),
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) => Missing::Listener,
+            Err(Errno::EAGAIN) => Missing::Accept,
+            Err(Errno::ENAMETOOLONG) => bail!(
+                "{id}: the socket path {shown} is longer than a socket's may be (107 bytes); \
+                 use a shorter one"
+            ),
+            Err(errno) => {
+                let error = io::Error::from(errno);
+                let advice = match errno {
+                    Errno::EACCES | Errno::EPERM => "; change the permissions of the socket",
+                    Errno::EPROTOTYPE => {
+                        "; it is no stream socket, as a back-end's and a peer's is"
+                    }
+                    _ => "",
+                };
+                bail!("{id}: cannot connect to the {whom} at {shown}: {error}{advice}")
+            }
+        };
+        if std::fs::metadata(self.path).is_ok_and(|found| !found.file_type().is_socket()) {
+            bail!("{id}: {shown} is not a socket; give the one at which the {whom} listens");
+        }
+        Ok(Tried::Missing(missing))
+    }
+
+    /// Puts the first request of a session to the back-end, and waits until
+    /// there is an answer to be read, or the end of the connection.
+    fn ask(&mut self, socket: OwnedFd) -> Result<Tried> {
+        let stream = UnixStream::from(socket);
+        let link = Connection::new(stream.try_clone().context("copying a descriptor")?);
+        let request = Header::request(FrontendReq::GET_FEATURES.into());
+        let least = Deadline::after(LEAST_ANSWER);
+        if link.send(request, &[], &[], least).is_err() {
+            return Ok(Tried::Missing(Missing::Stay));
+        }
+        let end = self.end.map(|end| end.max(least));
+        loop {
+            if end.is_some_and(Deadline::passed) {
+                return Ok(Tried::Missing(Missing::Answer));
+            }
+            self.mention(Missing::Answer);
+            let mut fds = [
+                PollFd::new(stream.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            ];
+            let word = (!self.first_word.passed()).then_some(self.first_word);
+            let next = end.into_iter().chain(word).min();
+            let _ = poll(
+                &mut fds,
+                next.map_or(PollTimeout::NONE, Deadline::poll_timeout),
+            );
+            let [answer, _] = fds;
+            let events = answer.revents().unwrap_or(PollFlags::empty());
+            if self.signals.take().is_some() {
+                return Ok(Tried::Signal);
+            }
+            // Closed, and the request unread: by a listener that is gone, or
+            // one that has a front-end and wants no other.
+            if events.contains(PollFlags::POLLERR) {
+                return Ok(Tried::Missing(Missing::Stay));
+            }
+            if !events.is_empty() {
+                return Ok(Tried::There(stream.into()));
+            }
+        }
+    }
+
+    /// Says what is waited for, once it takes long, and once.
+    fn mention(&mut self, missing: Missing) {
+        let listens = missing != Missing::Listener;
+        if self.mentioned == Some(listens) || !self.first_word.passed() {
+            return;
+        }
+        self.mentioned = Some(listens);
+        let (id, whom, shown) = (self.id, self.whom, self.path.display());
+        say(&match missing {
+            Missing::Listener => format!("{id}: waiting for a {whom} to listen at {shown}"),
+            _ => format!(
+                "{id}: waiting for the {whom} at {shown} to answer; perhaps it serves another{}",
+                match whom {
+                    Whom::BackEnd => " front-end",
+                    Whom::Peer => "",
+                }
+            ),
+        });
+    }
+
+    /// What the user is told when the wait is over.
+    fn given_up(&self, missing: Missing) -> anyhow::Error {
+        let (id, whom, shown) = (self.id, self.whom, self.path.display());
+        let within = match self.wait {
+            Wait::For(most) => format!(" within {:?}", most.max(LEAST_ANSWER)),
+            Wait::Forever => String::new(),
+        };
+        let busy = match whom {
+            Whom::BackEnd => {
+                "it may be serving another front-end, and a back-end serves one at a time: end \
+                 that one (another VM, perhaps), start a back-end of its own for this device, or \
+                 give it time with `wait=10s` or `wait=forever`"
+            }
+            Whom::Peer => "it may have another: end that one, or give it time with `wait=10s`",
+        };
+        match (missing, whom) {
+            (Missing::Listener, Whom::BackEnd) => anyhow!(
+                "{id}: no {whom} listens at {shown}; start one, or give it time with `wait=10s`"
+            ),
+            (Missing::Listener, Whom::Peer) => anyhow!(
+                "{id}: no {whom} listens at {shown}; start it, give it time with `wait=10s`, or \
+                 listen for it with `,listen`"
+            ),
+            (Missing::Accept, _) => {
+                anyhow!("{id}: the {whom} at {shown} does not accept connections; {busy}")
+            }
+            (Missing::Answer, _) => {
+                anyhow!("{id}: somebody listens at {shown} and did not answer{within}; {busy}")
+            }
+            (Missing::Stay, _) => {
+                anyhow!("{id}: whoever listens at {shown} closes the connection at once; {busy}")
+            }
         }
     }
 }
@@ -100,26 +267,6 @@ pub fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(socket)
-}
-
-fn failed(id: &str, whom: Whom, path: &Path, errno: Errno) -> anyhow::Error {
-    let (name, shown) = (whom.name(), path.display());
-    match errno {
-        Errno::ENOENT | Errno::ECONNREFUSED => {
-            anyhow!("{id}: no {name} listens at {shown}; {}", whom.advice())
-        }
-        Errno::EAGAIN => anyhow!(
-            "{id}: the {name} at {shown} does not accept connections; is it busy with another?"
-        ),
-        Errno::ENAMETOOLONG => anyhow!(
-            "{id}: the socket path {shown} is longer than a socket's may be (107 bytes); \
-             use a shorter one"
-        ),
-        other => anyhow!(
-            "{id}: cannot connect to the {name} at {shown}: {}",
-            io::Error::from(other)
-        ),
-    }
 }
 
 #[cfg(test)]
@@ -153,20 +300,16 @@ mod tests {
 
     #[test]
     fn a_peer_is_named_as_one() {
-        use nix::sys::socket::{Backlog, bind, listen};
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("peer");
         let words = format!("net0: no peer listens at {}; start it, ", path.display());
         let error = || error_from("net0", Whom::Peer, &path);
         assert!(error().starts_with(&words), "{}", error());
         // One that does not accept holds nobody.
-        let flags = SockFlag::empty();
-        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        listen(&busy, Backlog::new(0).unwrap()).unwrap();
-        let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let _busy = listener(&path, 0);
+        let _first = UnixStream::connect(&path).unwrap();
         assert!(
-            error().contains("does not accept connections"),
+            error().contains("does not accept connections; it may have another"),
             "{}",
             error()
         );
@@ -179,11 +322,100 @@ mod tests {
         let late = path.clone();
         let listener = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
-            UnixListener::bind(late).unwrap().accept().unwrap();
+            let (mut stream, _) = UnixListener::bind(late).unwrap().accept().unwrap();
+            io::Write::write_all(&mut stream, &[0]).unwrap();
+            stream
         });
         let signals = Signals::block().unwrap();
         let connected = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals).unwrap();
         assert!(connected.is_some());
         listener.join().unwrap();
+    }
+
+    /// Somebody who listens, with a queue for so many.
+    fn listener(path: &Path, backlog: i32) -> OwnedFd {
+        use nix::sys::socket::{Backlog, bind, listen};
+        let flags = SockFlag::empty();
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(socket.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        listen(&socket, Backlog::new(backlog).unwrap()).unwrap();
+        socket
+    }
+
+    #[test]
+    fn a_back_end_that_does_not_answer_is_said_to_serve_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blk.sock");
+        let _busy = listener(&path, 9);
+        let error = error(&path);
+        let words = format!("disk0: somebody listens at {} and did not", path.display());
+        assert!(error.starts_with(&words), "{error}");
+        assert!(error.contains("answer within 1s; it may be serving another front-end"));
+        assert!(error.contains("`wait=forever`"), "{error}");
+    }
+
+    #[test]
+    fn a_wait_that_is_long_enough_has_its_answer_and_leaves_it_to_be_read() {
+        for wait in [Wait::For(Duration::from_secs(60)), Wait::Forever] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("blk.sock");
+            let busy = UnixListener::from(listener(&path, 9));
+            // Longer than the least that anybody gets.
+            let busy_for = LEAST_ANSWER + Duration::from_millis(500);
+            let server = std::thread::spawn(move || {
+                std::thread::sleep(busy_for);
+                let link = Connection::new(busy.accept().unwrap().0);
+                let asked = link.recv(long()).unwrap();
+                let answer = Header::reply_to(asked.header.request);
+                link.send(answer, &7u64.to_ne_bytes(), &[], long()).unwrap();
+                asked.header
+            });
+            let signals = Signals::block().unwrap();
+            let socket = connect_to("disk0", Whom::BackEnd, &path, wait, &signals);
+            let socket = socket.unwrap().unwrap();
+            let request = Header::request(FrontendReq::GET_FEATURES.into());
+            assert_eq!(server.join().unwrap(), request);
+            let answer = Connection::new(socket.into()).recv(long()).unwrap();
+            assert_eq!(answer.body::<u64>().unwrap(), 7);
+        }
+    }
+
+    fn long() -> Deadline {
+        Deadline::after(Duration::from_secs(60))
+    }
+
+    #[test]
+    fn one_who_hangs_up_unread_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blk.sock");
+        let first = UnixListener::bind(&path).unwrap();
+        let place = path.clone();
+        let server = std::thread::spawn(move || {
+            // Its program ends with a front-end in its queue, and comes again.
+            std::thread::sleep(Duration::from_millis(100));
+            drop(first);
+            std::fs::remove_file(&place).unwrap();
+            let second = UnixListener::bind(&place).unwrap();
+            let (mut stream, _) = second.accept().unwrap();
+            io::Write::write_all(&mut stream, &[0]).unwrap();
+            stream
+        });
+        let signals = Signals::block().unwrap();
+        let found = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals);
+        assert!(found.unwrap().is_some());
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_signal_ends_a_wait_for_an_answer() {
+        use nix::sys::signal::{Signal, raise};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blk.sock");
+        let _busy = listener(&path, 9);
+        let signals = Signals::block().unwrap();
+        // To this thread, which has it blocked.
+        raise(Signal::SIGTERM).unwrap();
+        let found = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals);
+        assert!(found.unwrap().is_none());
     }
 }

@@ -66,6 +66,7 @@ pub fn launch(
         .zip(&resources.devices)
         .zip(&mut sockets)
     {
+        let asked = matches!(resource, Resource::Socket { .. });
         let (backend, front) = match resource {
             Resource::Socket { path, .. } => {
                 let name = path.display().to_string();
@@ -92,7 +93,7 @@ pub fn launch(
         };
         vm.backends.push(backend);
         if let Some(front) = front {
-            attach(&vm.channel, &device.id, &front);
+            attach(&vm.channel, &device.id, &front, asked);
         }
     }
     Ok(Some(vm))
@@ -184,10 +185,12 @@ fn start_backend(
     Ok(Child::start(program, args, &environment, &fds)?)
 }
 
-/// Hands a connection to the machine. A failure shows as the machine's end.
-fn attach(channel: &Channel, id: &str, socket: &OwnedFd) {
+/// Hands a connection to the machine; `asked`: its back-end has been asked for
+/// its features. A failure shows as the machine's end.
+fn attach(channel: &Channel, id: &str, socket: &OwnedFd, asked: bool) {
     let message = ToMachine::Attach {
         device: id.to_owned(),
+        asked,
     };
     let _ = channel.send(&message, &[socket.as_fd()], Deadline::after(SEND_WAIT));
 }

@@ -62,6 +62,22 @@ impl Listener {
         Self(child)
     }
 
+    /// QEMU's, with the image as it is.
+    pub fn storage_daemon(image: &Image, socket: &Path) -> Result<Self> {
+        let node = "node-name=disk";
+        let child = Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!("file,{node},filename={}", image.path().display()))
+            .arg("--export")
+            .arg(format!(
+                "vhost-user-blk,id=export,{node},writable=on,addr.type=unix,addr.path={}",
+                socket.display()
+            ))
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
+
     pub fn start(image: &Image, socket: &Path) -> Result<Self> {
         let child = Command::new(Products::get()?.program("outboard-blk"))
             .arg(format!("--socket-path={}", socket.display()))

@@ -2,7 +2,6 @@
 //! message that says what to do.
 
 use std::fs;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -102,18 +101,7 @@ fn image_of_another_vm() -> Result<()> {
 fn image_of_qemu() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("socket");
-    let node = "node-name=disk";
-    let child = Command::new("qemu-storage-daemon")
-        .arg("--blockdev")
-        .arg(format!("file,{node},filename={}", image.path().display()))
-        .arg("--export")
-        .arg(format!(
-            "vhost-user-blk,id=export,{node},writable=on,addr.type=unix,addr.path={}",
-            socket.display()
-        ))
-        .stdin(Stdio::null())
-        .spawn()?;
-    let mut daemon = Listener::of(child);
+    let mut daemon = Listener::storage_daemon(&image, &socket)?;
     // It has what it asks for before it listens.
     daemon.ready(&socket)?;
     held(&image)

@@ -3,9 +3,13 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use outboard_contract::client::Client;
 use outboard_contract::scripted::{Action, Scripted};
+use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Run, Vm};
@@ -16,6 +20,8 @@ use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
 const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
+
+const DAEMON: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 
 const NO_HUGE_PAGES: &[Need] = &[Need::Kvm, Need::NoHugePages];
 
@@ -134,6 +140,16 @@ pub fn tests() -> Vec<Test> {
             "a listener that does not accept is waited for and named",
             KVM,
             a_busy_listener,
+        ),
+        test(
+            "a back-end that serves another front-end is named and waited for",
+            KVM,
+            two_at_ours,
+        ),
+        test(
+            "a qemu-storage-daemon that serves another is named and waited for",
+            DAEMON,
+            two_at_qemu_s,
         ),
         test("a back-end that does not fit says why", KVM, unfit),
         test("a back-end that is none is named", KVM, no_back_end),
@@ -362,8 +378,67 @@ fn a_busy_listener() -> Result<()> {
     let socket = image.directory().join("socket");
     // Somebody listens and never answers.
     let _listener = UnixListener::bind(&socket)?;
-    let run = Run::guest("")?.with("--disk", format!("socket={}", socket.display()));
-    refused(run, 1, "disk0: ")
+    for (option, more) in [
+        ("--disk", ""),
+        ("--net", ",wait=50ms"),
+        ("--rng", ",wait=50ms"),
+        ("--device", ",virtio-id=4,queues=1,config-size=0,wait=50ms"),
+    ] {
+        let value = format!("socket={}{more}", socket.display());
+        let within = if more.is_empty() { "2s" } else { "1s" };
+        let words = format!(
+            "0: somebody listens at {} and did not answer within {within}; it may be serving",
+            socket.display()
+        );
+        refused(Run::guest("")?.with(option, value), 1, &words)?;
+    }
+    Ok(())
+}
+
+/// One front-end is served, and another comes: it is told so, and served when
+/// the first has gone, if it waits.
+fn another_front_end(mut listener: Listener, image: &Image, socket: &Path) -> Result<()> {
+    listener.ready(socket)?;
+    let mut first = Client::connect(socket)?;
+    first.negotiate(1 << 32)?;
+    let run = |wait: &str| {
+        let value = format!("socket={},queues=1,wait={wait}", socket.display());
+        Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with("--disk", value))
+    };
+    refused(run("10ms")?, 1, "it may be serving another front-end")?;
+    let waiting = |vm: &Vm| {
+        let words = "disk0: waiting for the back-end at ";
+        eventually("the wait is mentioned", || {
+            Ok(vm.messages().contains(words).then_some(()))
+        })
+    };
+    let mut vm = run("forever")?.start()?;
+    waiting(&vm)?;
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.with_code(0)?;
+    vm.check_nothing_is_left()?;
+    let mut vm = run("forever")?.start()?;
+    waiting(&vm)?;
+    drop(first);
+    let ended = vm.wait()?.with_code(0)?;
+    ended.result("identify")?.passed()?;
+    let times = ended.messages.matches("waiting for the back-end").count();
+    ensure!(times == 1, "said {times} times: {ended}");
+    drop(listener);
+    image.wait_until_free()
+}
+
+fn two_at_ours() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("blk.sock");
+    another_front_end(Listener::start(&image, &socket)?, &image, &socket)
+}
+
+fn two_at_qemu_s() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let socket = image.directory().join("blk.sock");
+    let daemon = Listener::storage_daemon(&image, &socket)?;
+    another_front_end(daemon, &image, &socket)
 }
 
 fn unfit() -> Result<()> {

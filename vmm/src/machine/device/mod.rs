@@ -25,6 +25,7 @@ use outboard_protocol::launch;
 
 pub use self::mailbox::Mailbox;
 use self::worker::Worker;
+use super::frontend::{Connected, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::Function;
@@ -42,7 +43,7 @@ pub enum Command {
     /// The guest kicked a queue of a live session, and KVM did not see it.
     Kick(u16),
     /// Here is a connection to a back-end.
-    Attach(UnixStream),
+    Attach(Session<Connected>),
     /// End.
     Stop,
 }
@@ -186,8 +187,8 @@ impl Device {
 
     /// Hands over a connection to a back-end. [`DeviceEvent`] tells what became
     /// of it.
-    pub fn attach(&self, stream: UnixStream) {
-        self.commands.post(Command::Attach(stream));
+    pub fn attach(&self, session: Session<Connected>) {
+        self.commands.post(Command::Attach(session));
     }
 
     /// Ends the session and the thread, and waits for it: not longer than for

@@ -85,7 +85,7 @@ impl Bench {
 
     fn attach(&self, fake: Fake) -> Running {
         let (stream, running) = fake.start();
-        self.device.attach(stream);
+        self.device.attach(Session::new(stream));
         running
     }
 

@@ -12,7 +12,6 @@
 //! from them.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,7 +136,7 @@ impl Worker {
 
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Attach(stream) => self.attach(stream),
+            Command::Attach(session) => self.attach(session),
             Command::Kick(queue) => self.restart(queue),
             Command::Guest(Event::DriverOk { features, rings }) => {
                 self.driver = Some(Driver { features, rings });
@@ -158,7 +157,7 @@ impl Worker {
     }
 
     /// The first words with a new back-end.
-    fn attach(&mut self, stream: UnixStream) -> Result<()> {
+    fn attach(&mut self, session: Session<Connected>) -> Result<()> {
         if !matches!(self.backend, Backend::Detached) {
             log::error!("{}: attached while it has a back-end", self.spec.id);
             return Ok(());
@@ -169,9 +168,9 @@ impl Worker {
                  the guest must reset it first"
             );
         }
-        let copy = stream.try_clone().context("keeping the connection")?;
+        let copy = session.stream().context("keeping the connection")?;
         self.interruption.watch(Some(copy));
-        let session = Session::<Connected>::new(stream).negotiate(&self.spec)?;
+        let session = session.negotiate(&self.spec)?;
         let agreement = session.agreement();
         self.served = agreement.serves(&self.spec);
         self.backend = Backend::Idle(session);

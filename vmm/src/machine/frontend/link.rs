@@ -69,10 +69,7 @@ impl Link {
     /// Asks for something that the back-end answers in any case.
     pub fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
         let reply = self.query_with_fd(request, payload)?;
-        if !reply.fds.is_empty() {
-            bail!("the back-end answered {request:?} with a descriptor, which has none");
-        }
-        Ok(reply)
+        without_fds(request, reply)
     }
 
     /// As [`Self::query`], for an answer that may bring descriptors.
@@ -86,6 +83,13 @@ impl Link {
     /// Asks for a u64.
     pub fn query_u64(&mut self, request: FrontendReq) -> Result<u64> {
         let reply = self.query(request, &[])?;
+        reply.body().map_err(|error| spoke(request, &error))
+    }
+
+    /// The u64 that answers `request`, which somebody has sent before.
+    pub fn answer_u64(&mut self, request: FrontendReq) -> Result<u64> {
+        let reply = self.reply(request, Deadline::after(PATIENCE))?;
+        let reply = without_fds(request, reply)?;
         reply.body().map_err(|error| spoke(request, &error))
     }
 
@@ -205,6 +209,13 @@ impl Link {
         let is_set = |index: usize| fds.get(index).is_some_and(|fd| fd.any() == Some(true));
         Ok((is_set(0), is_set(1)))
     }
+}
+
+fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {
+    if !reply.fds.is_empty() {
+        bail!("the back-end answered {request:?} with a descriptor, which has none");
+    }
+    Ok(reply)
 }
 
 /// What became of `request` on the wire.

@@ -20,7 +20,9 @@ mod memory;
 mod negotiate;
 mod rings;
 
+use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -40,9 +42,12 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// larger one.
 const CONFIG_CHUNK: usize = 256;
 
-/// Nothing has been said yet.
+/// Nothing has been heard yet.
 #[derive(Debug)]
-pub struct Connected(());
+pub struct Connected {
+    /// GET_FEATURES has been sent, and not been answered yet.
+    asked: bool,
+}
 
 /// Features are agreed on; no ring is known to the back-end.
 #[derive(Debug)]
@@ -157,11 +162,29 @@ fn config_head(offset: usize, len: usize) -> Result<VhostUserConfig> {
 
 impl Session<Connected> {
     /// Begins on a connected socket.
-    pub fn new(stream: std::os::unix::net::UnixStream) -> Self {
+    pub fn new(stream: UnixStream) -> Self {
         Self {
             link: Link::new(Connection::new(stream)),
-            phase: Connected(()),
+            phase: Connected { asked: false },
         }
+    }
+
+    /// Begins on one on which somebody has sent GET_FEATURES: its answer is the
+    /// first thing to be read.
+    pub fn asked(stream: UnixStream) -> Self {
+        Self {
+            link: Link::new(Connection::new(stream)),
+            phase: Connected { asked: true },
+        }
+    }
+
+    /// A copy of the socket, to end the connection by.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn stream(&self) -> io::Result<UnixStream> {
+        let (main, _) = self.fds();
+        Ok(main.try_clone_to_owned()?.into())
     }
 }
 

@@ -47,7 +47,11 @@ impl Agreement {
     /// back-end, whatever it counts.
     pub fn serves(&self, spec: &Spec) -> u16 {
         let has = u16::try_from(self.max_queues).unwrap_or(u16::MAX);
-        spec.queues.min(has.max(2))
+        let first = match spec.kind.virtio_id {
+            VIRTIO_ID_NET => 2,
+            _ => 1,
+        };
+        spec.queues.min(has.max(first))
     }
 }
 
@@ -64,7 +68,10 @@ impl Session<Connected> {
     /// What does not fit and what to do, or what went wrong.
     pub fn negotiate(mut self, spec: &Spec) -> Result<Session<Negotiated>> {
         let link = &mut self.link;
-        let features = link.query_u64(FrontendReq::GET_FEATURES)?;
+        let features = match self.phase.asked {
+            true => link.answer_u64(FrontendReq::GET_FEATURES)?,
+            false => link.query_u64(FrontendReq::GET_FEATURES)?,
+        };
         let mut max_queues = if spec.kind.virtio_id == VIRTIO_ID_NET {
             2
         } else {

@@ -95,6 +95,22 @@ fn a_session_goes_its_whole_way_and_each_request_comes_in_its_place() {
 }
 
 #[test]
+fn a_back_end_that_was_asked_already_is_not_asked_again() {
+    let (stream, fake) = Fake::default().start();
+    let asked = Connection::new(stream.try_clone().unwrap());
+    let request = Header::request(FrontendReq::GET_FEATURES.into());
+    let long = Deadline::after(Duration::from_secs(60));
+    asked.send(request, &[], &[], long).unwrap();
+    let session = Session::asked(stream).negotiate(&spec(2)).unwrap();
+    assert_eq!(session.agreement().features, Fake::default().features);
+    drop((session, asked));
+    let seen = fake.seen.iter().map(|(request, _)| request);
+    let times = seen.filter(|request| *request == FrontendReq::GET_FEATURES);
+    assert_eq!(times.count(), 1);
+    fake.join();
+}
+
+#[test]
 fn every_fault_at_every_request_ends_the_session_with_a_reason() {
     let faults = [
         Fault::Close,
