@@ -138,14 +138,8 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::InUse(_) => None,
-            Self::Os(error) => Some(error),
-        }
-    }
-}
+/// Without a source: its words are in the text, before what to do about them.
+impl std::error::Error for Error {}
 
 /// Locks an image that this process has just opened. The lock ends with the
 /// last descriptor of this open file.

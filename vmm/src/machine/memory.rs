@@ -116,9 +116,9 @@ fn map_region(
     advise(host_address, length, libc::MADV_DONTDUMP)
         .context("keeping guest memory out of core dumps")?;
     if backing.prefault {
-        populate(host_address, length).with_context(|| {
-            format!(
-                "populating {} MiB of guest memory: the host has not that much to give; \
+        populate(host_address, length).map_err(|error| {
+            anyhow!(
+                "populating {} MiB of guest memory: {error}; the host has not that much to give: \
                  ask for less --memory, or leave --prefault out",
                 size >> 20
             )
@@ -161,13 +161,13 @@ fn sealed_memfd(name: &CStr, size: u64, hugepages: bool) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd_create(name, flags),
         result => result,
     }
-    .with_context(|| {
-        let hint = if hugepages {
+    .map_err(|error| {
+        let advice = if hugepages {
             "; the host may lack huge pages of 2 MiB: leave --hugepages out"
         } else {
             ""
         };
-        format!("making a memfd for guest memory{hint}")
+        anyhow!("making a memfd for guest memory: {error}{advice}")
     })?;
     file.set_len(size)
         .map_err(|error| refused(size, hugepages, &error))?;

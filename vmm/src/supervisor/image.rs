@@ -107,7 +107,7 @@ fn identity(metadata: &Metadata) -> Identity {
     }
 }
 
-fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
+pub(super) fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
     let shown = path.display();
     match error.raw_os_error() {
         Some(libc::ENOENT) => {

@@ -3,12 +3,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use nix::unistd::{AccessFlags, access};
 
 /// An opened program.
@@ -30,17 +30,20 @@ impl Program {
             .read(true)
             .custom_flags(libc::O_PATH)
             .open(path)
-            .with_context(|| match path.components().count() {
-                1 => format!(
-                    "the program {shown} cannot be opened (PATH is not searched: give its path)"
-                ),
-                _ => format!("the program {shown} cannot be opened"),
+            .map_err(|error| {
+                let advice = match path.components().count() {
+                    1 => "; PATH is not searched, so give its path",
+                    _ => "",
+                };
+                anyhow!("the program {shown} cannot be opened: {error}{advice}")
             })?;
         if !file.metadata()?.is_file() {
-            bail!("{shown} is not a program: it is not a file");
+            bail!("{shown} is not a program: it is not a file; give a file");
         }
-        access(path, AccessFlags::X_OK)
-            .with_context(|| format!("{shown} is not executable; `chmod +x` makes it so"))?;
+        access(path, AccessFlags::X_OK).map_err(|errno| {
+            let error = io::Error::from(errno);
+            anyhow!("{shown} is not executable: {error}; `chmod +x` makes it so")
+        })?;
         Ok(Self {
             path: path.to_owned(),
             fd: file.into(),
@@ -73,7 +76,11 @@ impl Program {
             .read(true)
             .custom_flags(libc::O_PATH)
             .open("/proc/self/exe")
-            .context("this program's own file cannot be opened at /proc/self/exe; mount /proc")?;
+            .map_err(|error| {
+                anyhow!(
+                    "this program's own file, /proc/self/exe, cannot be opened: {error}; mount /proc"
+                )
+            })?;
         Ok(Self {
             path: "outboard".into(),
             fd: fd.into(),

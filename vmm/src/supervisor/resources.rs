@@ -267,6 +267,9 @@ fn output(console: Console) -> Result<Output> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use outboard_protocol::image_lock;
+
+    use super::super::image;
     use super::super::settings::{self, Settings};
     use super::*;
 
@@ -292,6 +295,75 @@ mod tests {
             let error = error(readable("kernel", path));
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    /// What was attempted, on what: why it failed; what to do about it.
+    #[test]
+    fn the_cause_of_a_failure_comes_before_the_advice() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("plain");
+        fs::write(&plain, "text").unwrap();
+        let nowhere = Path::new("/nowhere/it");
+        let card = |port: &str| {
+            let settings = net::net(port).unwrap();
+            let (device, source) = net::card("net0", settings).unwrap();
+            let Source::Net(card) = source else {
+                panic!("{port}");
+            };
+            net::open(&device, card)
+        };
+        let here = folder.path().display();
+        let mut failures = vec![
+            error(kvm(nowhere)),
+            error(kvm(folder.path())),
+            error(readable("kernel", nowhere)),
+            error(readable("kernel", &plain.join("below"))),
+            error(initrd(nowhere, 1 << 20)),
+            error(output(Console::File(nowhere.into()))),
+            error(output(Console::File(folder.path().into()))),
+            error(Program::open(nowhere)),
+            error(Program::open(Path::new("no-such-program"))),
+            error(Program::open(&plain)),
+            error(Images::default().open("disk0", &plain.join("below"), true, false)),
+            error(card("backend=/nowhere/it")),
+            error(card("backend=/dev/null,tap=no-such-tap")),
+            error(card(&format!("peer={here}/no/folder,listen"))),
+            Settings::read(nowhere).unwrap_err(),
+            Settings::read(folder.path()).unwrap_err(),
+        ];
+        let codes = [
+            libc::ENOENT,
+            libc::EACCES,
+            libc::EPERM,
+            libc::EROFS,
+            libc::EINVAL,
+            libc::EBUSY,
+            libc::EIO,
+        ];
+        let of = io::Error::from_raw_os_error;
+        failures.extend(codes.map(|code| image::cannot_open(&plain, &of(code)).to_string()));
+        let lock = anyhow::Error::new(image_lock::Error::Os(of(libc::ENOLCK)));
+        failures.push(format!("{:#}", lock.context("the image a")));
+        let mut causes = 0;
+        for text in failures {
+            let Some((before, after)) = text.split_once(" (os error ") else {
+                continue;
+            };
+            causes += 1;
+            let advice = before.contains([';', '`']);
+            assert!(!advice, "the advice is before the cause: {text}");
+            let (_, after) = after.split_once(')').unwrap();
+            let last = after.is_empty() || after.starts_with("; ");
+            assert!(
+                last,
+                "something is between the cause and the advice: {text}"
+            );
+            assert!(
+                !after.contains("os error"),
+                "the cause is told twice: {text}"
+            );
+        }
+        assert!(causes >= 15, "{causes} failures have a cause");
     }
 
     #[test]

@@ -174,7 +174,25 @@ pub fn refused(run: Run, code: i32, words: &str) -> Result<()> {
     let mut vm: Vm = run.start()?;
     let ended = vm.wait()?.with_code(code)?.saying(&[words])?;
     ensure!(ended.console.is_empty(), "the guest was started: {ended}");
+    for line in ended.messages.lines() {
+        cause_then_advice(line)?;
+    }
     vm.check_nothing_is_left()
+}
+
+/// What was attempted, on what: why it failed; what to do about it.
+fn cause_then_advice(line: &str) -> Result<()> {
+    let Some((before, after)) = line.split_once(" (os error ") else {
+        return Ok(());
+    };
+    ensure!(
+        !before.contains([';', '`']),
+        "advice before the cause: {line}"
+    );
+    let after = after.split_once(')').map(|(_, after)| after);
+    let last = after.is_some_and(|after| after.is_empty() || after.starts_with("; "));
+    ensure!(last, "something between the cause and the advice: {line}");
+    Ok(())
 }
 
 fn kernels() -> Result<()> {

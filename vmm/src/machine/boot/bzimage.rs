@@ -72,6 +72,9 @@ pub fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
 fn read_header(file: &File) -> Result<setup_header> {
     let mut header = setup_header::default();
     file.read_exact_at(header.as_mut_slice(), HEADER)
-        .context("it is truncated: its setup header is not whole")?;
+        .map_err(|error| {
+            let whole = "it is truncated: its setup header is not whole";
+            anyhow!("{whole}: {error}; copy or build it again")
+        })?;
     Ok(header)
 }

@@ -39,8 +39,9 @@ pub fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
 fn extent(file: &File) -> Result<Range<u64>> {
     let size = image::size(file)?;
     let mut header = [0; HEADER_SIZE];
-    file.read_exact_at(&mut header, 0)
-        .context("it is truncated: its header is not whole; copy or build it again")?;
+    file.read_exact_at(&mut header, 0).map_err(|error| {
+        anyhow!("it is truncated: its header is not whole: {error}; copy or build it again")
+    })?;
     let word = |at| field::<2>(&header, at).map(u16::from_le_bytes);
     if header.get(4) != Some(&CLASS_64) || header.get(5) != Some(&LITTLE_ENDIAN) {
         bail!("it is not a 64-bit little-endian file");
