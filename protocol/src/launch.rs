@@ -136,6 +136,8 @@ pub struct Device {
     pub kind: Kind,
     /// Number of queues the driver is to see, 1 to 64.
     pub queues: u16,
+    /// Nobody asked for that number: a back-end with fewer will do.
+    pub fewer: bool,
     /// Largest queue size offered: a power of two, 2 to 32768.
     pub queue_size: u16,
     /// Who rings. Other than [`Ring::Kvm`] only for back-ends that the

@@ -137,9 +137,9 @@ pub struct Run {
     /// that listens there; `wait` (default: 2s) is for it to listen and to
     /// answer, which it does not while it serves another front-end.
     ///
-    /// All take `queues=N` (default: one for each CPU, 4 at most),
-    /// `queue-size=N` (default: 256) and `id=NAME` (default: disk0, disk1, …).
-    /// A comma within a value is written `,,`.
+    /// All take `queues=N` (default: one for each CPU, up to 4 and to what the
+    /// back-end has), `queue-size=N` (default: 256) and `id=NAME` (default:
+    /// disk0, disk1, …). A comma within a value is written `,,`.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::disk)]
     disk: Vec<DiskSettings>,
 

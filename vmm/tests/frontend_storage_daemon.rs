@@ -103,6 +103,7 @@ fn disk(queues: u16) -> launch::Device {
         id: "disk0".into(),
         kind: Kind::blk(),
         queues,
+        fewer: false,
         queue_size: 64,
         ring: launch::Ring::Kvm,
     }

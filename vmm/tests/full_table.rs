@@ -35,6 +35,7 @@ fn a_back_end_is_not_blamed_for_a_descriptor_that_finds_no_room() {
         id: "disk0".into(),
         kind: Kind::blk(),
         queues: 1,
+        fewer: false,
         queue_size: 64,
         ring: launch::Ring::Kvm,
     };

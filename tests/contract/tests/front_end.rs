@@ -54,6 +54,7 @@ fn spec(queues: u16, config: u32) -> launch::Device {
         id: "some0".into(),
         kind: Kind::unnamed(4, config),
         queues,
+        fewer: false,
         queue_size: 64,
         ring: launch::Ring::Kvm,
     }

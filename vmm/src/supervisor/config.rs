@@ -197,6 +197,7 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
         id: id.to_owned(),
         kind: Kind::blk(),
         queues: self::queues(disk.queues.unwrap_or(queues))?,
+        fewer: disk.queues.is_none(),
         queue_size: queue_size(disk.queue_size)?,
         ring: disk.ring.unwrap_or_default(),
     };
@@ -259,6 +260,7 @@ fn device(id: &str, device: DeviceSettings) -> Result<(launch::Device, Source), 
         id: id.to_owned(),
         kind: Kind::unnamed(virtio_id, config_size),
         queues: self::queues(queues)?,
+        fewer: false,
         queue_size: queue_size(device.queue_size)?,
         ring: device.ring.unwrap_or_default(),
     };
@@ -381,6 +383,7 @@ mod tests {
             .collect();
         assert_eq!(ids, ["disk0", "disk1"]);
         assert_eq!(config.machine.devices[0].queues, 4);
+        assert!(config.machine.devices[0].fewer, "nobody asked for four");
         assert_eq!(config.machine.devices[0].queue_size, 256);
         let one = Config::new(with_disks(&["path=a"])).unwrap();
         assert_eq!((one.machine.cpus, one.machine.devices[0].queues), (1, 1));

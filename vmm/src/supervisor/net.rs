@@ -127,6 +127,7 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         kind: Kind::net(),
         // And the control queue.
         queues: 2 * pairs + 1,
+        fewer: net.queues.is_none(),
         queue_size: queue_size(net.queue_size)?,
         ring: net.ring.unwrap_or_default(),
     };

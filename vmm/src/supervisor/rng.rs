@@ -77,6 +77,7 @@ pub fn entropy(id: &str, rng: RngSettings) -> Result<(launch::Device, Source), S
         id: id.to_owned(),
         kind: Kind::rng(),
         queues: 1,
+        fewer: true,
         queue_size: queue_size(None)?,
         ring: rng.ring.unwrap_or_default(),
     };

@@ -152,6 +152,11 @@ pub fn tests() -> Vec<Test> {
             two_at_qemu_s,
         ),
         test("a back-end that does not fit says why", KVM, unfit),
+        test(
+            "queues that were asked for are there or refused",
+            KVM,
+            queues,
+        ),
         test("a back-end that is none is named", KVM, no_back_end),
         test("an initrd larger than memory is refused", KVM, large_initrd),
         test(
@@ -479,6 +484,34 @@ fn unfit() -> Result<()> {
         .result("identify")?
         .passed()?;
     Ok(())
+}
+
+/// A number that somebody asked for is given or refused, of a disk's queues as
+/// of a card's pairs; one that nobody asked for becomes what there is.
+fn queues() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let place = |name: &str| image.directory().join(name);
+    let disk = place("blk.sock");
+    let mut listener = Listener::start(&image, &disk)?;
+    listener.ready(&disk)?;
+    let run = |option: &str, socket: &Path, more: &str| {
+        let value = format!("socket={},wait=30s{more}", socket.display());
+        let run = Run::guest("scenario=identify")?.with("--cpus", "4");
+        Ok::<_, anyhow::Error>(run.with(option, value))
+    };
+    let words = "the back-end offers 1 queue, 2 were asked: use queues=1";
+    refused(run("--disk", &disk, ",queues=2")?, 1, words)?;
+    let ended = run("--disk", &disk, "")?.to_the_end()?.with_code(0)?;
+    ended.result("identify")?.passed()?;
+    ensure!(!ended.messages.contains("asked"), "{ended}");
+    let card = [5, 15, 16, 17, 22, 32]
+        .iter()
+        .fold(0, |sum, bit| sum | 1 << bit);
+    let config = [&[2, 0, 0, 0, 0, 1, 1, 0][..], &[2, 0, 0, 0]].concat();
+    let script = Scripted::new(card, 5, config);
+    let _card = script.listen(&place("net.sock"))?;
+    let words = "the back-end offers 2 pairs of queues, 4 were asked: use queues=2";
+    refused(run("--net", &place("net.sock"), ",queues=4")?, 1, words)
 }
 
 fn no_kvm() -> Result<()> {

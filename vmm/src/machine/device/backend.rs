@@ -5,7 +5,6 @@ use std::os::fd::BorrowedFd;
 use anyhow::Result;
 use outboard_protocol::launch;
 
-use super::ring;
 use crate::machine::frontend::{Negotiated, Notices, Session, Started};
 
 /// A session, if there is one.
@@ -43,7 +42,7 @@ impl Backend {
         }
     }
 
-    /// The configuration as the driver is to see it, if there is a back-end.
+    /// The configuration as the back-end has it, if there is one.
     ///
     /// # Errors
     /// It has gone, or refuses.
@@ -77,7 +76,5 @@ fn heard<P>(session: &mut Session<P>) -> Result<Notices> {
 /// agreed to where the device can do with that.
 fn read_config<P>(session: &mut Session<P>, spec: &launch::Device) -> Result<Vec<u8>> {
     let len = spec.kind.config_len as usize;
-    let mut config = session.read_config(len)?.unwrap_or_else(|| vec![0; len]);
-    ring::limit_queues(&mut config, spec);
-    Ok(config)
+    Ok(session.read_config(len)?.unwrap_or_else(|| vec![0; len]))
 }

@@ -1,12 +1,13 @@
 //! What of a network back-end a driver can use (virtio 1.3, section 5.1).
 //!
 //! The rings of a card are numbered by what the back-end has: the control queue
-//! comes after all its pairs. So a back-end with fewer pairs than were asked for
-//! serves with fewer, and one with more serves a single pair, as without MQ. One
-//! that leaves the configuration space to the front-end, as many do, leaves the
+//! comes after all its pairs. So a back-end serves either all its pairs or, as
+//! without MQ, one: who asked for another number is refused. One that leaves the configuration space to the front-end, as many do, leaves the
 //! control queue to it too, whatever it offers; we have none, so then there is
 //! neither.
 
+use anyhow::{Result, bail};
+use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_net::{
@@ -21,7 +22,9 @@ use crate::machine::frontend::Agreement;
 
 const VIRTIO_ID_NET: u16 = 1;
 /// Offset of `max_virtqueue_pairs` (virtio 1.3, section 5.1.4).
-const MAX_PAIRS: usize = 8;
+const PAIRS_FIELD: usize = 8;
+/// Most pairs that a card can be given.
+const MAX_PAIRS: u64 = 31;
 
 /// Mean something only with a control queue.
 const WITH_CONTROL: [u32; 12] = [
@@ -48,29 +51,28 @@ const WITH_CONFIG: [u32; 4] = [
     VIRTIO_NET_F_SPEED_DUPLEX,
 ];
 
-/// The features of a back-end that its driver is offered; and what to tell the
-/// user if it has another number of pairs than was asked for. `config` is the
+/// The features of a back-end that its driver is offered. `config` is the
 /// back-end's configuration space.
-pub fn usable(
-    agreement: &Agreement,
-    config: &[u8],
-    spec: &launch::Device,
-) -> (u64, Option<String>) {
+///
+/// # Errors
+/// It has another number of pairs than somebody has asked for.
+pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     let features = agreement.features;
     if spec.kind.virtio_id != VIRTIO_ID_NET {
-        return (features, None);
+        return Ok(features);
     }
     let has = |bit: u32| features >> bit & 1 == 1;
     let configured = agreement.protocol.contains(Protocol::CONFIG);
     // Receive, transmit, control.
     let control = configured && has(VIRTIO_NET_F_CTRL_VQ) && agreement.max_queues > 2;
     let asked = u64::from(spec.queues / 2);
-    let field = config.get(MAX_PAIRS..).and_then(<[u8]>::first_chunk::<2>);
+    let field = config.get(PAIRS_FIELD..).and_then(<[u8]>::first_chunk::<2>);
     let theirs = match field {
         Some(field) if control && has(VIRTIO_NET_F_MQ) => u16::from_le_bytes(*field).into(),
         _ => 1,
     };
-    let several = (2..=asked).contains(&theirs) && agreement.max_queues > 2 * theirs;
+    let whole = theirs >= 2 && agreement.max_queues > 2 * theirs;
+    let several = whole && theirs <= asked;
     let mut without: Vec<u32> = Vec::new();
     if !configured {
         without.extend(WITH_CONFIG);
@@ -81,19 +83,31 @@ pub fn usable(
     if !several {
         without.extend(WITH_PAIRS);
     }
-    let features = without
+    if !spec.fewer && asked != if several { theirs } else { 1 } {
+        bail!(refusal(if whole { theirs } else { 1 }, spec));
+    }
+    Ok(without
         .iter()
-        .fold(features, |left, bit| left & !(1 << bit));
-    let gets = if several { theirs } else { 1 };
-    let advice = (gets != asked).then(|| {
-        let has = theirs.max(1);
-        format!(
-            "the back-end has {has} pair{} of queues, {asked} were asked: the guest gets {gets}; \
-             use queues={has}",
-            if has == 1 { "" } else { "s" }
-        )
-    });
-    (features, advice)
+        .fold(features, |left, bit| left & !(1 << bit)))
+}
+
+/// What who asked for another number of pairs is told. A device that only the
+/// command line describes has its queues counted one by one.
+fn refusal(has: u64, spec: &launch::Device) -> String {
+    let s = if has == 1 { "" } else { "s" };
+    match spec.kind == Kind::net() {
+        true => format!(
+            "the back-end offers {has} pair{s} of queues, {} were asked: use queues={}",
+            spec.queues / 2,
+            if has > MAX_PAIRS { 1 } else { has }
+        ),
+        false => format!(
+            "the back-end offers {has} pair{s} of queues, {} queues were asked: use queues={} (two \
+             for each pair, and one for control)",
+            spec.queues,
+            2 * if has > MAX_PAIRS { 1 } else { has } + 1
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -109,6 +123,7 @@ mod tests {
             id: "net0".into(),
             kind: Kind::net(),
             queues: 2 * pairs + 1,
+            fewer: false,
             queue_size: 256,
             ring: launch::Ring::Kvm,
         }
@@ -119,7 +134,7 @@ mod tests {
     }
 
     /// A back-end with everything, `pairs` pairs and `max_queues` queues.
-    fn result(pairs: u16, max_queues: u64, asked: u16, without: &[u32]) -> (u64, Option<String>) {
+    fn result(spec: &launch::Device, pairs: u16, max_queues: u64, without: &[u32]) -> Result<u64> {
         let everything = PLAIN | bits(&WITH_CONTROL) | bits(&WITH_CONFIG);
         let agreement = Agreement {
             features: everything & !bits(without),
@@ -130,43 +145,82 @@ mod tests {
             max_virtqueue_pairs: pairs,
             ..NetConfig::default()
         };
-        usable(&agreement, &config.to_bytes(), &spec(asked))
+        usable(&agreement, &config.to_bytes(), spec)
     }
 
     #[test]
     fn what_fits_is_offered_whole() {
         let everything = PLAIN | bits(&WITH_CONTROL) | bits(&WITH_CONFIG);
-        assert_eq!(result(4, 9, 4, &[]), (everything, None));
+        assert_eq!(result(&spec(4), 4, 9, &[]).unwrap(), everything);
         let single = everything & !bits(&WITH_PAIRS);
-        assert_eq!(result(1, 3, 1, &WITH_PAIRS), (single, None));
+        assert_eq!(result(&spec(1), 1, 3, &WITH_PAIRS).unwrap(), single);
     }
 
     #[test]
-    fn fewer_pairs_serve_with_a_message_and_more_serve_as_one() {
-        let (features, advice) = result(2, 5, 4, &[]);
-        assert_eq!(features & bits(&WITH_PAIRS), bits(&WITH_PAIRS));
-        let advice = advice.unwrap();
-        assert!(advice.contains("has 2 pairs of queues, 4 were asked: the guest gets 2"));
-        for (pairs, queues, asked) in [(8, 17, 4), (4, 3, 4), (0, 9, 4), (0xffff, 9, 4)] {
-            let (features, advice) = result(pairs, queues, asked, &[]);
-            assert_eq!(features & bits(&WITH_PAIRS), 0);
-            assert_eq!(
-                features & bits(&[VIRTIO_NET_F_CTRL_VQ]),
-                bits(&[VIRTIO_NET_F_CTRL_VQ])
-            );
-            assert!(advice.unwrap().contains("the guest gets 1"));
+    fn another_number_of_pairs_than_was_asked_for_is_refused_with_the_one_there_is() {
+        for (pairs, queues, asked, words) in [
+            (
+                2,
+                5,
+                4,
+                "offers 2 pairs of queues, 4 were asked: use queues=2",
+            ),
+            (
+                8,
+                17,
+                4,
+                "offers 8 pairs of queues, 4 were asked: use queues=8",
+            ),
+            (
+                4,
+                3,
+                4,
+                "offers 1 pair of queues, 4 were asked: use queues=1",
+            ),
+            (0, 9, 4, "use queues=1"),
+            (0xffff, 9, 4, "use queues=1"),
+            (
+                64,
+                129,
+                4,
+                "offers 64 pairs of queues, 4 were asked: use queues=1",
+            ),
+        ] {
+            let error = result(&spec(asked), pairs, queues, &[]).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            let other = launch::Device {
+                kind: Kind::unnamed(1, 12),
+                ..spec(asked)
+            };
+            let error = result(&other, pairs, queues, &[]).unwrap_err();
+            assert!(error.to_string().contains("9 queues were asked"), "{error}");
         }
-        // Nobody asked for several.
-        let (features, advice) = result(8, 17, 1, &[]);
-        assert_eq!((features & bits(&WITH_PAIRS), advice), (0, None));
+    }
+
+    #[test]
+    fn who_asked_for_no_number_gets_the_pairs_there_are() {
+        let nobody_asked = |pairs| launch::Device {
+            fewer: true,
+            ..spec(pairs)
+        };
+        let features = result(&nobody_asked(4), 2, 5, &[]).unwrap();
+        assert_eq!(features & bits(&WITH_PAIRS), bits(&WITH_PAIRS));
+        for (asked, pairs, queues) in [(1, 8, 17), (4, 8, 17), (4, 4, 3), (4, 0, 9)] {
+            let features = result(&nobody_asked(asked), pairs, queues, &[]).unwrap();
+            assert_eq!(features & bits(&WITH_PAIRS), 0);
+            let control = bits(&[VIRTIO_NET_F_CTRL_VQ]);
+            assert_eq!(features & control, control);
+        }
+        // One pair is one however many there are.
+        let features = result(&spec(1), 8, 17, &[]).unwrap();
+        assert_eq!(features & bits(&WITH_PAIRS), 0);
     }
 
     #[test]
     fn without_a_control_queue_there_is_nothing_that_needs_one() {
         for (queues, without) in [(9, &[VIRTIO_NET_F_CTRL_VQ][..]), (2, &[])] {
-            let (features, advice) = result(1, queues, 1, without);
+            let features = result(&spec(1), 1, queues, without).unwrap();
             assert_eq!(features, PLAIN | bits(&WITH_CONFIG));
-            assert_eq!(advice, None);
         }
     }
 
@@ -177,13 +231,13 @@ mod tests {
             max_queues: 128,
             protocol: Protocol::MQ,
         };
-        let (features, advice) = usable(&agreement, &[0; NetConfig::LEN], &spec(1));
+        let features = usable(&agreement, &[0; NetConfig::LEN], &spec(1));
         let left_out = bits(&WITH_CONTROL) | bits(&WITH_CONFIG);
-        assert_eq!((features, advice), (!left_out, None));
+        assert_eq!(features.unwrap(), !left_out);
         let disk = launch::Device {
             kind: Kind::blk(),
             ..spec(1)
         };
-        assert_eq!(usable(&agreement, &[], &disk), (u64::MAX, None));
+        assert_eq!(usable(&agreement, &[], &disk).unwrap(), u64::MAX);
     }
 }

@@ -41,15 +41,15 @@ pub fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
 }
 
 /// Makes the configuration agree with the number of queues that the driver can
-/// reach, which may be fewer than the back-end has.
-pub fn limit_queues(config: &mut [u8], spec: &launch::Device) {
+/// reach, which may be fewer than the back-end has or than it says there.
+pub fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
     if spec.kind.virtio_id != VIRTIO_ID_BLK {
         return;
     }
     if let Some(field) = config.get_mut(BLK_NUM_QUEUES..BLK_NUM_QUEUES + 2)
         && let &mut [low, high] = field
     {
-        let queues = u16::from_le_bytes([low, high]).min(spec.queues);
+        let queues = u16::from_le_bytes([low, high]).min(served);
         field.copy_from_slice(&queues.to_le_bytes());
     }
 }
@@ -122,6 +122,7 @@ mod tests {
             id: "disk0".into(),
             kind: Kind::blk(),
             queues: 2,
+            fewer: false,
             queue_size: 64,
             ring: launch::Ring::Kvm,
         };
@@ -132,13 +133,13 @@ mod tests {
         };
         for (has, says) in [(1, 1), (2, 2), (4, 2), (u16::MAX, 2)] {
             let mut config = of(has).to_bytes();
-            limit_queues(&mut config, &spec);
+            limit_queues(&mut config, &spec, 2);
             assert_eq!(config, of(says).to_bytes());
         }
-        limit_queues(&mut [0; 20], &spec);
+        limit_queues(&mut [0; 20], &spec, 2);
         spec.kind = Kind::unnamed(4, 60);
         let mut config = [0xff; 60];
-        limit_queues(&mut config, &spec);
+        limit_queues(&mut config, &spec, 2);
         assert_eq!(config, [0xff; 60]);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use outboard_protocol::Deadline;
-use outboard_protocol::devices::Kind;
+use outboard_protocol::devices::{BlkConfig, Kind};
 use outboard_protocol::wire::{Connection, Header};
 use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
@@ -48,6 +48,7 @@ impl Bench {
             id: "disk0".into(),
             kind: Kind::blk(),
             queues: 2,
+            fewer: false,
             queue_size: 64,
             ring,
         })
@@ -242,6 +243,63 @@ fn a_back_end_that_goes_is_lost_and_one_for_a_fresh_driver_may_follow() {
     let fake = bench.attached(Fake::default());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+}
+
+#[test]
+fn a_number_that_nobody_asked_for_becomes_what_the_back_end_has() {
+    let fewer = launch::Device {
+        id: "disk0".into(),
+        kind: Kind::blk(),
+        queues: 4,
+        fewer: true,
+        queue_size: 64,
+        ring: launch::Ring::Kvm,
+    };
+    for (has, gets) in [(1, 1), (3, 3), (8, 4)] {
+        let Some(bench) = Bench::of(fewer.clone()) else {
+            return;
+        };
+        // Whatever number its configuration has.
+        let config = BlkConfig {
+            num_queues: 8,
+            ..BlkConfig::default()
+        };
+        let _fake = bench.attached(Fake {
+            queues: has,
+            config: config.to_bytes().to_vec(),
+            ..Fake::default()
+        });
+        assert_eq!(bench.read(CONFIG + 34, 2), gets, "of {has}");
+    }
+}
+
+#[test]
+fn a_card_s_pairs_are_those_asked_for_or_it_is_refused() {
+    let asked = launch::Device {
+        id: "disk0".into(),
+        kind: Kind::net(),
+        queues: 9,
+        fewer: false,
+        queue_size: 64,
+        ring: launch::Ring::Kvm,
+    };
+    let card = Fake {
+        features: Fake::default().features | 1 << 5 | 1 << 17 | 1 << 22,
+        queues: 5,
+        config: [&[0; 8][..], &[2, 0, 0, 0]].concat(),
+        ..Fake::default()
+    };
+    let Some(bench) = Bench::of(asked.clone()) else {
+        return;
+    };
+    let _refused = bench.attach(card.clone());
+    let words = "the back-end offers 2 pairs of queues, 4 were asked: use queues=2";
+    assert_eq!(bench.lost(), words);
+    let nobody_asked = Bench::of(launch::Device {
+        fewer: true,
+        ..asked
+    });
+    let _served = nobody_asked.unwrap().attached(card);
 }
 
 #[test]
@@ -509,12 +567,14 @@ fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
         id: "disk0".into(),
         kind: Kind::net(),
         queues: 5,
+        fewer: true,
         queue_size: 64,
         ring: launch::Ring::Kvm,
     }) else {
         return;
     };
     let fake = bench.attached(Fake {
+        features: 1 << 32 | 1 << 30 | 1 << 5,
         queues: 3,
         config: vec![0; 60],
         ..Fake::default()

@@ -174,11 +174,8 @@ impl Worker {
         let agreement = session.agreement();
         self.served = agreement.serves(&self.spec);
         self.backend = Backend::Idle(session);
-        let config = self.backend.read_config(&self.spec)?.unwrap_or_default();
-        let (features, advice) = pairs::usable(&agreement, &config, &self.spec);
-        if let Some(advice) = advice {
-            log::warn!("{}: {advice}", self.spec.id);
-        }
+        let config = self.read_config()?.unwrap_or_default();
+        let features = pairs::usable(&agreement, &config, &self.spec)?;
         self.function.with_registers(|registers| {
             registers.offer(features);
             registers.set_config(&config);
@@ -340,8 +337,17 @@ impl Worker {
         Ok(())
     }
 
+    /// The configuration as the driver is to see it, if there is a back-end.
+    fn read_config(&mut self) -> Result<Option<Vec<u8>>> {
+        let Some(mut config) = self.backend.read_config(&self.spec)? else {
+            return Ok(None);
+        };
+        ring::limit_queues(&mut config, &self.spec, self.served);
+        Ok(Some(config))
+    }
+
     fn refresh_config(&mut self) -> Result<()> {
-        let Some(config) = self.backend.read_config(&self.spec)? else {
+        let Some(config) = self.read_config()? else {
             return Ok(());
         };
         if self.function.with_registers(|r| r.set_config(&config)) {

@@ -119,19 +119,18 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
     }
     // A card's driver is offered what queues there are. What many back-ends
     // count here is pairs: a first pair has every one that has anything.
-    let needed = if spec.kind.virtio_id == VIRTIO_ID_NET {
+    let needed = if spec.fewer || spec.kind.virtio_id == VIRTIO_ID_NET {
         1
     } else {
         spec.queues
     };
     if agreement.max_queues < needed.into() {
         let (has, wants) = (agreement.max_queues, spec.queues);
-        let advice = match has {
-            0 => "it cannot serve any device".to_string(),
-            has => format!("use queues={has}"),
-        };
+        if has == 0 {
+            bail!("the back-end offers 0 queues: it cannot serve any device");
+        }
         bail!(
-            "the back-end offers {has} queue{}, {wants} were asked: {advice}",
+            "the back-end offers {has} queue{}, {wants} were asked: use queues={has}",
             if has == 1 { "" } else { "s" }
         );
     }

@@ -19,6 +19,7 @@ fn spec(queues: u16) -> launch::Device {
         id: "disk0".into(),
         kind: Kind::blk(),
         queues,
+        fewer: false,
         queue_size: 64,
         ring: launch::Ring::Kvm,
     }
@@ -177,6 +178,17 @@ fn a_back_end_that_does_not_fit_is_refused_with_advice() {
     };
     let text = "the back-end offers 1 queue, 4 were asked: use queues=1";
     assert_eq!(refusal(small, 4), text);
+    let single = Fake {
+        queues: 1,
+        ..Fake::default()
+    };
+    let (stream, _fake) = single.start();
+    let nobody_asked = launch::Device {
+        fewer: true,
+        ..spec(4)
+    };
+    let session = Session::<Connected>::new(stream).negotiate(&nobody_asked);
+    assert_eq!(session.unwrap().agreement().serves(&nobody_asked), 1);
     let none = Fake {
         queues: 0,
         ..Fake::default()
