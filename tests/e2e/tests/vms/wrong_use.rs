@@ -152,6 +152,7 @@ pub fn tests() -> Vec<Test> {
             two_at_qemu_s,
         ),
         test("a back-end that does not fit says why", KVM, unfit),
+        test("a back-end of another kind is told", KVM, another_kind),
         test(
             "queues that were asked for are there or refused",
             KVM,
@@ -483,6 +484,39 @@ fn unfit() -> Result<()> {
         .with_code(0)?
         .result("identify")?
         .passed()?;
+    Ok(())
+}
+
+/// Each back-end at the option for another kind of device.
+fn another_kind() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let place = |name: &str| image.directory().join(name);
+    let at = |option: &str, socket: &Path| {
+        let value = format!("socket={},wait=30s", socket.display());
+        Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with(option, value))
+    };
+    let disk = place("blk.sock");
+    let mut listener = Listener::start(&image, &disk)?;
+    listener.ready(&disk)?;
+    let words = "net0: the back-end cannot be used: the back-end serves no net device: of the";
+    refused(at("--net", &disk)?, 1, words)?;
+    refused(at("--net", &disk)?, 1, "perhaps a disk; give the socket")?;
+    refused(at("--rng", &disk)?, 1, "an entropy device has none")?;
+    // An address, merged buffers, a status, a control queue and several pairs.
+    let card = [5, 15, 16, 17, 18, 22, 32]
+        .iter()
+        .fold(0, |sum, bit| sum | 1 << bit);
+    let script = Scripted::new(card, 9, vec![0; 60]);
+    let _card = script.listen(&place("net.sock"))?;
+    let words = "some that no disk has";
+    refused(at("--disk", &place("net.sock"))?, 1, words)?;
+    let rng = Scripted::new(1 << 32, 1, vec![]);
+    let _rng = rng.listen(&place("rng.sock"))?;
+    let words = "none, and every network card has some";
+    refused(at("--net", &place("rng.sock"))?, 1, words)?;
+    // And where it belongs.
+    let ended = at("--disk", &disk)?.to_the_end()?.with_code(0)?;
+    ended.result("identify")?.passed()?;
     Ok(())
 }
 

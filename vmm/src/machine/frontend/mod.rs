@@ -15,6 +15,7 @@
 //! longer than [`PATIENCE`].
 
 mod channel;
+mod kinds;
 mod link;
 mod memory;
 mod negotiate;
@@ -119,7 +120,10 @@ impl<P> Session<P> {
         payload.resize(payload.len() + count, 0);
         let reply = self.link.query(FrontendReq::GET_CONFIG, &payload)?;
         let Some((answered, bytes)) = reply.payload.split_at_checked(head.as_slice().len()) else {
-            bail!("the back-end refused GET_CONFIG: it has no configuration of that length");
+            bail!(
+                "the back-end refused GET_CONFIG: it has no configuration of that length; it may \
+                 serve another kind of device"
+            );
         };
         let mut echo = VhostUserConfig::default();
         echo.as_mut_slice().copy_from_slice(answered);

@@ -9,6 +9,7 @@ use vhost::vhost_user::message::{
 };
 
 use super::channel::Channel;
+use super::kinds;
 use super::{Connected, Negotiated, Session};
 use crate::machine::virtio::F_VERSION_1;
 
@@ -116,6 +117,9 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
              drivers, use a newer one",
             agreement.features
         );
+    }
+    if let Some(why) = kinds::misfit(spec.kind.virtio_id, agreement.features) {
+        bail!("the back-end serves no {} device: {why}", spec.kind.name);
     }
     // A card's driver is offered what queues there are. What many back-ends
     // count here is pairs: a first pair has every one that has anything.
