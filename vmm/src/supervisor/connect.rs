@@ -293,7 +293,12 @@ mod tests {
         assert!(error(&path).contains("disk0: no back-end listens at"));
         drop(UnixListener::bind(&path).unwrap());
         assert!(error(&path).contains("no back-end listens at"));
-        assert!(error(directory.path()).contains("is not a socket"));
+        assert!(error(directory.path()).contains("is not a socket; give the one"));
+        let packets = directory.path().join("packets");
+        let _packets = std::os::unix::net::UnixDatagram::bind(&packets).unwrap();
+        let other = error(&packets);
+        let words = "(os error 91); it is no stream socket";
+        assert!(other.contains(words), "{other}");
         let long = directory.path().join("x".repeat(120));
         assert!(error(&long).contains("use a shorter one"));
     }

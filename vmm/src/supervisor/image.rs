@@ -13,7 +13,7 @@ const SECTOR: u64 = 512;
 
 /// Which file or device an image is, by whatever name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub struct Identity {
     device: u64,
     inode: u64,
 }
@@ -41,7 +41,7 @@ impl Images {
             bail!("the image {shown} is neither a file nor a block device");
         }
         // Before the kernel says the same of a block device, in other words.
-        self.refuse_twice(id, identity(&metadata), readonly)
+        self.refuse_twice(id, Identity::of(&metadata), readonly)
             .with_context(|| format!("the image {shown}"))?;
         let mut flags = if direct { libc::O_DIRECT } else { 0 };
         if kind.is_block_device() && !readonly {
@@ -55,7 +55,7 @@ impl Images {
             .open(path)
             .map_err(|error| cannot_open(path, &error))?;
         // By what was opened, which may be another by now.
-        let opened = identity(&file.metadata()?);
+        let opened = Identity::of(&file.metadata()?);
         self.refuse_twice(id, opened, readonly)
             .with_context(|| format!("the image {shown}"))?;
         self.known.push((opened, id.to_owned(), readonly));
@@ -79,6 +79,12 @@ impl Images {
         Ok(file)
     }
 
+    /// The device that has this image.
+    pub fn holder(&self, image: Identity) -> Option<&str> {
+        let mut known = self.known.iter();
+        known.find_map(|(known, id, _)| (*known == image).then_some(id.as_str()))
+    }
+
     /// Refuses an image that this VM already has, if either may write.
     fn refuse_twice(&self, id: &str, image: Identity, readonly: bool) -> Result<()> {
         for (known, other, other_readonly) in &self.known {
@@ -93,17 +99,20 @@ impl Images {
     }
 }
 
-/// A block device is told by its number, whatever node names it.
-fn identity(metadata: &Metadata) -> Identity {
-    match metadata.file_type().is_block_device() {
-        true => Identity {
-            device: metadata.rdev(),
-            inode: 0,
-        },
-        false => Identity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        },
+impl Identity {
+    /// Of what has this metadata. A block device is told by its number, whatever
+    /// node names it.
+    pub fn of(metadata: &Metadata) -> Self {
+        match metadata.file_type().is_block_device() {
+            true => Self {
+                device: metadata.rdev(),
+                inode: 0,
+            },
+            false => Self {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use outboard_protocol::launch;
 
 use super::config::{Config, Disk, Source};
 use super::host;
-use super::image::Images;
+use super::image::{Identity, Images};
 use super::logging::Logging;
 use super::net;
 use super::options::Wait;
@@ -128,7 +128,27 @@ impl Resources {
             initrd,
             devices,
         };
-        Ok((resources, output(config.console)?))
+        let output = output(config.console)?;
+        if let Output::File(console) = &output {
+            resources.apart_from(console, &images)?;
+        }
+        Ok((resources, output))
+    }
+
+    /// What the console appends to must be nothing that the guest is made of.
+    fn apart_from(&self, console: &File, images: &Images) -> Result<()> {
+        let console = Identity::of(&console.metadata()?);
+        let is = |file: &File| {
+            file.metadata()
+                .is_ok_and(|other| Identity::of(&other) == console)
+        };
+        let other = match images.holder(console) {
+            Some(id) => format!("the image of {id}"),
+            None if is(&self.kernel) => "the kernel".to_owned(),
+            None if self.initrd.as_ref().is_some_and(is) => "the initrd".to_owned(),
+            None => return Ok(()),
+        };
+        bail!("the console would be written to {other}; give it a file of its own");
     }
 
     /// Makes them as new: who read before may have moved a file's position.
@@ -297,6 +317,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_console_is_not_written_to_what_the_guest_is_made_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        for name in ["kernel", "initrd", "disk", "log"] {
+            fs::write(place(name), [0; 512]).unwrap();
+        }
+        fs::hard_link(place("disk"), place("link")).unwrap();
+        let mut images = Images::default();
+        let image = images.open("disk0", &place("disk"), false, false).unwrap();
+        let open = |name: &str| File::open(place(name)).unwrap();
+        let config = Config::new(Settings {
+            kernel: Some("k".into()),
+            ..Settings::default()
+        });
+        let resources = Resources {
+            program: Program::this().unwrap(),
+            machine: config.unwrap().machine,
+            logging: Logging::default(),
+            kvm: open("log"),
+            kernel: open("kernel"),
+            initrd: Some(open("initrd")),
+            devices: Vec::new(),
+        };
+        let console = |name: &str| resources.apart_from(&open(name), &images);
+        for (name, words) in [
+            ("disk", "written to the image of disk0; give it"),
+            ("link", "written to the image of disk0; give it"),
+            ("kernel", "written to the kernel; give it"),
+            ("initrd", "written to the initrd; give it"),
+        ] {
+            let error = error(console(name));
+            assert!(error.contains(words), "{error}");
+        }
+        console("log").unwrap();
+        drop(image);
+    }
+
     /// What was attempted, on what: why it failed; what to do about it.
     #[test]
     fn the_cause_of_a_failure_comes_before_the_advice() {
@@ -347,6 +405,8 @@ mod tests {
         let mut causes = 0;
         for text in failures {
             let Some((before, after)) = text.split_once(" (os error ") else {
+                let of_nix = text.contains(" EACCES: ") || text.contains(" ENOENT: ");
+                assert!(!of_nix, "in other words than the rest: {text}");
                 continue;
             };
             causes += 1;

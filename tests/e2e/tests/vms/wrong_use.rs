@@ -135,6 +135,7 @@ pub fn tests() -> Vec<Test> {
         test("a kernel must be given and be one", KVM, kernels),
         test("ids are given once", &[], ids),
         test("what only one can have is given once", &[], given_twice),
+        test("a console is no disk", KVM, console_on_a_disk),
         test("an error in a file has its line", &[], error_in_a_file),
         test(
             "a listener that does not accept is waited for and named",
@@ -188,15 +189,21 @@ pub fn refused(run: Run, code: i32, words: &str) -> Result<()> {
 
 /// What was attempted, on what: why it failed; what to do about it.
 fn cause_then_advice(line: &str) -> Result<()> {
-    let Some((before, after)) = line.split_once(" (os error ") else {
-        return Ok(());
+    // As the standard library writes it, or as nix does: `EPERM: …`.
+    let name = line.split(' ').find(|word| {
+        let name = word.strip_suffix(':').unwrap_or_default();
+        name.len() > 3 && name.starts_with('E') && name.bytes().all(|b| b.is_ascii_uppercase())
+    });
+    let (before, after) = match (line.split_once(" (os error "), name) {
+        (Some((before, after)), _) => (before, after.split_once(')').map(|(_, after)| after)),
+        (None, Some(name)) => (line.split(name).next().unwrap_or_default(), None),
+        (None, None) => return Ok(()),
     };
     ensure!(
         !before.contains([';', '`']),
         "advice before the cause: {line}"
     );
-    let after = after.split_once(')').map(|(_, after)| after);
-    let last = after.is_some_and(|after| after.is_empty() || after.starts_with("; "));
+    let last = after.is_none_or(|after| after.is_empty() || after.starts_with("; "));
     ensure!(last, "something between the cause and the advice: {line}");
     Ok(())
 }
@@ -359,6 +366,14 @@ fn given_twice() -> Result<()> {
         refused(run, 2, words)?;
     }
     Ok(())
+}
+
+fn console_on_a_disk() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let run = Run::guest("")?
+        .with("--disk", image.option())
+        .with("--console", format!("file={}", image.path().display()));
+    refused(run, 1, "the console would be written to the image of disk0")
 }
 
 fn error_in_a_file() -> Result<()> {
