@@ -513,21 +513,26 @@ fn another_kind() -> Result<()> {
     let disk = place("blk.sock");
     let mut listener = Listener::start(&image, &disk)?;
     listener.ready(&disk)?;
-    let words = "net0: the back-end cannot be used: the back-end serves no net device: of the";
+    let words =
+        "net0: the back-end cannot be used: it offers features that a network card has only";
     refused(at("--net", &disk)?, 1, words)?;
-    refused(at("--net", &disk)?, 1, "perhaps a disk; give the socket")?;
-    refused(at("--rng", &disk)?, 1, "an entropy device has none")?;
+    refused(
+        at("--net", &disk)?,
+        1,
+        "perhaps a disk; name another socket",
+    )?;
+    refused(at("--rng", &disk)?, 1, "a source of entropy has none")?;
     // An address, merged buffers, a status, a control queue and several pairs.
     let card = [5, 15, 16, 17, 18, 22, 32]
         .iter()
         .fold(0, |sum, bit| sum | 1 << bit);
     let script = Scripted::new(card, 9, vec![0; 60]);
     let _card = script.listen(&place("net.sock"))?;
-    let words = "some that no disk has";
+    let words = "it offers features that no disk has";
     refused(at("--disk", &place("net.sock"))?, 1, words)?;
     let rng = Scripted::new(1 << 32, 1, vec![]);
     let _rng = rng.listen(&place("rng.sock"))?;
-    let words = "none, and every network card has some";
+    let words = "it offers no feature of a network card";
     refused(at("--net", &place("rng.sock"))?, 1, words)?;
     // And where it belongs.
     let ended = at("--disk", &disk)?.to_the_end()?.with_code(0)?;

@@ -75,19 +75,22 @@ const REQUIRED: [(u32, &[u32]); 10] = [
 pub fn misfit(virtio_id: u16, features: u64) -> Option<String> {
     let own = features & DEVICE_FEATURES;
     let is_card = own & RATHER_CARDS != 0;
-    let (why, perhaps) = match virtio_id {
-        NET if own == 0 => ("none, and every network card has some", "source of entropy"),
-        NET if !is_card && lacks_a_required(own) => {
-            ("some that a network card has only with others", "disk")
-        }
-        BLK if own & CARDS_ALONE != 0 => ("some that no disk has", "network card"),
-        devices::RNG if own != 0 => ("some, and an entropy device has none", "disk or a card"),
+    let (what, perhaps) = match virtio_id {
+        NET if own == 0 => ("no feature of a network card", "a source of entropy"),
+        NET if !is_card && lacks_a_required(own) => (
+            "features that a network card has only together with others",
+            "a disk",
+        ),
+        BLK if own & CARDS_ALONE != 0 => ("features that no disk has", "a network card"),
+        devices::RNG if own != 0 => (
+            "features of its own, and a source of entropy has none",
+            "a disk",
+        ),
         _ => return None,
     };
     Some(format!(
-        "of the features of its own it offers {why} (features {features:#x}), so it is another \
-         kind of device, perhaps a {perhaps}; give the socket of another back-end, or this one to \
-         the option for its kind"
+        "it offers {what} (features {features:#x}), so it serves another kind of device, perhaps \
+         {perhaps}; name another socket, or give this one to the option for its kind"
     ))
 }
 

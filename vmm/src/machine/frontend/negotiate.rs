@@ -119,7 +119,7 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
         );
     }
     if let Some(why) = kinds::misfit(spec.kind.virtio_id, agreement.features) {
-        bail!("the back-end serves no {} device: {why}", spec.kind.name);
+        bail!(why);
     }
     // A card's driver is offered what queues there are. What many back-ends
     // count here is pairs: a first pair has every one that has anything.
