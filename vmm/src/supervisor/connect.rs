@@ -407,7 +407,10 @@ mod tests {
         });
         let signals = Signals::block().unwrap();
         let found = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals);
-        assert!(found.unwrap().is_some());
+        let mut second = UnixStream::from(found.unwrap().unwrap());
+        second.set_nonblocking(false).unwrap();
+        second.set_read_timeout(Some(long().left())).unwrap();
+        io::Read::read_exact(&mut second, &mut [1]).unwrap();
         server.join().unwrap();
     }
 
