@@ -485,6 +485,47 @@ mod tests {
         }
     }
 
+    /// A block whose memory ends at `end`: whatever is to be stored from there
+    /// on is not, as if the process had been killed just before.
+    fn cut_at(end: usize) -> QueueRegion {
+        QueueRegion {
+            map: Arc::new(MmapRegion::new(end).unwrap()),
+            base: 0,
+            size: 8,
+        }
+    }
+
+    #[test]
+    fn an_entry_is_not_in_flight_before_its_counter_is_stored() {
+        let entry = HEADER + ENTRY * 5;
+        let queue = cut_at(entry + COUNTER);
+        assert_eq!(queue.take(5, 7), Err(Corrupt::Index));
+        assert_eq!(queue.load(entry + INFLIGHT), Ok(0u8));
+    }
+
+    #[test]
+    fn a_batch_does_not_begin_with_an_entry_that_names_no_next() {
+        let queue = cut_at(HEADER + ENTRY * 5 + NEXT);
+        queue.batch(3).unwrap();
+        assert_eq!(queue.batch(5), Err(Corrupt::Index));
+        assert_eq!(queue.load(LAST_BATCH_HEAD), Ok(3u16));
+    }
+
+    #[test]
+    fn a_batch_has_not_ended_while_an_entry_of_it_is_in_flight() {
+        let queue = cut_at(HEADER + ENTRY * 5);
+        let batch = [4, 5].into_iter();
+        assert_eq!(queue.commit(batch, 9), Err(Corrupt::Index));
+        assert_eq!(queue.load(USED_IDX), Ok(0u16));
+    }
+
+    #[test]
+    fn a_block_has_no_version_before_it_is_empty() {
+        let queue = cut_at(HEADER + ENTRY * 7);
+        assert_eq!(queue.initialise(), Err(Corrupt::Index));
+        assert_eq!(queue.load(REGION_VERSION), Ok(0u16));
+    }
+
     #[test]
     fn a_fresh_region_serves_a_ring_that_has_long_been_used() {
         let file = file_of(&Region::create(shape()).unwrap());
