@@ -17,9 +17,10 @@
 
 mod broken;
 mod view;
+mod words;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use outboard_protocol::inflight::QueueRegion;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -30,6 +31,7 @@ use crate::device::Memory;
 
 pub use broken::Broken;
 pub use view::{Layout, View};
+pub use words::{Word, Words};
 
 /// Who has a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +88,10 @@ impl Ring {
         features: u64,
         base: u16,
         inflight: Option<QueueRegion>,
-        view: &View<'_>,
+        words: &impl Words,
     ) -> Result<Self, Broken> {
         let size = usize::from(layout.size());
-        let next_used = view.used_idx()?;
+        let next_used = words.used_idx()?;
         let mut ring = Self {
             layout,
             event_idx: false,
@@ -199,16 +201,16 @@ impl Ring {
     }
 
     /// The next head, noted as taken.
-    fn next_head(&mut self, view: &View<'_>) -> Result<Option<u16>, Broken> {
+    fn next_head(&mut self, words: &impl Words) -> Result<Option<u16>, Broken> {
         if let Some(head) = self.resubmit.pop_front() {
             self.resubmitted = true;
             return Ok(Some(head));
         }
         self.resubmitted = false;
-        if self.next_avail == self.seen_avail && !self.look(view)? {
+        if self.next_avail == self.seen_avail && !self.look(words)? {
             return Ok(None);
         }
-        let head = view.avail_head(self.next_avail)?;
+        let head = words.avail_head(self.next_avail)?;
         match self.held_mut(head)? {
             held @ Held::Driver => *held = Held::Device(0),
             _ => return Err(Broken::Head),
@@ -226,8 +228,8 @@ impl Ring {
     /// # Errors
     /// [`Broken::AvailableIndex`] when it has moved further than the ring is
     /// long, which is also what going backwards looks like.
-    pub fn look(&mut self, view: &View<'_>) -> Result<bool, Broken> {
-        let index = view.avail_idx()?;
+    pub fn look(&mut self, words: &impl Words) -> Result<bool, Broken> {
+        let index = words.avail_idx()?;
         if index.wrapping_sub(self.next_avail) > self.layout.size() {
             return Err(Broken::AvailableIndex);
         }
@@ -262,13 +264,13 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] when the ring or its inflight block cannot be accessed.
-    pub fn give_back(&mut self, view: &View<'_>, head: u16) -> Result<(), Broken> {
+    pub fn give_back(&mut self, words: &impl Words, head: u16) -> Result<(), Broken> {
         if !matches!(self.held_mut(head), Ok(Held::Device(_))) {
             self.tally.unknown_completions += 1;
             return Ok(());
         }
         let last = self.next_avail.wrapping_sub(1);
-        if view.avail_head(last)? != head {
+        if words.avail_head(last)? != head {
             self.complete(head, 0);
             return Ok(());
         }
@@ -303,7 +305,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] when the ring or its inflight block cannot be written.
-    pub fn publish(&mut self, view: &View<'_>) -> Result<bool, Broken> {
+    pub fn publish(&mut self, words: &impl Words) -> Result<bool, Broken> {
         if self.batch.is_empty() {
             return Ok(false);
         }
@@ -312,10 +314,10 @@ impl Ring {
             if let Some(tracker) = &self.tracker {
                 tracker.region.batch(*head)?;
             }
-            view.set_used(self.next_used, *head, *length)?;
+            words.set_used(self.next_used, *head, *length)?;
             self.next_used = self.next_used.wrapping_add(1);
         }
-        view.set_used_idx(self.next_used)?;
+        words.set_used_idx(self.next_used)?;
         if let Some(tracker) = &self.tracker {
             let heads = self.batch.iter().map(|(head, _)| *head);
             tracker.region.commit(heads, self.next_used)?;
@@ -326,23 +328,23 @@ impl Ring {
             }
         }
         self.tally.batches += 1;
-        self.call_wanted(view, old)
+        self.call_wanted(words, old)
     }
 
-    fn call_wanted(&mut self, view: &View<'_>, old: u16) -> Result<bool, Broken> {
+    fn call_wanted(&mut self, words: &impl Words, old: u16) -> Result<bool, Broken> {
         // The index must be visible before the driver's wish is read, or both
         // sides could miss each other (virtio 1.3, section 2.7.7.2).
-        fence(Ordering::SeqCst);
+        words.fence(Ordering::SeqCst);
         let wanted = if self.call_owed {
             true
         } else if self.event_idx {
             let passed = self
                 .next_used
-                .wrapping_sub(view.used_event()?)
+                .wrapping_sub(words.used_event()?)
                 .wrapping_sub(1);
             passed < self.next_used.wrapping_sub(old)
         } else {
-            !view.calls_suppressed()?
+            !words.calls_suppressed()?
         };
         self.call_owed = false;
         self.tally.calls += u64::from(wanted);
@@ -354,15 +356,15 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken`] when the ring cannot be followed any more.
-    pub fn arm(&mut self, view: &View<'_>) -> Result<bool, Broken> {
+    pub fn arm(&mut self, words: &impl Words) -> Result<bool, Broken> {
         if self.event_idx {
-            view.set_avail_event(self.seen_avail)?;
+            words.set_avail_event(self.seen_avail)?;
         } else {
-            view.suppress_kicks(false)?;
+            words.suppress_kicks(false)?;
         }
         // As in `call_wanted`, from the other side (section 2.7.10.1).
-        fence(Ordering::SeqCst);
-        self.look(view)
+        words.fence(Ordering::SeqCst);
+        self.look(words)
     }
 
     /// Tells the driver that the ring is looked at without kicks. With
@@ -370,14 +372,17 @@ impl Ring {
     ///
     /// # Errors
     /// [`Broken::Unreachable`] when the ring cannot be written.
-    pub fn disarm(&self, view: &View<'_>) -> Result<(), Broken> {
+    pub fn disarm(&self, words: &impl Words) -> Result<(), Broken> {
         if self.event_idx {
             return Ok(());
         }
-        view.suppress_kicks(true)
+        words.suppress_kicks(true)
     }
 
     fn held_mut(&mut self, head: u16) -> Result<&mut Held, Broken> {
         self.held.get_mut(usize::from(head)).ok_or(Broken::Head)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,12 @@
 //! The three parts of a split ring in guest memory (virtio 1.3, section 2.7),
-//! with accessors that are atomic where the driver writes concurrently.
+//! and where in there its words lie.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
-use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::Broken;
+use super::words::{Word, Words};
 use crate::device::Memory;
 
 const FLAGS: usize = 0;
@@ -120,60 +120,17 @@ impl<'m> View<'m> {
         &self.descriptors
     }
 
-    /// The driver's index: where it will put the next head.
-    pub fn avail_idx(&self) -> Result<u16, Broken> {
-        load(&self.available, IDX, Ordering::Acquire)
-    }
-
-    /// The head at a position of the available ring.
-    pub fn avail_head(&self, position: u16) -> Result<u16, Broken> {
-        let offset = ELEMENTS + 2 * self.slot(position);
-        load(&self.available, offset, Ordering::Relaxed)
-    }
-
-    /// Whether the driver asked for no call (without EVENT_IDX).
-    pub fn calls_suppressed(&self) -> Result<bool, Broken> {
-        let flags: u16 = load(&self.available, FLAGS, Ordering::Relaxed)?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT != 0)
-    }
-
-    /// The used index after which the driver wants a call (EVENT_IDX).
-    pub fn used_event(&self) -> Result<u16, Broken> {
-        let offset = ELEMENTS + 2 * usize::from(self.size);
-        load(&self.available, offset, Ordering::Relaxed)
-    }
-
-    /// The device's index as it stands in memory.
-    pub fn used_idx(&self) -> Result<u16, Broken> {
-        load(&self.used, IDX, Ordering::Acquire)
-    }
-
-    /// Writes an element that the driver does not look at yet.
-    pub fn set_used(&self, position: u16, head: u16, length: u32) -> Result<(), Broken> {
-        let offset = ELEMENTS + 8 * self.slot(position);
-        store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
-        store(&self.used, offset + 4, length, Ordering::Relaxed)
-    }
-
-    /// Gives the driver every element before `index`.
-    pub fn set_used_idx(&self, index: u16) -> Result<(), Broken> {
-        store(&self.used, IDX, index, Ordering::Release)
-    }
-
-    /// Asks for kicks, or for none (without EVENT_IDX).
-    pub fn suppress_kicks(&self, suppress: bool) -> Result<(), Broken> {
-        let flags = if suppress {
-            VRING_USED_F_NO_NOTIFY as u16
-        } else {
-            0
-        };
-        store(&self.used, FLAGS, flags, Ordering::Relaxed)
-    }
-
-    /// The available index after which the device wants a kick (EVENT_IDX).
-    pub fn set_avail_event(&self, index: u16) -> Result<(), Broken> {
-        let offset = ELEMENTS + 8 * usize::from(self.size);
-        store(&self.used, offset, index, Ordering::Relaxed)
+    /// The part that a word lies in, and where in there.
+    fn place(&self, word: Word) -> (&VolatileSlice<'m>, usize) {
+        match word {
+            Word::AvailFlags => (&self.available, FLAGS),
+            Word::AvailIdx => (&self.available, IDX),
+            Word::AvailHead(position) => (&self.available, ELEMENTS + 2 * self.slot(position)),
+            Word::UsedEvent => (&self.available, ELEMENTS + 2 * usize::from(self.size)),
+            Word::UsedFlags => (&self.used, FLAGS),
+            Word::UsedIdx => (&self.used, IDX),
+            Word::AvailEvent => (&self.used, ELEMENTS + 8 * usize::from(self.size)),
+        }
     }
 
     fn slot(&self, position: u16) -> usize {
@@ -184,12 +141,26 @@ impl<'m> View<'m> {
 
 // The numbers are little-endian, as the only hosts that this is built for are.
 
-fn load<T: AtomicAccess>(
-    part: &VolatileSlice<'_>,
-    offset: usize,
-    order: Ordering,
-) -> Result<T, Broken> {
-    part.load(offset, order).map_err(|_| Broken::Unreachable)
+impl Words for View<'_> {
+    fn load(&self, word: Word, order: Ordering) -> Result<u16, Broken> {
+        let (part, offset) = self.place(word);
+        part.load(offset, order).map_err(|_| Broken::Unreachable)
+    }
+
+    fn store(&self, word: Word, value: u16, order: Ordering) -> Result<(), Broken> {
+        let (part, offset) = self.place(word);
+        store(part, offset, value, order)
+    }
+
+    fn set_used(&self, position: u16, head: u16, length: u32) -> Result<(), Broken> {
+        let offset = ELEMENTS + 8 * self.slot(position);
+        store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
+        store(&self.used, offset + 4, length, Ordering::Relaxed)
+    }
+
+    fn fence(&self, order: Ordering) {
+        fence(order);
+    }
 }
 
 fn store<T: AtomicAccess>(
