@@ -10,6 +10,8 @@ use vm_memory::GuestAddress;
 
 use super::*;
 
+mod model;
+
 const SIZE: u16 = 8;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
