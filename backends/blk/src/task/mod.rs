@@ -205,3 +205,6 @@ fn is_transient(error: &io::Error) -> bool {
 type Progress = Option<Step>;
 
 const FAILED: Progress = Some(Step::Done(Status::IoErr));
+
+#[cfg(test)]
+mod tests;
