@@ -150,6 +150,85 @@ fn a_reset_reads_as_done_only_when_the_rings_are_back() {
     assert_eq!(device.offered(), OFFERED, "what is offered stays");
 }
 
+/// Every register of the common configuration, for every choice of the three
+/// that select; but for the generation, which a reset does not go back in.
+fn registers(device: &Registers) -> Vec<(u32, u16, Vec<u8>)> {
+    let mut found = Vec::new();
+    for half in 0..3u32 {
+        for queue in 0..=QUEUES {
+            let mut device = device.clone();
+            device.write_common(0, &half.to_le_bytes());
+            device.write_common(8, &half.to_le_bytes());
+            select(&mut device, queue);
+            let mut bytes = vec![0; COMMON_LEN];
+            device.read_common(0, &mut bytes);
+            bytes[21] = 0;
+            found.push((half, queue, bytes));
+        }
+    }
+    found
+}
+
+/// A device whose driver has written to every register, `last` the status.
+fn written_to(last: u8) -> Registers {
+    let mut device = device();
+    status(&mut device, 3);
+    accept(&mut device, OFFERED);
+    status(&mut device, 11);
+    device.write_common(16, &1u16.to_le_bytes());
+    for queue in 0..QUEUES {
+        select(&mut device, queue);
+        device.write_common(24, &64u16.to_le_bytes());
+        device.write_common(26, &(1 + queue).to_le_bytes());
+        enable_queue(&mut device, queue);
+    }
+    status(&mut device, last);
+    let (new, written) = (registers(&self::device()), registers(&device));
+    let same = |at: &usize| new.iter().zip(&written).all(|(a, b)| a.2[*at] == b.2[*at]);
+    // Features, vector, status, size, vector, enabled, three addresses.
+    let all = [12, 16, 20, 24, 26, 28, 36, 44, 52];
+    assert_eq!(all.iter().find(|at| same(at)), None, "each was written to");
+    device.write_common(0, &1u32.to_le_bytes());
+    device.write_common(8, &1u32.to_le_bytes());
+    device
+}
+
+#[test]
+fn every_register_reads_after_a_reset_as_it_did_when_new() {
+    let new = device();
+    // Nothing runs yet: the reset is done at once.
+    let mut before = written_to(11);
+    status(&mut before, 0);
+    // Something runs, is broken, and has changed its configuration.
+    let mut after = written_to(15);
+    assert!(after.set_config(&[1; 60]));
+    assert!(after.needs_reset());
+    status(&mut after, 0);
+    after.reset_done();
+    for mut device in [before, after] {
+        let mut selectors = [0; COMMON_LEN];
+        device.read_common(0, &mut selectors);
+        assert_eq!(selectors[..4], [0; 4], "device_feature_select");
+        assert_eq!(selectors[8..12], [0; 4], "driver_feature_select");
+        assert_eq!(selectors[22..24], [0; 2], "queue_select");
+        assert_eq!(registers(&device), registers(&new));
+        assert_eq!(device.driver_features(), 0);
+        assert_eq!(device.read_isr(), 0);
+    }
+}
+
+#[test]
+fn no_interrupt_has_a_vector_while_a_reset_is_under_way() {
+    let mut device = written_to(15);
+    status(&mut device, 0);
+    assert_eq!(device.status(), 15, "not yet");
+    assert_eq!(read(&device, 16, 2), u64::from(NO_VECTOR));
+    for queue in 0..QUEUES {
+        select(&mut device, queue);
+        assert_eq!(read(&device, 26, 2), u64::from(NO_VECTOR), "{queue}");
+    }
+}
+
 #[test]
 fn a_reset_before_the_driver_was_ready_is_done_at_once() {
     let mut device = device();
