@@ -149,3 +149,6 @@ fn indirect_count(descriptor: &Descriptor) -> Result<u16, Malformed> {
         _ => Err(Malformed::Indirect),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use outboard_protocol::inflight::{Region, Shape};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 
+mod layout;
 mod model;
 
 const SIZE: u16 = 8;
@@ -80,6 +81,240 @@ fn the_available_index_may_be_a_whole_ring_ahead_and_no_more() {
             assert_eq!(ring.arm(&words), refused, "{base} and {ahead}");
         }
     }
+}
+
+/// A ring that goes on at 0, and these heads available in it.
+fn offered(features: u64, heads: &[u16]) -> (Plain, Ring) {
+    let words = Plain::default();
+    words.offer(0, heads);
+    let ring = Ring::new(layout(), features, 0, None, &words).unwrap();
+    (words, ring)
+}
+
+fn heads(ring: &mut Ring, words: &Plain) -> Vec<u16> {
+    std::iter::from_fn(|| ring.next_head(words).unwrap()).collect()
+}
+
+#[test]
+fn a_head_that_the_ring_has_not_or_the_device_has_already_breaks_it() {
+    for bad in [SIZE, u16::MAX, 3] {
+        let (words, mut ring) = offered(0, &[3, bad]);
+        assert_eq!(ring.next_head(&words), Ok(Some(3)));
+        assert_eq!(ring.next_head(&words), Err(Broken::Head), "{bad}");
+    }
+    // Given back, it may come again.
+    let (words, mut ring) = offered(0, &[3, 3]);
+    assert_eq!(ring.next_head(&words), Ok(Some(3)));
+    ring.complete(3, 0);
+    ring.publish(&words).unwrap();
+    assert_eq!(heads(&mut ring, &words), [3]);
+}
+
+#[test]
+fn a_batch_is_given_back_in_the_order_of_its_completion() {
+    let (words, mut ring) = offered(0, &[0, 1, 2]);
+    assert_eq!(ring.publish(&words), Ok(false), "nothing has completed");
+    assert_eq!(heads(&mut ring, &words), [0, 1, 2]);
+    ring.complete(2, 0);
+    ring.complete(0, 0);
+    assert_eq!(words.get(Word::UsedIdx), 0);
+    ring.publish(&words).unwrap();
+    assert_eq!(words.get(Word::UsedIdx), 2);
+    assert_eq!(*words.used.borrow(), [(2, 0), (0, 0)]);
+    // Once each, and only what the device has.
+    for head in [2, 0, 5, SIZE] {
+        ring.complete(head, 0);
+    }
+    assert_eq!(ring.tally.unknown_completions, 4);
+    assert_eq!(ring.publish(&words), Ok(false));
+    assert_eq!((ring.tally.batches, words.get(Word::UsedIdx)), (1, 2));
+}
+
+/// Publishes `count` chains of which the first is the `first`-th; whether a
+/// driver with this wish wants a call.
+fn called(features: u64, first: u16, count: u16, wish: (Word, u16)) -> bool {
+    let words = Plain::default();
+    words.set(Word::UsedIdx, first);
+    words.set(Word::AvailIdx, first);
+    let mut ring = Ring::new(layout(), features, first, None, &words).unwrap();
+    ring.call_owed = false;
+    let all: Vec<_> = (0..count).collect();
+    words.offer(first, &all);
+    for head in heads(&mut ring, &words) {
+        ring.complete(head, 0);
+    }
+    words.set(wish.0, wish.1);
+    let called = ring.publish(&words).unwrap();
+    assert_eq!(ring.tally.calls, u64::from(called));
+    called
+}
+
+#[test]
+fn a_driver_is_called_when_the_used_index_passes_its_event() {
+    for first in [0, 7, u16::MAX - 1] {
+        // It passes those of the three chains, not the one after, nor one that
+        // it passed before.
+        for (event, expected) in [
+            (0, true),
+            (1, true),
+            (2, true),
+            (3, false),
+            (u16::MAX, false),
+        ] {
+            let wish = (Word::UsedEvent, first.wrapping_add(event));
+            let found = called(EVENT_IDX, first, 3, wish);
+            assert_eq!(found, expected, "{event} after {first}");
+        }
+    }
+    // Without the feature its flag says it, and that alone.
+    for (flags, expected) in [(0, true), (1, false), (2, true)] {
+        assert_eq!(called(0, 0, 1, (Word::AvailFlags, flags)), expected);
+        assert!(called(EVENT_IDX, 0, 1, (Word::AvailFlags, flags)));
+    }
+    assert!(called(0, 0, 1, (Word::UsedEvent, 1)));
+}
+
+#[test]
+fn the_first_call_is_made_whatever_the_driver_wishes() {
+    let (words, mut ring) = offered(0, &[0, 1]);
+    words.set(Word::AvailFlags, 1);
+    heads(&mut ring, &words);
+    ring.complete(0, 0);
+    assert_eq!(ring.publish(&words), Ok(true));
+    ring.complete(1, 0);
+    assert_eq!(ring.publish(&words), Ok(false));
+}
+
+#[test]
+fn kicks_are_asked_for_after_what_was_seen_or_by_the_flag() {
+    let (words, mut ring) = offered(EVENT_IDX, &[0, 1]);
+    assert_eq!(ring.arm(&words), Ok(true), "they had not been seen");
+    assert_eq!(ring.arm(&words), Ok(false));
+    assert_eq!(words.get(Word::AvailEvent), 2);
+    ring.disarm(&words).unwrap();
+    assert_eq!(words.get(Word::UsedFlags), 0);
+
+    let (words, mut ring) = offered(0, &[]);
+    ring.disarm(&words).unwrap();
+    assert_eq!(words.get(Word::UsedFlags), 1);
+    assert_eq!(ring.arm(&words), Ok(false));
+    assert_eq!(words.get(Word::UsedFlags), 0);
+    assert_eq!(words.get(Word::AvailEvent), 0);
+}
+
+#[test]
+fn what_is_put_back_is_the_next_to_be_taken() {
+    let (words, mut ring) = offered(0, &[4, 2]);
+    assert_eq!(heads(&mut ring, &words), [4, 2]);
+    ring.put_back(2).unwrap();
+    assert_eq!(ring.next_avail(), 1);
+    assert_eq!(heads(&mut ring, &words), [2]);
+    assert_eq!(ring.put_back(SIZE), Err(Broken::Head));
+}
+
+#[test]
+fn what_is_given_back_last_first_is_available_again() {
+    let (words, mut ring) = offered(0, &[4, 2, 6]);
+    assert_eq!(heads(&mut ring, &words), [4, 2, 6]);
+    ring.tally.chains = 3;
+    for head in [6, 2] {
+        ring.give_back(&words, head).unwrap();
+    }
+    assert_eq!((ring.next_avail(), ring.tally.chains), (1, 1));
+    assert_eq!(heads(&mut ring, &words), [2, 6]);
+    // Not the last: it is complete, with nothing written.
+    ring.give_back(&words, 4).unwrap();
+    assert_eq!((ring.next_avail(), ring.tally.chains), (3, 1));
+    ring.publish(&words).unwrap();
+    assert_eq!(*words.used.borrow(), [(4, 0)]);
+    // Not the device's.
+    for head in [4, 1, SIZE] {
+        ring.give_back(&words, head).unwrap();
+    }
+    assert_eq!(ring.tally.unknown_completions, 3);
+    assert_eq!(ring.next_avail(), 3);
+}
+
+#[test]
+fn a_successor_takes_what_its_predecessor_had_and_may_put_it_back() {
+    let region = Region::create(Shape::new(1, SIZE).unwrap()).unwrap();
+    let block = || region.queue(0);
+    let (words, mut ring) = offered(0, &[5, 2, 1, 7]);
+    ring = Ring::new(*ring.layout(), 0, 0, block(), &words).unwrap();
+    for head in [5, 2, 1] {
+        assert_eq!(ring.next_head(&words), Ok(Some(head)));
+    }
+    ring.put_back(1).unwrap();
+
+    let mut ring = Ring::new(layout(), 0, 99, block(), &words).unwrap();
+    assert_eq!((ring.next_avail(), ring.tally.resubmitted), (2, 2));
+    assert!(ring.is_recovering());
+    assert_eq!(ring.next_head(&words), Ok(Some(5)));
+    ring.put_back(5).unwrap();
+    assert_eq!(heads(&mut ring, &words), [5, 2, 1, 7]);
+    assert!(!ring.is_recovering());
+    assert_eq!(ring.next_avail(), 4);
+
+    // Its own numbers go on where those that it found end: the order stays.
+    ring.give_back(&words, 7).unwrap();
+    let found = copy(&region).queue(0).unwrap().recover(0, SIZE).unwrap();
+    assert_eq!((found.heads, found.counter), (vec![5, 2, 1], 3));
+}
+
+#[test]
+fn a_ring_breaks_once_and_its_first_reason_stays() {
+    let (_, mut ring) = offered(0, &[]);
+    ring.break_off(Broken::Engine);
+    ring.break_off(Broken::Head);
+    assert_eq!(ring.broken(), Some(Broken::Engine));
+    assert_eq!(ring.tally.broken_rings, 1);
+}
+
+#[test]
+fn a_ring_moves_to_where_one_of_its_size_lies() {
+    let (_, mut ring) = offered(0, &[]);
+    let at = |size, used| {
+        let [descriptors, available, used] = [0, 0x1000, used].map(GuestAddress);
+        Layout::new(size, descriptors, available, used).unwrap()
+    };
+    ring.relocate(at(2 * SIZE, 0x3000));
+    assert_eq!(*ring.layout(), layout());
+    ring.relocate(at(SIZE, 0x3000));
+    assert_eq!(*ring.layout(), at(SIZE, 0x3000));
+}
+
+/// Descriptors and words in guest memory, of a ring of the layout above.
+#[test]
+fn a_chain_is_taken_whole_and_its_used_length_has_room_in_it() {
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    let words = View::new(&memory, &layout()).unwrap();
+    // Head 1: 8 bytes to read, 8 to write. Head 3: itself again.
+    for (head, [address, length, flags_next]) in [
+        (1u64, [0x100, 8, 0x0002_0001]),
+        (2, [0x200, 8, 2]),
+        (3, [0, 8, 0x0003_0001u64]),
+    ] {
+        let at = |offset| GuestAddress(16 * head + offset);
+        memory.write_obj(address, at(0)).unwrap();
+        memory.write_obj(length | flags_next << 32, at(8)).unwrap();
+    }
+    for (position, head) in [(0, 3), (1, 1)] {
+        let word = Word::AvailHead(position);
+        words.store(word, head, Ordering::Relaxed).unwrap();
+    }
+    words.store(Word::AvailIdx, 2, Ordering::Release).unwrap();
+
+    let mut ring = Ring::new(layout(), 0, 0, None, &words).unwrap();
+    let mut chain = Chain::default();
+    assert_eq!(ring.take(&words, &memory, &mut chain), Ok(true));
+    assert_eq!((chain.head, chain.writable_bytes()), (1, 8));
+    assert_eq!(ring.take(&words, &memory, &mut chain), Ok(false));
+    assert_eq!((ring.tally.chains, ring.tally.malformed_chains), (1, 1));
+    ring.complete(1, 9);
+    ring.publish(&words).unwrap();
+    assert_eq!(words.used_idx(), Ok(2));
+    let used: [u32; 4] = memory.read_obj(GuestAddress(0x2004)).unwrap();
+    assert_eq!(used, [3, 0, 1, 8]);
 }
 
 /// Words whose device may be killed before and after each access to them: each
