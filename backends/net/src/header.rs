@@ -266,6 +266,12 @@ mod tests {
         let features = bit(VIRTIO_NET_F_CSUM) | bit(VIRTIO_NET_F_HOST_TSO4);
         assert_eq!(tso().checked(3000, features), Ok(tso()));
         assert_eq!(tso().checked(54, features), Ok(tso()));
+        // The checksum's two bytes are the last ones of the frame.
+        let at_the_end = Header {
+            csum_start: 36,
+            ..tso()
+        };
+        assert_eq!(at_the_end.checked(54, features), Ok(at_the_end));
         for (header, why) in [
             (
                 Header {
@@ -347,6 +353,69 @@ mod tests {
             ..tso()
         };
         assert_eq!(uso.checked(3000, u64::MAX), Err(BadHeader::Offload));
+    }
+
+    #[test]
+    fn a_frame_is_cut_up_for_a_driver_that_negotiated_its_kind() {
+        use VIRTIO_NET_F_HOST_ECN as F_ECN;
+        for (gso_type, needed) in [
+            (TCPV4, &[VIRTIO_NET_F_HOST_TSO4][..]),
+            (TCPV6, &[VIRTIO_NET_F_HOST_TSO6]),
+            (UDP, &[VIRTIO_NET_F_HOST_USO]),
+            (TCPV4 | ECN, &[VIRTIO_NET_F_HOST_TSO4, F_ECN]),
+            (TCPV6 | ECN, &[VIRTIO_NET_F_HOST_TSO6, F_ECN]),
+        ] {
+            let sent = Header { gso_type, ..tso() };
+            let needed: u64 = needed.iter().map(|feature| bit(*feature)).sum();
+            let needed = needed | bit(VIRTIO_NET_F_CSUM);
+            assert_eq!(sent.checked(3000, needed), Ok(sent), "{gso_type:#x}");
+            for missing in (0..64).map(bit).filter(|bit| needed & bit != 0) {
+                let refused = sent.checked(3000, !missing);
+                assert_eq!(refused, Err(BadHeader::Offload), "{gso_type:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_gets_what_it_takes_and_no_flag_but_those_that_there_are() {
+        use VIRTIO_NET_F_GUEST_CSUM as F_CSUM;
+        use VIRTIO_NET_F_GUEST_ECN as F_ECN;
+        let kinds = [
+            (NONE, &[F_CSUM][..]),
+            (TCPV4, &[F_CSUM, VIRTIO_NET_F_GUEST_TSO4]),
+            (TCPV6, &[F_CSUM, VIRTIO_NET_F_GUEST_TSO6]),
+            (
+                UDP,
+                &[F_CSUM, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6],
+            ),
+            (TCPV4 | ECN, &[F_CSUM, VIRTIO_NET_F_GUEST_TSO4, F_ECN]),
+            (TCPV6 | ECN, &[F_CSUM, VIRTIO_NET_F_GUEST_TSO6, F_ECN]),
+        ];
+        for (gso_type, needed) in kinds {
+            let left = Header { gso_type, ..tso() };
+            let needed: u64 = needed.iter().map(|feature| bit(*feature)).sum();
+            assert_eq!(left.received(needed), Some(left), "{gso_type:#x}");
+            for missing in (0..64).map(bit).filter(|bit| needed & bit != 0) {
+                assert_eq!(left.received(!missing), None, "{gso_type:#x}");
+            }
+        }
+        let unknown = Header {
+            gso_type: 2,
+            ..tso()
+        };
+        assert_eq!(unknown.received(u64::MAX), None);
+        let flags = |flags, features| {
+            let found = Header {
+                flags,
+                ..Header::default()
+            }
+            .received(features);
+            found.map(|header| header.flags)
+        };
+        let both = NEEDS_CSUM | DATA_VALID;
+        assert_eq!(flags(0xff, bit(F_CSUM)), Some(both));
+        assert_eq!(flags(0xff, 0), None);
+        assert_eq!(flags(!NEEDS_CSUM, 0), Some(0));
     }
 
     #[test]
