@@ -411,7 +411,11 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_the_specification_byte_for_byte() {
         assert_eq!(shape().size(), 2 * SECOND);
+        assert_eq!((shape().queues(), shape().queue_size()), (2, 8));
         let region = Region::create(shape()).unwrap();
+        assert_eq!(region.shape(), shape());
+        assert!(region.queue(2).is_none());
+        assert_eq!(region.queue(1).unwrap().size(), 8);
         let file = file_of(&region);
         let queue = region.queue(1).unwrap();
         queue.take(5, 0x0102_0304_0506_0708).unwrap();
@@ -536,6 +540,37 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_of_the_whole_queue_is_a_batch() {
+        let file = file_of(&Region::create(shape()).unwrap());
+        let queue = successor(&file);
+        for head in 0..8 {
+            queue.take(head, head.into()).unwrap();
+            queue.batch(head).unwrap();
+        }
+        assert!(successor(&file).recover(8, 8).unwrap().heads.is_empty());
+    }
+
+    #[test]
+    fn a_region_of_zeroes_and_one_that_is_initialised_again_are_as_new() {
+        let new = file_of(&Region::create(shape()).unwrap());
+        let new: [u8; 2 * SECOND as usize] = bytes(&new, 0);
+        let region = Region::create(shape()).unwrap();
+        let file = file_of(&region);
+        file.write_all_at(&[0; 2 * SECOND as usize], 0).unwrap();
+        successor(&file);
+        assert_eq!(bytes(&file, 0), new, "opened by a successor");
+
+        for queue in [0, SECOND] {
+            file.write_all_at(&[0xff; 16], queue).unwrap();
+            for entry in 1..=8 {
+                file.write_all_at(&[1], queue + 16 * entry).unwrap();
+            }
+        }
+        region.initialise().unwrap();
+        assert_eq!(bytes(&file, 0), new, "initialised again");
+    }
+
+    #[test]
     fn content_that_no_back_end_wrote_is_refused() {
         let damaged = |damage: &dyn Fn(&File)| {
             let file = file_of(&Region::create(shape()).unwrap());
@@ -557,7 +592,7 @@ mod tests {
         assert_eq!(damaged(&list), Err(Corrupt::Batch));
         // A head that the queue has and the ring has not.
         let file = file_of(&Region::create(shape()).unwrap());
-        successor(&file).take(6, 0).unwrap();
+        successor(&file).take(4, 0).unwrap();
         assert_eq!(successor(&file).recover(0, 4), Err(Corrupt::Index));
         assert_eq!(successor(&file).recover(0, 16), Err(Corrupt::Index));
     }
@@ -573,7 +608,8 @@ mod tests {
         assert!(open(&good, u64::MAX - 8, shape()).is_err());
         assert!(open(&good, 0, Shape::new(3, 8).unwrap()).is_err());
         // The same bytes read as another queue size.
-        assert!(open(&good, 0, Shape::new(1, 16).unwrap()).is_err());
+        let other = open(&good, 0, Shape::new(1, 16).unwrap()).unwrap_err();
+        assert!(other.to_string().contains("queue size"), "{other}");
         good.write_all_at(&[2], SECOND + 8).unwrap();
         assert!(open(&good, 0, shape()).is_err());
         let unsealed = File::from(memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap());
