@@ -206,8 +206,9 @@ fn kicks_are_asked_for_after_what_was_seen_or_by_the_flag() {
 fn what_is_put_back_is_the_next_to_be_taken() {
     let (words, mut ring) = offered(0, &[4, 2]);
     assert_eq!(heads(&mut ring, &words), [4, 2]);
+    ring.tally.chains = 2;
     ring.put_back(2).unwrap();
-    assert_eq!(ring.next_avail(), 1);
+    assert_eq!((ring.next_avail(), ring.tally.chains), (1, 1));
     assert_eq!(heads(&mut ring, &words), [2]);
     assert_eq!(ring.put_back(SIZE), Err(Broken::Head));
 }
@@ -254,6 +255,10 @@ fn a_successor_takes_what_its_predecessor_had_and_may_put_it_back() {
     assert_eq!(heads(&mut ring, &words), [5, 2, 1, 7]);
     assert!(!ring.is_recovering());
     assert_eq!(ring.next_avail(), 4);
+    // What it has taken itself goes back to the ring.
+    ring.put_back(7).unwrap();
+    assert_eq!(ring.next_avail(), 3);
+    assert_eq!(heads(&mut ring, &words), [7]);
 
     // Its own numbers go on where those that it found end: the order stays.
     ring.give_back(&words, 7).unwrap();
@@ -283,27 +288,31 @@ fn a_ring_moves_to_where_one_of_its_size_lies() {
     assert_eq!(*ring.layout(), at(SIZE, 0x3000));
 }
 
-/// Descriptors and words in guest memory, of a ring of the layout above.
+/// A ring in guest memory of the layout above, with descriptors (address, and
+/// length, flags, next in one) at their heads; these two heads are available.
+fn in_memory(descriptors: &[(u64, u64, u64)], heads: [u16; 2]) -> Memory {
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    for (head, address, rest) in descriptors {
+        let at = |offset| GuestAddress(16 * head + offset);
+        memory.write_obj(*address, at(0)).unwrap();
+        memory.write_obj(*rest, at(8)).unwrap();
+    }
+    memory.write_obj(heads, GuestAddress(0x1004)).unwrap();
+    memory.write_obj(2u16, GuestAddress(0x1002)).unwrap();
+    memory
+}
+
+const NEXT: u64 = 1 << 32;
+const WRITE: u64 = 2 << 32;
+const INDIRECT: u64 = 4 << 32;
+
 #[test]
 fn a_chain_is_taken_whole_and_its_used_length_has_room_in_it() {
-    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
-    let words = View::new(&memory, &layout()).unwrap();
     // Head 1: 8 bytes to read, 8 to write. Head 3: itself again.
-    for (head, [address, length, flags_next]) in [
-        (1u64, [0x100, 8, 0x0002_0001]),
-        (2, [0x200, 8, 2]),
-        (3, [0, 8, 0x0003_0001u64]),
-    ] {
-        let at = |offset| GuestAddress(16 * head + offset);
-        memory.write_obj(address, at(0)).unwrap();
-        memory.write_obj(length | flags_next << 32, at(8)).unwrap();
-    }
-    for (position, head) in [(0, 3), (1, 1)] {
-        let word = Word::AvailHead(position);
-        words.store(word, head, Ordering::Relaxed).unwrap();
-    }
-    words.store(Word::AvailIdx, 2, Ordering::Release).unwrap();
-
+    let loops = (3, 0, 8 | NEXT | 3 << 48);
+    let table = [(1, 0x100, 8 | NEXT | 2 << 48), (2, 0x200, 8 | WRITE), loops];
+    let memory = in_memory(&table, [3, 1]);
+    let words = View::new(&memory, &layout()).unwrap();
     let mut ring = Ring::new(layout(), 0, 0, None, &words).unwrap();
     let mut chain = Chain::default();
     assert_eq!(ring.take(&words, &memory, &mut chain), Ok(true));
@@ -315,6 +324,21 @@ fn a_chain_is_taken_whole_and_its_used_length_has_room_in_it() {
     assert_eq!(words.used_idx(), Ok(2));
     let used: [u32; 4] = memory.read_obj(GuestAddress(0x2004)).unwrap();
     assert_eq!(used, [3, 0, 1, 8]);
+}
+
+#[test]
+fn an_indirect_table_is_read_if_it_was_agreed_on() {
+    // Head 0 refers to a copy of head 1, which lies in the same table.
+    let memory = in_memory(&[(0, 16, 16 | INDIRECT), (1, 0x100, 8)], [0, 1]);
+    let words = View::new(&memory, &layout()).unwrap();
+    let agreed = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+    for (features, expected) in [(agreed, 0), (0, 1), (!agreed, 1)] {
+        let mut ring = Ring::new(layout(), features, 0, None, &words).unwrap();
+        let mut chain = Chain::default();
+        assert_eq!(ring.take(&words, &memory, &mut chain), Ok(true));
+        assert_eq!(chain.head, expected, "features {features:#x}");
+        assert_eq!(chain.readable.len(), 1);
+    }
 }
 
 /// Words whose device may be killed before and after each access to them: each
