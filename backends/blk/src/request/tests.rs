@@ -292,13 +292,51 @@ fn segments_beyond_limits_are_refused() {
     let unmap = guest.put(&segment(0, 1, 1));
     let chain = guest.chain(DISCARD, 0, &[unmap], &[]);
     assert_eq!(parse(&guest, &chain), UNSUPP);
-    let without = Limits {
-        discard: false,
+}
+
+#[test]
+fn what_was_not_offered_is_unsupported() {
+    let mut guest = Guest::new();
+    let data = guest.put(&segment(0, 1, 0));
+    for (discard, write_zeroes) in [(false, true), (true, false)] {
+        let limits = Limits {
+            discard,
+            write_zeroes,
+            ..limits()
+        };
+        for (kind, offered) in [(DISCARD, discard), (WRITE_ZEROES, write_zeroes)] {
+            let chain = guest.chain(kind, 0, &[data], &[]);
+            let found = parse_by(&guest, &chain, &limits);
+            assert_eq!(found.is_ok(), offered, "type {kind}");
+            assert!(offered || found == UNSUPP, "type {kind}");
+        }
+    }
+}
+
+#[test]
+fn as_many_and_as_long_segments_as_are_told_are_accepted() {
+    let mut guest = Guest::new();
+    let limits = Limits {
+        capacity: 1 << 40,
         ..limits()
     };
-    let data = guest.put(&segment(0, 1, 0));
-    let chain = guest.chain(DISCARD, 0, &[data], &[]);
-    assert_eq!(parse_by(&guest, &chain, &without), UNSUPP);
+    for (kind, most) in [
+        (DISCARD, MAX_DISCARD_SECTORS),
+        (WRITE_ZEROES, MAX_WRITE_ZEROES_SECTORS),
+    ] {
+        let all = segment(0, most, 0).repeat(MAX_SEGMENTS as usize);
+        let data = guest.put(&all);
+        let chain = guest.chain(kind, 0, &[data], &[]);
+        let (Ok(Operation::Discard(found)) | Ok(Operation::WriteZeroes(found))) =
+            parse_by(&guest, &chain, &limits)
+        else {
+            panic!("type {kind} is refused");
+        };
+        assert_eq!(found.len(), MAX_SEGMENTS as usize);
+        let data = guest.put(&segment(0, most + 1, 0));
+        let chain = guest.chain(kind, 0, &[data], &[]);
+        assert_eq!(parse_by(&guest, &chain, &limits), IOERR, "type {kind}");
+    }
 }
 
 #[test]
@@ -324,6 +362,16 @@ fn lengths_that_no_used_length_can_tell_are_refused() {
     };
     let chain = guest.chain(IN, 0, &[], &[huge, huge]);
     assert_eq!(parse_by(&guest, &chain, &limits), IOERR);
+    // One byte more with the status.
+    let chain = guest.chain(VIRTIO_BLK_T_GET_ID, 0, &[], &[huge]);
+    assert_eq!(parse_by(&guest, &chain, &limits), IOERR);
+    let less = Buffer {
+        length: u32::MAX - 1,
+        ..huge
+    };
+    let chain = guest.chain(VIRTIO_BLK_T_GET_ID, 0, &[], &[less]);
+    let identity = Operation::Identify(ID_BYTES);
+    assert_eq!(parse_by(&guest, &chain, &limits), Ok(identity));
 }
 
 /// Buffers of which some are good, some nearly.
