@@ -21,6 +21,8 @@ mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+#[cfg(not(test))]
+use std::sync::atomic::fence;
 
 use outboard_protocol::inflight::QueueRegion;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -28,6 +30,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::chain::Chain;
 use crate::counters::Tally;
 use crate::device::Memory;
+#[cfg(test)]
+use tests::model::fence;
 
 pub use broken::Broken;
 pub use view::{Layout, View};
@@ -334,7 +338,7 @@ impl Ring {
     fn call_wanted(&mut self, words: &impl Words, old: u16) -> Result<bool, Broken> {
         // The index must be visible before the driver's wish is read, or both
         // sides could miss each other (virtio 1.3, section 2.7.7.2).
-        words.fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let wanted = if self.call_owed {
             true
         } else if self.event_idx {
@@ -363,7 +367,7 @@ impl Ring {
             words.suppress_kicks(false)?;
         }
         // As in `call_wanted`, from the other side (section 2.7.10.1).
-        words.fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         self.look(words)
     }
 

@@ -1,7 +1,7 @@
 //! The three parts of a split ring in guest memory (virtio 1.3, section 2.7),
 //! and where in there its words lie.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
@@ -156,10 +156,6 @@ impl Words for View<'_> {
         let offset = ELEMENTS + 8 * self.slot(position);
         store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
         store(&self.used, offset + 4, length, Ordering::Relaxed)
-    }
-
-    fn fence(&self, order: Ordering) {
-        fence(order);
     }
 }
 

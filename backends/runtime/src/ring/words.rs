@@ -3,10 +3,10 @@
 //! 2.7.6 to 2.7.10).
 //!
 //! The order is the ring's part, the words are another's: [`View`] has them in
-//! guest memory, and the tests have them in a model of the processor, which
-//! tries every outcome that the orders written here allow. What may be lost for
-//! want of a fence is thus found without luck, by the code that the product
-//! runs.
+//! guest memory, and the tests have them, and the fences between, in a model of
+//! the processor, which tries every outcome that the orders written here allow.
+//! What may be lost for want of a fence is thus found without luck, by the code
+//! that the product runs.
 //!
 //! [`View`]: super::View
 
@@ -54,9 +54,6 @@ pub trait Words {
     /// # Errors
     /// See [`Self::load`].
     fn set_used(&self, position: u16, head: u16, length: u32) -> Result<(), Broken>;
-
-    /// As [`std::sync::atomic::fence`].
-    fn fence(&self, order: Ordering);
 
     /// The driver's index: where it will put the next head.
     ///

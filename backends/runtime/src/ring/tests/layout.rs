@@ -74,6 +74,8 @@ fn a_layout_is_of_a_legal_size_and_aligned_and_its_used_ring_lies_apart() {
     for used in [0x107c, 0x1000 - 68, 0x2014, 0x2000 - 68] {
         assert!(make(SIZE, [0x1000, 0x2000, used]).is_err(), "{used:#x}");
     }
+    assert!(make(SIZE, [0x1000, 0x2046, 0x2000]).is_ok());
+    assert!(make(SIZE, [0x1000, 0x2044, 0x2000]).is_err());
     // What only the driver writes may lie over itself.
     assert!(make(SIZE, [0x1000, 0x1000, 0x3000]).is_ok());
 
