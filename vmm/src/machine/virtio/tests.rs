@@ -105,6 +105,7 @@ fn a_driver_that_follows_the_specification_gets_its_rings_started() {
     assert_eq!(status(&mut device, 15), [], "only once");
     let late = enable_queue(&mut device, 1);
     assert_eq!(late, [Event::RingEnabled(ring(1, 256))]);
+    assert_eq!(device.write_common(28, &[1, 0]), [], "it is already");
 }
 
 #[test]
@@ -122,6 +123,25 @@ fn features_that_were_not_offered_or_lack_version_1_are_not_agreed_on() {
         assert_eq!(device.status(), 11, "a second attempt may succeed");
         accept(&mut device, 0);
         assert_eq!(device.driver_features(), F_VERSION_1, "final");
+    }
+}
+
+#[test]
+fn features_are_written_by_halves_in_any_order_and_agreed_on_when_it_is_asked() {
+    for halves in [[0u32, 1], [1, 0]] {
+        let mut device = device();
+        for half in halves {
+            device.write_common(8, &half.to_le_bytes());
+            device.write_common(12, &((OFFERED >> (32 * half)) as u32).to_le_bytes());
+        }
+        assert_eq!(device.driver_features(), OFFERED, "{halves:?}");
+        device.write_common(8, &2u32.to_le_bytes());
+        device.write_common(12, &1u32.to_le_bytes());
+        assert_eq!(device.driver_features(), OFFERED, "there are two halves");
+        status(&mut device, 3);
+        assert_eq!(device.status(), 3, "not asked yet");
+        status(&mut device, 11);
+        assert_eq!(device.status(), 11);
     }
 }
 
@@ -214,7 +234,31 @@ fn every_register_reads_after_a_reset_as_it_did_when_new() {
         assert_eq!(registers(&device), registers(&new));
         assert_eq!(device.driver_features(), 0);
         assert_eq!(device.read_isr(), 0);
+        // And the next driver is heard.
+        status(&mut device, 3);
+        accept(&mut device, F_VERSION_1);
+        status(&mut device, 11);
+        enable_queue(&mut device, 0);
+        let ready = Event::DriverOk {
+            features: F_VERSION_1,
+            rings: vec![ring(0, 256)],
+        };
+        assert_eq!(status(&mut device, 15), [ready]);
     }
+}
+
+#[test]
+fn transport_and_rings_are_offered_also_of_a_device_that_lets_all_through() {
+    let every = Shape {
+        device_features: !0,
+        ..shape()
+    };
+    assert_eq!(Registers::new(every).offer(!0), !0);
+    let none = Shape {
+        device_features: 0,
+        ..shape()
+    };
+    assert_eq!(Registers::new(none).offer(!0), TRANSPORT_FEATURES);
 }
 
 #[test]
@@ -260,6 +304,10 @@ fn impossible_sizes_vectors_and_queues_are_refused() {
     for size in [0u16, 3, 257, 512, 0xffff] {
         device.write_common(24, &size.to_le_bytes());
         assert_eq!(read(&device, 24, 2), 256, "{size}");
+    }
+    for size in [1u16, 128, 256] {
+        device.write_common(24, &size.to_le_bytes());
+        assert_eq!(read(&device, 24, 2), u64::from(size), "possible");
     }
     for (vector, found) in [(0, 0), (4, 4), (5, NO_VECTOR), (NO_VECTOR, NO_VECTOR)] {
         let events = device.write_common(26, &u16::to_le_bytes(vector));
@@ -324,8 +372,10 @@ fn a_broken_device_says_so_until_it_is_reset() {
     assert!(!device.needs_reset(), "no driver, nobody to tell");
     assert_eq!(device.status(), 0);
     let mut device = running();
-    assert!(device.needs_reset());
-    assert_eq!(device.status(), 15 | status::NEEDS_RESET);
+    for _ in 0..2 {
+        assert!(device.needs_reset());
+        assert_eq!(device.status(), 15 | status::NEEDS_RESET);
+    }
     status(&mut device, 15);
     assert_eq!(device.status(), 15 | status::NEEDS_RESET);
     status(&mut device, 0);
