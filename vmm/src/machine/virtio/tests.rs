@@ -298,6 +298,38 @@ fn queue_registers_hold_still_once_the_queue_is_enabled() {
 }
 
 #[test]
+fn an_address_is_written_whole_or_by_halves_in_any_order() {
+    let whole: u64 = 0x8877_6655_4433_2211;
+    let bytes = whole.to_le_bytes();
+    let (low, high) = bytes.split_at(4);
+    for at in [32, 40, 48] {
+        let mut device = device();
+        select(&mut device, 1);
+        let others = [32, 40, 48].into_iter().filter(|other| *other != at);
+        for writes in [
+            &[(0, &bytes[..])][..],
+            &[(0, low), (4, high)],
+            &[(4, high), (0, low)],
+        ] {
+            // Over another address.
+            device.write_common(at, &(!whole).to_le_bytes());
+            for (offset, bytes) in writes {
+                device.write_common(at + offset, bytes);
+            }
+            assert_eq!(read(&device, at, 8), whole, "{writes:?}");
+        }
+        // No other part of it is a register.
+        for (offset, length) in [(0, 1), (0, 2), (0, 7), (1, 4), (2, 2), (4, 2), (6, 2)] {
+            device.write_common(at + offset, &vec![0; length]);
+            assert_eq!(read(&device, at, 8), whole, "{length} at {offset}");
+        }
+        for other in others {
+            assert_eq!(read(&device, other, 8), 0, "{other}");
+        }
+    }
+}
+
+#[test]
 fn impossible_sizes_vectors_and_queues_are_refused() {
     let mut device = device();
     select(&mut device, 1);
@@ -319,6 +351,8 @@ fn impossible_sizes_vectors_and_queues_are_refused() {
     for queue in [QUEUES, 0x100, 0xffff] {
         select(&mut device, queue);
         assert_eq!(read(&device, 24, 2), 0, "there is none");
+        assert_eq!(read(&device, 26, 2), u64::from(NO_VECTOR));
+        assert!((28..56).all(|at| read(&device, at, 1) == 0), "{queue}");
         for offset in 24..56 {
             for len in [1, 2, 4, 8] {
                 assert_eq!(device.write_common(offset, &vec![1; len]), []);
