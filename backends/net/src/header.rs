@@ -262,6 +262,18 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_header_has_its_place() {
+        let bytes = [1, 4, 54, 0, 0xa8, 5, 34, 0, 16, 0, 2, 1];
+        let header = Header {
+            flags: NEEDS_CSUM,
+            gso_type: TCPV6,
+            num_buffers: 0x0102,
+            ..tso()
+        };
+        assert_eq!(Header::from_bytes(&bytes), header);
+    }
+
+    #[test]
     fn a_header_must_fit_its_frame() {
         let features = bit(VIRTIO_NET_F_CSUM) | bit(VIRTIO_NET_F_HOST_TSO4);
         assert_eq!(tso().checked(3000, features), Ok(tso()));
