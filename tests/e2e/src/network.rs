@@ -191,7 +191,7 @@ impl Peer {
         let mut child = Command::new(Products::get()?.guest("guest-peer"))
             .args(words.split_whitespace())
             .args(["--seconds", PEER_SECONDS])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("guest-peer")?;
@@ -228,11 +228,13 @@ impl Peer {
         Ok(line.trim_end().to_owned())
     }
 
-    /// Waits for its end, and answers its result.
+    /// Waits for its end, which is now if it goes by its standard input, and
+    /// answers its result.
     ///
     /// # Errors
     /// It did not pass.
     pub fn end(mut self) -> Result<GuestResult> {
+        drop(self.child.stdin.take());
         let line = self.line()?;
         self.child.wait()?;
         let result = GuestResult::from_line(&line, "PEER");

@@ -5,6 +5,9 @@ use crate::raw::Raw;
 use guest_logic::datagram::{Body, FROM_GUEST, FROM_HOST, LENGTHS_ETHERTYPE, LENGTHS_STREAM};
 use guest_logic::packet::{self, ETHERNET, Offload};
 use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,20 +15,31 @@ use std::time::{Duration, Instant};
 pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Answers frames until there are none for a while, or time is up.
+/// Answers frames until there are none for a while, or whoever started this one closes its standard
+/// input, or time is up.
 pub struct Quiet {
     deadline: Instant,
     idle: Duration,
     last: Option<Instant>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Quiet {
     /// As the command line says.
     pub fn new(options: &Options) -> Result<Quiet, String> {
+        let closed = Arc::new(AtomicBool::new(false));
+        if options.number("stdin", 0)? != 0 {
+            let closed = closed.clone();
+            thread::spawn(move || {
+                let _ = io::copy(&mut io::stdin(), &mut io::sink());
+                closed.store(true, Ordering::Relaxed);
+            });
+        }
         Ok(Quiet {
             deadline: options.deadline()?,
             idle: Duration::from_secs(options.number("idle", 3)?),
             last: None,
+            closed,
         })
     }
 
@@ -36,7 +50,9 @@ impl Quiet {
 
     /// Whether it is time to end.
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline || self.last.is_some_and(|at| at.elapsed() > self.idle)
+        Instant::now() >= self.deadline
+            || self.closed.load(Ordering::Relaxed)
+            || self.last.is_some_and(|at| at.elapsed() > self.idle)
     }
 }
 

@@ -25,7 +25,8 @@ const USAGE: &str = "usage: guest-peer COMMAND [--KEY VALUE]...
   ping    --to IP [--requests 10] [--size 56] [--udp 1]
   stop    --to IP                              ends net-echo or net-sink
 All: [--seconds 60] until when, at the latest; [--bind IP] for UDP.
-lengths, gso: [--idle 3] seconds without a frame, after the first one, until the end.";
+lengths, gso: [--idle 3] seconds without a frame, after the first one, until the end; [--stdin 1] or until
+standard input ends.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -69,7 +69,7 @@ fn flood(queues: u32, words: &str, blast: &str) -> Result<()> {
 
 fn from_guest() -> Result<()> {
     network::tap("tap0", "vnet_hdr")?;
-    let peer = Peer::listening("gso --tap tap0 --idle 1")?;
+    let peer = Peer::listening("gso --tap tap0 --stdin 1 --idle 3600")?;
     let cmdline = format!("scenario=net-gso {CANARY} dense=64 step=4870");
     let mut vm = vm("tap=tap0", 1, &cmdline)?.start()?;
     let guest = vm.wait()?.with_code(0)?.result("net-gso")?.passed()?;

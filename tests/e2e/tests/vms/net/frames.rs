@@ -63,7 +63,7 @@ pub fn tests() -> Vec<Test> {
 fn lengths(mtu: u64, features: u64) -> Result<()> {
     network::tap("tap0", "")?;
     network::ip(&format!("link set tap0 mtu {mtu}"))?;
-    let peer = Peer::listening("lengths --tap tap0 --idle 2")?;
+    let peer = Peer::listening("lengths --tap tap0 --stdin 1 --idle 3600")?;
     let cmdline = format!("scenario=net-lengths features_mask={features:#x}");
     let ended = vm(&format!("tap=tap0,mtu={mtu}"), 1, &cmdline)?
         .to_the_end()?
@@ -82,7 +82,7 @@ fn lengths(mtu: u64, features: u64) -> Result<()> {
 /// without; beyond 2,048 bytes one size in `step`.
 fn segments(features: u64, more: &str, from: u64, to: u64, step: u64) -> Result<()> {
     network::tap("tap0", "")?;
-    let peer = Peer::listening("gso --tap tap0 --idle 2")?;
+    let peer = Peer::listening("gso --tap tap0 --stdin 1 --idle 3600")?;
     let cmdline = format!(
         "scenario=net-gso features_mask={features:#x} min={from} max={to} step={step} {more}"
     );

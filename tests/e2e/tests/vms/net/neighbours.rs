@@ -126,9 +126,9 @@ fn with_a_peer(listens: Vmm, connects: Vmm) -> Result<()> {
         (PING, ECHO, "net-ping", "net-echo"),
     ] {
         // Whoever asks goes on until the other is there.
-        let one = listens(&format!("{one}"), &socket, true)?.start()?;
+        let one = listens(one, &socket, true)?.start()?;
         there(&socket)?;
-        let other = connects(&format!("{other}"), &socket, false)?.start()?;
+        let other = connects(other, &socket, false)?.start()?;
         let results = [ends(other, second)?, ends(one, first)?];
         // One of them has asked, and knows.
         let mut judged = 0;

@@ -17,8 +17,8 @@ use guest_logic::packet::{BROADCAST, End, Offload};
 use guest_logic::random::Random;
 use guest_logic::segment::{LONGEST_WHOLE, Segment};
 
-/// Milliseconds after which a frame is sent again.
-const AGAIN: u64 = 1000;
+/// Milliseconds after which a frame counts as lost, and is sent again.
+const AGAIN: u64 = 10_000;
 /// The most segments of a frame whose answer comes in segments.
 const PIECES: u32 = 200;
 /// How often, before the peer counts as absent.

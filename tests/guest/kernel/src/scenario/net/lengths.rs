@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 use guest_logic::datagram::{Body, FROM_GUEST, FROM_HOST, LENGTHS_ETHERTYPE, LENGTHS_STREAM};
 use guest_logic::packet::{self, BROADCAST, ETHERNET, Offload};
 
-/// Milliseconds after which a frame is sent again.
-const AGAIN: u64 = 700;
+/// Milliseconds after which a frame counts as lost, and is sent again.
+const AGAIN: u64 = 10_000;
 /// How often, before the peer counts as absent.
 const TRIES: u8 = 8;
 

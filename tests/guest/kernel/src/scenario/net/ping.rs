@@ -15,7 +15,7 @@ use guest_logic::histogram::Histogram;
 use guest_logic::packet::{End, Packet, UDP_HEADERS};
 
 /// Milliseconds after which an answer counts as lost.
-const LOST: u64 = 1000;
+const LOST: u64 = 10_000;
 
 struct Pinger {
     port: Port,
