@@ -71,7 +71,7 @@ const ENVIRONMENT: &str = "\
 Environment:
   RUST_LOG
       What all processes of the VM log on standard error, such as `debug` or
-      `warn,outboard=debug`
+      `warn,outboard=debug`, where neither --log-level nor -v is given
   PATH
       Where outboard-blk, outboard-net and outboard-rng are looked for when they
       are not beside `outboard`";

@@ -12,13 +12,17 @@ Exit codes:
 pub const ENVIRONMENT: &str = "\
 Environment:
   RUST_LOG
-      What is logged on standard error, such as `debug` or `warn`
+      What is logged on standard error, such as `debug` or `warn`, where neither
+      --log-level nor -v is given
   LISTEN_PID, LISTEN_FDS
       Set by a service manager that passes the socket to serve; then neither
       --socket-path nor --fd is given (sd_listen_fds(3))
   OUTBOARD_LAUNCH
       Set by `outboard run`: the version of its launch contract; a program that
-      does not know that version refuses to start";
+      does not know that version refuses to start
+  OUTBOARD_LABEL
+      Set by `outboard run`: the VM and the device, for the beginning of each
+      line that is logged";
 
 /// What stands below the options: the program's examples, and the rest.
 pub fn after_help(examples: &str) -> String {

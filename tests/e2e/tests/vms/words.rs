@@ -2,14 +2,11 @@
 //! much of it.
 
 use std::fs;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use outboard_e2e::image::Image;
-use outboard_e2e::products::Products;
 use outboard_e2e::vm::{Ended, Run};
 
-use crate::disks::Listener;
 use crate::wrong_use::refused;
 use crate::{KVM, Test, test};
 
@@ -48,18 +45,9 @@ fn lines<'a>(ended: &'a Ended, words: &str) -> Vec<&'a str> {
     lines.filter(|line| line.contains(words)).collect()
 }
 
-/// A card whose back-end has fewer queues than were asked for.
+/// A guest whose available index goes backwards, which breaks its ring.
 fn warnings() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let socket = folder.path().join("net.sock");
-    let peer = folder.path().join("peer.sock");
-    let program = Command::new(Products::get()?.program("outboard-net"))
-        .arg(format!("--socket-path={}", socket.display()))
-        .arg(format!("--peer={},listen", peer.display()))
-        .stdin(Stdio::null())
-        .spawn()?;
-    let _listener = Listener::of(program);
-    let net = format!("socket={},queues=2,wait=60s", socket.display());
+    let image = Image::new(8 * MIB)?;
     for (option, filters, said) in [
         (None, None, true),
         (Some("--log-level=error"), None, false),
@@ -67,15 +55,15 @@ fn warnings() -> Result<()> {
         (None, Some("error"), false),
         (Some("--log-level=warn"), Some("off"), true),
     ] {
-        let mut run = Run::guest("scenario=poweroff")?
+        let mut run = Run::guest("scenario=rings case=index-goes-back")?
             .with("--name", "web")
-            .with("--net", &net);
+            .with("--disk", image.option());
         if let Some(option) = option {
             run = run.switch(option);
         }
         let ended = with_filters(run, filters).to_the_end()?.with_code(0)?;
-        let found = lines(&ended, "2 were asked");
-        let expected = "outboard-machine[web]: WARN net0: the back-end has 1 pair of queues, ";
+        let found = lines(&ended, "needs a reset");
+        let expected = "outboard-machine[web]: WARN disk0: it needs a reset by its driver";
         let right = match found[..] {
             [line] => said && line.starts_with(expected),
             _ => !said && found.is_empty(),
