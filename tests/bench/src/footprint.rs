@@ -4,28 +4,73 @@
 //! mappings of memfds: those are the guest's memory, not the process's.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::Products;
 use crate::processes::family;
 use crate::program::Program;
+use crate::spread::Spread;
+use crate::{Other, Products};
 
 const WAIT: Duration = Duration::from_secs(120);
 /// What each process may have, in KiB.
 const TARGETS: [(&str, u64); 2] = [("machine", 5 * 1024), ("outboard-blk", 3 * 1024)];
 
-/// Runs the workload and prints what each process holds afterwards.
-pub fn run(products: &Products) -> Result<()> {
+/// How often it is measured beside another build.
+const ROUNDS: usize = 5;
+
+/// Runs the workload and prints what each process holds afterwards; beside
+/// another build several times in turn, and the ratios.
+pub fn run(products: &Products, other: &Other) -> Result<()> {
+    let mut ours = vec![once(&products.bin, &products.guest)?];
+    let mut others = Vec::new();
+    if let Some(bin) = &other.against {
+        for _ in 1..ROUNDS {
+            others.push(once(bin, &products.guest)?);
+            ours.push(once(&products.bin, &products.guest)?);
+        }
+        others.push(once(bin, &products.guest)?);
+    }
+    println!("private memory after 10,000 verified requests, 4 vCPUs, 4 queues, depth 32");
+    let mut missed = Vec::new();
+    for (place, (name, first)) in ours[0].iter().enumerate() {
+        let target = TARGETS.iter().find(|(role, _)| role == name);
+        let verdict = match target {
+            Some((_, limit)) if first < limit => format!("under {limit}: met"),
+            Some((_, limit)) => {
+                missed.push(name.clone());
+                format!("under {limit}: MISSED")
+            }
+            None => String::new(),
+        };
+        println!("  {name:<14} {first:>6} KiB  {verdict}");
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(&others)
+            .filter_map(|(a, b)| Some(a.get(place)?.1 as f64 / b.get(place)?.1 as f64))
+            .collect();
+        if !ratios.is_empty() {
+            println!("    this/another  {:.2}", Spread::new(ratios));
+        }
+    }
+    if !missed.is_empty() {
+        println!("  missed: {}", missed.join(", "));
+    }
+    Ok(())
+}
+
+/// One run of the workload: each process and its private memory in KiB.
+fn once(bin: &Path, guest: &Path) -> Result<Vec<(String, u64)>> {
     let directory = tempfile::tempdir()?;
     let image = directory.path().join("disk.raw");
     fs::File::create(&image)
         .and_then(|file| file.set_len(256 << 20))
         .with_context(|| format!("making {}", image.display()))?;
     let workload = "scenario=verify requests=10000 depth=32 queues=4 exit=halt";
-    let mut command = Command::new(products.bin.join("outboard"));
+    let mut command = Command::new(bin.join("outboard"));
     command
         .args([
             "run",
@@ -37,7 +82,7 @@ pub fn run(products: &Products) -> Result<()> {
             workload,
         ])
         .arg("--kernel")
-        .arg(&products.guest)
+        .arg(guest)
         .arg("--disk")
         .arg(format!("path={},queues=4", image.display()));
     let mut vm = Program::start(&mut command)?;
@@ -46,26 +91,12 @@ pub fn run(products: &Products) -> Result<()> {
     if !vm.said().contains("result=pass") {
         bail!("the workload failed: {}", vm.said());
     }
-    println!("private memory after 10,000 verified requests, 4 vCPUs, 4 queues, depth 32");
-    let mut missed = Vec::new();
+    let mut found = Vec::new();
     for pid in family(vm.pid())? {
-        let name = role(pid)?;
-        let private = private(pid)?;
-        let target = TARGETS.iter().find(|(role, _)| *role == name);
-        let verdict = match target {
-            Some((_, limit)) if private < *limit => format!("under {limit}: met"),
-            Some((_, limit)) => {
-                missed.push(name.clone());
-                format!("under {limit}: MISSED")
-            }
-            None => String::new(),
-        };
-        println!("  {name:<14} {private:>6} KiB  {verdict}");
+        found.push((role(pid)?, private(pid)?));
     }
-    if !missed.is_empty() {
-        println!("  missed: {}", missed.join(", "));
-    }
-    Ok(())
+    found.sort();
+    Ok(found)
 }
 
 /// What a process is, by its command line.

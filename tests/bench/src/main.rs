@@ -36,11 +36,15 @@ enum What {
         /// Starts of each side.
         #[arg(long, default_value_t = 30)]
         runs: usize,
+        #[command(flatten)]
+        other: Other,
     },
     /// Private memory of each process after a verified workload.
     Footprint {
         #[command(flatten)]
         products: Products,
+        #[command(flatten)]
+        other: Other,
     },
     /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
     /// rings.
@@ -71,10 +75,22 @@ pub struct Products {
     guest: PathBuf,
 }
 
+/// What they are compared with.
+#[derive(Args)]
+pub struct Other {
+    /// Directory of another build's programs, run in turn with these.
+    #[arg(long)]
+    against: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().what {
-        What::Startup { products, runs } => startup::run(&products, runs),
-        What::Footprint { products } => footprint::run(&products),
+        What::Startup {
+            products,
+            runs,
+            other,
+        } => startup::run(&products, runs, &other),
+        What::Footprint { products, other } => footprint::run(&products, &other),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };

@@ -38,9 +38,11 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One place behind the point, or as many as are asked for.
+        let places = f.precision().unwrap_or(1);
         write!(
             f,
-            "median {:.1} (p10 {:.1}, p90 {:.1}, {} runs)",
+            "median {:.places$} (p10 {:.places$}, p90 {:.places$}, {} runs)",
             self.quantile(0.5),
             self.quantile(0.1),
             self.quantile(0.9),

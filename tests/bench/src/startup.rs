@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::Products;
 use crate::program::Program;
 use crate::spread::Spread;
+use crate::{Other, Products};
 
 const WAIT: Duration = Duration::from_secs(60);
 const TARGET_MS: f64 = 50.0;
 
-/// Runs both sides `runs` times, interleaved, and prints what it found.
-pub fn run(products: &Products, runs: usize) -> Result<()> {
+/// Runs all sides `runs` times, interleaved, and prints what it found.
+pub fn run(products: &Products, runs: usize, other: &Other) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let image = directory.path().join("disk.raw");
     std::fs::File::create(&image)
@@ -26,20 +26,21 @@ pub fn run(products: &Products, runs: usize) -> Result<()> {
         .with_context(|| format!("making {}", image.display()))?;
     let mut ours = Vec::new();
     let mut qemus = Vec::new();
+    let mut others = Vec::new();
     for run in 0..=runs {
-        let outboard = once(&mut outboard(products, &image))?;
+        let first = once(&mut outboard(&products.bin, products, &image))?;
         let qemu = once(&mut qemu(products, &image))?;
+        let bin = other.against.as_deref();
+        let second = bin.map(|bin| once(&mut outboard(bin, products, &image)));
         // The first of each warms the page cache and does not count.
         if run > 0 {
-            ours.push(outboard);
+            ours.push(first);
             qemus.push(qemu);
+            others.extend(second.transpose()?);
         }
     }
-    let ratios = ours
-        .iter()
-        .zip(&qemus)
-        .map(|(a, b)| b.as_secs_f64() / a.as_secs_f64());
-    let ratios = Spread::new(ratios.collect());
+    let ratios = ratios(&qemus, &ours);
+    let beside = (Spread::millis(&others), self::ratios(&ours, &others));
     let (ours, qemus) = (Spread::millis(&ours), Spread::millis(&qemus));
     let version = Command::new("qemu-system-x86_64")
         .arg("--version")
@@ -50,6 +51,10 @@ pub fn run(products: &Products, runs: usize) -> Result<()> {
     println!("  outboard run   {ours}");
     println!("  QEMU microvm   {qemus}");
     println!("  QEMU/outboard  {ratios}");
+    if other.against.is_some() {
+        println!("  another build  {}", beside.0);
+        println!("  this/another   {:.2}", beside.1);
+    }
     println!(
         "  with {}",
         version.lines().next().unwrap_or("QEMU of unknown version")
@@ -60,12 +65,22 @@ pub fn run(products: &Products, runs: usize) -> Result<()> {
     Ok(())
 }
 
+/// How many times longer each of the first took than its neighbour.
+fn ratios(longer: &[Duration], shorter: &[Duration]) -> Spread {
+    let pairs = longer.iter().zip(shorter);
+    Spread::new(
+        pairs
+            .map(|(a, b)| a.as_secs_f64() / b.as_secs_f64())
+            .collect(),
+    )
+}
+
 fn once(command: &mut Command) -> Result<Duration> {
     Program::start(command)?.hear("!", WAIT)
 }
 
-fn outboard(products: &Products, image: &Path) -> Command {
-    let mut command = Command::new(products.bin.join("outboard"));
+fn outboard(bin: &Path, products: &Products, image: &Path) -> Command {
+    let mut command = Command::new(bin.join("outboard"));
     command
         .args([
             "run",
