@@ -21,10 +21,12 @@ else
 
     # both NAME HOST: the stream both ways; sets FRAMES to how many frames of the tap it was to the host.
     both() {
+        both_failures=$FAILURES
         equal "$1: from the host" "$sum $length" "$(fetched "$2")"
         both_before=$(ask frames)
         equal "$1: to the host" "$sum" "$(stored "$2")"
         FRAMES=$(($(ask frames) - both_before))
+        explain "$both_failures"
     }
     both "TCP over IPv6 with all offloads" "$NET_HOST6"
     both "TCP with all offloads" "$NET_HOST"

@@ -27,6 +27,12 @@ host_side() {
     done >&2
 }
 
+# explain FAILURES: what both sides have to say if there are more failures than those; a connection that somebody has cut off
+# is counted there.
+explain() {
+    [ "$FAILURES" -eq "$1" ] || { /checks/state && host_side; } 2>&1
+}
+
 # ask WORDS: the same by eth1.
 ask() { say "$NET_AGENT" "$*" :; }
 
