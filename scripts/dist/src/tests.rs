@@ -230,7 +230,8 @@ fn an_option_keeps_its_paragraphs() {
             let help = option.get_long_help().or(option.get_help());
             let help = help.map(ToString::to_string).unwrap_or_default();
             // The possible values are one more.
-            let values = !option.get_possible_values().is_empty();
+            let values =
+                !option.get_possible_values().is_empty() && !option.is_hide_possible_values_set();
             let values = values && option.get_num_args().unwrap().takes_values();
             expected += help.matches("\n\n").count() + usize::from(values);
         }
