@@ -12,7 +12,8 @@ cell() {
 vsock() {
     vsock_words=$1
     shift
-    { echo "$vsock_words" && "$@"; } | steady "vsock, $vsock_words" /usr/bin/socat -t 3600 - VSOCK-CONNECT:2:7000,shut-none
+    { echo "$vsock_words" && "$@"; } | steady "vsock, $vsock_words" /usr/bin/socat -t 3600 - VSOCK-CONNECT:2:7000,shut-none |
+        { read -r _ && cat; }
 }
 
 stdin_sum() { sha256sum | cut -d ' ' -f 1; }

@@ -11,7 +11,7 @@ say() {
     say_to=$1 say_words=$2
     shift
     # shellcheck disable=SC2016
-    steady "$say_words, at $say_to" nc "$say_to" 7000 -e /bin/sh -c 'echo "$1"; shift; "$@"; exec cat >&3' sh "$@" 3>&1
+    steady "$say_words, at $say_to" nc "$say_to" 7000 -e /bin/sh -c 'echo "$1"; shift; "$@"; read -r _; exec cat >&3' sh "$@" 3>&1
     say_status=$?
     [ $say_status -ne 124 ] || host_side
     return $say_status
@@ -22,7 +22,7 @@ host_side() {
     for host_at in "$NET_HOST" "$NET_AGENT"; do
         host_state=$(echo state | /checks/steady 20 "what the host says, at $host_at" nc "$host_at" 7000) || continue
         echo "  the host's side, by $host_at:"
-        echo "$host_state"
+        echo "$host_state" | sed 1d
         break
     done >&2
 }
