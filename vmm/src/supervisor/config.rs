@@ -112,40 +112,32 @@ impl Config {
             return Err("no kernel is given: add `--kernel FILE`".into());
         };
         let (mut devices, mut sources) = (Vec::new(), Vec::new());
+        let mut add = |option: &str, id: &str, made: Result<_, String>| {
+            let (device, source) = made.map_err(|error| format!("--{option} {id}: {error}"))?;
+            devices.push(device);
+            sources.push(source);
+            Ok::<_, String>(())
+        };
         for (index, mut disk) in settings.disk.into_iter().enumerate() {
             disk.ring = disk.ring.or(settings.ring);
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            let (device, source) = self::disk(&id, disk, cpus.min(DEFAULT_QUEUES))
-                .map_err(|error| format!("--disk {id}: {error}"))?;
-            devices.push(device);
-            sources.push(source);
+            add("disk", &id, self::disk(&id, disk, cpus.min(DEFAULT_QUEUES)))?;
         }
         for (index, mut card) in settings.net.into_iter().enumerate() {
             card.ring = card.ring.or(settings.ring);
             let id = card.id.clone().unwrap_or_else(|| format!("net{index}"));
-            let (device, source) =
-                net::card(&id, card).map_err(|error| format!("--net {id}: {error}"))?;
-            devices.push(device);
-            sources.push(source);
+            add("net", &id, net::card(&id, card))?;
         }
         for (index, mut entropy) in settings.rng.into_iter().enumerate() {
             entropy.ring = entropy.ring.or(settings.ring);
             let id = entropy.id.clone().unwrap_or_else(|| format!("rng{index}"));
-            let (device, source) =
-                rng::entropy(&id, entropy).map_err(|error| format!("--rng {id}: {error}"))?;
-            devices.push(device);
-            sources.push(source);
+            add("rng", &id, rng::entropy(&id, entropy))?;
         }
         for (index, mut device) in settings.device.into_iter().enumerate() {
             device.ring = device.ring.or(settings.ring);
-            let id = device
-                .id
-                .clone()
-                .unwrap_or_else(|| format!("device{index}"));
-            let (device, source) =
-                self::device(&id, device).map_err(|error| format!("--device {id}: {error}"))?;
-            devices.push(device);
-            sources.push(source);
+            let named = device.id.clone();
+            let id = named.unwrap_or_else(|| format!("device{index}"));
+            add("device", &id, self::device(&id, device))?;
         }
         check(&devices, &sources)?;
         Ok(Self {

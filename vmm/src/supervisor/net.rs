@@ -120,7 +120,7 @@ pub struct Card {
 ///
 /// # Errors
 /// A message that names the key and says what would be right.
-pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), String> {
+pub fn card(id: &str, mut net: NetSettings) -> Result<(launch::Device, Source), String> {
     let pairs = within("queues", net.queues.unwrap_or(1), 1, MAX_PAIRS)? as u16;
     let device = launch::Device {
         id: id.to_owned(),
@@ -149,29 +149,7 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         let wait = net.wait.unwrap_or(DEFAULT_WAIT);
         return Ok((device, Source::Socket { path, wait }));
     }
-    if net.wait.is_some() && (net.peer.is_none() || net.listen) {
-        return Err("`wait` is for a `socket=PATH`, or a `peer=PATH` that listens".into());
-    }
-    if net.listen && net.peer.is_none() {
-        return Err("`listen` is for a `peer=PATH`; there is none".into());
-    }
-    let port = match (net.tap, net.peer, &net.backend) {
-        (Some(_), Some(_), _) => return Err("`tap` and `peer` exclude each other".into()),
-        (Some(tap), None, _) => Port::Tap(tap),
-        (None, Some(_), _) if pairs > 1 => {
-            return Err(format!("queues {pairs}: a peer has one pair of queues"));
-        }
-        (None, Some(path), _) => Port::Peer {
-            path,
-            wait: (!net.listen).then_some(net.wait.unwrap_or(DEFAULT_WAIT)),
-        },
-        (None, None, Some(_)) => Port::Program,
-        (None, None, None) => {
-            return Err(
-                "give `tap=NAME`, `peer=PATH`, or `socket=PATH` of a back-end that listens".into(),
-            );
-        }
-    };
+    let port = port(&mut net, pairs)?;
     let mtu = match net.mtu {
         Some(mtu) => Some(within("mtu", mtu, MIN_MTU, u16::MAX.into())? as u16),
         None => None,
@@ -188,6 +166,32 @@ pub fn card(id: &str, net: NetSettings) -> Result<(launch::Device, Source), Stri
         pairs,
     });
     Ok((device, source))
+}
+
+/// What is behind a card that no socket's back-end serves; it is taken out of
+/// the settings.
+fn port(net: &mut NetSettings, pairs: u16) -> Result<Port, String> {
+    if net.wait.is_some() && (net.peer.is_none() || net.listen) {
+        return Err("`wait` is for a `socket=PATH`, or a `peer=PATH` that listens".into());
+    }
+    if net.listen && net.peer.is_none() {
+        return Err("`listen` is for a `peer=PATH`; there is none".into());
+    }
+    match (net.tap.take(), net.peer.take(), &net.backend) {
+        (Some(_), Some(_), _) => Err("`tap` and `peer` exclude each other".into()),
+        (Some(tap), None, _) => Ok(Port::Tap(tap)),
+        (None, Some(_), _) if pairs > 1 => {
+            Err(format!("queues {pairs}: a peer has one pair of queues"))
+        }
+        (None, Some(path), _) => Ok(Port::Peer {
+            path,
+            wait: (!net.listen).then_some(net.wait.unwrap_or(DEFAULT_WAIT)),
+        }),
+        (None, None, Some(_)) => Ok(Port::Program),
+        (None, None, None) => {
+            Err("give `tap=NAME`, `peer=PATH`, or `socket=PATH` of a back-end that listens".into())
+        }
+    }
 }
 
 /// What tells this host from others.

@@ -2,9 +2,9 @@
 //!
 //! The rings of a card are numbered by what the back-end has: the control queue
 //! comes after all its pairs. So a back-end serves either all its pairs or, as
-//! without MQ, one: who asked for another number is refused. One that leaves the configuration space to the front-end, as many do, leaves the
-//! control queue to it too, whatever it offers; we have none, so then there is
-//! neither.
+//! without MQ, one: who asked for another number is refused. One that leaves the
+//! configuration space to the front-end, as many do, leaves the control queue to
+//! it too, whatever it offers; we have none, so then there is neither.
 
 use anyhow::{Result, bail};
 use outboard_protocol::devices::Kind;
@@ -95,17 +95,17 @@ pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Re
 /// command line describes has its queues counted one by one.
 fn refusal(has: u64, spec: &launch::Device) -> String {
     let s = if has == 1 { "" } else { "s" };
+    let pairs = if has > MAX_PAIRS { 1 } else { has };
     match spec.kind == Kind::net() {
         true => format!(
-            "the back-end offers {has} pair{s} of queues, {} were asked: use queues={}",
+            "the back-end offers {has} pair{s} of queues, {} were asked: use queues={pairs}",
             spec.queues / 2,
-            if has > MAX_PAIRS { 1 } else { has }
         ),
         false => format!(
             "the back-end offers {has} pair{s} of queues, {} queues were asked: use queues={} (two \
              for each pair, and one for control)",
             spec.queues,
-            2 * if has > MAX_PAIRS { 1 } else { has } + 1
+            2 * pairs + 1
         ),
     }
 }
