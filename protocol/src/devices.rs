@@ -28,7 +28,7 @@ impl Kind {
     pub fn blk() -> Self {
         Self {
             name: "blk".into(),
-            virtio_id: 2,
+            virtio_id: BLK,
             pci_class: 0x01_80_00,
             config_len: BlkConfig::LEN as u32,
             device_features: DEVICE_FEATURES,
@@ -39,7 +39,7 @@ impl Kind {
     pub fn net() -> Self {
         Self {
             name: "net".into(),
-            virtio_id: 1,
+            virtio_id: NET,
             pci_class: 0x02_00_00,
             config_len: NetConfig::LEN as u32,
             device_features: DEVICE_FEATURES,
@@ -70,6 +70,10 @@ impl Kind {
     }
 }
 
+/// Virtio device id of the network card (virtio 1.3, section 5).
+pub const NET: u16 = 1;
+/// Virtio device id of the block device.
+pub const BLK: u16 = 2;
 /// Virtio device id of the entropy device.
 pub const RNG: u16 = 4;
 

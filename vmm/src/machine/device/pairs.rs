@@ -7,7 +7,7 @@
 //! it too, whatever it offers; we have none, so then there is neither.
 
 use anyhow::{Result, bail};
-use outboard_protocol::devices::Kind;
+use outboard_protocol::devices::{self, Kind};
 use outboard_protocol::launch;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_net::{
@@ -20,7 +20,6 @@ use virtio_bindings::virtio_net::{
 
 use crate::machine::frontend::Agreement;
 
-const VIRTIO_ID_NET: u16 = 1;
 /// Offset of `max_virtqueue_pairs` (virtio 1.3, section 5.1.4).
 const PAIRS_FIELD: usize = 8;
 /// Most pairs that a card can be given.
@@ -58,7 +57,7 @@ const WITH_CONFIG: [u32; 4] = [
 /// It has another number of pairs than somebody has asked for.
 pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     let features = agreement.features;
-    if spec.kind.virtio_id != VIRTIO_ID_NET {
+    if spec.kind.virtio_id != devices::NET {
         return Ok(features);
     }
     let has = |bit: u32| features >> bit & 1 == 1;

@@ -3,13 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
+use outboard_protocol::devices;
 use outboard_protocol::launch;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
 
-const VIRTIO_ID_BLK: u16 = 2;
 /// Offset of `num_queues` in a block device's configuration (virtio 1.3,
 /// section 5.2.4).
 const BLK_NUM_QUEUES: usize = 34;
@@ -43,7 +43,7 @@ pub fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
 /// Makes the configuration agree with the number of queues that the driver can
 /// reach, which may be fewer than the back-end has or than it says there.
 pub fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
-    if spec.kind.virtio_id != VIRTIO_ID_BLK {
+    if spec.kind.virtio_id != devices::BLK {
         return;
     }
     if let Some(field) = config.get_mut(BLK_NUM_QUEUES..BLK_NUM_QUEUES + 2)

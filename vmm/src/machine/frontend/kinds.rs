@@ -15,7 +15,7 @@
 //! What passes may be another device still: a disk that is read-only and offers
 //! nothing else looks like a card that has an address.
 
-use outboard_protocol::devices::{self, DEVICE_FEATURES};
+use outboard_protocol::devices::{BLK, DEVICE_FEATURES, NET, RNG};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_GEOMETRY;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
@@ -25,9 +25,6 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
     VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
-
-const NET: u16 = 1;
-const BLK: u16 = 2;
 
 /// A card's that no disk of virtio 1.3 has, by any name.
 const CARDS_ALONE: u64 = bits(&[
@@ -82,7 +79,7 @@ pub fn misfit(virtio_id: u16, features: u64) -> Option<String> {
             "a disk",
         ),
         BLK if own & CARDS_ALONE != 0 => ("features that no disk has", "a network card"),
-        devices::RNG if own != 0 => (
+        RNG if own != 0 => (
             "features of its own, and a source of entropy has none",
             "a disk",
         ),
@@ -115,7 +112,6 @@ mod tests {
     use super::*;
 
     const RING: u64 = bits(&[24, 28, 29, 30, 32, 33]);
-    const RNG: u16 = devices::RNG;
 
     /// What back-ends offer, as they are built and as their users cut it down.
     const CARDS: [(&str, &[u32]); 7] = [

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Result, bail};
+use outboard_protocol::devices;
 use outboard_protocol::launch::Device as Spec;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
@@ -23,8 +24,6 @@ const WANTED: Protocol = Protocol::from_bits_truncate(
         | Protocol::INFLIGHT_SHMFD.bits()
         | Protocol::RESET_DEVICE.bits(),
 );
-const VIRTIO_ID_NET: u16 = 1;
-const VIRTIO_ID_BLK: u16 = 2;
 
 /// What was found out about a back-end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +48,7 @@ impl Agreement {
     pub fn serves(&self, spec: &Spec) -> u16 {
         let has = u16::try_from(self.max_queues).unwrap_or(u16::MAX);
         let first = match spec.kind.virtio_id {
-            VIRTIO_ID_NET => 2,
+            devices::NET => 2,
             _ => 1,
         };
         spec.queues.min(has.max(first))
@@ -73,7 +72,7 @@ impl Session<Connected> {
             true => link.answer_u64(FrontendReq::GET_FEATURES)?,
             false => link.query_u64(FrontendReq::GET_FEATURES)?,
         };
-        let mut max_queues = if spec.kind.virtio_id == VIRTIO_ID_NET {
+        let mut max_queues = if spec.kind.virtio_id == devices::NET {
             2
         } else {
             1
@@ -123,7 +122,7 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
     }
     // A card's driver is offered what queues there are. What many back-ends
     // count here is pairs: a first pair has every one that has anything.
-    let needed = if spec.fewer || spec.kind.virtio_id == VIRTIO_ID_NET {
+    let needed = if spec.fewer || spec.kind.virtio_id == devices::NET {
         1
     } else {
         spec.queues
@@ -139,7 +138,7 @@ fn fits(agreement: &Agreement, spec: &Spec) -> Result<()> {
         );
     }
     // A disk's size is in there: without it there is no disk.
-    let needs_config = spec.kind.virtio_id == VIRTIO_ID_BLK;
+    let needs_config = spec.kind.virtio_id == devices::BLK;
     if needs_config && !agreement.protocol.contains(Protocol::CONFIG) {
         bail!(
             "the back-end does not serve the configuration of a {} device \
