@@ -8,11 +8,14 @@ cell() {
 }
 
 # vsock WORDS [COMMAND...]: to tests/linux/host-agent, with what the command writes; its answer is the output, and ends
-# the connection.
+# the connection. Linux waits for two seconds for the other side's answer to connect(2), which is too little on a busy machine;
+# SO_VM_SOCKETS_CONNECT_TIMEOUT (6, of AF_VSOCK, 40) makes it 120 (a struct timeval).
+vsock_patience=setsockopt-listen=40:6:x78000000000000000000000000000000
 vsock() {
     vsock_words=$1
     shift
-    { echo "$vsock_words" && "$@"; } | steady "vsock, $vsock_words" /usr/bin/socat -t 3600 - VSOCK-CONNECT:2:7000,shut-none |
+    { echo "$vsock_words" && "$@"; } |
+        steady "vsock, $vsock_words" /usr/bin/socat -t 3600 - "VSOCK-CONNECT:2:7000,shut-none,$vsock_patience" |
         { read -r _ && cat; }
 }
 
