@@ -48,16 +48,17 @@ else
     succeeds "all offloads on" /usr/sbin/ethtool -K $tap tso on rx-gro-hw on
     carries "with all offloads again"
 
-    # called NAME ADDRESS: the host connects to the guest, which listens.
+    # called NAME ADDRESS AGENT: the host connects to the guest, which listens; it is asked to by the other card. (passt of
+    # 2023-03-09 loses what closes a conversation when a stream fills its socket, and may then loop for ever: README.md.)
     called() {
         steady "$1" nc -l -p 7100 -e /bin/sh -c 'exec sha256sum >/tmp/called' &
         await listens 7100 || failed "$1" "nothing listens here"
-        ask call "$2" 7100 >/dev/null
+        say "$3" "call $2 7100" : >/dev/null
         wait
         equal "$1" "$sum" "$(cut -d ' ' -f 1 /tmp/called)"
     }
     listens() { netstat -ltn 2>/dev/null | grep -q ":$1 "; } # PORT
-    called "TCP that the host began" "$NET_GUEST"
-    called "passt: TCP that the host began" 127.0.0.1
+    called "TCP that the host began" "$NET_GUEST" "$NET_AGENT"
+    called "passt: TCP that the host began" 127.0.0.1 "$NET_HOST"
     both "passt: TCP" "$NET_AGENT"
 fi
