@@ -93,7 +93,7 @@ plan_checked_network() { # WAY
     plan_tap "$1" outboard0 $mtu "queues=$queues,mtu=$mtu,mac=02:00:00:00:00:02"
     plan_passt "$1" eth1 192.0.2.5 192.0.2.6 ''
     # An emulated guest's streams, a dozen of them, have to be shorter: half a megabyte a second is what passt comes to there.
-    [ "$1" = kvm ] || piece=6000000
+    [ "$1" = kvm ] || piece=3000000
     # Of the user's machine nothing but this directory is reached by what the guest says.
     new_directory outboard-network
     head -c "$piece" /dev/urandom >"$REPLY/stream"
