@@ -3,7 +3,7 @@
 # a machine emulated twice over, where a disk does some 3 MB/s.
 verify="--thread --verify=crc32c --verify_fatal=1 --do_verify=1 --group_reporting --randrepeat=0"
 # shellcheck disable=SC2086
-succeeds "fio verifies 2 jobs in files on the root" fio --name=root --directory=/data --size=4M --numjobs=2 \
+succeeds "fio verifies 2 jobs in files on the root" fio --name=root --directory=/data --size=2M --numjobs=2 \
     --rw=randwrite --bsrange=4k-64k --ioengine=io_uring --iodepth=16 --direct=1 $verify
 rm -f /data/root.*
 if second_disk; then

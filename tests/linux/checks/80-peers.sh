@@ -26,8 +26,8 @@ if [ -z "${PEER_VSOCK:-}" ]; then
 else
     before=$FAILURES
     equal "vsock: a stream from the host" "$(vsock checksum :)" "$(vsock fetch : | stdin_sum)"
-    head -c 3000000 /dev/urandom >/tmp/stream
-    equal "vsock: a stream to the host" "$(file_sum /tmp/stream)" "$(vsock "store 3000000" cat /tmp/stream)"
+    head -c 2000000 /dev/urandom >/tmp/stream
+    equal "vsock: a stream to the host" "$(file_sum /tmp/stream)" "$(vsock "store 2000000" cat /tmp/stream)"
     cell "$PEER_VSOCK" "data compared" "$before"
 fi
 
