@@ -132,9 +132,10 @@ fn broken_indirect_tables_come_back_empty() {
 
 #[test]
 fn an_indirect_table_that_was_not_negotiated_comes_back_empty() {
-    let head = (0, (TABLE, 16, F_INDIRECT, 0));
-    let table = [(0, (DATA, 8, WRITE, 0))];
-    assert_eq!(with_descriptors(0, &[head], &table), (0, 0));
+    let head = [(0, (TABLE, 32, F_INDIRECT, 0))];
+    let table = [(0, (DATA, 8, NEXT, 1)), (1, (DATA + 128, 8, WRITE, 0))];
+    assert_eq!(with_descriptors(INDIRECT, &head, &table), (0, 8));
+    assert_eq!(with_descriptors(0, &head, &table), (0, 0));
 }
 
 #[test]
