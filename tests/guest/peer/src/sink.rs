@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const LOOK: Duration = Duration::from_millis(50);
-/// From the first "done" to the answer, and from that to the end.
+/// From the first "done" to an answer, and from the last answer to the end.
 const SETTLE: Duration = Duration::from_millis(100);
 const LINGER: Duration = Duration::from_millis(700);
 
@@ -192,8 +192,10 @@ fn control(
 ) -> Result<(), String> {
     let deadline = options.deadline()?;
     let mut first: Option<Instant> = None;
+    let mut answered: Option<Instant> = None;
     let mut buffer = [0; 2048];
-    while Instant::now() < deadline && first.is_none_or(|at| at.elapsed() < SETTLE + LINGER) {
+    // Never before it has answered: a guest may be slow to repeat its question.
+    while Instant::now() < deadline && answered.is_none_or(|at| at.elapsed() < LINGER) {
         let Some((length, from)) = udp::receive(socket, &mut buffer)? else {
             continue;
         };
@@ -205,6 +207,7 @@ fn control(
             sent.store(said, Ordering::Relaxed);
             if first.get_or_insert_with(Instant::now).elapsed() >= SETTLE {
                 let _ = socket.send_to(words(counts, said).0.as_bytes(), from);
+                answered = Some(Instant::now());
             }
         }
     }
@@ -245,5 +248,32 @@ pub fn run(options: &Options) -> Outcome {
     match words(&counts, sent.load(Ordering::Relaxed)) {
         (line, 0) => Ok(line),
         (line, _) => Err(format!("reason=wrong-data {line}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_that_is_slow_to_ask_again_is_answered() {
+        let socket = udp::open(std::net::Ipv4Addr::LOCALHOST, 0, LOOK).unwrap();
+        let to = socket.local_addr().unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let listening = thread::spawn(move || {
+            let options = Options::parse(&[]).unwrap();
+            control(&options, &socket, &[Count::new()], &AtomicU64::new(0))
+        });
+        sender.send_to(b"done sent=3", to).unwrap();
+        thread::sleep(SETTLE + LINGER + 5 * LOOK);
+        sender.send_to(b"done sent=3", to).unwrap();
+        let mut answer = [0; 2048];
+        let length = sender.recv(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert_eq!(udp::word(&answer, "lost"), Some(3), "{answer}");
+        listening.join().unwrap().unwrap();
     }
 }

@@ -6,8 +6,8 @@ use guest_logic::datagram::CONTROL_PORT;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// How often a question is asked, and the time between two.
-const QUESTIONS: u32 = 40;
+/// How often a question is asked, for a minute, and the time between two.
+const QUESTIONS: u32 = 400;
 const ASK_AGAIN: Duration = Duration::from_millis(150);
 
 /// A socket on this port that gives up waiting after `patience`.

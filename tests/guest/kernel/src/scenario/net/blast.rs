@@ -234,15 +234,14 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         rate(sent * plan.size as u64 * 8, elapsed),
         run.figures(&ports)
     );
-    let answer = control::tell(&mut ports, &plan.peer, &alloc::format!("done sent={sent}"))?;
-    match answer {
+    if !options::flag(words, "ack", true)? {
+        return verdict(bad(&ports), line);
+    }
+    match control::tell(&mut ports, &plan.peer, &alloc::format!("done sent={sent}"))? {
         Some(answer) => verdict(
             bad(&ports),
             alloc::format!("{line}{}", control::as_peers(&answer)),
         ),
-        None if options::flag(words, "ack", true)? => {
-            Err(alloc::format!("reason=no-answer-to-done {line}"))
-        }
-        None => verdict(bad(&ports), line),
+        None => Err(alloc::format!("reason=no-answer-to-done {line}")),
     }
 }

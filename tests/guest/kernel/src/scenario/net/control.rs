@@ -1,9 +1,10 @@
 //! The control port: a peer says "hello" and is answered at once, which shows that the guest is up and each
-//! knows where the other is; it says "stop" or "done sent=N" and gets what was counted as the answer, in words. A scenario that was told to end goes on for a moment: for datagrams that are still under way in
-//! other queues, and for the peer's repetition of a question whose answer was lost.
+//! knows where the other is; it says "stop" or "done sent=N" and gets what was counted as the answer, in words. A scenario that
+//! was told to end goes on for a moment: for datagrams that are still under way in other queues, and for the peer's
+//! repetition of a question whose answer was lost. It never ends before it has answered: a peer may be slow to repeat.
 //!
 //! ```text
-//! running --first word--> settling --SETTLE ms--> answering --LINGER ms--> over
+//! running --first word--> settling --SETTLE ms, a word--> answering --LINGER ms without a word--> over
 //! ```
 
 use crate::net::{Port, Room, port::Out};
@@ -17,29 +18,30 @@ use guest_logic::words::Words;
 const READY: &[u8] = b"ready";
 const SETTLE: u64 = 100;
 const LINGER: u64 = 700;
-/// Milliseconds between two repetitions of a question, and how often it is asked.
+/// Milliseconds between two repetitions of a question, and how often it is asked: for a minute.
 const ASK_AGAIN: u64 = 150;
-const QUESTIONS: u64 = 40;
+const QUESTIONS: u64 = 400;
 
 /// Shared by all ports of a scenario.
 #[derive(Default)]
 pub struct Stop {
-    // The time of the first word, 0 while there was none.
+    // The times of the first word and of the last answer, 0 while there was none.
     since: AtomicU64,
+    answered: AtomicU64,
     /// What the peer says it has sent.
     pub sent: AtomicU64,
 }
 
-impl Stop {
-    fn elapsed(&self) -> Option<u64> {
-        let since = self.since.load(Ordering::Acquire);
-        (since != 0).then(|| clock::now().wrapping_sub(since) / clock::kilohertz().max(1))
-    }
+// Milliseconds since then, if it has come about.
+fn elapsed(since: &AtomicU64) -> Option<u64> {
+    let since = since.load(Ordering::Acquire);
+    (since != 0).then(|| clock::now().wrapping_sub(since) / clock::kilohertz().max(1))
+}
 
+impl Stop {
     /// Whether the scenario is to end.
     pub fn is_over(&self) -> bool {
-        self.elapsed()
-            .is_some_and(|elapsed| elapsed > SETTLE + LINGER)
+        elapsed(&self.answered).is_some_and(|elapsed| elapsed > LINGER)
     }
 
     /// Takes the datagram if it is for the control port, and answers with `words` once all has settled.
@@ -71,11 +73,12 @@ impl Stop {
         let _ = self
             .since
             .compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
-        if self.elapsed().is_some_and(|elapsed| elapsed >= SETTLE) {
+        if elapsed(&self.since).is_some_and(|elapsed| elapsed >= SETTLE) {
             let words = words();
             out.udp(from, CONTROL_PORT, words.len(), |payload| {
                 payload.copy_from_slice(words.as_bytes());
             })?;
+            self.answered.store(clock::now(), Ordering::Release);
         }
         Ok(true)
     }
