@@ -7,11 +7,12 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::{ExitCode, exit};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, value_parser};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::listen::Source;
 use outboard_runtime::manual::after_help;
@@ -32,6 +33,10 @@ type Memory = vm_memory::GuestMemoryAtomic<GuestMemoryMmap>;
 type Rate = (u64, Duration);
 /// What the daemon's epoll calls the timer: 0 is the queue, 1 its own affair.
 const TIMER: u64 = 2;
+/// And the event by which a ring that stops waits for the worker.
+const HALT: u64 = 3;
+/// How long it waits: the worker has a chain in hand at most.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// VERSION_1, PROTOCOL_FEATURES, EVENT_IDX, INDIRECT_DESC.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 /// Largest queue, and most descriptors taken of a chain or an indirect table.
@@ -110,13 +115,16 @@ fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
             rate,
             budget: Mutex::new((0, Instant::now())),
             timer: timer.context("cannot make a timer")?,
+            halt: Halt::new().context("cannot make an event")?,
             exit: AtomicI32::new(-1),
         });
         let mut daemon =
             VhostUserDaemon::new("session".into(), rng.clone(), memory).map_err(failed)?;
         let timer = rng.timer.as_fd().as_raw_fd();
+        let halt = rng.halt.event.as_raw_fd();
         for worker in daemon.get_epoll_handlers() {
             worker.register_listener(timer, EventSet::IN, TIMER)?;
+            worker.register_listener(halt, EventSet::IN, HALT)?;
         }
         match daemon.start(&mut listener).and_then(|()| daemon.wait()) {
             Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => {}
@@ -143,7 +151,55 @@ struct Rng {
     /// Bytes left, and until when.
     budget: Mutex<(u64, Instant)>,
     timer: TimerFd,
+    halt: Halt,
     exit: AtomicI32,
+}
+
+/// Where a ring that stops meets the worker. What epoll has told the worker of a
+/// kick it still has in hand when the ring is taken off; the daemon reads the
+/// ring's kick then, whichever that is by now, and one that nobody has rung yet
+/// ends the worker.
+#[derive(Debug)]
+struct Halt {
+    event: EventFd,
+    met: Mutex<bool>,
+    meeting: Condvar,
+}
+
+impl Halt {
+    fn new() -> nix::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            event: EventFd::from_flags(flags)?,
+            met: Mutex::new(false),
+            meeting: Condvar::new(),
+        })
+    }
+
+    fn met(&self) -> MutexGuard<'_, bool> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the worker has asked epoll again.
+    fn wait(&self) -> io::Result<()> {
+        let mut met = self.met();
+        *met = false;
+        self.event.write(1)?;
+        let wait = self.meeting.wait_timeout_while(met, PATIENCE, |met| !*met);
+        let (_met, waited) = wait.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            let silent = "the thread that serves the queue does not answer";
+            return Err(io::Error::new(ErrorKind::TimedOut, silent));
+        }
+        Ok(())
+    }
+
+    /// The worker has come.
+    fn meet(&self) {
+        let _ = self.event.read();
+        *self.met() = true;
+        self.meeting.notify_one();
+    }
 }
 
 impl Rng {
@@ -247,7 +303,15 @@ impl VhostUserBackend for Rng {
         self.exit.store(ends.0.as_raw_fd(), Ordering::Relaxed);
         Some(ends)
     }
-    fn handle_event(&self, _: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
+    /// The ring's kick is off the worker's list, and not yet forgotten.
+    fn stop_vring(&self, _index: u32) -> io::Result<()> {
+        self.halt.wait()
+    }
+    fn handle_event(&self, event: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
+        if u64::from(event) == HALT {
+            self.halt.meet();
+            return Ok(());
+        }
         // If it is what rang.
         let _ = self.timer.wait();
         // Locked for one chain at a time and looked at again under the lock:

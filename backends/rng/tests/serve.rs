@@ -14,7 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use outboard_contract::client::Client;
 use outboard_contract::memory::Memory;
@@ -23,6 +26,8 @@ use outboard_contract::soon;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::Handover;
 use outboard_protocol::wire::Header;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
+use vm_memory::ByteValued;
 use vm_memory::{Bytes, GuestAddress};
 
 const EVENT_IDX: u64 = 1 << 29;
@@ -338,6 +343,81 @@ fn one_front_end_is_served_after_another_and_nothing_piles_up() {
     client.send(Header::reply_to(1), &[], &[]).unwrap();
     client.receive().unwrap_err();
     Session::new(program.client(), 0).still_serves();
+}
+
+/// The thread that serves the queue, held by the test that traces it.
+struct Worker(Pid);
+
+impl Worker {
+    /// Holds the one of a program with a session.
+    fn seize(program: &Program) -> Self {
+        let tasks = format!("/proc/{}/task", program.child.id());
+        let tasks = std::fs::read_dir(tasks).unwrap();
+        let worker = tasks.map(Result::unwrap).find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap();
+            name == "vring_worker\n"
+        });
+        let worker = worker.expect("no thread is called vring_worker");
+        let id = worker.file_name().into_string().unwrap().parse().unwrap();
+        let worker = Self(Pid::from_raw(id));
+        ptrace::seize(worker.0, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(worker.0).unwrap();
+        waitpid(worker.0, Some(WaitPidFlag::__WALL)).unwrap();
+        worker
+    }
+
+    /// Lets it go on until epoll has told it of `events` events.
+    fn hold_when_told_of(&self, events: u64) {
+        loop {
+            ptrace::syscall(self.0, None).unwrap();
+            waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
+            let registers = ptrace::getregs(self.0).unwrap();
+            let waits = [nix::libc::SYS_epoll_wait, nix::libc::SYS_epoll_pwait];
+            if waits.contains(&(registers.orig_rax as i64)) && registers.rax == events {
+                return;
+            }
+        }
+    }
+
+    fn let_go(self) {
+        ptrace::detach(self.0, None).unwrap();
+    }
+}
+
+/// A ring is stopped and started again while the thread that serves it has an old
+/// kick in hand: it must not take that for the new kick, which nobody has rung.
+#[test]
+fn a_kick_from_before_a_stop_is_not_one_after_it() {
+    let program = Program::start(&[]);
+    let mut session = Session::new(program.client(), 0);
+    session.still_serves();
+    let worker = Worker::seize(&program);
+    session.ring.kick().unwrap();
+    worker.hold_when_told_of(1);
+    let stop = VhostUserVringState::new(0, 0);
+    let request = Header::request(FrontendReq::GET_VRING_BASE.into());
+    session.client.send(request, stop.as_slice(), &[]).unwrap();
+    // A daemon that does not wait for the thread answers now; it alone needs the
+    // time, and passes by mistake if that is too short.
+    let mut answer = [PollFd::new(
+        session.client.connection.as_fd(),
+        PollFlags::POLLIN,
+    )];
+    let answered = poll(&mut answer, PollTimeout::from(500u16)).unwrap();
+    let restart = |session: &mut Session| {
+        let base: VhostUserVringState = session.client.receive().unwrap().body().unwrap();
+        session.ring.renew_events().unwrap();
+        let base = u16::try_from(base.num).unwrap();
+        session.client.start_ring(0, &session.ring, base).unwrap();
+    };
+    if answered > 0 {
+        restart(&mut session);
+        worker.let_go();
+    } else {
+        worker.let_go();
+        restart(&mut session);
+    }
+    session.still_serves();
 }
 
 /// Starts the program with a socket that it inherits.
