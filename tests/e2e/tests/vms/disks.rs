@@ -44,6 +44,11 @@ pub fn tests() -> Vec<Test> {
             who_holds_guest_memory,
         ),
         test("a console goes to a file or nowhere", KVM, consoles),
+        test(
+            "a measurement has a request in it however short it is",
+            KVM,
+            a_short_measurement,
+        ),
         test("a disk without a write cache is verified", KVM, || {
             options(",wce=off")
         }),
@@ -253,5 +258,18 @@ fn options(options: &str) -> Result<()> {
         found.digest == result.number("digest")?,
         "{found:?} {result:?}"
     );
+    Ok(())
+}
+
+/// The start of the device alone takes longer than a millisecond.
+fn a_short_measurement() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let ended = Run::guest("scenario=measure mode=poll depth=1 millis=1")?
+        .with("--disk", image.option())
+        .to_the_end()?
+        .with_code(0)?;
+    let result = ended.result("measure")?.passed()?;
+    ensure!(result.number("requests")? > 0, "{ended}");
+    ensure!(result.number("iops")? > 0, "{ended}");
     Ok(())
 }

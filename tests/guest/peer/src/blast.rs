@@ -29,7 +29,7 @@ struct Plan {
 
 impl Plan {
     fn goes_on(&self, sent: u64) -> bool {
-        sent < self.requests && Instant::now() < self.end
+        sent < self.requests && (sent == 0 || Instant::now() < self.end)
     }
 
     // How many more datagrams may go at once; one, to ask again, when the window is full.

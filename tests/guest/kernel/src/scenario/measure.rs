@@ -24,7 +24,7 @@ struct Plan {
     size: u64,
     /// Requests for each worker; `u64::MAX` for no limit.
     requests: u64,
-    /// When to stop, by the time stamp counter.
+    /// When to stop, by the time stamp counter; not before the first request.
     end: u64,
 }
 
@@ -72,7 +72,7 @@ impl Meter {
     }
 
     fn wants_more(&self, now: u64) -> bool {
-        self.issued < self.plan.requests && now < self.plan.end
+        self.issued < self.plan.requests && (now < self.plan.end || self.issued == 0)
     }
 }
 
@@ -186,8 +186,6 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         ));
     }
     let before = apic::taken_by_devices();
-    let begin = clock::now();
-    plan.end = begin.saturating_add(clock::microseconds(limit.saturating_mul(1000)));
     let meter = |queue: Queue| {
         let first = span * u64::from(queue.index);
         Spin::new(Meter::new(queue, depth, first..first + span, plan))
@@ -197,7 +195,12 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         meters.iter_mut().map(|meter| &mut meter.get_mut().queue),
         indirect(words, "always")?,
     )?;
+    // How long the start of the device took is no part of it.
     let begin = clock::now();
+    plan.end = begin.saturating_add(clock::microseconds(limit.saturating_mul(1000)));
+    for meter in &mut meters {
+        meter.get_mut().plan = plan;
+    }
     crew::run(&meters, processors, patience)?;
     let elapsed = clock::nanoseconds(clock::now().wrapping_sub(begin)).max(1);
     Ok(alloc::format!(

@@ -48,7 +48,7 @@ struct Blaster {
 
 impl Blaster {
     fn wants_more(&self) -> bool {
-        self.next < self.plan.requests && clock::now() < self.plan.end
+        self.next < self.plan.requests && (clock::now() < self.plan.end || self.next == 0)
     }
 
     fn may_send(&mut self) -> bool {
