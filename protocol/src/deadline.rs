@@ -4,6 +4,31 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollTimeout;
 
+/// How long the processes of a VM wait for one another, each shorter than the
+/// one that it stands inside (PROTOCOL.md, section 5). A slow disk is no broken
+/// back-end: what waits for its I/O, and only that, may take [`limits::IO`].
+pub mod limits {
+    use std::time::Duration;
+
+    /// A message that has begun is complete, and one that was sent is read.
+    /// Whatever needs no I/O is answered as soon.
+    pub const MESSAGE: Duration = Duration::from_secs(10);
+    /// The I/O that a back-end has under way is over: the requests of rings that
+    /// are being stopped, the sync before a write cache counts as off.
+    pub const IO: Duration = Duration::from_secs(60);
+    /// What waits for a back-end's I/O is answered: the stop of one ring, a
+    /// write to the configuration space, a reset of the device.
+    pub const ANSWER: Duration = Duration::from_secs(75);
+    /// A back-end whose session is over has ended; a service manager gives 90 s
+    /// as a rule.
+    pub const END: Duration = Duration::from_secs(80);
+
+    const _: () = {
+        assert!(MESSAGE.as_secs() + IO.as_secs() < ANSWER.as_secs());
+        assert!(ANSWER.as_secs() < END.as_secs() && END.as_secs() < 90);
+    };
+}
+
 /// The end of a wait. Every blocking call of Outboard takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
