@@ -8,7 +8,8 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 
 /// Something that answers accesses in one address range. Called on vCPU
-/// threads, from several at once: never waits for another process.
+/// threads, from several at once: never waits for another process, but for the
+/// write that turns a function's bus mastering off.
 pub trait Target: Send + Sync {
     /// The guest reads `data.len()` bytes (1, 2, 4 or 8) at `offset` within
     /// the target's range; bytes that nothing answers are left as they are

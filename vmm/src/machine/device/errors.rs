@@ -8,9 +8,12 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// What the thread listens to, by queue.
+/// What the thread listens to, by queue, until it was told.
 #[derive(Debug, Default)]
-pub struct RingErrors(Vec<(u16, Arc<EventFd>)>);
+pub struct RingErrors {
+    rings: Vec<(u16, Arc<EventFd>)>,
+    broken: Vec<u16>,
+}
 
 impl RingErrors {
     /// A fresh one, to be lent.
@@ -24,25 +27,35 @@ impl RingErrors {
 
     /// From now on this queue's is this one, and no other.
     pub fn watch(&mut self, queue: u16, error: Arc<EventFd>) {
-        self.0.retain(|(other, _)| *other != queue);
-        self.0.push((queue, error));
+        self.broken.retain(|other| *other != queue);
+        self.rings.retain(|(other, _)| *other != queue);
+        self.rings.push((queue, error));
     }
 
     /// Listens to none.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.rings.clear();
+        self.broken.clear();
     }
 
     /// What must be polled for input.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.0.iter().map(|(_, error)| error.as_fd())
+        self.rings.iter().map(|(_, error)| error.as_fd())
     }
 
     /// Whether any ring has broken since it was asked last.
     pub fn take_broken(&mut self) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(_, error)| !is_signalled(error));
-        self.0.len() != before
+        let broken = self.rings.extract_if(.., |(_, error)| is_signalled(error));
+        let before = self.broken.len();
+        self.broken.extend(broken.map(|(queue, _)| queue));
+        self.broken.len() != before
+    }
+
+    /// Whether this queue's ring has broken since it was started.
+    pub fn is_broken(&self, queue: u16) -> bool {
+        let mut rings = self.rings.iter();
+        self.broken.contains(&queue)
+            || rings.any(|(other, error)| *other == queue && is_signalled(error))
     }
 }
 
@@ -67,8 +80,10 @@ mod tests {
         former.write(1).unwrap();
         assert!(!errors.take_broken());
         now.write(1).unwrap();
+        assert!(errors.is_broken(0) && !errors.is_broken(1));
         assert!(errors.take_broken());
         assert!(!errors.take_broken());
+        assert!(errors.is_broken(0));
         assert_eq!(now.read().unwrap(), 1, "what is lent is not read");
         assert_eq!(errors.fds().count(), 1);
     }

@@ -28,7 +28,7 @@ use self::worker::Worker;
 use super::frontend::{Connected, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
-use super::pci::Function;
+use super::pci::{Clearing, Function};
 use super::virtio::Event;
 
 /// Most configuration writes that wait for a back-end; a guest that does more
@@ -42,6 +42,10 @@ pub enum Command {
     Guest(Event),
     /// The guest kicked a queue of a live session, and KVM did not see it.
     Kick(u16),
+    /// The guest let the device touch its memory.
+    MayMaster,
+    /// The guest let it no more; it is to be told when nothing is written.
+    MustNotMaster(Clearing),
     /// Here is a connection to a back-end.
     Attach(Session<Connected>),
     /// End.

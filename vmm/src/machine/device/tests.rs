@@ -350,12 +350,9 @@ fn a_ring_that_the_back_end_gives_up_or_that_lies_nowhere_needs_a_reset() {
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
-#[test]
-fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
-    let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+/// MSI-X on, a vector with a message and unmasked; where the capability is.
+fn unmask(bench: &Bench, vector: u64) -> u64 {
     let ecam = 1 << 15;
-    // MSI-X on, vector 1 with a message, unmasked.
     let msix = (0x40..0x100u64)
         .find(|at| {
             let mut bytes = [0; 4];
@@ -364,9 +361,19 @@ fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
         })
         .unwrap();
     bench.bus.ecam.write(ecam + msix + 2, &[0, 0x80]);
-    bench.write(TABLE + 16, 0xfee0_0000, 8);
-    bench.write(TABLE + 24, 0x41, 4);
-    bench.write(TABLE + 28, 0, 4);
+    let entry = TABLE + 16 * vector;
+    bench.write(entry, 0xfee0_0000, 8);
+    bench.write(entry + 8, 0x41, 4);
+    bench.write(entry + 12, 0, 4);
+    msix
+}
+
+#[test]
+fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    let ecam = 1 << 15;
+    let msix = unmask(&bench, 1);
     bench.drive();
     let call = fake.wait_for(FrontendReq::SET_VRING_CALL).fds.remove(0);
     let ring = || {
@@ -486,10 +493,10 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
         bench.bus.memory.read(0x10_0000, &mut bytes);
         assert_eq!(bytes, [0xff; 4], "nobody answers");
     }
-    command(0);
+    command(4);
     bar((start + BAR) as u32);
     assert!(!bench.has_doorbell(here), "decoding is off");
-    command(2);
+    command(6);
     restarted();
     assert!(bench.has_doorbell(here));
     bench.reset();
@@ -539,7 +546,7 @@ proptest! {
         let ecam = 1 << 15;
         let bar = (layout::PCI_MEMORY.start + BAR) as u32;
         bench.bus.ecam.write(ecam + 0x10, &bar.to_le_bytes());
-        bench.bus.ecam.write(ecam + 4, &[2, 0]);
+        bench.bus.ecam.write(ecam + 4, &[6, 0]);
         bench.reset();
         while fake.seen.try_recv().is_ok() {}
         bench.drive();
@@ -641,4 +648,150 @@ fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
         bench.write(NOTIFY, 0, 2);
         assert_eq!(kicks(&mut kick), 0, "it is not this session's any more");
     }
+}
+
+/// Memory decoding on, and bus mastering on or off.
+fn master(bench: &Bench, on: bool) {
+    let command = if on { 6 } else { 2 };
+    bench.bus.ecam.write((1 << 15) + 4, &[command, 0]);
+}
+
+#[test]
+fn a_write_that_turns_bus_mastering_off_returns_when_the_rings_are_back() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    // The fake says that it has stopped at 0; the ring says otherwise.
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(5u16, used).unwrap();
+    std::thread::scope(|scope| {
+        let vcpu = scope.spawn(|| master(&bench, false));
+        fake.wait_for(FrontendReq::GET_VRING_BASE);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!vcpu.is_finished(), "requests are still under way");
+        bench.ram.guest().write_obj(0u16, used).unwrap();
+        vcpu.join().unwrap();
+    });
+    assert_eq!(bench.status(), 15, "the driver knows nothing of it");
+    let here = layout::PCI_MEMORY.start + NOTIFY;
+    assert!(!bench.has_doorbell(here));
+    master(&bench, true);
+    bench.write(NOTIFY, 0, 2);
+    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    assert!(bench.has_doorbell(here));
+}
+
+/// Whether a ring is started before the thread has obeyed all that was posted.
+fn starts(bench: &Bench, fake: &Running) -> bool {
+    bench.write(CONFIG, 7, 8);
+    let mut starts = false;
+    loop {
+        let (seen, _) = fake.seen.recv_timeout(PATIENCE).unwrap();
+        starts |= seen == FrontendReq::SET_VRING_KICK;
+        if seen == FrontendReq::SET_CONFIG {
+            return starts;
+        }
+    }
+}
+
+#[test]
+fn rings_go_on_where_they_were_with_a_kick_or_without_one() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    for kicks in [true, false] {
+        let base = 7 + u16::from(kicks);
+        bench
+            .ram
+            .guest()
+            .write_obj(base, GuestAddress(USED + 2))
+            .unwrap();
+        fake.stop_at(base);
+        master(&bench, false);
+        // Without the bit a kick is only noted.
+        bench.write(NOTIFY, 0, 2);
+        assert!(!starts(&bench, &fake));
+        master(&bench, true);
+        if kicks {
+            bench.write(NOTIFY, 0, 2);
+        }
+        let message = fake.wait_for(FrontendReq::SET_VRING_BASE);
+        assert_eq!(message.payload[4..6], base.to_ne_bytes());
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    }
+}
+
+/// A kernel that was entered by kexec sets the bit, then resets the device.
+#[test]
+fn a_reset_after_bus_mastering_was_off_starts_nothing_of_the_driver_before() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    master(&bench, false);
+    master(&bench, true);
+    bench.reset();
+    assert!(!starts(&bench, &fake));
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+}
+
+#[test]
+fn a_device_that_is_no_bus_master_is_not_started_and_sends_no_interrupt() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    master(&bench, false);
+    bench.drive();
+    unmask(&bench, 0);
+    assert!(!starts(&bench, &fake));
+    // What the driver wrote and the back-end did not take is told by vector 0.
+    eventually(|| bench.pending() == 1);
+    master(&bench, true);
+    fake.wait_for(FrontendReq::SET_VRING_KICK);
+    eventually(|| bench.pending() & 1 == 0);
+}
+
+#[test]
+fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_does_not_return() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake {
+        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Close)),
+        ..Fake::default()
+    });
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    let bench = Arc::new(bench);
+    let vcpu = std::thread::spawn({
+        let bench = Arc::clone(&bench);
+        move || master(&bench, false)
+    });
+    assert!(bench.lost().contains("closed its connection"));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!vcpu.is_finished());
+    // The thread waits for a kick that only a vCPU gets, and ends with the
+    // process.
+}
+
+#[test]
+fn a_broken_ring_is_not_waited_for_and_not_started_again() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench
+        .ram
+        .guest()
+        .write_obj(5u16, GuestAddress(USED + 2))
+        .unwrap();
+    nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
+    eventually(|| bench.status() == 15 | status::NEEDS_RESET);
+    master(&bench, false);
+    master(&bench, true);
+    bench.write(NOTIFY, 0, 2);
+    fake.wait_for(FrontendReq::SET_FEATURES);
+    assert!(!starts(&bench, &fake));
 }

@@ -11,6 +11,8 @@
 //! does the inflight region of a back-end that was lost: a successor will start
 //! from them.
 
+mod mastering;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +23,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::{Deadline, launch};
 
+use self::mastering::Mastering;
 use super::backend::Backend;
 use super::errors::RingErrors;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
 use super::{pairs, ring};
-use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session};
+use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session, Stopped};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -39,7 +42,8 @@ const CONFIG_PAUSE: Duration = Duration::from_millis(10);
 /// A driver that is ready.
 struct Driver {
     features: u64,
-    rings: Vec<Ring>,
+    /// Each with the index at which it begins, or goes on.
+    rings: Vec<(Ring, u16)>,
 }
 
 /// The thread's own.
@@ -54,6 +58,7 @@ pub struct Worker {
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
     driver: Option<Driver>,
+    mastering: Mastering,
     errors: RingErrors,
     /// Of a back-end that was lost, for its successor.
     inflight: Option<Inflight>,
@@ -85,6 +90,7 @@ impl Worker {
             backend: Backend::Detached,
             served: 0,
             driver: None,
+            mastering: Mastering::Off,
             errors: RingErrors::default(),
             inflight: None,
             config_stale: None,
@@ -119,9 +125,8 @@ impl Worker {
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        let timeout = self
-            .config_stale
-            .map_or(PollTimeout::NONE, Deadline::poll_timeout);
+        let due = [self.config_stale, self.resumes_at()].into_iter().flatten();
+        let timeout = due.min().map_or(PollTimeout::NONE, Deadline::poll_timeout);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => {
@@ -138,7 +143,15 @@ impl Worker {
         match command {
             Command::Attach(session) => self.attach(session),
             Command::Kick(queue) => self.restart(queue),
+            Command::MayMaster => {
+                self.may_master();
+                Ok(())
+            }
+            Command::MustNotMaster(clearing) => self.must_not_master(clearing),
             Command::Guest(Event::DriverOk { features, rings }) => {
+                // A driver that has just reset the device begins at 0 (virtio
+                // 1.3, section 2.7.13).
+                let rings = rings.into_iter().map(|ring| (ring, 0)).collect();
                 self.driver = Some(Driver { features, rings });
                 self.start()
             }
@@ -146,6 +159,7 @@ impl Worker {
             Command::Guest(Event::Reset) => {
                 let result = self.reset();
                 self.driver = None;
+                self.mastering.rested();
                 self.inflight = None;
                 self.function.with_registers(Registers::reset_done);
                 result
@@ -191,15 +205,21 @@ impl Worker {
         let (Backend::Idle(_), Some(driver)) = (&self.backend, &self.driver) else {
             return Ok(());
         };
+        if !self.may_start() {
+            return Ok(());
+        }
         let features = driver.features;
-        if !driver.rings.iter().all(|r| ring::is_placed(r, &self.ram)) {
+        if !driver
+            .rings
+            .iter()
+            .all(|(r, _)| ring::is_placed(r, &self.ram))
+        {
             self.needs_reset();
             return Ok(());
         }
-        // A driver that has just reset the device begins at 0 (virtio 1.3,
-        // section 2.7.13); a successor will begin at the used index.
-        let starts = driver.rings.iter().filter(|r| r.index < self.served);
-        let starts: Vec<_> = starts.map(|r| self.lend(*r, 0)).collect::<Result<_>>()?;
+        let starts = driver.rings.iter().filter(|(r, _)| r.index < self.served);
+        let starts = starts.map(|(ring, base)| self.lend(*ring, *base));
+        let starts: Vec<_> = starts.collect::<Result<_>>()?;
         let Backend::Idle(session) = std::mem::take(&mut self.backend) else {
             return Ok(());
         };
@@ -216,7 +236,7 @@ impl Worker {
         let Some(driver) = &mut self.driver else {
             return Ok(());
         };
-        driver.rings.push(ring);
+        driver.rings.push((ring, 0));
         if !ring::is_placed(&ring, &self.ram) {
             self.needs_reset();
             return Ok(());
@@ -236,11 +256,12 @@ impl Worker {
     /// kick that every start owes.
     fn restart(&mut self, queue: u16) -> Result<()> {
         let Backend::Running(session) = &mut self.backend else {
-            return Ok(());
+            return self.resume();
         };
         let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
-        let ring = rings.and_then(|mut rings| rings.find(|ring| ring.index == queue));
-        let Some(ring) = ring.copied().filter(|_| session.rings().contains(&queue)) else {
+        let ring = rings.and_then(|mut rings| rings.find(|(ring, _)| ring.index == queue));
+        let ring = ring.map(|(ring, _)| *ring);
+        let Some(ring) = ring.filter(|_| session.rings().contains(&queue)) else {
             return Ok(());
         };
         let base = session.stop_ring(queue)?;
@@ -280,13 +301,7 @@ impl Worker {
         };
         self.errors.clear();
         let (mut session, bases) = session.stop()?;
-        let rings = self.driver.as_ref().map_or(&[][..], |driver| &driver.rings);
-        let deadline = Deadline::after(PATIENCE);
-        let late = bases.iter().any(|stopped| {
-            let ring = rings.iter().find(|ring| ring.index == stopped.queue);
-            ring.is_some_and(|ring| !self.is_drained(ring, stopped.base, deadline))
-        });
-        if late {
+        if !self.are_drained(&bases, Deadline::after(PATIENCE)) {
             // Either the guest has overwritten its ring, or the back-end does
             // not finish what it has taken.
             if let Some(times) = self.late.again() {
@@ -298,6 +313,16 @@ impl Worker {
         session.reset_device()?;
         self.backend = Backend::Idle(session);
         Ok(())
+    }
+
+    /// As [`Self::is_drained`], of all rings that were stopped.
+    fn are_drained(&self, stopped: &[Stopped], deadline: Deadline) -> bool {
+        let rings = self.driver.as_ref().map_or(&[][..], |driver| &driver.rings);
+        stopped.iter().all(|stopped| {
+            let mut rings = rings.iter().map(|(ring, _)| ring);
+            let ring = rings.find(|ring| ring.index == stopped.queue);
+            ring.is_none_or(|ring| self.is_drained(ring, stopped.base, deadline))
+        })
     }
 
     /// Waits until the back-end has returned what it had taken before it
@@ -329,6 +354,9 @@ impl Worker {
         }
         if self.errors.take_broken() || notices.ring_broken {
             self.needs_reset();
+        }
+        if self.resumes_at().is_some_and(Deadline::passed) {
+            self.resume()?;
         }
         if self.config_stale.is_some_and(Deadline::passed) {
             self.config_stale = None;

@@ -3,6 +3,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -73,6 +75,7 @@ pub struct Running {
     pub seen: Receiver<(FrontendReq, Message)>,
     /// The channel to the front-end, when it came.
     pub channel: Receiver<OwnedFd>,
+    base: Arc<AtomicU16>,
     thread: JoinHandle<()>,
 }
 
@@ -87,6 +90,11 @@ impl Running {
         }
     }
 
+    /// Rings that are stopped from now on are so at this index, instead of 0.
+    pub fn stop_at(&self, base: u16) {
+        self.base.store(base, Ordering::Relaxed);
+    }
+
     /// Waits for the end of the connection.
     pub fn join(self) {
         self.thread.join().unwrap();
@@ -99,10 +107,14 @@ impl Fake {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (seen_in, seen) = channel();
         let (channel_in, channel) = channel();
-        let thread = std::thread::spawn(move || self.serve(ours, &seen_in, &channel_in));
+        let base = Arc::new(AtomicU16::new(0));
+        let base_too = Arc::clone(&base);
+        let serve = move || self.serve(ours, &seen_in, &channel_in, &base_too);
+        let thread = std::thread::spawn(serve);
         let running = Running {
             seen,
             channel,
+            base,
             thread,
         };
         (theirs, running)
@@ -113,6 +125,7 @@ impl Fake {
         stream: UnixStream,
         seen: &Sender<(FrontendReq, Message)>,
         channel: &Sender<OwnedFd>,
+        base: &AtomicU16,
     ) {
         let connection = Connection::new(stream.try_clone().unwrap());
         while let Ok(mut message) = connection.recv(long()) {
@@ -129,7 +142,12 @@ impl Fake {
                     (&stream).write_all(&[1, 0, 0, 0, 5]).unwrap();
                 }
                 fault => {
-                    if let Some(answer) = self.answer(request, &message) {
+                    let answer = self.answer(request, &message);
+                    if let Some(mut answer) = answer {
+                        if request == FrontendReq::GET_VRING_BASE {
+                            let base = base.load(Ordering::Relaxed);
+                            answer[4..6].copy_from_slice(&base.to_ne_bytes());
+                        }
                         send(&connection, request, answer, fault);
                     }
                 }

@@ -215,6 +215,15 @@ impl Drop for Kickable {
     }
 }
 
+/// Whether a kick has come on the calling thread since its vCPU ran last: the
+/// run has ended, so whatever the thread waits for is in vain. False on a
+/// thread that runs no vCPU.
+pub fn is_kicked() -> bool {
+    let run = RUNNING.get();
+    // SAFETY: as in the handler, which writes the byte on this same thread.
+    !run.is_null() && unsafe { ptr::read_volatile(&raw const (*run).immediate_exit) } != 0
+}
+
 /// The signal that is a kick.
 pub fn kick_signal() -> libc::c_int {
     SIGRTMIN()

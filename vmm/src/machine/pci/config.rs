@@ -12,6 +12,8 @@ pub const COMMAND: usize = 0x04;
 pub const COMMAND_IO: u16 = 1;
 /// Command: answer memory accesses.
 pub const COMMAND_MEMORY: u16 = 2;
+/// Command: read and write memory, and send interrupts by it.
+pub const COMMAND_MASTER: u16 = 4;
 /// Command bits that software may write: I/O, memory, bus master, parity,
 /// SERR, INTx disable.
 const COMMAND_WRITABLE: u16 = 0x0547;

@@ -54,6 +54,8 @@ struct State {
 struct Queue {
     kick: Option<Arc<EventFd>>,
     doorbell: Option<Doorbell>,
+    /// The ring was taken back and goes on with the next kick.
+    rests: bool,
 }
 
 impl Doorbells {
@@ -110,7 +112,7 @@ impl Doorbells {
         let mut state = self.state();
         let index = usize::from(queue);
         let entry = state.queues.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
-        entry.doorbell = None;
+        *entry = Queue::default();
         entry.kick = Some(Arc::clone(&kick));
         self.register(&mut state, index);
         Ok(kick)
@@ -123,20 +125,33 @@ impl Doorbells {
         }
     }
 
+    /// Takes a queue's kick eventfd out of use for a while: a kick now exits to
+    /// us, and is passed on.
+    pub fn rest(&self, queue: u16) {
+        if let Some(entry) = self.state().queues.get_mut(usize::from(queue)) {
+            *entry = Queue {
+                rests: true,
+                ..Queue::default()
+            };
+        }
+    }
+
     /// A kick has exited to us. Answers whether it must be passed on, since
     /// there is a session that waits for it and it is not ours to ring. One at
     /// the address of a registered doorbell (`at_doorbell`) exited before that
     /// was registered, and so before the back-end was lent an eventfd of count 1.
     pub fn exited(&self, queue: u16, at_doorbell: bool) -> bool {
+        let state = lock(&self.state);
+        let Some(entry) = state.queues.get(usize::from(queue)) else {
+            return false;
+        };
+        if entry.rests {
+            return true;
+        }
+        let waits = entry.kick.is_some() && !(at_doorbell && entry.doorbell.is_some());
+        drop(state);
         match &self.way {
-            Way::Kvm => {
-                let state = lock(&self.state);
-                let entry = state.queues.get(usize::from(queue));
-                let waits = |entry: &Queue| {
-                    entry.kick.is_some() && !(at_doorbell && entry.doorbell.is_some())
-                };
-                return entry.is_some_and(waits);
-            }
+            Way::Kvm => return waits,
             Way::Exit => signal(&self.state, queue),
             Way::Worker(ringer) => ringer.ring(queue),
         }

@@ -2,8 +2,9 @@
 //! to a BAR becomes an access to the registers, and where what the registers
 //! ask for is done or posted to the device's thread.
 //!
-//! Locks, in this order: the function's own, then that of its interrupts or its
-//! doorbells. Nothing is waited for under any of them but KVM.
+//! Locks, in this order: the function's own, then that of its interrupts, its
+//! doorbells or its bus mastering. Nothing is waited for under any of them but
+//! KVM.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use super::config::{self, ConfigSpace, Identity};
 use super::doorbells::Doorbells;
 use super::interrupts::Interrupts;
 use super::layout::{self as bars, Capabilities, Offsets, Part};
+use super::mastering::{Clearing, Mastering};
 use crate::machine::device::{Command, Mailbox};
 use crate::machine::kvm::doorbell::Address;
 use crate::machine::kvm::irq::Routes;
@@ -35,6 +37,7 @@ pub struct Function {
     pub interrupts: Interrupts,
     /// Its doorbells.
     pub doorbells: Doorbells,
+    mastering: Mastering,
     state: Mutex<State>,
 }
 
@@ -94,6 +97,7 @@ impl Function {
             commands,
             interrupts: Interrupts::new(&spec.id, routes, spec.queues, vectors)?,
             doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, spec.ring)?,
+            mastering: Mastering::default(),
             state: Mutex::new(State {
                 config,
                 registers,
@@ -119,6 +123,12 @@ impl Function {
         action(&mut self.state().registers)
     }
 
+    /// What the back-end had was taken back: nothing writes to guest memory
+    /// any more.
+    pub fn is_quiet(&self, clearing: Clearing) {
+        self.mastering.is_quiet(clearing);
+    }
+
     /// The guest reads configuration space.
     pub fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mut state = self.state();
@@ -135,9 +145,17 @@ impl Function {
         state.config.read(offset, data);
     }
 
-    /// The guest writes configuration space.
+    /// The guest writes configuration space. A write that turns bus mastering
+    /// off returns when nothing is written to guest memory any more.
     pub fn write_config(&self, offset: usize, data: &[u8]) {
+        if let Some(clearing) = self.write_config_now(offset, data) {
+            self.mastering.wait(clearing);
+        }
+    }
+
+    fn write_config_now(&self, offset: usize, data: &[u8]) -> Option<Clearing> {
         let mut state = self.state();
+        let before = state.config.command();
         state.config.write(offset, data);
         let touches = |range| config::touches(offset, data.len(), range);
         let window = self.offsets.window + bars::WINDOW_DATA;
@@ -158,6 +176,20 @@ impl Function {
         if touches(config::COMMAND..config::COMMAND + 2) || touches(0x10..0x28) {
             self.decode(&mut state);
         }
+        self.master(before, state.config.command())
+    }
+
+    /// Passes on what became of the bus master bit.
+    fn master(&self, before: u16, now: u16) -> Option<Clearing> {
+        let [before, now] = [before, now].map(|command| command & config::COMMAND_MASTER != 0);
+        if before == now {
+            return None;
+        }
+        let cleared = before.then(|| self.mastering.cleared());
+        let command = cleared.map_or(Command::MayMaster, Command::MustNotMaster);
+        // Only configuration writes are ever dropped.
+        let _ = command.post_to(&self.commands);
+        cleared
     }
 
     /// The guest reads a guest-physical address in the PCI window; answers

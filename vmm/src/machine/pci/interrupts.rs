@@ -4,7 +4,8 @@
 //! ```text
 //!  source (queue or configuration) ── its eventfd ── irqfd ── route of its vector
 //!                                                     └ only while the vector has
-//!                                                       a message and no mask
+//!                                                       a message and no mask, and
+//!                                                       the function is bus master
 //! ```
 //! While it is not bound, an eventfd that has been signalled is the pending bit
 //! of its vector: it is asked by poll(2), never read, because it is lent.
@@ -42,6 +43,8 @@ pub struct Interrupts {
 #[derive(Debug)]
 struct State {
     table: msix::Table,
+    /// A message is a write to memory.
+    is_master: bool,
     // Before the routes they are bound to, so that they are dropped first.
     queues: Vec<Line>,
     config: Line,
@@ -68,9 +71,10 @@ impl Line {
         }
     }
 
-    /// Binds or unbinds the eventfd as the table has it now.
-    fn refresh(&mut self, table: &msix::Table, routes: &[Route]) {
-        let message = table.deliverable(self.vector);
+    /// Binds or unbinds the eventfd as the table has it now; `None`: nothing is
+    /// to be delivered at all.
+    fn refresh(&mut self, table: Option<&msix::Table>, routes: &[Route]) {
+        let message = table.and_then(|table| table.deliverable(self.vector));
         let route = routes.get(usize::from(self.vector));
         let (Some(event), Some(message), Some(route)) = (&self.event, message, route) else {
             self.bound = None;
@@ -110,8 +114,9 @@ impl Line {
 impl State {
     fn refresh(&mut self, which: impl Fn(&Line) -> bool) {
         let lines = self.queues.iter_mut().chain([&mut self.config]);
+        let table = self.is_master.then_some(&self.table);
         for line in lines.filter(|line| which(line)) {
-            line.refresh(&self.table, &self.routes);
+            line.refresh(table, &self.routes);
         }
     }
 
@@ -134,6 +139,7 @@ impl Interrupts {
         let config = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let state = State {
             table: msix::Table::new(vectors),
+            is_master: false,
             queues: (0..queues).map(|_| Line::new(&id, None)).collect(),
             config: Line::new(&id, Some(Arc::clone(&config))),
             routes: (0..vectors).map(|_| routes.route()).collect(),
@@ -166,6 +172,7 @@ impl Interrupts {
         let mut state = self.state();
         let State {
             table,
+            is_master,
             queues,
             routes,
             ..
@@ -175,7 +182,7 @@ impl Interrupts {
             .ok_or(io::ErrorKind::NotFound)?;
         line.bound = None;
         line.event = event;
-        line.refresh(table, routes);
+        line.refresh(is_master.then_some(table), routes);
         Ok(())
     }
 
@@ -214,6 +221,15 @@ impl Interrupts {
     pub fn set_control(&self, control: u16) {
         let mut state = self.state();
         if state.table.set_control(control) {
+            state.refresh(|_| true);
+        }
+    }
+
+    /// The driver turned bus mastering on or off. What is to be raised while it
+    /// is off waits.
+    pub fn set_master(&self, is_master: bool) {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.is_master, is_master) != is_master {
             state.refresh(|_| true);
         }
     }

@@ -10,6 +10,7 @@ mod doorbells;
 mod function;
 mod interrupts;
 mod layout;
+mod mastering;
 mod msix;
 mod ringer;
 
@@ -21,6 +22,7 @@ use self::config::{ConfigSpace, Identity};
 pub use self::doorbells::Doorbells;
 pub use self::function::Function;
 pub use self::interrupts::Interrupts;
+pub use self::mastering::Clearing;
 use crate::machine::bus::Target;
 use crate::machine::layout as map;
 

@@ -35,6 +35,11 @@ pub fn tests() -> Vec<Test> {
             || flood(1, UNMERGED, "--tap tap0 --gso 1448 --size 65160"),
         ),
         in_network("what the guest sends stays as it is", NET, from_guest),
+        in_network(
+            "nothing is written while bus mastering is off",
+            NET,
+            without_bus_mastering,
+        ),
     ]
 }
 
@@ -64,6 +69,23 @@ fn flood(queues: u32, words: &str, blast: &str) -> Result<()> {
     let guest = vm.wait()?.with_code(0)?.result("net-canary")?.passed()?;
     ensure!(guest.number("received")? > 0, "{guest:?}");
     checked(&guest, 8000)?;
+    vm.check_nothing_is_left()
+}
+
+/// A flood comes, and requests are under way, each time that both are stopped.
+fn without_bus_mastering() -> Result<()> {
+    network::tap_with_address("tap0", "vnet_hdr")?;
+    let image = Image::new(16 * MIB)?;
+    let cmdline = "scenario=net-canary requests=3000 frames=3000 queues=1 mastering=40 cpus=1";
+    let mut vm = vm("tap=tap0", 1, cmdline)?
+        .with("--memory", "128M")
+        .with("--disk", image.option())
+        .start()?;
+    vm.console_line("ready")?;
+    let _blast = Peer::start("blast --to 10.0.2.2 --requests 1000000000 --size 1472 --streams 4")?;
+    let guest = vm.wait()?.with_code(0)?.result("net-canary")?.passed()?;
+    ensure!(guest.number("received")? > 1000, "{guest:?}");
+    ensure!(guest.number("pauses")? > 10, "{guest:?}");
     vm.check_nothing_is_left()
 }
 

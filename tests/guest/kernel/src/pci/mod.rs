@@ -27,7 +27,8 @@ const MULTI_FUNCTION: u8 = 0x80;
 pub const DECODE_PORTS: u16 = 1;
 /// Memory decoding.
 pub const DECODE_MEMORY: u16 = 2;
-const BUS_MASTER: u16 = 4;
+/// Bus mastering.
+pub const BUS_MASTER: u16 = 4;
 const NO_INTX: u16 = 0x400;
 
 /// Where a BAR lies.

@@ -15,6 +15,8 @@ const HEAP_LIMIT: u64 = 512 << 20;
 struct Pool {
     base: u64,
     end: u64,
+    // Where it ended before anything was handed out.
+    top: u64,
 }
 
 struct Pools {
@@ -52,7 +54,11 @@ pub fn start(ram: &[Region], image_end: u64) {
         .next_multiple_of(4096);
         if end > base {
             paging::map(base, end - base);
-            pools.push(Pool { base, end });
+            pools.push(Pool {
+                base,
+                end,
+                top: end,
+            });
         }
     }
     POOLS.lock().pools = pools;
@@ -72,6 +78,14 @@ pub fn unused() -> Vec<Span> {
     let pools = POOLS.lock();
     // SAFETY: mapped memory that is nobody's until it is handed out.
     let span = |pool: &Pool| unsafe { Span::new(pool.base, pool.end - pool.base) };
+    pools.pools.iter().map(span).collect()
+}
+
+/// What was handed out.
+pub fn given() -> Vec<Span> {
+    let pools = POOLS.lock();
+    // SAFETY: mapped memory; whoever has it is not writing it, says the caller.
+    let span = |pool: &Pool| unsafe { Span::new(pool.end, pool.top - pool.end) };
     pools.pools.iter().map(span).collect()
 }
 

@@ -5,6 +5,7 @@ mod cases;
 mod chaos;
 mod crew;
 mod identify;
+mod mastering;
 mod measure;
 mod net;
 mod options;

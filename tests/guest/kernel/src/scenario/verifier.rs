@@ -6,6 +6,7 @@
 //! ```
 
 use super::crew::Worker;
+use super::mastering::Pauses;
 use super::plan::Plan;
 use crate::blk::queue::{Finished, MAX_PIECES};
 use crate::blk::{Queue, Request, SECTOR, STATUS_OK, kind};
@@ -60,6 +61,8 @@ pub struct Verifier {
     pending: Vec<Option<Pending>>,
     recent: [(u64, u64); REMEMBERED],
     remembered: usize,
+    /// Stops devices now and then.
+    pub pauses: Option<Pauses>,
     /// Requests that have finished.
     pub requests: u64,
     /// Bytes read and written.
@@ -87,6 +90,7 @@ impl Verifier {
             pending: alloc::vec![None; usize::from(depth)],
             recent: [(0, 0); REMEMBERED],
             remembered: 0,
+            pauses: None,
             requests: 0,
             bytes: 0,
             checked: 0,
@@ -377,6 +381,9 @@ impl Worker for Verifier {
         }
         busy |= self.submit_more();
         self.queue.publish();
+        if let Some(pauses) = &mut self.pauses {
+            pauses.step()?;
+        }
         Ok(busy)
     }
 

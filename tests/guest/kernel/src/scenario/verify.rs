@@ -2,6 +2,7 @@
 //! does the same until the guest is killed.
 
 use super::crew::{self, Patience};
+use super::mastering::Pauses;
 use super::plan::Plan;
 use super::verifier::Verifier;
 use super::{Machine, Outcome, options};
@@ -97,9 +98,17 @@ impl Run {
             let first = share * u64::from(queue.index);
             Spin::new(Verifier::new(queue, depth, first..first + share, plan))
         });
+        let mut workers: Vec<_> = workers.collect();
+        if let Some(first) = workers.first_mut() {
+            let mut pauses = Pauses::read(words, processors)?;
+            if let Some(pauses) = &mut pauses {
+                pauses.functions.push(transport.function.clone());
+            }
+            first.get_mut().pauses = pauses;
+        }
         Ok(Run {
             disk,
-            workers: workers.collect(),
+            workers,
             processors,
             patience: patience(words, can_interrupt, 20)?,
             indirect: indirect(words, "mixed")?,
@@ -113,7 +122,20 @@ impl Run {
             .workers
             .iter_mut()
             .map(|worker| &mut worker.get_mut().queue);
-        self.disk.start(queues, self.indirect)
+        self.disk.start(queues, self.indirect)?;
+        let doorbells = self.workers.iter_mut().map(Spin::get_mut);
+        let doorbells: Vec<_> = doorbells
+            .filter_map(|worker| worker.queue.doorbell)
+            .collect();
+        if let Some(pauses) = self.pauses() {
+            pauses.doorbells = doorbells;
+        }
+        Ok(())
+    }
+
+    /// What stops the device now and then, if anything.
+    pub fn pauses(&mut self) -> Option<&mut Pauses> {
+        self.workers.first_mut()?.get_mut().pauses.as_mut()
     }
 
     /// Runs so many requests, shared among the workers.
@@ -146,9 +168,10 @@ impl Run {
             kicks += worker.queue.ring.kicks;
             suppressed += worker.queue.ring.kicks_suppressed;
         }
+        let pauses = self.pauses().map_or(0, |pauses| pauses.count);
         alloc::format!(
             "requests={requests} bytes={bytes} checked={checked} span={} sectors={sectors} digest={digest:#018x} \
-             queues={} processors={} kicks={kicks} suppressed={suppressed} interrupts={}",
+             queues={} processors={} kicks={kicks} suppressed={suppressed} interrupts={} pauses={pauses}",
             self.span,
             self.workers.len(),
             self.processors,

@@ -145,12 +145,21 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let devices = machine.devices()?;
     let transport = options::block_device(words, &devices)?;
     let mut disk = verify::Run::new(words, &transport, smp::running(), 0)?;
+    if let Some(pauses) = disk.pauses() {
+        pauses.functions.push(run.net.transport.function.clone());
+    }
     let shared = Shared::new(u64::MAX);
     say!("ready scenario=net-canary");
     for number in 1..=rounds {
         disk.start()?;
         if number > 1 {
             restart(&mut run)?;
+        }
+        if let Some(pauses) = disk.pauses() {
+            let ports = run.ports.iter();
+            let doorbells =
+                ports.flat_map(|port| [port.receive.doorbell, port.out.transmit.doorbell]);
+            pauses.doorbells.extend(doorbells.flatten());
         }
         disk.begin_round(requests / rounds, number == rounds);
         round(&mut run, &mut disk, &shared, frames / rounds)?;

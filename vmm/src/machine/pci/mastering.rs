@@ -1,0 +1,63 @@
+//! Bus mastering: whether a function may touch guest memory (PCI 3.0, section
+//! 6.2.2, command register bit 2).
+//!
+//! A kernel that hands over to another (kexec) turns it off first, and then
+//! gives the memory that it had lent away. So the write that clears the bit
+//! returns when nothing will be written any more, and a vCPU waits for a
+//! back-end here and nowhere else. The device's thread ends the wait; where it
+//! cannot, because the back-end does not stop, the VM ends instead.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::machine::kvm::vcpu;
+
+/// How often a vCPU that waits looks whether the run has ended.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The wait of the vCPUs of one function.
+#[derive(Debug, Default)]
+pub struct Mastering {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    asked: u64,
+    done: u64,
+}
+
+/// Names one clearing of the bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Clearing(u64);
+
+impl Mastering {
+    /// The bit has been cleared.
+    pub fn cleared(&self) -> Clearing {
+        let mut state = self.state();
+        state.asked = state.asked.wrapping_add(1);
+        Clearing(state.asked)
+    }
+
+    /// Waits until nothing is written any more, or until the run has ended: this
+    /// vCPU then does not run again.
+    pub fn wait(&self, clearing: Clearing) {
+        let mut state = self.state();
+        while state.done < clearing.0 && !vcpu::is_kicked() {
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Nothing is written any more.
+    pub fn is_quiet(&self, clearing: Clearing) {
+        let mut state = self.state();
+        state.done = state.done.max(clearing.0);
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
