@@ -448,10 +448,17 @@ fn the_launch_contracts_socket_is_served_and_the_program_ends_with_it() {
     let child = inheriting(back);
     Session::new(Client::new(front), EVENT_IDX).still_serves();
     ends_with(child, 0, "");
-    // A front-end that is gone already.
-    let (front, back) = Handover::Listening.sockets().unwrap();
-    drop(front);
-    ends_with(inheriting(back), 0, "");
+    // A front-end that is gone already, before or after it has asked.
+    for asks in [false, true] {
+        let (front, back) = Handover::Listening.sockets().unwrap();
+        let client = Client::new(front);
+        if asks {
+            let request = Header::request(FrontendReq::GET_FEATURES.into());
+            client.send(request, &[], &[]).unwrap();
+        }
+        drop(client);
+        ends_with(inheriting(back), 0, "");
+    }
 }
 
 #[test]

@@ -18,11 +18,13 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_contract::client::Client;
 use outboard_contract::ring::Ring;
+use outboard_contract::soon;
 use outboard_protocol::launch;
 use outboard_protocol::wire::Header;
 use outboard_runtime::program::{Args, Capabilities, run};
@@ -65,6 +67,10 @@ fn main() -> ExitCode {
         (
             "an inherited connection is served to its end",
             inherited_connection,
+        ),
+        (
+            "a front-end that leaves before it is answered has closed the connection",
+            left_before_the_answer,
         ),
         (
             "an inherited listening socket is served like its own",
@@ -293,6 +299,34 @@ fn inherited_connection() {
     let client = echoes(Client::new(ours));
     client.send(Header::reply_to(1), &[], &[]).unwrap();
     program.ends_with(1, "cut the front-end off");
+}
+
+/// The end is met by the write of an answer, not by a read.
+fn left_before_the_answer() {
+    for request in [FrontendReq::GET_FEATURES, FrontendReq::GET_QUEUE_NUM] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let client = Client::new(ours);
+        client
+            .send(Header::request(request.into()), &[], &[])
+            .unwrap();
+        drop(client);
+        let program = Program::start(&[&inheritable(&theirs)]);
+        drop(theirs);
+        let (status, _, said) = program.end();
+        assert_eq!((status, said.as_str()), (Some(0), ""));
+    }
+    // An answer that nobody has read resets the connection.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let program = Program::start(&[&inheritable(&theirs)]);
+    drop(theirs);
+    let client = echoes(Client::new(ours));
+    let request = Header::request(FrontendReq::GET_FEATURES.into());
+    client.send(request, &[], &[]).unwrap();
+    let mut answer = [PollFd::new(client.connection.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut answer, soon().poll_timeout()).unwrap(), 1);
+    drop(client);
+    let (status, _, said) = program.end();
+    assert_eq!((status, said.as_str()), (Some(0), ""));
 }
 
 fn inherited_listener() {

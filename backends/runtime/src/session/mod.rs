@@ -118,6 +118,8 @@ enum Fault {
     Declined(String),
     /// The specification is broken.
     Broken(String),
+    /// The front-end closed the connection before it was answered.
+    Closed,
     /// A worker does not stop.
     Stuck,
 }
@@ -130,7 +132,10 @@ impl From<Stuck> for Fault {
 
 impl From<WireError> for Fault {
     fn from(error: WireError) -> Self {
-        Self::Broken(error.to_string())
+        match error {
+            WireError::Closed => Self::Closed,
+            error => Self::Broken(error.to_string()),
+        }
     }
 }
 
@@ -237,6 +242,7 @@ impl<D: Device> Session<'_, D> {
         match self.answer(header, asked, result) {
             Ok(()) => None,
             Err(Fault::Stuck) => Some(Last::Stuck),
+            Err(Fault::Closed) => Some(Last::End(End::Closed)),
             Err(Fault::Refused(why) | Fault::Declined(why) | Fault::Broken(why)) => {
                 Some(cut_off(why))
             }
