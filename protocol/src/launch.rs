@@ -383,6 +383,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_has_gone_is_a_broken_pipe_whether_it_had_read_or_not() {
+        let stop = ToMachine::Stop;
+        for reads in [true, false] {
+            let (a, b) = Channel::pair().unwrap();
+            a.send(&stop, &[], soon()).unwrap();
+            if reads {
+                b.recv::<ToMachine>(soon()).unwrap().unwrap();
+            }
+            drop(b);
+            let error = a.send(&stop, &[], soon()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{reads}");
+        }
+    }
+
+    #[test]
     fn a_listening_socket_has_one_front_end_and_no_name() {
         let (mut front, back) = Handover::of(&Kind::rng()).sockets().unwrap();
         let listener = UnixListener::from(back);

@@ -24,6 +24,9 @@ const SCM_MAX_FD: usize = 253;
 
 /// Sends what the socket takes of `bytes`, and with its first byte `fds`.
 /// Waits for room until `deadline`.
+///
+/// # Errors
+/// `TimedOut`; `BrokenPipe` when the peer has gone, whatever it left unread.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -41,6 +44,8 @@ pub(crate) fn send(
             Ok(count) => return Ok(count),
             Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLOUT, deadline)?,
             Err(rustix::io::Errno::INTR) => {}
+            // It left, and something that it was sent before is unread.
+            Err(rustix::io::Errno::CONNRESET) => return Err(rustix::io::Errno::PIPE.into()),
             Err(errno) => return Err(errno.into()),
         }
     }

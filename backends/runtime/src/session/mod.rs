@@ -305,14 +305,19 @@ impl<D: Device> Session<'_, D> {
             return;
         }
         let header = Header::request(BackendReq::CONFIG_CHANGE_MSG.into());
-        if let Err(error) = requests.send(header, &[], &[], Deadline::after(CHANGE)) {
-            // It may name another channel, and that as often as it likes.
-            static UNREAD: Rarely = Rarely::new();
-            if let Some(times) = UNREAD.again() {
-                log::warn!("cannot announce a configuration change: {error}{times}");
+        match requests.send(header, &[], &[], Deadline::after(CHANGE)) {
+            Ok(()) => return,
+            // It is leaving, or does not want to hear of it any more.
+            Err(WireError::Closed) => {}
+            Err(error) => {
+                // It may name another channel, and that as often as it likes.
+                static UNREAD: Rarely = Rarely::new();
+                if let Some(times) = UNREAD.again() {
+                    log::warn!("cannot announce a configuration change: {error}{times}");
+                }
             }
-            self.requests = None;
         }
+        self.requests = None;
     }
 
     /// Every feature bit that the device and the runtime offer.
