@@ -7,13 +7,15 @@ use outboard::cli::{Cli, Command};
 use outboard::exit::Exit;
 use outboard::machine;
 use outboard::supervisor::logging::USUAL;
-use outboard::supervisor::{self, spawn};
+use outboard::supervisor::{self, descriptors, spawn};
 use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
 
 fn main() -> ExitCode {
     // Before anything else opens descriptors, and that number with it.
     let inherited = spawn::inherited(MACHINE_FD);
+    spawn::own_signals();
+    descriptors::raise();
     match Cli::parse().command {
         Command::Run(run) => {
             drop(inherited);

@@ -16,6 +16,7 @@ pub mod claims;
 pub mod config;
 pub mod connect;
 pub mod console;
+pub mod descriptors;
 pub mod host;
 pub mod image;
 pub mod launch;

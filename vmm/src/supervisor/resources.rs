@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use outboard_protocol::launch;
 
 use super::config::{Config, Disk, Source};
+use super::descriptors;
 use super::host;
 use super::image::{Identity, Images};
 use super::logging::Logging;
@@ -96,6 +97,7 @@ impl Resources {
     /// # Errors
     /// A message that names the thing and says what to do.
     pub fn open(config: Config) -> Result<(Self, Output)> {
+        descriptors::check(&config)?;
         let kvm = kvm(Path::new("/dev/kvm"))?;
         let (kernel, _) = readable("kernel", &config.kernel)?;
         let initrd = match &config.initrd {

@@ -7,8 +7,9 @@
 //! What a child gets: standard input as given, our standard error for its
 //! output and its errors, descriptors 3, 4, … as given, and no other; a session
 //! of its own (so that a terminal's signals do not reach it and it cannot write
-//! into the terminal's input); default signal actions; death by SIGKILL when
-//! its parent dies.
+//! into the terminal's input); default signal actions and no signal blocked; the
+//! soft limit on descriptors that we found ourselves; death by SIGKILL when its
+//! parent dies.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -17,6 +18,8 @@ use std::ptr;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
+
+use super::descriptors;
 
 /// First descriptor after standard input, output and error.
 const FIRST_FD: RawFd = 3;
@@ -72,6 +75,8 @@ struct Plan {
     errors: RawFd,
     args: Vector,
     environment: Vector,
+    /// The limits on descriptors that the program is to find.
+    limits: Option<libc::rlimit>,
 }
 
 impl Spawn<'_> {
@@ -101,6 +106,10 @@ impl Spawn<'_> {
             errors: errors.as_raw_fd(),
             args: Vector::new(self.args),
             environment: Vector::new(self.environment),
+            limits: descriptors::found().map(|(soft, hard)| libc::rlimit {
+                rlim_cur: soft,
+                rlim_max: hard,
+            }),
         };
         // SAFETY: the child calls `become_program` alone, which makes system
         // calls on prepared data and never returns.
@@ -161,6 +170,10 @@ unsafe fn become_program(plan: &Plan) -> ! {
             && take_descriptors(plan);
         if ready {
             default_signals();
+            // Last: descriptors may have numbers above the limit.
+            if let Some(limits) = &plan.limits {
+                libc::setrlimit(libc::RLIMIT_NOFILE, limits);
+            }
             execute(plan);
         }
         let errno = *libc::__errno_location();
@@ -199,12 +212,26 @@ unsafe fn take_descriptors(plan: &Plan) -> bool {
     }
 }
 
+/// Makes of the signal actions that this process was started with those that
+/// it counts on. To be called once, before there are threads.
+///
+/// A parent that ignores SIGCHLD hands that down, and then a child is gone
+/// without a word of how it ended. SIGXFSZ is ignored, so that a console or a
+/// log at its greatest size (RLIMIT_FSIZE) makes writes fail and ends nobody.
+pub fn own_signals() {
+    // SAFETY: neither action runs code of ours.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// # Safety
 /// As [`become_program`].
 unsafe fn default_signals() {
     // SAFETY: an empty set on the stack; default actions run no code of ours.
     unsafe {
-        for signal in 1..libc::SIGRTMIN() {
+        for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();

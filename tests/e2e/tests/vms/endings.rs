@@ -12,9 +12,11 @@ use outboard_e2e::processes::Process;
 use outboard_e2e::products;
 use outboard_e2e::vm::{Run, Vm};
 
-use crate::{KVM, Test, test};
+use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
+const ENV: &[Need] = &[Need::Kvm, Need::Program("env")];
+const PRLIMIT: &[Need] = &[Need::Kvm, Need::Program("prlimit")];
 
 /// Who is to be ended.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +88,16 @@ pub fn tests() -> Vec<Test> {
             children_of_children,
         ),
         test("a kernel that is none ends with 1", KVM, no_kernel),
+        test(
+            "a parent that ignores SIGCHLD hides no end",
+            ENV,
+            children_ignored,
+        ),
+        test(
+            "a low soft limit on descriptors is raised for ours alone",
+            PRLIMIT,
+            soft_limit,
+        ),
     ]);
     tests
 }
@@ -268,5 +280,40 @@ fn no_kernel() -> Result<()> {
     fs::write(&text, "This is not a kernel. ".repeat(1000))?;
     let mut vm = Run::plain()?.with("--kernel", &text).start()?;
     vm.wait()?.with_code(1)?;
+    vm.check_nothing_is_left()
+}
+
+/// A child that has ended is reaped at once then, unless its parent says no.
+fn children_ignored() -> Result<()> {
+    let words = ["env", "--ignore-signal=CHLD"];
+    let image = Image::new(MIB)?;
+    let run = Run::guest("scenario=verify requests=100")?.with("--disk", image.option());
+    let mut vm = run.under(&words).start()?;
+    let ended = vm.wait()?.with_code(0)?;
+    ensure!(ended.messages.is_empty(), "{ended}");
+    vm.check_nothing_is_left()?;
+    let backend = script(&image, "exit 9")?;
+    let disk = format!("{},backend={}", image.option(), backend.display());
+    let run = Run::guest("scenario=verify")?.with("--disk", disk);
+    let ended = run.under(&words).to_the_end()?.with_code(1)?;
+    ended.saying(&["disk0: the back-end backend exited with status 9"])?;
+    image.wait_until_free()
+}
+
+/// Of 64 queues the machine has more than 150 descriptors.
+fn soft_limit() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let found = image.directory().join("found");
+    let blk = products::Products::get()?.program("outboard-blk");
+    let text = format!("ulimit -Sn >{found:?}; ulimit -n 1000; exec {blk:?} \"$@\"");
+    let backend = script(&image, &text)?;
+    let disk = format!("{},backend={},queues=64", image.option(), backend.display());
+    let run = Run::guest("scenario=verify requests=100 queues=64")?.with("--disk", disk);
+    let mut vm = run.under(&["prlimit", "--nofile=150:20000"]).start()?;
+    let ended = vm.wait()?.with_code(0)?;
+    ended.result("verify")?.passed()?;
+    ensure!(ended.messages.is_empty(), "{ended}");
+    let found = fs::read_to_string(found)?;
+    ensure!(found.trim() == "150", "a foreign program found {found}");
     vm.check_nothing_is_left()
 }

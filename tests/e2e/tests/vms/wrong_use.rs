@@ -11,7 +11,7 @@ use outboard_contract::client::Client;
 use outboard_contract::scripted::{Action, Scripted};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
-use outboard_e2e::products::Products;
+use outboard_e2e::products::{self, Products};
 use outboard_e2e::vm::{Run, Vm};
 use vhost::vhost_user::message::FrontendReq;
 
@@ -170,6 +170,11 @@ pub fn tests() -> Vec<Test> {
             let run = Run::guest("")?.switch("--hugepages");
             refused(run, 1, "0 free huge pages of 2 MiB; as root, `echo 256 >")
         }),
+        test(
+            "too low a hard limit on descriptors is said at the start",
+            &[Need::Kvm, Need::Program("prlimit")],
+            few_descriptors,
+        ),
         test("no /dev/kvm is said", ROOT, no_kvm),
         test("no permission for /dev/kvm is said", ROOT, no_permission),
     ]);
@@ -566,6 +571,29 @@ fn queues() -> Result<()> {
     let _card = script.listen(&place("net.sock"))?;
     let words = "the back-end offers 2 pairs of queues, 4 were asked: use queues=2";
     refused(run("--net", &place("net.sock"), ",queues=4")?, 1, words)
+}
+
+fn few_descriptors() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let backend = image.directory().join("never-started");
+    products::write_script(&backend, "echo started >&2")?;
+    for (more, words) in [
+        ("", "the back-end of disk0 needs up to 341 descriptors"),
+        (
+            &format!(",backend={}", backend.display()),
+            "the machine process needs up to 233 descriptors",
+        ),
+    ] {
+        let disk = format!("{},queues=64{more}", image.option());
+        let run = Run::guest("")?.with("--disk", disk);
+        let run = run.under(&["prlimit", "--nofile=150:150"]);
+        refused(run.clone(), 1, words)?;
+        refused(run.clone(), 1, "the hard limit is 150 (`ulimit -Hn`)")?;
+        let said = run.to_the_end()?.messages;
+        ensure!(said.contains("give fewer queues"), "{said}");
+        ensure!(!said.contains("started"), "{said}");
+    }
+    Ok(())
 }
 
 fn no_kvm() -> Result<()> {
