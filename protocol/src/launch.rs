@@ -247,7 +247,7 @@ pub enum FromMachine {
         /// What happened, to be shown to the user.
         cause: String,
     },
-    /// The machine cannot be built; it exits after this.
+    /// The machine cannot be built, or cannot go on; it exits after this.
     Failed {
         /// What was attempted, on what, what to do.
         error: String,

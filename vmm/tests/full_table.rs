@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outboard::machine::frontend::{Connected, Session};
+use outboard_protocol::descriptors::NoRoom;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::wire::{Connection, Header};
 use outboard_protocol::{Deadline, launch};
@@ -41,7 +42,9 @@ fn a_back_end_is_not_blamed_for_a_descriptor_that_finds_no_room() {
     };
     let result = Session::<Connected>::new(ours).negotiate(&disk);
     drop(files);
-    let error = format!("{:#}", result.unwrap_err());
+    let error = result.unwrap_err();
+    assert!(NoRoom::within(error.as_ref()).is_some(), "{error:#}");
+    let error = format!("{error:#}");
     assert!(!error.contains("malformed"), "{error}");
     assert!(error.contains("raise its limit (`ulimit -n`"), "{error}");
 }

@@ -150,6 +150,7 @@ impl Session<'_> {
                 DeviceEvent::Lost { device, cause } => {
                     self.tell(&FromMachine::Lost { device, cause })?;
                 }
+                DeviceEvent::Failed { device, cause } => bail!("{device}: {cause}"),
             }
         }
         self.start_if_attached()

@@ -10,8 +10,13 @@ use crate::exit::Exit;
 pub enum Verdict {
     /// The machine said how the guest ended.
     Ended(Ending),
-    /// The machine cannot be built.
-    Failed(String),
+    /// The machine cannot be built, or cannot go on.
+    Failed {
+        /// What it said.
+        error: String,
+        /// Whether the guest had been started.
+        running: bool,
+    },
     /// A back-end's process ended.
     BackEndDied {
         /// The device's id.
@@ -47,7 +52,8 @@ impl Verdict {
             Self::Ended(Ending::PowerOff | Ending::Reset | Ending::Stopped) => Exit::Success,
             Self::Ended(Ending::TripleFault) => Exit::TripleFault,
             Self::Ended(Ending::KvmError { .. }) => Exit::KvmError,
-            Self::Failed(_) => Exit::CannotStart,
+            Self::Failed { running: true, .. } => Exit::MachineDied,
+            Self::Failed { running: false, .. } => Exit::CannotStart,
             Self::BackEndDied { running, .. } | Self::BackEndLost { running, .. } => {
                 match running {
                     true => Exit::BackEndDied,
@@ -74,7 +80,10 @@ impl Verdict {
                 Some(format!("KVM cannot go on with this guest: {detail}"))
             }
             Self::Ended(_) | Self::Interrupted => None,
-            Self::Failed(error) => Some(error.clone()),
+            Self::Failed { error, running } => Some(match running {
+                true => format!("the machine process cannot go on: {error}"),
+                false => error.clone(),
+            }),
             Self::BackEndDied {
                 id,
                 program,

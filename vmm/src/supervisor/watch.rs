@@ -131,7 +131,10 @@ impl Watch<'_> {
                 console.running();
             }
             FromMachine::Lost { device, cause } => return Some(self.lost(device, cause)),
-            FromMachine::Failed { error } => return Some(Verdict::Failed(error)),
+            FromMachine::Failed { error } => {
+                let running = self.running;
+                return Some(Verdict::Failed { error, running });
+            }
             FromMachine::Ended { ending } => return Some(Verdict::Ended(ending)),
         }
         None
@@ -273,7 +276,7 @@ impl Asked {
 /// when somebody asks for the end a second time. Each has been reaped when
 /// this returns. Answers whether somebody has asked for the end.
 pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
-    let ends_by_itself = matches!(verdict, Verdict::Ended(_) | Verdict::Failed(_));
+    let ends_by_itself = matches!(verdict, Verdict::Ended(_) | Verdict::Failed { .. });
     if !ends_by_itself {
         let deadline = Deadline::after(SEND_WAIT);
         let _ = vm.channel.send(&ToMachine::Stop, &[], deadline);

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -97,6 +98,11 @@ pub fn tests() -> Vec<Test> {
             "a low soft limit on descriptors is raised for ours alone",
             PRLIMIT,
             soft_limit,
+        ),
+        test(
+            "a machine that runs out of descriptors blames nobody",
+            PRLIMIT,
+            out_of_descriptors,
         ),
     ]);
     tests
@@ -316,4 +322,26 @@ fn soft_limit() -> Result<()> {
     let found = fs::read_to_string(found)?;
     ensure!(found.trim() == "150", "a foreign program found {found}");
     vm.check_nothing_is_left()
+}
+
+/// With each reset by the guest its eventfds are made anew.
+fn out_of_descriptors() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let scenario = "scenario=verify requests=1000000 reinit=10000";
+    let mut vm = Run::guest(scenario)?
+        .with("--disk", image.option())
+        .start()?;
+    vm.console_line("!")?;
+    let machine = vm.process(Process::is_machine)?;
+    let status = Command::new("prlimit")
+        .args(["--nofile=8:8", "--pid", &machine.pid.to_string()])
+        .status()?;
+    ensure!(status.success(), "prlimit: {status}");
+    let ended = vm.wait()?.with_code(6)?.saying(&[
+        "the machine process cannot go on: disk0: making eventfds for queue 0: this process has",
+        "raise its limit (`ulimit -n`",
+    ])?;
+    ensure!(!ended.messages.contains("back-end"), "{ended}");
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
 }

@@ -96,6 +96,14 @@ pub enum DeviceEvent {
         /// Why, to be shown to the user.
         cause: String,
     },
+    /// The machine itself cannot serve the device: its back-end is not to
+    /// blame.
+    Failed {
+        /// The device's id.
+        device: String,
+        /// Why, and what to do.
+        cause: String,
+    },
 }
 
 /// How the session's thread is interrupted in whatever it waits for.

@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
+use outboard_protocol::descriptors::{NoRoom, explain};
 use outboard_protocol::{Deadline, launch};
 
 use self::mastering::Mastering;
@@ -284,9 +285,17 @@ impl Worker {
         Ok(RingStart {
             ring,
             base,
-            call: interrupts.lend(ring.index).with_context(making)?,
-            kick: doorbells.lend(ring.index).with_context(making)?,
-            error: RingErrors::eventfd().with_context(making)?,
+            call: interrupts
+                .lend(ring.index)
+                .map_err(explain)
+                .with_context(making)?,
+            kick: doorbells
+                .lend(ring.index)
+                .map_err(explain)
+                .with_context(making)?,
+            error: RingErrors::eventfd()
+                .map_err(explain)
+                .with_context(making)?,
         })
     }
 
@@ -405,9 +414,10 @@ impl Worker {
         self.withdraw_all();
         self.interruption.watch(None);
         if !self.interruption.is_stopping() {
-            self.events.post(DeviceEvent::Lost {
-                device: self.spec.id.clone(),
-                cause: format!("{error:#}"),
+            let (device, cause) = (self.spec.id.clone(), format!("{error:#}"));
+            self.events.post(match NoRoom::within(error.as_ref()) {
+                Some(_) => DeviceEvent::Failed { device, cause },
+                None => DeviceEvent::Lost { device, cause },
             });
         }
     }

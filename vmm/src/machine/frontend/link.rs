@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_protocol::Deadline;
+use outboard_protocol::descriptors::NoRoom;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
@@ -228,6 +229,9 @@ pub fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
             "the back-end was silent: {request:?} was not answered within {} s",
             PATIENCE.as_secs()
         ),
-        error => anyhow::anyhow!("{request:?}: {error}"),
+        error => match NoRoom::within(error) {
+            Some(no_room) => anyhow::Error::new(no_room).context(format!("{request:?}")),
+            None => anyhow::anyhow!("{request:?}: {error}"),
+        },
     }
 }
