@@ -34,6 +34,7 @@ pub mod spawn;
 pub mod terminal;
 pub mod verdict;
 pub mod watch;
+pub mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,11 +77,11 @@ fn configure(file: Option<PathBuf>, settings: Settings) -> Result<Config, String
     let Some(path) = file else {
         return Config::new(settings);
     };
-    let written = Settings::read(&path)?;
+    let (written, text) = Settings::read(&path)?;
     Config::new(settings.over(written.clone())).map_err(|error| {
         // What is wrong with the file alone has its place there.
         match Config::new(written) {
-            Err(same) if same == error => settings::placed(&path, &error),
+            Err(same) if same == error => settings::placed(&path, &text, &error),
             _ => error,
         }
     })

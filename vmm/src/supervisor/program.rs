@@ -2,7 +2,6 @@
 //! descriptor.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -115,7 +114,11 @@ fn own_directory() -> Option<PathBuf> {
 
 fn is_script(path: &Path) -> bool {
     let mut start = [0; 2];
-    File::open(path)
+    std::fs::OpenOptions::new()
+        .read(true)
+        // What was a file may have become a FIFO.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
         .and_then(|mut file| file.read_exact(&mut start))
         .is_ok()
         && start == *b"#!"

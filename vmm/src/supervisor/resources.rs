@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -277,11 +277,29 @@ fn output(console: Console) -> Result<Output> {
         Console::Null => PathBuf::from("/dev/null"),
         Console::File(path) => path,
     };
+    let shown = path.display();
     let file = OpenOptions::new()
         .append(true)
         .create(true)
+        // To open a FIFO would wait for its reader otherwise, to write to it
+        // for room in it, and a terminal become ours.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(&path)
-        .with_context(|| format!("the console file {} cannot be opened", path.display()))?;
+        .map_err(|error| {
+            let kind = fs::metadata(&path).map(|found| found.file_type());
+            let advice = match (error.raw_os_error(), kind) {
+                (Some(libc::ENXIO), Ok(kind)) if kind.is_fifo() => {
+                    format!(
+                        "; it is a FIFO that nobody reads: start its reader first (`cat {shown}`)"
+                    )
+                }
+                (Some(libc::ENXIO), Ok(kind)) if kind.is_socket() => {
+                    "; it is a socket: give a file, a FIFO or a terminal".to_owned()
+                }
+                _ => String::new(),
+            };
+            anyhow!("the console file {shown} cannot be opened: {error}{advice}")
+        })?;
     Ok(Output::File(file))
 }
 
@@ -289,6 +307,8 @@ fn output(console: Console) -> Result<Output> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
     use outboard_protocol::image_lock;
 
     use super::super::image;
@@ -373,6 +393,8 @@ mod tests {
             net::open(&device, card)
         };
         let here = folder.path().display();
+        let fifo = folder.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let mut failures = vec![
             error(kvm(nowhere)),
             error(kvm(folder.path())),
@@ -381,6 +403,7 @@ mod tests {
             error(initrd(nowhere, 1 << 20)),
             error(output(Console::File(nowhere.into()))),
             error(output(Console::File(folder.path().into()))),
+            error(output(Console::File(fifo))),
             error(Program::open(nowhere)),
             error(Program::open(Path::new("no-such-program"))),
             error(Program::open(&plain)),

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use outboard_log::Level;
+use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{Doorbell, Ring};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -13,6 +14,7 @@ use super::meant;
 use super::net::NetSettings;
 use super::options::{self, Keys, Size, Type, Wait};
 use super::rng::RngSettings;
+use super::written;
 
 /// The settings of one source; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -55,15 +57,22 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads a configuration file.
+    /// Reads a configuration file; answers its text, too.
     ///
     /// # Errors
     /// A message with the file, the line and the column.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub fn read(path: &Path) -> Result<(Self, String), String> {
+        let text = written::read(path, limits::MESSAGE).map_err(|error| {
+            let shown = path.display();
+            format!("the configuration file {shown} cannot be read: {error}")
+        })?;
+        Ok((Self::parse(path, &text)?, text))
+    }
+
+    /// Reads the text of the configuration file `path`.
+    fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("the configuration file {shown} cannot be read: {error}"))?;
-        toml::from_str(&text).map_err(|error| {
+        toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             let before = text.get(..start).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
@@ -106,12 +115,11 @@ impl Settings {
     }
 }
 
-/// An error about a setting of a file, with the line of that setting if it is
-/// found: `--cpus 0: …`, `--disk NAME: …`.
-pub fn placed(path: &Path, error: &str) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+/// An error about a setting of the file `path`, which is `text`, with the line
+/// of that setting if it is found: `--cpus 0: …`, `--disk NAME: …`.
+pub fn placed(path: &Path, text: &str, error: &str) -> String {
     let shown = path.display();
-    match line_of(&text, error) {
+    match line_of(text, error) {
         Some(line) => format!("{shown}:{line}: {error}"),
         None => format!("{shown}: {error}"),
     }
@@ -311,6 +319,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         Settings::read(file.path())
+            .map(|(settings, _)| settings)
             .map_err(|error| error.replace(&file.path().display().to_string(), "vm.toml"))
     }
 

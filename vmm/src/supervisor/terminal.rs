@@ -60,7 +60,8 @@ impl RawMode {
             restore();
             previous(info);
         }));
-        tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, &raw)?;
+        // Not after what is still to be written: that may be never.
+        tcsetattr(std::io::stdin(), SetArg::TCSANOW, &raw)?;
         Ok(Self(()))
     }
 }
@@ -75,8 +76,11 @@ fn restore() {
     // A panic may come while the lock is held; then there is nothing to do.
     if let Ok(mut before) = BEFORE.try_lock()
         && let Some(termios) = before.take()
+        // A shell that has taken it back has put it back, and who changes it
+        // from the background is stopped.
+        && input(std::io::stdin().as_fd()) != Input::Background
     {
-        let _ = tcsetattr(std::io::stdin().as_fd(), SetArg::TCSADRAIN, &termios);
+        let _ = tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &termios);
     }
 }
 

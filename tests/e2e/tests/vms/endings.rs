@@ -2,11 +2,17 @@
 //! it is left.
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
@@ -89,6 +95,11 @@ pub fn tests() -> Vec<Test> {
             children_of_children,
         ),
         test("a kernel that is none ends with 1", KVM, no_kernel),
+        test(
+            "a console that nobody reads does not hold up the end",
+            KVM,
+            unread_console,
+        ),
         test(
             "a parent that ignores SIGCHLD hides no end",
             ENV,
@@ -344,4 +355,36 @@ fn out_of_descriptors() -> Result<()> {
     ensure!(!ended.messages.contains("back-end"), "{ended}");
     vm.check_nothing_is_left()?;
     image.wait_until_free()
+}
+
+fn unread_console() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let path = image.directory().join("fifo");
+    mkfifo(&path, Mode::S_IRWXU)?;
+    let open = |options: &mut fs::OpenOptions| {
+        let options = options.custom_flags(nix::libc::O_NONBLOCK);
+        options.open(&path)
+    };
+    let reader = open(fs::OpenOptions::new().read(true))?;
+    let writer = open(fs::OpenOptions::new().write(true))?;
+    fcntl(&reader, FcntlArg::F_SETPIPE_SZ(4096))?;
+    let mut vm = Run::guest("scenario=load report=1")?
+        .with("--disk", image.option())
+        .with("--console", format!("file={}", path.display()))
+        .start()?;
+    until_full(&writer)?;
+    vm.signal(Signal::SIGTERM)?;
+    let ended = vm.wait()?.with_code(0)?;
+    ensure!(ended.messages.is_empty(), "{ended}");
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
+}
+
+/// Waits until nothing more can be written.
+pub fn until_full(writer: &impl AsFd) -> Result<()> {
+    eventually("the console is full", || {
+        let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+        let ready = poll(&mut fds, PollTimeout::ZERO)?;
+        Ok((ready == 0).then_some(()))
+    })
 }

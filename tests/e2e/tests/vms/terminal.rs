@@ -7,17 +7,26 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::{self, MARK, Process};
 use outboard_e2e::vm::Run;
 
-use crate::{Need, Test, test};
+use crate::endings::until_full;
+use crate::{KVM, Need, Test, test};
 
 const NEEDS: &[Need] = &[Need::Kvm, Need::Program("script")];
 
 pub fn tests() -> Vec<Test> {
     vec![
+        test(
+            "a terminal that takes nothing does not hold up the end",
+            KVM,
+            takes_nothing,
+        ),
         test(
             "ctrl-a x ends the vm and the terminal is as before",
             NEEDS,
@@ -49,16 +58,51 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
+/// Whoever is at its other end does not read: output that waits there never
+/// leaves.
+fn takes_nothing() -> Result<()> {
+    let image = Image::new(1 << 20)?;
+    let run = Run::guest("scenario=load report=1")?.with("--disk", image.option());
+    let words = run.words();
+    let (program, arguments) = words.split_first().context("no program")?;
+    let terminal = openpty(None, None)?;
+    let path = image.directory().join("messages");
+    let mut supervisor = Command::new(program)
+        .args(arguments)
+        .stdin(terminal.slave.try_clone()?)
+        .stdout(terminal.slave.try_clone()?)
+        .stderr(fs::File::create(&path)?)
+        .spawn()?;
+    let messages = || fs::read_to_string(&path).unwrap_or_default();
+    let result = eventually("the guest runs on the terminal", || {
+        let ended = supervisor.try_wait()?;
+        ensure!(ended.is_none(), "it ended: {}", messages());
+        Ok(messages().contains("Ctrl-A x ends").then_some(()))
+    })
+    .and_then(|()| until_full(&terminal.slave))
+    .and_then(|()| {
+        let pid = Pid::from_raw(supervisor.id().try_into()?);
+        Ok(kill(pid, Signal::SIGTERM)?)
+    })
+    .and_then(|()| eventually("the run ends", || Ok(supervisor.try_wait()?)));
+    if result.is_err() {
+        supervisor.kill()?;
+        supervisor.wait()?;
+    }
+    ensure!(result?.success(), "{}", messages());
+    image.wait_until_free()
+}
+
 fn mark(name: &str) -> String {
     format!("terminal.{}.{name}", std::process::id())
 }
 
 fn signal(process: &Process, signal: &str) -> Result<()> {
     let signal = match signal {
-        "TERM" => nix::sys::signal::Signal::SIGTERM,
-        _ => nix::sys::signal::Signal::SIGKILL,
+        "TERM" => Signal::SIGTERM,
+        _ => Signal::SIGKILL,
     };
-    Ok(nix::sys::signal::kill(process.pid, signal)?)
+    Ok(kill(process.pid, signal)?)
 }
 
 /// Runs an idle guest on a terminal, ends it by `end`, and compares.

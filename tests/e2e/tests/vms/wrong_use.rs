@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use outboard_contract::client::Client;
 use outboard_contract::scripted::{Action, Scripted};
 use outboard_e2e::eventually;
@@ -136,6 +138,7 @@ pub fn tests() -> Vec<Test> {
         test("ids are given once", &[], ids),
         test("what only one can have is given once", &[], given_twice),
         test("a console is no disk", KVM, console_on_a_disk),
+        test("what would be waited for is refused", KVM, fifos),
         test("an error in a file has its line", &[], error_in_a_file),
         test(
             "a listener that does not accept is waited for and named",
@@ -379,6 +382,48 @@ fn console_on_a_disk() -> Result<()> {
         .with("--disk", image.option())
         .with("--console", format!("file={}", image.path().display()));
     refused(run, 1, "the console would be written to the image of disk0")
+}
+
+/// To open a FIFO waits for who is at its other end: nobody is.
+fn fifos() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let fifo = image.directory().join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU)?;
+    let path = fifo.display();
+    for (option, value, words) in [
+        (
+            "--console",
+            format!("file={path}"),
+            "it is a FIFO that nobody reads: start its reader first (`cat ",
+        ),
+        ("--kernel", format!("{path}"), "is not a file; give a file"),
+        ("--initrd", format!("{path}"), "is not a file; give a file"),
+        (
+            "--disk",
+            format!("path={path}"),
+            "neither a file nor a block device",
+        ),
+        (
+            "--disk",
+            format!("path=a,backend={path}"),
+            "is not a program",
+        ),
+        ("--rng", format!("backend={path}"), "is not a program"),
+        ("--disk", format!("socket={path}"), "is not a socket"),
+        ("--net", format!("peer={path}"), "is not a socket"),
+        ("--net", format!("peer={path},listen"), "is not a socket"),
+    ] {
+        let run = match option {
+            "--kernel" => Run::plain()?,
+            _ => Run::guest("")?,
+        };
+        refused(run.with(option, value), 1, words)?;
+    }
+    let socket = image.directory().join("socket");
+    let _listener = UnixListener::bind(&socket)?;
+    let console = format!("file={}", socket.display());
+    let run = Run::guest("")?.with("--console", console);
+    refused(run, 1, "it is a socket: give a file, a FIFO or a terminal")
 }
 
 fn error_in_a_file() -> Result<()> {
