@@ -15,6 +15,7 @@ pub mod counters;
 pub mod device;
 pub mod event;
 pub mod inherited;
+mod kernel;
 pub mod listen;
 pub mod manual;
 pub mod memory;

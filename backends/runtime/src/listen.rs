@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
 };
+use outboard_log::Rarely;
 use outboard_protocol::descriptors;
 
 /// A source of front-ends.
@@ -145,7 +146,8 @@ impl Listening {
     }
 
     /// Waits for the next front-end; `None` when `stop` becomes readable first,
-    /// and when the socket is shut down and nobody will come any more.
+    /// and when the socket is shut down and nobody will come any more. What passes
+    /// ([`passes`]) is said and waited out.
     ///
     /// # Errors
     /// Those of poll(2) and accept(2) that do not pass by themselves.
@@ -162,8 +164,16 @@ impl Listening {
             if fds.first().and_then(PollFd::any) == Some(true) {
                 return Ok(None);
             }
-            if let Some(stream) = self.try_accept()? {
-                return Ok(Some(stream));
+            match self.accept_now() {
+                Ok(Some(stream)) => return Ok(Some(stream)),
+                Ok(None) => {}
+                Err(error) if passes(&error) => {
+                    say_that_it_passes(error);
+                    let mut fds = [PollFd::new(stop, PollFlags::POLLIN)];
+                    let _ = poll(&mut fds, PollTimeout::from(PAUSE_MILLIS));
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             let listener = fds.get(1).and_then(PollFd::revents);
             if listener.is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
@@ -186,12 +196,18 @@ impl Listening {
     /// The next one that waits, if there is one.
     ///
     /// # Errors
-    /// Those of accept(2) that do not pass by themselves.
+    /// Those of accept(2), but for those that say that nobody waits.
     pub fn try_accept(&self) -> io::Result<Option<UnixStream>> {
+        self.accept_now().map_err(descriptors::explain)
+    }
+
+    fn accept_now(&self) -> io::Result<Option<UnixStream>> {
+        use io::ErrorKind as K;
+        let gone = [K::WouldBlock, K::Interrupted, K::ConnectionAborted];
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) if passes(&error) => Ok(None),
-            Err(error) => Err(descriptors::explain(error)),
+            Err(error) if gone.contains(&error.kind()) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -203,12 +219,26 @@ impl AsFd for Listening {
     }
 }
 
-fn passes(error: &io::Error) -> bool {
-    use io::ErrorKind as K;
-    matches!(
-        error.kind(),
-        K::WouldBlock | K::Interrupted | K::ConnectionAborted
-    )
+/// How long a listener rests after an error that passes, in milliseconds. The
+/// connection that could not be accepted waits in the socket meanwhile.
+pub const PAUSE_MILLIS: u16 = 200;
+
+/// Whether an error of accept(2) says nothing of the listening socket, so that a
+/// later attempt may succeed: this process or the system has no room for a
+/// descriptor or a socket, the connection has gone, something forbids it.
+pub fn passes(error: &io::Error) -> bool {
+    use Errno as E;
+    let errno = error.raw_os_error().map(E::from_raw);
+    errno.is_some_and(|errno| !matches!(errno, E::EBADF | E::ENOTSOCK | E::EINVAL | E::EOPNOTSUPP))
+}
+
+/// Says that an error which passes keeps a front-end waiting.
+pub fn say_that_it_passes(error: io::Error) {
+    static WAITING: Rarely = Rarely::new();
+    if let Some(times) = WAITING.again() {
+        let error = descriptors::explain(error);
+        log::warn!("cannot accept a front-end for the moment, and will try again: {error}{times}");
+    }
 }
 
 #[cfg(test)]
@@ -294,6 +324,25 @@ mod tests {
         ));
         assert!(Source::inherited(datagram.into()).is_err());
         assert!(Source::inherited(file.into()).is_err());
+    }
+
+    #[test]
+    fn only_what_is_wrong_with_the_socket_itself_does_not_pass() {
+        use Errno as E;
+        let lasting = [E::EBADF, E::ENOTSOCK, E::EINVAL, E::EOPNOTSUPP];
+        let passing = [
+            E::EMFILE,
+            E::ENFILE,
+            E::ENOBUFS,
+            E::ENOMEM,
+            E::EPERM,
+            E::EPROTO,
+            E::ECONNABORTED,
+            E::EACCES,
+        ];
+        let found = |errno: &E| passes(&io::Error::from(*errno));
+        assert!(passing.iter().all(found));
+        assert!(!lasting.iter().any(found));
     }
 
     #[test]

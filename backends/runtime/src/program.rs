@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use outboard_log::{Level, Rarely, Speaker, Verbosity};
@@ -20,6 +21,7 @@ use outboard_protocol::launch;
 use crate::activation;
 use crate::device::Device;
 use crate::inherited;
+use crate::kernel;
 use crate::listen::Source;
 use crate::session::{End, Host, Limits, serve};
 use crate::worker::Stuck;
@@ -71,7 +73,7 @@ pub struct Capabilities {
 }
 
 /// Runs a back-end: prints its capabilities, or makes its device with `build`
-/// and serves it until SIGTERM, SIGINT, or the end of an inherited connection.
+/// and serves it until a signal ([`Stop`]) or the end of an inherited connection.
 ///
 /// Status 0 is a clean end; what else happened is said on standard error.
 /// Call it first of all: logging, signals and inherited descriptors are its
@@ -101,6 +103,7 @@ pub fn start(
     let asked = front_end.verbosity.asked(Level::Info);
     let speaker = Speaker::this(outboard_log::label().as_deref());
     outboard_log::start(speaker, &outboard_log::filters(asked, Level::Info));
+    raise_descriptors();
     let result = if front_end.print_capabilities {
         print(capabilities)
     } else {
@@ -115,6 +118,19 @@ pub fn start(
                 false => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// Lets this process have as many descriptors as it may. The soft limit is low
+/// for the sake of select(2) alone, which nothing here uses, and a front-end may
+/// lend three for each queue and one for each region of memory.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| match soft < hard {
+        true => setrlimit(Resource::RLIMIT_NOFILE, hard, hard),
+        false => Ok(()),
+    });
+    if let Err(errno) = raised {
+        log::debug!("the limit on open descriptors stays as it is: {errno}");
     }
 }
 
@@ -171,7 +187,9 @@ fn check_contract() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT, for all threads: readable when one has come.
+/// SIGTERM, SIGINT and SIGHUP, for all threads: readable when one has come. The
+/// last two are left alone where they were ignored from the start, as nohup(1)
+/// does with SIGHUP.
 #[derive(Debug)]
 pub struct Stop(SignalFd);
 
@@ -179,7 +197,12 @@ impl Stop {
     fn catch() -> anyhow::Result<Self> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGINT);
+        for signal in [Signal::SIGINT, Signal::SIGHUP] {
+            // A blocked signal comes also when it is ignored.
+            if !kernel::ignores(signal) {
+                signals.add(signal);
+            }
+        }
         signals.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;

@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,7 +19,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,7 +33,8 @@ use support::*;
 use vhost::vhost_user::message::FrontendReq;
 
 const CHILD: &str = "OUTBOARD_TEST_CHILD";
-/// How many descriptors the program under test may have.
+/// How many descriptors the program under test may have: the soft limit, and
+/// after a colon the hard one if it is another.
 const DESCRIPTORS: &str = "OUTBOARD_TEST_DESCRIPTORS";
 
 #[derive(Parser)]
@@ -43,8 +45,10 @@ struct Cli {
 
 fn main() -> ExitCode {
     if std::env::var_os(CHILD).is_some() {
-        if let Some(most) = std::env::var(DESCRIPTORS).ok().and_then(|n| n.parse().ok()) {
-            setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        if let Ok(limits) = std::env::var(DESCRIPTORS) {
+            let (soft, hard) = limits.split_once(':').unwrap_or((&limits, &limits));
+            let [soft, hard] = [soft, hard].map(|limit| limit.parse().unwrap());
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         }
         let capabilities = Capabilities {
             kind: "loopback",
@@ -94,6 +98,15 @@ fn main() -> ExitCode {
             "a program with too few descriptors says so",
             too_few_descriptors,
         ),
+        (
+            "as many descriptors are used as there may be",
+            soft_limit_on_descriptors,
+        ),
+        (
+            "a front-end that cannot be accepted yet is served later",
+            no_descriptor_to_accept,
+        ),
+        ("a hangup that is ignored ends nothing", ignored_hangup),
     ];
     // One at a time: what one lets its child inherit, no other child may.
     let mut arguments = Arguments::from_args();
@@ -252,7 +265,7 @@ fn one_after_another() {
 }
 
 fn ends_on_a_signal() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         for connected in [false, true] {
             let place = Place::new();
             let program = Program::start(&[&place.argument()]);
@@ -459,12 +472,11 @@ fn cut_off_again_and_again() {
     assert!(last.ends_with("(512 times so far)"), "{last}");
 }
 
-fn too_few_descriptors() {
+/// What a program with these limits on descriptors says of a table of memory
+/// with eight of them.
+fn said_of_eight_descriptors(limits: &str) -> String {
     let place = Place::new();
-    // Standard ones, signals, both ends of the listening and of a session: a
-    // few less than the eight that a table of memory may bring are left.
-    let env = [(DESCRIPTORS, "12")];
-    let program = Program::with_env(&[&place.argument()], &env);
+    let program = Program::with_env(&[&place.argument()], &[(DESCRIPTORS, limits)]);
     let mut client = connect(&place.path);
     client.negotiate(EVENT_IDX | VERSION_1).unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
@@ -477,9 +489,110 @@ fn too_few_descriptors() {
         .unwrap();
     program.signal(Signal::SIGTERM);
     let (_, _, said) = program.end();
-    assert!(!said.contains("malformed"), "{said}");
     assert!(said.contains("cut a front-end off: "), "{said}");
+    said
+}
+
+/// Standard ones, signals, both ends of the listening and of a session: a few
+/// less than eight are left of these.
+const FEW: &str = "12";
+
+fn too_few_descriptors() {
+    let said = said_of_eight_descriptors(FEW);
+    assert!(!said.contains("malformed"), "{said}");
     assert!(said.contains("raise its limit (`ulimit -n`"), "{said}");
+}
+
+fn soft_limit_on_descriptors() {
+    let said = said_of_eight_descriptors(&format!("{FEW}:100"));
+    // The table itself is nonsense.
+    assert!(said.contains("a memory table of another length"), "{said}");
+}
+
+/// Lets the program have this many descriptors from now on.
+fn limit_descriptors(program: &Program, most: usize) {
+    let pid = rustix::process::Pid::from_raw(program.child.id() as i32);
+    let limits = rustix::process::Rlimit {
+        current: Some(most as u64),
+        maximum: Some(1000),
+    };
+    rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limits).unwrap();
+}
+
+/// Waits until the program says something, and reads that.
+fn next_words(program: &mut Program) -> String {
+    let said = program.child.stderr.as_mut().unwrap();
+    wait(|| {
+        let mut fds = [PollFd::new(said.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    });
+    let mut words = vec![0; 4096];
+    let count = said.read(&mut words).unwrap();
+    words.truncate(count);
+    String::from_utf8(words).unwrap()
+}
+
+fn no_descriptor_to_accept() {
+    let place = Place::new();
+    let mut program = Program::start(&[&place.argument()]);
+    let table = format!("/proc/{}/fd", program.child.id());
+    let open = || -> BTreeSet<usize> {
+        let entries = std::fs::read_dir(&table).unwrap().map(Result::unwrap);
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.map(|name| name.parse().unwrap()).collect()
+    };
+    // A session that has only begun has one, the next number that is free.
+    let client = connect(&place.path);
+    client.ask(FrontendReq::GET_FEATURES, &[]).unwrap();
+    let begun = open().len();
+    drop(client);
+    let rests = || open().len() == begun - 1;
+    wait(rests);
+    let free = (0..).find(|number| !open().contains(number)).unwrap();
+    limit_descriptors(&program, free);
+    let client = connect(&place.path);
+    client.send(Header::request(1), &[], &[]).unwrap();
+    let said = next_words(&mut program);
+    assert!(said.contains("cannot accept a front-end for"), "{said}");
+    assert!(said.contains("raise its limit (`ulimit -n`"), "{said}");
+    limit_descriptors(&program, 100);
+    assert_eq!(client.receive().unwrap().header, Header::reply_to(1));
+    drop(client);
+    drop(echoes(connect(&place.path)));
+    // And while one waits, it ends when it is asked.
+    wait(rests);
+    limit_descriptors(&program, free);
+    let _client = connect(&place.path);
+    next_words(&mut program);
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "");
+    assert!(!place.path.exists());
+}
+
+fn ignored_hangup() {
+    let place = Place::new();
+    let this = std::env::current_exe().unwrap();
+    let script = format!("trap '' HUP; exec {this:?} {}", place.argument());
+    let program = Program {
+        child: by_shell(&script),
+    };
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGHUP);
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "");
+}
+
+/// A shell that becomes the program.
+fn by_shell(script: &str) -> Child {
+    Command::new("/bin/sh")
+        .args(["-c", script])
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// A shell becomes the program, with its own process id in `LISTEN_PID` and the
@@ -488,15 +601,9 @@ fn passed(socket: &impl AsFd, environment: &str, arguments: &str) -> Program {
     let number = inheritable(socket).replace("--fd=", "");
     let this = std::env::current_exe().unwrap();
     let script = format!("exec 3<&{number}; {environment} exec {this:?} {arguments}");
-    let child = Command::new("/bin/sh")
-        .args(["-c", &script])
-        .env(CHILD, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    Program { child }
+    Program {
+        child: by_shell(&script),
+    }
 }
 
 fn passed_socket() {
