@@ -1,28 +1,55 @@
 //! Eventfds: kicks that are waited for, calls and errors that are signalled.
+//!
+//! One that a front-end lends is shared with it, flags, counter and all. What the
+//! front-end can do to it at any time must not hold a thread of ours for good.
 
+use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::fstat;
 use outboard_protocol::Deadline;
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{ReadWriteFlags, preadv2};
 
+use crate::kernel::{interrupt, this_thread, write_from_nowhere};
 use crate::worker::Stuck;
 
 /// How often a descriptor in use is looked at that is to be replaced.
 const RETRY: Duration = Duration::from_micros(100);
+/// As many reads in a row that give 1 each are of a counter that counts down by
+/// one (EFD_SEMAPHORE): any other is empty after the first, unless somebody adds
+/// one between each two of them.
+const MANY: usize = 256;
 
-/// A descriptor that counts events: an eventfd, or a pipe that stands in for
-/// one (vhost-user, "Support for platforms other than Linux").
+/// An eventfd.
 #[derive(Debug)]
 pub struct Event {
     fd: OwnedFd,
     /// Writing to it may block.
-    may_block: bool,
+    may_block: AtomicBool,
+}
+
+/// An eventfd's owner held whoever signalled it: its counter was full, and the
+/// descriptor made to block (O_NONBLOCK cleared) after it had been lent. The signal
+/// is lost, but a full counter says the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held;
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "its counter was full, and O_NONBLOCK cleared after it had been lent: the front-end \
+             must read it, or leave its flags alone"
+        )
+    }
 }
 
 impl Event {
@@ -34,42 +61,67 @@ impl Event {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Self {
             fd: EventFd::from_value_and_flags(0, flags)?.into(),
-            may_block: false,
+            may_block: AtomicBool::new(false),
         })
     }
 
-    /// Adopts one that the front-end lent.
-    pub fn lent(fd: OwnedFd) -> Self {
+    /// Adopts one that the front-end lent; `None` if it is no eventfd. Anything
+    /// else could be readable for ever, or keep alive what the front-end has
+    /// closed, as its own end of a connection.
+    pub fn lent(fd: OwnedFd) -> Option<Self> {
+        if !is_eventfd(fd.as_fd()) {
+            return None;
+        }
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         let may_block = !flags.is_ok_and(|flags| flags.contains(OFlag::O_NONBLOCK));
-        Self { fd, may_block }
+        Some(Self {
+            fd,
+            may_block: AtomicBool::new(may_block),
+        })
     }
 
-    /// Adds one event. A full or closed counter is no error: whoever reads it
-    /// has been told, or has gone.
+    /// Adds one event. A full counter is no error: whoever reads it has been told.
     ///
-    /// On a lent descriptor this can still block, if its owner changes its mode
-    /// or fills it at that very moment. Whoever waits for the one who signals
-    /// has a deadline: [`Signal::set`], and the stop of a worker.
+    /// One of our own never waits. For one that was lent there is [`Signal`].
     pub fn signal(&self) {
-        if !self.may_block || self.has(PollFlags::POLLOUT) {
-            let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());
+        let _ = self.try_signal();
+    }
+
+    /// The same; waits if its owner has changed its mode, or fills it at this very
+    /// moment.
+    ///
+    /// # Errors
+    /// [`Held`] when it did wait, and was interrupted.
+    fn try_signal(&self) -> Result<(), Held> {
+        if self.may_block.load(Ordering::Relaxed) && !self.has(PollFlags::POLLOUT) {
+            return Ok(());
+        }
+        match nix::unistd::write(&self.fd, &1u64.to_ne_bytes()) {
+            Err(Errno::EINTR) => {
+                self.may_block.store(true, Ordering::Relaxed);
+                Err(Held)
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Forgets the events so far; whether there were any. Never blocks, whatever
-    /// the descriptor's mode and whoever else reads it.
-    pub fn clear(&self) -> bool {
+    /// Forgets the events so far, of an EFD_SEMAPHORE only one; answers their
+    /// number. Never blocks, whatever the descriptor's mode and whoever else
+    /// reads it.
+    pub fn clear(&self) -> u64 {
         let mut bytes = [0; 8];
         let mut buffers = [IoSliceMut::new(&mut bytes)];
-        // The offset that means "a stream".
-        let result = preadv2(&self.fd, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT);
-        match result {
-            Err(Errno::OPNOTSUPP | Errno::INVAL) if self.is_set() => {
-                nix::unistd::read(&self.fd, &mut bytes).is_ok_and(|count| count > 0)
-            }
-            result => result.is_ok_and(|count| count > 0),
+        match preadv2(&self.fd, &mut buffers, AS_A_STREAM, ReadWriteFlags::NOWAIT) {
+            Ok(8) => u64::from_ne_bytes(bytes),
+            _ => 0,
         }
+    }
+
+    /// Forgets events as [`Self::clear`] does; whether there is no end of them,
+    /// because each read takes one away of a counter with any number
+    /// (EFD_SEMAPHORE).
+    pub fn is_endless(&self) -> bool {
+        (0..MANY).all(|_| self.clear() == 1)
     }
 
     /// Whether an event waits.
@@ -93,10 +145,36 @@ impl AsFd for Event {
     }
 }
 
-/// A call or error descriptor: the session replaces it while a worker uses it.
+/// The offset that preadv2(2) takes for "where a read would go on".
+const AS_A_STREAM: u64 = u64::MAX;
+
+/// Whether a descriptor is an eventfd, told by what the kernel refuses: nothing is
+/// read or written, and no name under /proc needed.
+fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    // A file without a type, like all that are no more than a descriptor.
+    let untyped = fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == 0);
+    // Of those, an eventfd takes 8 bytes, for which it looks first; others take
+    // nothing, or not as many (fanotify alone takes 8, too).
+    let takes = || write_from_nowhere(fd).raw_os_error() == Some(libc::EFAULT);
+    // And it is read without waiting, but not fewer bytes than 8.
+    let gives = || {
+        let mut seven = [0; 7];
+        let mut buffers = [IoSliceMut::new(&mut seven)];
+        let read = preadv2(fd, &mut buffers, AS_A_STREAM, ReadWriteFlags::NOWAIT);
+        read == Err(rustix::io::Errno::INVAL)
+    };
+    untyped && takes() && gives()
+}
+
+/// A call or error descriptor: the session replaces it while a worker uses it. A
+/// worker that its owner holds in it is got out by whoever wants something of the
+/// worker ([`Self::set`], [`Self::interrupt`]); until then only the front-end's own
+/// ring waits.
 #[derive(Debug, Default)]
 pub struct Signal {
     event: Mutex<Option<Event>>,
+    /// The thread that signals, or was the last to do so.
+    writer: AtomicI32,
 }
 
 impl Signal {
@@ -104,8 +182,7 @@ impl Signal {
     /// old one is not signalled after this returns.
     ///
     /// # Errors
-    /// [`Stuck`] when it is still being signalled at `deadline`: its owner does
-    /// not let it be written to.
+    /// [`Stuck`] when it is still being signalled at `deadline`.
     pub fn set(&self, event: Option<Event>, deadline: Deadline) -> Result<(), Stuck> {
         loop {
             match self.event.try_lock() {
@@ -114,6 +191,7 @@ impl Signal {
                 Err(TryLockError::WouldBlock) if deadline.passed() => return Err(Stuck),
                 Err(TryLockError::WouldBlock) => {
                     std::thread::sleep(RETRY);
+                    self.interrupt();
                     continue;
                 }
             }
@@ -122,36 +200,127 @@ impl Signal {
     }
 
     /// Signals, if there is a descriptor.
-    pub fn signal(&self) {
+    ///
+    /// # Errors
+    /// [`Held`] when its owner held this thread in it.
+    pub fn signal(&self) -> Result<(), Held> {
         let event = self.event.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(event) = &*event {
-            event.signal();
+        let Some(event) = &*event else {
+            return Ok(());
+        };
+        self.writer.store(this_thread(), Ordering::Relaxed);
+        event.try_signal()
+    }
+
+    /// The same on a thread of its own, for one that must not be held, as whoever
+    /// would get it out is held itself.
+    pub fn signal_aside(self: &Arc<Self>) {
+        let signal = self.clone();
+        let thread = std::thread::Builder::new().name("signal".into());
+        let _ = thread.spawn(move || {
+            let _ = signal.signal();
+        });
+    }
+
+    /// Gets a thread that is signalling just now out of it, should it be held. It
+    /// may not have begun to wait: ask again until it does what it is wanted for.
+    pub fn interrupt(&self) {
+        if let Err(TryLockError::WouldBlock) = self.event.try_lock() {
+            interrupt(self.writer.load(Ordering::Relaxed));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::FromRawFd;
+
     use super::*;
 
+    fn lent(event: &EventFd) -> Event {
+        Event::lent(event.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    }
+
     #[test]
-    fn clearing_never_blocks_on_a_blocking_eventfd_or_pipe() {
-        let blocking = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
+    fn clearing_never_blocks_on_a_blocking_eventfd() {
+        let event = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
+        let lent = lent(&event);
+        assert_eq!(lent.clear(), 0);
+        assert!(!lent.is_set());
+        event.write(3).unwrap();
+        assert!(lent.is_set());
+        assert_eq!(lent.clear(), 3);
+        assert!(!lent.is_set());
+        assert_eq!(lent.clear(), 0);
+    }
+
+    #[test]
+    fn nothing_but_an_eventfd_is_taken_for_one_and_asking_changes_nothing() {
+        use nix::sys::epoll::{Epoll, EpollCreateFlags};
+        use nix::sys::signal::SigSet;
+        use nix::sys::signalfd::SignalFd;
+        use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+        for flags in [0, libc::EFD_NONBLOCK, libc::EFD_SEMAPHORE] {
+            let flags = EfdFlags::from_bits_retain(flags);
+            for event in [EventFd::from_flags(flags).unwrap(), full(flags)] {
+                assert!(is_eventfd(event.as_fd()), "{flags:?}");
+            }
+        }
+        let event = EventFd::from_value_and_flags(5, EfdFlags::empty()).unwrap();
+        assert!(is_eventfd(event.as_fd()));
+        assert_eq!(event.read().unwrap(), 5);
+
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        for (event, write) in [
-            (
-                Event::lent(blocking.as_fd().try_clone_to_owned().unwrap()),
-                blocking.into(),
-            ),
-            (Event::lent(reader), writer),
+        let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty()).unwrap();
+        let signals = SignalFd::new(&SigSet::empty()).unwrap();
+        let inotify = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::empty()).unwrap();
+        let null = std::fs::File::options();
+        let null = null
+            .clone()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let others: [(&str, BorrowedFd<'_>); 9] = [
+            ("a socket", socket.as_fd()),
+            ("a pipe to read", reader.as_fd()),
+            ("a pipe to write", writer.as_fd()),
+            ("epoll", epoll.0.as_fd()),
+            ("a timer", timer.as_fd()),
+            ("signals", signals.as_fd()),
+            ("inotify", inotify.as_fd()),
+            ("/dev/null", null.as_fd()),
+            ("a file", file.as_fd()),
+        ];
+        for (name, other) in others {
+            assert!(!is_eventfd(other), "{name}");
+        }
+        // Whoever may not have one cannot lend one.
+        // SAFETY: two numbers.
+        let number = unsafe { libc::fanotify_init(0, 0) };
+        if number >= 0 {
+            // SAFETY: it has just been made, for nobody else.
+            let fanotify = unsafe { OwnedFd::from_raw_fd(number) };
+            assert!(!is_eventfd(fanotify.as_fd()), "fanotify");
+        }
+    }
+
+    #[test]
+    fn an_endless_counter_is_told_from_one_that_ends() {
+        let semaphore = EfdFlags::EFD_SEMAPHORE;
+        let few = u32::try_from(MANY).unwrap() - 1;
+        for (flags, count, endless) in [
+            (semaphore, u32::MAX, true),
+            (semaphore, few, false),
+            (EfdFlags::empty(), u32::MAX, false),
+            (EfdFlags::empty(), 1, false),
         ] {
-            event.clear();
-            assert!(!event.is_set());
-            Event::lent(write).signal();
-            assert!(event.is_set());
-            event.clear();
-            assert!(!event.is_set());
-            event.clear();
+            let event = EventFd::from_value_and_flags(count, flags).unwrap();
+            assert_eq!(lent(&event).is_endless(), endless, "{flags:?} {count}");
+            assert_eq!(lent(&event).is_set(), endless, "{flags:?} {count}");
         }
     }
 
@@ -168,47 +337,66 @@ mod tests {
     fn a_full_counter_holds_nobody() {
         for flags in [EfdFlags::empty(), EfdFlags::EFD_NONBLOCK] {
             let event = full(flags);
-            Event::lent(event.as_fd().try_clone_to_owned().unwrap()).signal();
+            lent(&event).signal();
             assert_eq!(event.read().unwrap(), FULL);
         }
     }
 
     #[test]
-    fn a_descriptor_that_holds_its_writer_is_not_waited_for_forever() {
-        let owner = full(EfdFlags::EFD_NONBLOCK);
-        let signal = std::sync::Arc::new(Signal::default());
-        let lent = Event::lent(owner.as_fd().try_clone_to_owned().unwrap());
-        let deadline = Deadline::after(Duration::from_secs(20));
-        signal.set(Some(lent), deadline).unwrap();
-        fcntl(&owner, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-        let writer = std::thread::spawn({
-            let signal = signal.clone();
-            move || signal.signal()
-        });
-        while signal.event.try_lock().is_ok() {
-            assert!(!deadline.passed(), "it writes");
-            std::thread::yield_now();
+    fn a_writer_that_is_held_is_got_out_and_not_held_again() {
+        let deadline = Deadline::after(Duration::from_secs(60));
+        for replaced in [true, false] {
+            let owner = full(EfdFlags::EFD_NONBLOCK);
+            let signal = Arc::new(Signal::default());
+            signal.set(Some(lent(&owner)), deadline).unwrap();
+            fcntl(&owner, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            let writer = std::thread::spawn({
+                let signal = signal.clone();
+                move || [signal.signal(), signal.signal()]
+            });
+            while signal.event.try_lock().is_ok() {
+                assert!(!deadline.passed(), "it writes");
+                std::thread::yield_now();
+            }
+            if replaced {
+                signal.set(None, deadline).unwrap();
+            }
+            while !writer.is_finished() {
+                assert!(!deadline.passed(), "it is held");
+                signal.interrupt();
+                std::thread::yield_now();
+            }
+            // The second one looks before.
+            assert_eq!(writer.join().unwrap(), [Err(Held), Ok(())]);
+            assert_eq!(owner.read().unwrap(), FULL);
         }
-        let soon = Deadline::after(Duration::from_millis(20));
-        assert_eq!(signal.set(None, soon), Err(Stuck));
-        assert_eq!(owner.read().unwrap(), FULL);
-        writer.join().unwrap();
+    }
+
+    #[test]
+    fn whoever_signals_aside_is_never_held() {
+        let deadline = Deadline::after(Duration::from_secs(60));
+        let owner = full(EfdFlags::EFD_NONBLOCK);
+        let signal = Arc::new(Signal::default());
+        signal.set(Some(lent(&owner)), deadline).unwrap();
+        fcntl(&owner, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        signal.signal_aside();
         signal.set(None, deadline).unwrap();
+        assert_eq!(owner.read().unwrap(), FULL);
     }
 
     #[test]
     fn a_signal_goes_to_the_descriptor_of_the_moment() {
         let signal = Signal::default();
-        signal.signal();
+        signal.signal().unwrap();
         let event = Event::new().unwrap();
-        let copy = Event::lent(event.as_fd().try_clone_to_owned().unwrap());
+        let copy = Event::lent(event.as_fd().try_clone_to_owned().unwrap()).unwrap();
         let soon = || Deadline::after(Duration::from_secs(20));
         signal.set(Some(event), soon()).unwrap();
-        signal.signal();
+        signal.signal().unwrap();
         assert!(copy.is_set());
         copy.clear();
         signal.set(None, soon()).unwrap();
-        signal.signal();
+        signal.signal().unwrap();
         assert!(!copy.is_set());
     }
 }

@@ -582,7 +582,7 @@ fn a_blocking_kick_that_another_process_reads_does_not_hold_the_worker() {
     let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
     ring.kick = EventFd::from_value_and_flags(0, EfdFlags::empty()).unwrap();
     session.client.start_ring(0, &ring, 0).unwrap();
-    let thief = Event::lent(ring.kick.as_fd().try_clone_to_owned().unwrap());
+    let thief = Event::lent(ring.kick.as_fd().try_clone_to_owned().unwrap()).unwrap();
     for _ in 0..500 {
         ring.kick().unwrap();
         thief.clear();

@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -107,6 +107,10 @@ fn main() -> ExitCode {
             no_descriptor_to_accept,
         ),
         ("a hangup that is ignored ends nothing", ignored_hangup),
+        (
+            "a call that its owner holds is named, and the next is served",
+            call_held,
+        ),
     ];
     // One at a time: what one lets its child inherit, no other child may.
     let mut arguments = Arguments::from_args();
@@ -581,6 +585,27 @@ fn ignored_hangup() {
     drop(echoes(connect(&place.path)));
     program.signal(Signal::SIGTERM);
     program.ends_with(0, "");
+}
+
+fn call_held() {
+    let place = Place::new();
+    let program = Program::start(&[&place.argument()]);
+    let (mut client, guest) = (connect(&place.path), guest());
+    client.negotiate(VERSION_1).unwrap();
+    client.set_mem_table(&guest).unwrap();
+    let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    fcntl(&ring.call, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    client.start_ring(0, &ring, 0).unwrap();
+    still_serves(&guest, &mut ring);
+    let _ = ring.call.read();
+    ring.call.write(u64::MAX - 1).unwrap();
+    fcntl(&ring.call, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    submit(&guest, &mut ring, NOW, 1);
+    wait(|| ring.used_idx().unwrap() == 2);
+    drop(client);
+    drop(echoes(connect(&place.path)));
+    program.signal(Signal::SIGTERM);
+    program.ends_with(0, "queue 0: its call eventfd held this device up");
 }
 
 /// A shell that becomes the program.

@@ -13,6 +13,8 @@ pub enum Broken {
     Unreachable,
     /// The inflight region does not fit the ring.
     Inflight,
+    /// The kick descriptor stays readable however often it is read.
+    Kick,
     /// The device's engine failed; the host's fault, not the driver's.
     Engine,
 }

@@ -191,6 +191,7 @@ pub fn serve<D: Device>(
         return Err(Stuck);
     };
     session.rings.park_all()?;
+    session.rings.forget_signals()?;
     session.tell();
     Ok(end)
 }

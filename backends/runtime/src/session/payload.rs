@@ -3,7 +3,6 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::sys::stat::fstat;
 use outboard_protocol::wire::{Message, malformed};
 use vhost::vhost_user::message::{VhostUserConfig, VhostUserInflight};
 use vm_memory::ByteValued;
@@ -85,18 +84,8 @@ pub(super) fn vring_fd(mut message: Message) -> Result<(u32, Option<Event>), Fau
     };
     // Eight bits fit.
     let index = u32::try_from(payload & INDEX).unwrap_or(u32::MAX);
-    if fd.as_ref().is_some_and(|fd| !is_event(fd)) {
-        return Err(Fault::Refused("it brings a file, not an event".into()));
-    }
-    Ok((index, fd.map(Event::lent)))
+    let event = fd.map(|fd| Event::lent(fd).ok_or(NO_EVENTFD)).transpose();
+    Ok((index, event.map_err(|why| Fault::Refused(why.into()))?))
 }
 
-/// Whether a descriptor can be waited on for events: an eventfd, which is a
-/// file without a type, or a pipe or a socket in its place. A file or a device
-/// is always readable: its worker would never sleep.
-fn is_event(fd: &OwnedFd) -> bool {
-    fstat(fd).is_ok_and(|stat| {
-        let kind = stat.st_mode & libc::S_IFMT;
-        [0, libc::S_IFIFO, libc::S_IFSOCK].contains(&kind)
-    })
-}
+const NO_EVENTFD: &str = "it brings a descriptor that is no eventfd";

@@ -277,6 +277,14 @@ impl<D: Device> Rings<D> {
         Ok(())
     }
 
+    /// Forgets where to signal, at the end of the session: whoever still does is
+    /// got out of it.
+    pub fn forget_signals(&self) -> Result<(), Stuck> {
+        let deadline = Deadline::after(self.limits.message);
+        let mut signals = self.slots.iter().flat_map(|slot| [&slot.call, &slot.err]);
+        signals.try_for_each(|signal| signal.set(None, deadline))
+    }
+
     /// Stops one ring and forgets its place; answers its base
     /// (GET_VRING_BASE). Where the old ring was, guest memory may be anything by
     /// the time of the next kick descriptor, which need not come last.
@@ -359,7 +367,7 @@ impl Slot {
         let inflight = context.inflight.and_then(|region| region.queue(index));
         let ring = Ring::new(layout, context.features, self.base, inflight, &view);
         let ring = ring.map_err(|why| {
-            self.err.signal();
+            self.err.signal_aside();
             format!("its state cannot be followed: {why:?}")
         })?;
         Ok(Some((lines, ring)))

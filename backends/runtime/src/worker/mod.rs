@@ -8,13 +8,14 @@
 //! when there is nothing left in any it asks for kicks, looks once more, and
 //! sleeps. What happens with one ring is in `service`.
 
+mod lines;
 mod service;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,34 +28,16 @@ use crate::polling::Budget;
 use crate::ring::Ring;
 use service::Service;
 
+pub use lines::{Kick, Lines};
+
 /// Stack of a worker. Only what is touched is resident.
 const STACK: usize = 256 * 1024;
+/// How often a worker that is waited for is looked after: whether a lent descriptor
+/// holds it.
+const AGAIN: Duration = Duration::from_millis(10);
 /// How often a ring is looked at whose front-end lent no kick, and an engine
 /// that has no descriptor to wait for.
 const TICK: Duration = Duration::from_millis(1);
-
-/// How the driver announces chains.
-#[derive(Clone, Debug)]
-pub enum Kick {
-    /// By this descriptor.
-    Event(Arc<Event>),
-    /// Not at all: the ring is looked at from time to time (vhost-user,
-    /// SET_VRING_KICK, "invalid FD flag").
-    Polled,
-}
-
-/// A queue's number and its lines to the driver.
-#[derive(Debug)]
-pub struct Lines {
-    /// Which of the device's queues this is.
-    pub index: u16,
-    /// The driver's side of notifications.
-    pub kick: Kick,
-    /// Signalled when the driver wants to hear of used chains.
-    pub call: Arc<Signal>,
-    /// Signalled when the ring breaks.
-    pub err: Arc<Signal>,
-}
 
 /// What a worker needs besides its rings.
 #[derive(Debug)]
@@ -89,6 +72,8 @@ pub struct Worker {
     control: Arc<Control>,
     back: Receiver<Rings>,
     thread: JoinHandle<()>,
+    /// In which it may be held.
+    signals: Vec<Arc<Signal>>,
 }
 
 /// Why a worker did not start.
@@ -123,6 +108,8 @@ impl Worker {
         let (report, started) = sync_channel(1);
         let theirs = control.clone();
         let first = rings.first().map_or(0, |(lines, _)| lines.index);
+        let signals = rings.iter().map(|(lines, _)| lines.signals());
+        let signals = signals.flatten().collect();
         let thread = std::thread::Builder::new()
             .name(format!("queue {first}"))
             .stack_size(STACK)
@@ -143,14 +130,29 @@ impl Worker {
             control,
             back,
             thread,
+            signals,
         };
-        match started.recv_timeout(deadline.left()) {
+        match worker.wait_for(&started, deadline) {
             Ok(Ok(())) => Ok(worker),
             Ok(Err(error)) => match worker.finish(deadline) {
                 Ok(rings) => Err(NotStarted::Refused(rings, error)),
                 Err(Stuck) => Err(NotStarted::Stuck),
             },
-            Err(_) => Err(NotStarted::Stuck),
+            Err(Stuck) => Err(NotStarted::Stuck),
+        }
+    }
+
+    /// Waits for what the thread sends, and gets it out of every lent descriptor
+    /// that holds it meanwhile.
+    fn wait_for<T>(&self, from: &Receiver<T>, deadline: Deadline) -> Result<T, Stuck> {
+        loop {
+            match from.recv_timeout(deadline.left().min(AGAIN)) {
+                Ok(value) => return Ok(value),
+                Err(RecvTimeoutError::Timeout) if !deadline.passed() => {
+                    self.signals.iter().for_each(|signal| signal.interrupt());
+                }
+                Err(_) => return Err(Stuck),
+            }
         }
     }
 
@@ -167,7 +169,7 @@ impl Worker {
     /// [`Stuck`] when the device still has chains of them at `deadline`.
     pub fn finish(self, deadline: Deadline) -> Result<Rings, Stuck> {
         self.ask_to_stop();
-        let rings = self.back.recv_timeout(deadline.left()).map_err(|_| Stuck)?;
+        let rings = self.wait_for(&self.back, deadline)?;
         self.thread.join().map_err(|_| Stuck)?;
         Ok(rings)
     }
@@ -294,11 +296,8 @@ impl<Q: Queue> Turns<'_, Q> {
         let woken: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
         let (_, woken) = woken.split_first().unwrap_or((&false, &[]));
         for (service, woken) in self.services.iter_mut().zip(woken.chunks_exact(2)) {
-            let kicked = woken.first() == Some(&true);
-            if kicked && service.kick(stopping).is_some_and(|event| !event.clear()) {
-                // A pipe whose other end is closed. It must not keep this
-                // thread busy.
-                std::thread::sleep(TICK);
+            if woken.first() == Some(&true) {
+                service.take_kick(stopping);
             }
             if woken.contains(&true) || service.is_blind(stopping) || result.is_err() {
                 service.unblock();

@@ -27,7 +27,14 @@ pub(super) struct Service<'a, Q> {
     blocked: bool,
     /// Nothing more can be expected of the device.
     engine_failed: bool,
+    /// How many chains there had been at the last kick, and how many single kicks
+    /// had announced none.
+    kicks: (u64, u32),
 }
+
+/// After as many single kicks without a chain it is asked whether there is an end
+/// of them. A driver, too, kicks now and then for what has been seen already.
+const IDLE_KICKS: u32 = 64;
 
 impl<'a, Q: Queue> Service<'a, Q> {
     /// Makes the device's queue for a ring.
@@ -42,11 +49,11 @@ impl<'a, Q: Queue> Service<'a, Q> {
         let layout = *ring.layout();
         let Some(view) = View::new(&setup.memory, &layout) else {
             ring.break_off(Broken::Unreachable);
-            lines.err.signal();
+            lines.tell_error();
             return Err(io::Error::other("the ring is not in guest memory"));
         };
         let queue = setup.device.queue(lines.index, setup.features);
-        let queue = queue.inspect_err(|_| lines.err.signal())?;
+        let queue = queue.inspect_err(|_| lines.tell_error())?;
         Ok(Self {
             lines,
             memory: &setup.memory,
@@ -56,6 +63,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
             chain: Chain::default(),
             blocked: false,
             engine_failed: false,
+            kicks: (0, 0),
         })
     }
 
@@ -77,7 +85,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
         }
         let call = self.attempt(|service| service.ring.publish(&service.view));
         if call.unwrap_or(false) {
-            self.lines.call.signal();
+            self.lines.call();
         }
         busy
     }
@@ -192,6 +200,24 @@ impl<'a, Q: Queue> Service<'a, Q> {
         }
     }
 
+    /// Forgets a kick that has come. One whose descriptor stays readable however
+    /// often it is read would keep this thread busy for ever: its ring breaks.
+    pub fn take_kick(&mut self, stopping: bool) {
+        let Some(event) = self.kick(stopping) else {
+            return;
+        };
+        let chains = self.ring.tally.chains;
+        let (before, idle) = &mut self.kicks;
+        let single = event.clear() == 1;
+        if single && std::mem::replace(before, chains) == chains {
+            *idle = idle.wrapping_add(1);
+            if idle.is_multiple_of(IDLE_KICKS) && event.is_endless() {
+                self.lines.say_endless();
+                self.break_off(Broken::Kick);
+            }
+        }
+    }
+
     /// What tells that the device has completed something.
     pub fn ready(&self) -> Option<BorrowedFd<'_>> {
         (!self.engine_failed).then(|| self.queue.ready()).flatten()
@@ -225,7 +251,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     fn break_off(&mut self, why: Broken) {
         if self.ring.broken().is_none() {
-            self.lines.err.signal();
+            self.lines.tell_error();
         }
         self.ring.break_off(why);
     }
