@@ -6,6 +6,7 @@
 //! - [`launch`]: what a started process receives, and what machine and
 //!   supervisor say to each other;
 //! - [`tap`]: a tap, opened by one process and used by another;
+//! - [`image_format`]: what is no raw image, and refused by whoever opens it;
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`inflight`]: the shared region that lets a successor take over requests.
 //!
@@ -15,6 +16,7 @@
 pub mod deadline;
 pub mod descriptors;
 pub mod devices;
+pub mod image_format;
 pub mod image_lock;
 pub mod inflight;
 pub mod launch;

@@ -131,7 +131,9 @@ pub struct Run {
     ///
     /// `path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts
     /// outboard-blk on a raw image or block device; `direct` bypasses the page
-    /// cache, `wce=off` completes each write when it is durable.
+    /// cache, `wce=off` completes each write when it is durable. An image that
+    /// looks like another format, such as qcow2, is refused unless it is said
+    /// to be raw by `format=raw`.
     /// `backend=EXE` starts another program by the same contract instead.
     /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end
     /// that listens there; `wait` (default: 2s) is for it to listen and to

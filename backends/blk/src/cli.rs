@@ -54,6 +54,10 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     null: Option<u64>,
 
+    /// Format of the image; raw serves one that looks like another format
+    #[arg(long, value_name = "raw", value_parser = format)]
+    format: Option<Raw>,
+
     /// Open the image read-only, and show the driver a read-only disk
     #[arg(long)]
     read_only: bool,
@@ -82,6 +86,10 @@ pub struct Cli {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: EngineName,
 }
+
+/// The only format there is.
+#[derive(Clone, Copy, Debug)]
+struct Raw;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OnOff {
@@ -132,6 +140,17 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn format(text: &str) -> Result<Raw, String> {
+    match text {
+        "raw" => Ok(Raw),
+        _ => Err(
+            "images are served raw; convert it with `qemu-img convert -O raw`, \
+                  or have qemu-storage-daemon serve it"
+                .into(),
+        ),
+    }
+}
+
 fn queue_size(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(size) if size.is_power_of_two() && (2..=32768).contains(&size) => Ok(size),
@@ -162,6 +181,7 @@ impl Cli {
             let options = Options {
                 read_only: self.read_only,
                 direct: self.direct,
+                raw: self.format.is_some(),
             };
             let storage = match (inherited, &self.blk_file, self.null) {
                 (Some(fd), _, _) => {

@@ -1,8 +1,9 @@
 //! The image: a raw file or a block device, opened and locked, or inherited
 //! from one who did.
 //!
-//! It is raw and stays raw: nothing looks for another format's header in it,
-//! which a guest could have written (BAD-INPUTS D 25 in the design notes).
+//! It is raw and stays raw. Whoever opens it looks once whether it is another
+//! format's container, and refuses that; an inherited one is never looked at,
+//! since its guest may have written such a header meanwhile.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
 
@@ -30,6 +32,8 @@ pub struct Options {
     pub read_only: bool,
     /// The page cache is passed by (`O_DIRECT`).
     pub direct: bool,
+    /// It is raw, whatever it looks like; one that is inherited always is.
+    pub raw: bool,
 }
 
 impl Options {
@@ -93,6 +97,9 @@ impl Image {
             .open(path)
             .map_err(|error| explain(error, path, options))?;
         image_lock::lock(&file, options.access()).with_context(|| name.clone())?;
+        if !options.raw {
+            refuse_format(&file, path)?;
+        }
         Self::of(file, &name, options)
     }
 
@@ -192,6 +199,26 @@ fn explain(error: io::Error, path: &Path, options: Options) -> anyhow::Error {
         _ => "check the path".into(),
     };
     anyhow::Error::new(error).context(format!("cannot open disk image {path} ({remedy})"))
+}
+
+/// Before the size is looked at, which is not that of a disk then.
+fn refuse_format(file: &File, path: &Path) -> anyhow::Result<()> {
+    let path = path.display();
+    let Some(format) =
+        Format::probe(file).with_context(|| format!("cannot read disk image {path}"))?
+    else {
+        return Ok(());
+    };
+    let served = match format.can_be_served() {
+        true => ", or have qemu-storage-daemon serve it",
+        false => "",
+    };
+    bail!(
+        "disk image {path} is {format}, and a guest would read and overwrite it as it lies there, \
+         since disks are served raw; {}{served}; \
+         if its bytes are a raw disk all the same, use --format=raw",
+        format.remedy(&path)
+    )
 }
 
 fn check_kind(kind: FileType, name: &str) -> anyhow::Result<()> {

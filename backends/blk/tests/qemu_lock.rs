@@ -20,10 +20,12 @@ use outboard_protocol::image_lock::{self, Access};
 const READ_ONLY: Options = Options {
     read_only: true,
     direct: false,
+    raw: false,
 };
 const WRITABLE: Options = Options {
     read_only: false,
     direct: false,
+    raw: false,
 };
 
 /// One test at a time: an image that one has closed is still held by a child

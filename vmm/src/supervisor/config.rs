@@ -82,6 +82,8 @@ pub struct Disk {
     pub program: Option<PathBuf>,
     /// The image or block device; only a named program can do without.
     pub image: Option<PathBuf>,
+    /// Whether the image is raw whatever it looks like.
+    pub raw: bool,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// Whether the page cache is bypassed.
@@ -197,6 +199,7 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
         let own = [
             ("path", disk.path.is_some()),
             ("backend", disk.backend.is_some()),
+            ("format", disk.format.is_some()),
             ("readonly", disk.readonly),
             ("direct", disk.direct),
             ("wce", disk.wce.is_some()),
@@ -227,12 +230,26 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
     let source = Source::Program(Disk {
         program: disk.backend,
         image: disk.path,
+        raw: is_raw(disk.format.as_deref())?,
         readonly: disk.readonly,
         direct: disk.direct,
         wce: disk.wce,
         serial: disk.serial,
     });
     Ok((device, source))
+}
+
+/// What `format` says: that the image is not to be looked at, if anything.
+fn is_raw(format: Option<&str>) -> Result<bool, String> {
+    match format {
+        None => Ok(false),
+        Some("raw") => Ok(true),
+        Some(other) => Err(format!(
+            "`format={other}`: images are served raw, and `format=raw` is for one that only looks \
+             like another format; convert it with `qemu-img convert -O raw`, or have \
+             qemu-storage-daemon serve it and give its `socket=PATH`"
+        )),
+    }
 }
 
 fn device(id: &str, device: DeviceSettings) -> Result<(launch::Device, Source), String> {
@@ -413,6 +430,8 @@ mod tests {
             ("socket=a,path=b", "`path` and `socket` exclude each other"),
             ("socket=a,readonly", "`readonly` and `socket`"),
             ("socket=a,backend=b", "`backend` and `socket`"),
+            ("socket=a,format=raw", "`format` and `socket`"),
+            ("path=a,format=qcow2", "`qemu-img convert -O raw`"),
             ("path=a,queues=0", "queues 0: give 1 to 64"),
             ("path=a,queues=65", "queues 65: give 1 to 64"),
             ("path=a,queue-size=100", "power of two"),

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 
 /// A disk's size is a multiple of this, in bytes.
@@ -16,6 +17,17 @@ const SECTOR: u64 = 512;
 pub struct Identity {
     device: u64,
     inode: u64,
+}
+
+/// How an image is to be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Nothing is written.
+    pub readonly: bool,
+    /// The page cache is bypassed.
+    pub direct: bool,
+    /// It is raw, whatever it looks like.
+    pub raw: bool,
 }
 
 /// The images of one VM.
@@ -29,8 +41,11 @@ impl Images {
     ///
     /// # Errors
     /// A message that names the image and says what to do.
-    pub fn open(&mut self, id: &str, path: &Path, readonly: bool, direct: bool) -> Result<File> {
+    pub fn open(&mut self, id: &str, path: &Path, usage: Usage) -> Result<File> {
         let shown = path.display();
+        let Usage {
+            readonly, direct, ..
+        } = usage;
         // A look before opening: to open a FIFO would wait.
         let metadata = std::fs::metadata(path).map_err(|error| cannot_open(path, &error))?;
         let kind = metadata.file_type();
@@ -59,6 +74,10 @@ impl Images {
         self.refuse_twice(id, opened, readonly)
             .with_context(|| format!("the image {shown}"))?;
         self.known.push((opened, id.to_owned(), readonly));
+        // Before its size, which is not that of a disk if it is no raw image.
+        if !usage.raw {
+            refuse_format(&file, path)?;
+        }
         let size = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("the size of the image {shown} cannot be read"))?;
@@ -116,6 +135,25 @@ impl Identity {
     }
 }
 
+fn refuse_format(file: &File, path: &Path) -> Result<()> {
+    let shown = path.display();
+    let Some(format) =
+        Format::probe(file).with_context(|| format!("the image {shown} cannot be read"))?
+    else {
+        return Ok(());
+    };
+    let served = match format.can_be_served() {
+        true => ", or have qemu-storage-daemon serve it and give its `socket=PATH`",
+        false => "",
+    };
+    bail!(
+        "the image {shown} is {format}, and the guest would read and overwrite it as it lies \
+         there, since disks are served raw; {}{served}; \
+         if its bytes are a raw disk all the same, add `format=raw`",
+        format.remedy(&shown)
+    )
+}
+
 pub(super) fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
     let shown = path.display();
     match error.raw_os_error() {
@@ -146,6 +184,8 @@ pub(super) fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn image(size: u64) -> tempfile::NamedTempFile {
@@ -154,8 +194,15 @@ mod tests {
         file
     }
 
+    fn usage(readonly: bool) -> Usage {
+        Usage {
+            readonly,
+            ..Usage::default()
+        }
+    }
+
     fn error(path: &Path, readonly: bool) -> String {
-        let error = Images::default().open("disk0", path, readonly, false);
+        let error = Images::default().open("disk0", path, usage(readonly));
         format!("{:#}", error.unwrap_err())
     }
 
@@ -178,15 +225,49 @@ mod tests {
     }
 
     #[test]
+    fn an_image_of_another_format_is_refused_before_its_size_and_unless_it_is_raw() {
+        let header = b"QFI\xfb\0\0\0\x03";
+        for size in [1000, 4096] {
+            let image = image(size);
+            image.as_file().write_all_at(header, 0).unwrap();
+            let before = std::fs::read(image.path()).unwrap();
+            for readonly in [true, false] {
+                let said = error(image.path(), readonly);
+                for words in [
+                    "is a qcow2 image",
+                    "`qemu-img convert -f qcow2 -O raw ",
+                    "`socket=PATH`",
+                    "add `format=raw`",
+                ] {
+                    assert!(said.contains(words), "{said}");
+                }
+            }
+            let raw = Usage {
+                raw: true,
+                ..usage(false)
+            };
+            let opened = Images::default().open("disk0", image.path(), raw);
+            assert_eq!(opened.is_ok(), size == 4096);
+            assert_eq!(std::fs::read(image.path()).unwrap(), before);
+        }
+        let packed = image(512);
+        let magic = b"\x1f\x8b\x08";
+        packed.as_file().write_all_at(magic, 0).unwrap();
+        let said = error(packed.path(), true);
+        assert!(said.contains("is compressed by gzip"), "{said}");
+        assert!(!said.contains("qemu-storage-daemon"), "{said}");
+    }
+
+    #[test]
     fn an_image_in_use_is_refused_until_it_is_free() {
         let image = image(512);
         let first = Images::default()
-            .open("disk0", image.path(), false, false)
+            .open("disk0", image.path(), usage(false))
             .unwrap();
         assert!(error(image.path(), true).contains("is in use by another process"));
         drop(first);
         Images::default()
-            .open("disk0", image.path(), false, false)
+            .open("disk0", image.path(), usage(false))
             .unwrap();
     }
 
@@ -202,8 +283,8 @@ mod tests {
             (false, false, false),
         ] {
             let mut images = Images::default();
-            let _held = images.open("disk0", image.path(), first, false).unwrap();
-            let result = images.open("disk1", &other_name, second, false);
+            let _held = images.open("disk0", image.path(), usage(first)).unwrap();
+            let result = images.open("disk1", &other_name, usage(second));
             assert_eq!(result.is_ok(), allowed, "{first} {second}");
             if let Err(error) = result {
                 assert!(format!("{error:#}").contains("twice, to disk0 and disk1"));

@@ -17,6 +17,9 @@ const SISTERS: &[(&str, &str)] = &[
     ("configwce", "wce"),
     ("writeback", "wce"),
     ("driveid", "id"),
+    ("driver", "format"),
+    ("imageformat", "format"),
+    ("imagetype", "format"),
     // Network cards.
     ("ifname", "tap"),
     ("tapname", "tap"),

@@ -13,7 +13,7 @@ use outboard_protocol::launch;
 use super::config::{Config, Disk, Source};
 use super::descriptors;
 use super::host;
-use super::image::{Identity, Images};
+use super::image::{Identity, Images, Usage};
 use super::logging::Logging;
 use super::net;
 use super::options::Wait;
@@ -173,7 +173,12 @@ fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Reso
     };
     let mut fds = Vec::new();
     if let Some(path) = &disk.image {
-        let image = images.open(&device.id, path, disk.readonly, disk.direct)?;
+        let usage = Usage {
+            readonly: disk.readonly,
+            direct: disk.direct,
+            raw: disk.raw,
+        };
+        let image = images.open(&device.id, path, usage)?;
         fds.push(OwnedFd::from(image));
     }
     let args = disk_args(device, &disk);
@@ -348,7 +353,9 @@ mod tests {
         }
         fs::hard_link(place("disk"), place("link")).unwrap();
         let mut images = Images::default();
-        let image = images.open("disk0", &place("disk"), false, false).unwrap();
+        let image = images
+            .open("disk0", &place("disk"), Usage::default())
+            .unwrap();
         let open = |name: &str| File::open(place(name)).unwrap();
         let config = Config::new(Settings {
             kernel: Some("k".into()),
@@ -407,7 +414,7 @@ mod tests {
             error(Program::open(nowhere)),
             error(Program::open(Path::new("no-such-program"))),
             error(Program::open(&plain)),
-            error(Images::default().open("disk0", &plain.join("below"), true, false)),
+            error(Images::default().open("disk0", &plain.join("below"), Usage::default())),
             error(card("backend=/nowhere/it")),
             error(card("backend=/dev/null,tap=no-such-tap")),
             error(card(&format!("peer={here}/no/folder,listen"))),

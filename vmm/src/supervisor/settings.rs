@@ -162,6 +162,8 @@ pub struct DiskSettings {
     pub backend: Option<PathBuf>,
     /// How long to wait for the socket.
     pub wait: Option<Wait>,
+    /// The format of the image: `raw`, whatever it looks like.
+    pub format: Option<String>,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// Whether the page cache is bypassed.
@@ -186,6 +188,7 @@ const DISK: Keys = &[
     ("socket", Type::Text),
     ("backend", Type::Text),
     ("wait", Type::Text),
+    ("format", Type::Text),
     ("readonly", Type::Switch),
     ("direct", Type::Switch),
     ("wce", Type::Switch),
@@ -339,6 +342,7 @@ mod tests {
             path = "disk.img"
             queue-size = 128
             wce = "off"
+            format = "raw"
             [[device]]
             virtio-id = 4
             socket = "rng.sock"
@@ -355,7 +359,7 @@ mod tests {
         assert_eq!(settings.on_reset, Some(OnReset::Restart));
         assert_eq!(
             settings.disk,
-            [disk("path=disk.img,queue-size=128,wce=off").unwrap()]
+            [disk("path=disk.img,queue-size=128,wce=off,format=raw").unwrap()]
         );
         assert_eq!(
             settings.device,

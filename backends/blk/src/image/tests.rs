@@ -16,14 +16,17 @@ fn open(path: &Path, options: Options) -> Result<Image, String> {
 const WRITABLE: Options = Options {
     read_only: false,
     direct: false,
+    raw: false,
 };
 const READ_ONLY: Options = Options {
     read_only: true,
     direct: false,
+    raw: false,
 };
 const DIRECT: Options = Options {
     read_only: false,
     direct: true,
+    raw: false,
 };
 
 /// That the message has each of these words.
@@ -62,6 +65,30 @@ fn what_is_not_an_image_is_named_with_a_remedy() {
         open(file(1000).path(), WRITABLE),
         &["1000 bytes", "multiple of 512", "truncate -s %512"],
     );
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_by_whoever_opens_it() {
+    for size in [1000, 4096] {
+        let file = file(size);
+        file.as_file().write_all_at(b"QED\0", 0).unwrap();
+        for options in [WRITABLE, READ_ONLY] {
+            says(
+                open(file.path(), options),
+                &["a QED image", "qemu-img convert -f qed", "--format=raw"],
+            );
+        }
+    }
+    let file = file(4096);
+    file.as_file().write_all_at(b"QED\0", 0).unwrap();
+    let raw = Options {
+        raw: true,
+        ..WRITABLE
+    };
+    open(file.path(), raw).unwrap();
+    // Its guest may have written it.
+    let lent = OwnedFd::from(file.reopen().unwrap());
+    Image::inherit(lent, WRITABLE).unwrap();
 }
 
 #[test]

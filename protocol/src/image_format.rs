@@ -1,0 +1,202 @@
+//! Images that are in another format than raw, told by their first and last
+//! bytes.
+//!
+//! A disk is served raw, whatever is in it: what a guest writes decides
+//! nothing. But a file that somebody names as an image may be a container of
+//! another format, whose headers a guest would overwrite. So whoever opens an
+//! image *by its path* looks once, at that moment, and refuses; it is never
+//! opened as that format, and who is lent an open image never looks. A guest can
+//! write such a header too, and its user then says that the image is raw.
+//!
+//! Never refused: partition tables, file systems, LUKS, ISO images and the like,
+//! which are what a raw disk consists of.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+
+/// What is read at once, and to what it is aligned: the image may be open for
+/// direct I/O.
+const BLOCK: usize = 4096;
+/// Bytes of the footer of a VHD.
+const FOOTER: usize = 512;
+
+/// A format that an image is not to be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// QEMU's, version 1.
+    Qcow,
+    /// QEMU's, versions 2 and 3.
+    Qcow2,
+    /// QEMU's enhanced disk.
+    Qed,
+    /// VMware's: a sparse extent, or the text that describes extents.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+    /// Virtual PC's and Hyper-V's, dynamic or fixed.
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
+    /// Parallels'.
+    Parallels,
+    /// Compressed by gzip.
+    Gzip,
+    /// Compressed by bzip2.
+    Bzip2,
+    /// Compressed by xz.
+    Xz,
+    /// Compressed by zstd.
+    Zstd,
+    /// Compressed by lz4.
+    Lz4,
+}
+
+/// Where a format has which bytes.
+const MAGICS: &[(usize, &[u8], Format)] = &[
+    (0, b"QFI\xfb\0\0\0\x01", Format::Qcow),
+    (0, b"QFI\xfb\0\0\0", Format::Qcow2),
+    (0, b"QED\0", Format::Qed),
+    // Sparse extents of hosted products, of old ESX, and of newer ones.
+    (0, b"KDMV", Format::Vmdk),
+    (0, b"COWD", Format::Vmdk),
+    (0, b"\xbe\xba\xfe\xca\0\0\0\0", Format::Vmdk),
+    // After a text that every program words in its own way.
+    (64, b"\x7f\x10\xda\xbe", Format::Vdi),
+    (0, b"conectix", Format::Vhd),
+    (0, b"vhdxfile", Format::Vhdx),
+    (0, b"WithoutFreeSpace", Format::Parallels),
+    (0, b"WithouFreSpacExt", Format::Parallels),
+    (0, b"\x1f\x8b\x08", Format::Gzip),
+    (4, b"1AY&SY", Format::Bzip2),
+    (0, b"\xfd7zXZ\0", Format::Xz),
+    (0, b"\x28\xb5\x2f\xfd", Format::Zstd),
+    (0, b"\x04\x22\x4d\x18", Format::Lz4),
+];
+
+/// The first line of a text that describes a VMDK's extents.
+const DESCRIPTOR: &[u8] = b"# Disk DescriptorFile";
+
+impl Format {
+    /// Looks at an image that has just been opened by its path.
+    ///
+    /// # Errors
+    /// It cannot be read, or its size not be found out.
+    pub fn probe(mut image: &File) -> io::Result<Option<Self>> {
+        let size = image.seek(SeekFrom::End(0))?;
+        let mut space = vec![0; 3 * BLOCK];
+        let aligned = space.as_ptr().align_offset(BLOCK);
+        let bytes = space.get_mut(aligned..).unwrap_or_default();
+        let length = bytes.len().min(2 * BLOCK);
+        let bytes = bytes.get_mut(..length).unwrap_or_default();
+        let head = read(image, bytes, 0)?;
+        if let Some(format) = Self::of_head(head) {
+            return Ok(Some(format));
+        }
+        let last = size.saturating_sub(FOOTER as u64);
+        let begin = last.saturating_sub(last % BLOCK as u64);
+        let tail = read(image, bytes, begin)?;
+        let footer = tail.get(last.saturating_sub(begin) as usize..);
+        Ok(footer.and_then(Self::of_footer))
+    }
+
+    /// By the first bytes of an image.
+    fn of_head(head: &[u8]) -> Option<Self> {
+        let has = |at: usize, magic: &[u8]| {
+            let there = head.get(at..);
+            there.is_some_and(|there| there.starts_with(magic))
+        };
+        let mut magics = MAGICS.iter();
+        let found = magics.find(|(at, magic, _)| has(*at, magic));
+        let found = found.map(|(_, _, format)| *format);
+        found.or_else(|| describes_extents(head).then_some(Self::Vmdk))
+    }
+
+    /// By the last 512 bytes: a fixed VHD is its disk, and a footer after it.
+    /// That of the oldest is a byte shorter.
+    fn of_footer(footer: &[u8]) -> Option<Self> {
+        let has = |at: usize| {
+            let there = footer.get(at..);
+            there.is_some_and(|there| there.starts_with(b"conectix"))
+        };
+        (has(0) || has(1)).then_some(Self::Vhd)
+    }
+
+    /// What makes a raw image of the one at `path`, as the second half of a
+    /// sentence.
+    pub fn remedy(self, path: impl fmt::Display) -> String {
+        let convert = |name: &str| {
+            format!("convert it with `qemu-img convert -f {name} -O raw {path} {path}.raw`")
+        };
+        let decompress =
+            |program: &str| format!("decompress it with `{program} -dc {path} > {path}.raw`");
+        match self {
+            Self::Qcow => convert("qcow"),
+            Self::Qcow2 => convert("qcow2"),
+            Self::Qed => convert("qed"),
+            Self::Vmdk => convert("vmdk"),
+            Self::Vdi => convert("vdi"),
+            Self::Vhd => convert("vpc"),
+            Self::Vhdx => convert("vhdx"),
+            Self::Parallels => convert("parallels"),
+            Self::Gzip => decompress("gzip"),
+            Self::Bzip2 => decompress("bzip2"),
+            Self::Xz => decompress("xz"),
+            Self::Zstd => decompress("zstd"),
+            Self::Lz4 => decompress("lz4"),
+        }
+    }
+
+    /// Whether there are programs that serve it as it is.
+    pub fn can_be_served(self) -> bool {
+        match self {
+            Self::Qcow | Self::Qcow2 | Self::Qed | Self::Vmdk => true,
+            Self::Vdi | Self::Vhd | Self::Vhdx | Self::Parallels => true,
+            Self::Gzip | Self::Bzip2 | Self::Xz | Self::Zstd | Self::Lz4 => false,
+        }
+    }
+}
+
+/// As the object of a sentence: `a qcow2 image`.
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qcow => "a qcow image",
+            Self::Qcow2 => "a qcow2 image",
+            Self::Qed => "a QED image",
+            Self::Vmdk => "a VMDK image",
+            Self::Vdi => "a VDI image",
+            Self::Vhd => "a VHD image",
+            Self::Vhdx => "a VHDX image",
+            Self::Parallels => "a Parallels image",
+            Self::Gzip => "compressed by gzip",
+            Self::Bzip2 => "compressed by bzip2",
+            Self::Xz => "compressed by xz",
+            Self::Zstd => "compressed by zstd",
+            Self::Lz4 => "compressed by lz4",
+        })
+    }
+}
+
+/// Among the comments that a text begins with.
+fn describes_extents(head: &[u8]) -> bool {
+    let lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines
+        .take_while(|line| line.is_empty() || line.starts_with(b"#"))
+        .any(|line| line.eq_ignore_ascii_case(DESCRIPTOR))
+}
+
+/// What there is from `offset` on, up to the length of `bytes`.
+fn read<'a>(image: &File, bytes: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
+    let count = loop {
+        match image.read_at(bytes, offset) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    Ok(bytes.get(..count).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;
