@@ -8,16 +8,20 @@
 //! - [`tap`]: a tap, opened by one process and used by another;
 //! - [`image_format`]: what is no raw image, and refused by whoever opens it;
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
+//! - [`image_writes`]: whether one that is open for writing can be written;
+//! - [`block_device`]: what the kernel says of a block device's queue;
 //! - [`inflight`]: the shared region that lets a successor take over requests.
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
 #![deny(unsafe_code)]
 
+pub mod block_device;
 pub mod deadline;
 pub mod descriptors;
 pub mod devices;
 pub mod image_format;
 pub mod image_lock;
+pub mod image_writes;
 pub mod inflight;
 pub mod launch;
 mod socket;

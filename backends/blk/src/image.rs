@@ -12,11 +12,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use outboard_protocol::block_device::queue_attribute;
 use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
+use outboard_protocol::image_writes::{self, Unwritable};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
 
 use crate::iovec::Bounce;
@@ -126,12 +128,17 @@ impl Image {
         );
         // The flags belong to the open file, which others may have too: direct
         // I/O is added if asked for, and heeded if it is there. A file that
-        // does not block would make io_uring give up where it should wait.
+        // does not block would make io_uring give up where it should wait, and
+        // one that appends would write everything at its end.
         let direct = options.direct || flags.contains(OFlag::O_DIRECT);
         let options = Options { direct, ..options };
-        let mut wanted = flags & !OFlag::O_NONBLOCK;
-        wanted.set(OFlag::O_DIRECT, direct);
+        let mut wanted = flags & !(OFlag::O_NONBLOCK | OFlag::O_APPEND);
         if wanted != flags {
+            fcntl(&file, FcntlArg::F_SETFL(wanted))
+                .with_context(|| format!("{name} is open for appending; open it for writing"))?;
+        }
+        if direct && !flags.contains(OFlag::O_DIRECT) {
+            wanted.insert(OFlag::O_DIRECT);
             fcntl(&file, FcntlArg::F_SETFL(wanted)).with_context(|| no_direct(name))?;
         }
         let kind = file.metadata().context(name)?.file_type();
@@ -143,6 +150,9 @@ impl Image {
     fn of(mut file: File, name: &str, options: Options) -> anyhow::Result<Self> {
         let metadata = file.metadata().with_context(|| name.to_owned())?;
         let is_device = metadata.file_type().is_block_device();
+        if !options.read_only {
+            image_writes::check(&file).map_err(|why| cannot_write(name, &why))?;
+        }
         let size = match is_device {
             true => file.seek(SeekFrom::End(0)),
             false => Ok(metadata.len()),
@@ -163,7 +173,7 @@ impl Image {
             read_only: options.read_only,
             alignment,
             physical_block: physical_block(physical, block),
-            discard: !options.read_only && (is_device || can_punch(&file, size)),
+            discard: !options.read_only && can_discard(&file, is_device, size),
             file: Arc::new(file),
         })
     }
@@ -185,7 +195,11 @@ fn explain(error: io::Error, path: &Path, options: Options) -> anyhow::Error {
     let path = path.display();
     let remedy = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => format!("create it with `truncate -s 10G {path}`"),
-        Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) if !options.read_only => {
+        Some(Errno::EPERM) if !options.read_only => format!(
+            "take away the attribute that forbids it, which `lsattr {path}` shows, \
+             or use --read-only"
+        ),
+        Some(Errno::EACCES | Errno::EROFS) if !options.read_only => {
             "give this user the right to write it, or use --read-only".into()
         }
         Some(Errno::EACCES | Errno::EPERM) => "give this user the right to read it".into(),
@@ -219,6 +233,17 @@ fn refuse_format(file: &File, path: &Path) -> anyhow::Result<()> {
          if its bytes are a raw disk all the same, use --format=raw",
         format.remedy(&path)
     )
+}
+
+/// What was opened for writing cannot be written.
+fn cannot_write(name: &str, why: &Unwritable) -> anyhow::Error {
+    let other = match why {
+        Unwritable::Device => "make it writable (`blockdev --setrw`)",
+        Unwritable::Swap => "end that (`swapoff`)",
+        Unwritable::Zoned => "use a device without zones on top of it (dm-zoned)",
+        Unwritable::Sealed | Unwritable::Os(_) => "use a copy",
+    };
+    anyhow!("{name} {why}; use --read-only if it is to be read only, or {other}")
 }
 
 fn check_kind(kind: FileType, name: &str) -> anyhow::Result<()> {
@@ -315,6 +340,14 @@ fn probe_alignment(file: &File) -> Option<Alignment> {
 fn physical_block(hint: u32, block: u32) -> u32 {
     let hint = if hint.is_power_of_two() { hint } else { block };
     hint.clamp(block, block.max(MAX_BLOCK))
+}
+
+fn can_discard(file: &File, is_device: bool, size: u64) -> bool {
+    match is_device {
+        // fallocate(2) makes a hole in a device by this, and by nothing else.
+        true => queue_attribute(file, "write_zeroes_max_bytes").is_none_or(|most| most != "0"),
+        false => can_punch(file, size),
+    }
 }
 
 /// Whether the file system has holes: one beyond the end changes nothing.

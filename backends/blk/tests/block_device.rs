@@ -6,7 +6,7 @@ mod support;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use outboard_blk::image::{Image, Options};
 use support::*;
@@ -19,14 +19,23 @@ struct Loop {
 }
 
 impl Loop {
-    /// With sectors of this size; `None` where there are no loop devices.
-    fn new(sector: u32) -> Option<Self> {
+    /// Made by losetup(8) with these options besides; `None` where there are
+    /// no loop devices.
+    fn new(options: &[&str]) -> Option<Self> {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8 << 20).unwrap();
-        let output = Command::new("losetup")
-            .args(["--find", "--show", "--sector-size", &sector.to_string()])
-            .arg(file.path())
-            .output();
+        let mut command = Command::new("losetup");
+        command.args(["--find", "--show"]).args(options);
+        Self::by(command.arg(file.path()), file)
+    }
+
+    fn with_sectors(size: u32) -> Option<Self> {
+        Self::new(&["--sector-size", &size.to_string()])
+    }
+
+    /// By a command that prints its name.
+    fn by(command: &mut Command, file: tempfile::NamedTempFile) -> Option<Self> {
+        let output = command.output();
         let name = match output {
             Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
             other => {
@@ -51,7 +60,7 @@ impl Drop for Loop {
 #[test]
 fn a_block_device_is_a_disk() {
     for sector in [512, 4096] {
-        let Some(device) = Loop::new(sector) else {
+        let Some(device) = Loop::with_sectors(sector) else {
             return;
         };
         for way in WAYS {
@@ -83,7 +92,7 @@ fn a_block_device_is_a_disk() {
 
 #[test]
 fn a_block_device_that_the_system_uses_is_refused_for_writing() {
-    let Some(device) = Loop::new(512) else {
+    let Some(device) = Loop::with_sectors(512) else {
         return;
     };
     // As a mount does it.
@@ -100,4 +109,83 @@ fn a_block_device_that_the_system_uses_is_refused_for_writing() {
     assert!(Image::open(&device.device, read_only).is_ok());
     drop(mounted);
     Image::open(&device.device, Options::default()).unwrap();
+}
+
+/// The kernel opens it for writing, and fails each write.
+#[test]
+fn a_block_device_that_is_set_read_only_is_refused_for_writing() {
+    let Some(device) = Loop::new(&["--read-only"]) else {
+        return;
+    };
+    let read_only = Options {
+        read_only: true,
+        ..Options::default()
+    };
+    let message = |result: anyhow::Result<Image>| format!("{:#}", result.unwrap_err());
+    let lent = || {
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).write(true).open(&device.device);
+        opened.unwrap().into()
+    };
+    for message in [
+        message(Image::open(&device.device, Options::default())),
+        message(Image::inherit(lent(), Options::default())),
+    ] {
+        assert!(
+            message.contains("is set read-only; use --read-only"),
+            "{message}"
+        );
+    }
+    Image::open(&device.device, read_only).unwrap();
+    Image::inherit(lent(), read_only).unwrap();
+}
+
+/// On a file system without holes.
+#[test]
+fn a_block_device_that_cannot_discard_does_not_offer_it() {
+    let mut command = Command::new("unshare");
+    let script = "folder=$(mktemp -d) && mount -t ramfs none $folder && \
+        truncate -s 8M $folder/disk && losetup --find --show $folder/disk && umount -l $folder && \
+        rmdir $folder";
+    command.args(["--mount", "sh", "-c", script]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let Some(device) = Loop::by(&mut command, file) else {
+        return;
+    };
+    let program = Program::serve(&device.device, &[]);
+    let mut driver = program.driver(EVERYTHING);
+    assert!(!driver.has(VIRTIO_BLK_F_DISCARD));
+    assert_eq!(driver.segment(VIRTIO_BLK_T_DISCARD, 0, 8, 0), (UNSUPP, 1));
+    assert_eq!(driver.write(0, &[7; 8192]), (OK, 1));
+    let zeroes = driver.segment(VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 1);
+    assert_eq!(zeroes, (OK, 1));
+    assert_eq!(driver.read(0, 4096), (OK, 4097, vec![0; 4096]));
+    assert_eq!(driver.read(8, 4096), (OK, 4097, vec![7; 4096]));
+    driver.works();
+}
+
+#[test]
+fn a_file_that_is_swap_space_is_refused_for_writing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().display();
+    // Given up in any case; where there is no swapping nothing is tested.
+    let script = format!(
+        "head -c 1048576 /dev/zero > {path} && chmod 600 {path} && mkswap {path} && \
+         swapon {path}"
+    );
+    let quiet = Stdio::null;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &script])
+        .stdout(quiet())
+        .stderr(quiet());
+    if !command.status().unwrap().success() {
+        return eprintln!("SKIP: cannot swap to a file");
+    }
+    let result = Image::open(file.path(), Options::default());
+    let ended = Command::new("swapoff").arg(file.path()).status();
+    assert!(ended.unwrap().success());
+    let message = format!("{:#}", result.unwrap_err());
+    assert!(message.contains("is in use as swap space"), "{message}");
+    Image::open(file.path(), Options::default()).unwrap();
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
+use outboard_protocol::image_writes::{self, Unwritable};
 
 /// A disk's size is a multiple of this, in bytes.
 const SECTOR: u64 = 512;
@@ -77,6 +78,9 @@ impl Images {
         // Before its size, which is not that of a disk if it is no raw image.
         if !usage.raw {
             refuse_format(&file, path)?;
+        }
+        if !readonly {
+            image_writes::check(&file).map_err(|why| cannot_write(path, &why))?;
         }
         let size = file
             .seek(SeekFrom::End(0))
@@ -154,13 +158,32 @@ fn refuse_format(file: &File, path: &Path) -> Result<()> {
     )
 }
 
+/// What was opened for writing cannot be written.
+fn cannot_write(path: &Path, why: &Unwritable) -> anyhow::Error {
+    let shown = path.display();
+    let other = match why {
+        Unwritable::Device => format!("make it writable (`blockdev --setrw {shown}`)"),
+        Unwritable::Swap => format!("end that (`swapoff {shown}`)"),
+        Unwritable::Zoned => "use a device without zones on top of it (dm-zoned)".into(),
+        Unwritable::Sealed | Unwritable::Os(_) => "use a copy".into(),
+    };
+    anyhow!("the image {shown} {why}; add `readonly` if it is to be read only, or {other}")
+}
+
 pub(super) fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
     let shown = path.display();
     match error.raw_os_error() {
         Some(libc::ENOENT) => {
             anyhow!("the image {shown} does not exist; `truncate -s 1G {shown}` makes one of 1 GiB")
         }
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+        Some(libc::EPERM) => {
+            anyhow!(
+                "the image {shown} cannot be opened: {error}; \
+                 take away the attribute that forbids it (`lsattr {shown}` shows it), \
+                 or add `readonly` if it may only be read"
+            )
+        }
+        Some(libc::EACCES | libc::EROFS) => {
             anyhow!(
                 "the image {shown} cannot be opened: {error}; \
                  change its permissions, or add `readonly` if it may only be read"
@@ -184,7 +207,11 @@ pub(super) fn cannot_open(path: &Path, error: &io::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
+
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::MFdFlags;
 
     use super::*;
 
@@ -256,6 +283,22 @@ mod tests {
         let said = error(packed.path(), true);
         assert!(said.contains("is compressed by gzip"), "{said}");
         assert!(!said.contains("qemu-storage-daemon"), "{said}");
+    }
+
+    #[test]
+    fn an_image_that_only_seems_to_be_writable_is_refused() {
+        let memfd = nix::sys::memfd::memfd_create("image", MFdFlags::MFD_ALLOW_SEALING);
+        let memfd = File::from(memfd.unwrap());
+        memfd.set_len(4096).unwrap();
+        fcntl(&memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).unwrap();
+        let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+        let path = Path::new(&path);
+        let said = error(path, false);
+        assert!(said.contains("is sealed against writing"), "{said}");
+        assert!(said.contains("add `readonly`"), "{said}");
+        Images::default().open("disk0", path, usage(true)).unwrap();
+        let why = cannot_write(path, &Unwritable::Device).to_string();
+        assert!(why.contains("set read-only; add `readonly`"), "{why}");
     }
 
     #[test]

@@ -170,6 +170,31 @@ fn an_inherited_file_that_does_not_block_is_made_to() {
 }
 
 #[test]
+fn an_inherited_file_that_appends_is_made_to_write_in_place() {
+    let file = file(4096);
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).append(true).open(file.path()).unwrap();
+    let image = Image::inherit(opened.into(), WRITABLE).unwrap();
+    image.file.write_all_at(&[7; 512], 512).unwrap();
+    assert_eq!(image.file.metadata().unwrap().len(), 4096);
+}
+
+#[test]
+fn an_inherited_image_that_is_sealed_is_refused_for_writing() {
+    let flags = nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING;
+    let memfd = nix::sys::memfd::memfd_create("image", flags).unwrap();
+    let memfd = File::from(memfd);
+    memfd.set_len(4096).unwrap();
+    let seal = nix::fcntl::SealFlag::F_SEAL_WRITE;
+    fcntl(&memfd, FcntlArg::F_ADD_SEALS(seal)).unwrap();
+    let lent = || OwnedFd::from(memfd.try_clone().unwrap());
+    let message = format!("{:#}", Image::inherit(lent(), WRITABLE).unwrap_err());
+    assert!(message.contains("is sealed against writing"), "{message}");
+    assert!(message.contains("use --read-only"), "{message}");
+    Image::inherit(lent(), READ_ONLY).unwrap();
+}
+
+#[test]
 fn direct_io_knows_its_alignment() {
     let file = file(1 << 20);
     let image = match open(file.path(), DIRECT) {
