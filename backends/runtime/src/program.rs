@@ -204,6 +204,9 @@ impl Stop {
             }
         }
         signals.thread_block().context("cannot block signals")?;
+        // A write beyond RLIMIT_FSIZE is an error (EFBIG), not the end.
+        let blocked = SigSet::from(Signal::SIGXFSZ).thread_block();
+        blocked.context("cannot block SIGXFSZ")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;
         Ok(Self(signals))

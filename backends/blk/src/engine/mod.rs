@@ -14,9 +14,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use outboard_log::Rarely;
 
 pub use self::threads::Threads;
-pub use self::uring::Uring;
+pub use self::uring::{Unusable, Uring};
 use crate::iovec::Iovecs;
 
 /// What the kernel is to do.
@@ -123,21 +124,34 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Settles [`Choice::Auto`] by trying.
+    /// Tries whether `io_uring` is to be had: where it is not, [`Choice::Auto`]
+    /// becomes threads, and that is said.
     ///
     /// # Errors
     /// `io_uring` was asked for by name and is not to be had.
     pub fn settle(self) -> anyhow::Result<Self> {
+        if self == Self::Threads {
+            return Ok(self);
+        }
         match (self, Uring::probe()) {
-            (Self::Threads, _) => Ok(Self::Threads),
-            (_, Ok(())) => Ok(Self::IoUring),
-            (Self::Auto, Err(error)) => {
-                log::info!("io_uring is not to be had ({error}): using threads");
+            (_, Ok(())) => Ok(self),
+            (Self::Auto | Self::Threads, Err(why)) => {
+                // Where it is not permitted, that is as it should be; a limit
+                // that is too low is not.
+                let level = match why {
+                    Unusable::Absent(_) => log::Level::Info,
+                    Unusable::NoThreads(_) => log::Level::Warn,
+                };
+                let remedy = why.remedy();
+                log::log!(
+                    level,
+                    "io_uring is not to be had ({why}): using threads; {remedy}"
+                );
                 Ok(Self::Threads)
             }
-            (Self::IoUring, Err(error)) => anyhow::bail!(
-                "cannot set up io_uring: {error}; use --engine=auto or --engine=threads, \
-                 or allow it (sysctl kernel.io_uring_disabled, the container's seccomp profile)"
+            (Self::IoUring, Err(why)) => anyhow::bail!(
+                "cannot use io_uring: {why}; use --engine=auto or --engine=threads, or {}",
+                why.remedy()
             ),
         }
     }
@@ -147,10 +161,19 @@ impl Choice {
     /// # Errors
     /// Those of the resources it needs.
     pub fn make(self, file: &Arc<File>, depth: u16) -> io::Result<Box<dyn Engine>> {
-        Ok(match self {
-            Self::Threads => Box::new(Threads::new(file.clone(), depth)?),
-            Self::Auto | Self::IoUring => Box::new(Uring::new(file.clone(), depth)?),
-        })
+        if self != Self::Threads {
+            match Uring::new(file.clone(), depth) {
+                Ok(engine) => return Ok(Box::new(engine)),
+                Err(error) if self == Self::Auto => {
+                    static NO_RING: Rarely = Rarely::new();
+                    if let Some(times) = NO_RING.again() {
+                        log::warn!("no io_uring for a queue ({error}): it has threads{times}");
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Box::new(Threads::new(file.clone(), depth)?))
     }
 }
 

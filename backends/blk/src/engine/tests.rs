@@ -238,7 +238,7 @@ fn an_engine_that_was_asked_for_is_the_one() {
     assert_eq!(Choice::Threads.settle().unwrap(), Choice::Threads);
     let auto = Choice::Auto.settle().unwrap();
     match Uring::probe() {
-        Ok(()) => assert_eq!(auto, Choice::IoUring),
+        Ok(()) => assert_eq!(auto, Choice::Auto),
         Err(_) => {
             assert_eq!(auto, Choice::Threads);
             assert!(Choice::IoUring.settle().is_err());

@@ -1,5 +1,6 @@
 //! The engine for where `io_uring` is not to be had: a few threads per queue,
-//! each doing one job at a time with an ordinary system call.
+//! each doing one job at a time with an ordinary system call. They are made with
+//! the queue; where there may be none, the queue's own thread does the jobs.
 //!
 //! ```text
 //! start ──► taken ──submit──► waiting ──thread──► done ──reap──► caller
@@ -18,6 +19,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_log::Rarely;
 
+use super::uring::MORE_TASKS;
 use super::{Completion, Engine, Job, perform};
 
 /// Threads per queue: enough to keep a disk busy while one syncs.
@@ -53,10 +55,10 @@ struct Work {
 }
 
 impl Threads {
-    /// Starts the threads.
+    /// Starts the threads, as many as there may be.
     ///
     /// # Errors
-    /// No more threads or descriptors are to be had.
+    /// No more descriptors are to be had.
     pub fn new(file: Arc<File>, depth: u16) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let pool = Arc::new(Pool {
@@ -72,12 +74,35 @@ impl Threads {
             out: 0,
             threads: Vec::new(),
         };
-        for number in 0..depth.clamp(1, THREADS) {
+        let wanted = depth.clamp(1, THREADS);
+        for number in 0..wanted {
             let pool = threads.pool.clone();
             let builder = Builder::new().name(format!("io{number}")).stack_size(STACK);
-            threads.threads.push(builder.spawn(move || pool.work())?);
+            match builder.spawn(move || pool.work()) {
+                Ok(thread) => threads.threads.push(thread),
+                Err(error) => {
+                    tell_few(number, wanted, &error);
+                    break;
+                }
+            }
         }
         Ok(threads)
+    }
+}
+
+/// Says that there are fewer threads than wanted.
+fn tell_few(there: u16, wanted: u16, error: &io::Error) {
+    // A guest can start its queues as often as it likes.
+    static FEW: Rarely = Rarely::new();
+    if let Some(times) = FEW.again() {
+        let how = match there {
+            0 => "the queue does its I/O itself, one job at a time",
+            _ => "it is slower for it",
+        };
+        log::warn!(
+            "{there} of {wanted} threads for a queue of the disk ({error}): {how}; \
+             {MORE_TASKS}{times}"
+        );
     }
 }
 
@@ -116,6 +141,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Engine for Threads {
     fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+        if self.threads.is_empty() {
+            let result = perform(&self.pool.file, &job);
+            return Some(Completion { id, job, result });
+        }
         self.taken.push((id, job));
         None
     }

@@ -4,6 +4,11 @@
 //! start ──► backlog ──submit──► in the kernel ──reap──► caller
 //!              jobs[id] owns the job all the while
 //! ```
+//! The kernel does some jobs by threads that it makes on demand, and cancels
+//! one for which it may make none. Such a job has not begun: it is done here,
+//! on the queue's own thread, as are those after it that would need a thread.
+
+mod probe;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,10 +18,12 @@ use std::sync::Arc;
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode};
+use io_uring::{IoUring, opcode};
 use outboard_log::Rarely;
 
-use super::{Completion, Engine, Job, Operation};
+pub(super) use self::probe::MORE_TASKS;
+pub use self::probe::Unusable;
+use super::{Completion, Engine, Job, Operation, perform};
 
 /// Entries of the submission ring; a longer batch goes in parts. Small, since
 /// each entry that was ever used is a part of this process's footprint.
@@ -24,16 +31,6 @@ const SUBMISSIONS: u16 = 64;
 
 /// Most bytes that the kernel moves in one operation (`MAX_RW_COUNT`).
 const MAX_MOVE: usize = 0x7fff_f000;
-
-/// What the kernel must be able to do.
-const NEEDED: [u8; 6] = [
-    opcode::Readv::CODE,
-    opcode::Writev::CODE,
-    opcode::Read::CODE,
-    opcode::Write::CODE,
-    opcode::Fsync::CODE,
-    opcode::Fallocate::CODE,
-];
 
 /// See the module.
 pub struct Uring {
@@ -45,6 +42,8 @@ pub struct Uring {
     backlog: VecDeque<usize>,
     /// Entries pushed and not yet reaped.
     out: usize,
+    /// The kernel had no thread for a job, and is not asked for one again.
+    no_threads: bool,
 }
 
 impl std::fmt::Debug for Uring {
@@ -55,24 +54,6 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// Whether the kernel lets this process have what is needed.
-    ///
-    /// # Errors
-    /// Those of `io_uring_setup(2)`, `Unsupported` when an operation is missing.
-    pub fn probe() -> io::Result<()> {
-        let ring = IoUring::new(2)?;
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        if NEEDED.iter().all(|code| probe.is_supported(*code)) {
-            Ok(())
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel's io_uring lacks operations, it is older than 5.6",
-            ))
-        }
-    }
-
     /// Sets up a ring for up to `depth` jobs at a time.
     ///
     /// # Errors
@@ -90,6 +71,7 @@ impl Uring {
             jobs: Vec::new(),
             backlog: VecDeque::new(),
             out: 0,
+            no_threads: false,
         })
     }
 
@@ -139,6 +121,23 @@ impl Uring {
                 return Ok(());
             }
         }
+    }
+
+    /// What came of a job.
+    fn outcome(&mut self, job: &Job, result: i32) -> io::Result<u64> {
+        if result == -libc::ECANCELED {
+            static CANCELLED: Rarely = Rarely::new();
+            if let Some(times) = CANCELLED.again() {
+                log::warn!(
+                    "the kernel has no thread for a job of io_uring: the queue does it itself, \
+                     one at a time; {}{times}",
+                    MORE_TASKS
+                );
+            }
+            self.no_threads = true;
+            return perform(&self.file, job);
+        }
+        u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.saturating_neg()))
     }
 
     fn take(&mut self, id: u64) -> Option<(usize, Job)> {
@@ -191,6 +190,11 @@ fn length(iovec: &libc::iovec) -> u32 {
 
 impl Engine for Uring {
     fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+        // Nearly every read is done without a thread.
+        if self.no_threads && job.operation != Operation::Read {
+            let result = perform(&self.file, &job);
+            return Some(Completion { id, job, result });
+        }
         if self.jobs.len() <= id {
             self.jobs.resize_with(id.saturating_add(1), || None);
         }
@@ -223,12 +227,7 @@ impl Engine for Uring {
             let Some((id, job)) = self.take(entry.user_data()) else {
                 continue;
             };
-            let result = match u64::try_from(entry.result()) {
-                Ok(count) => Ok(count),
-                Err(_) => Err(io::Error::from_raw_os_error(
-                    entry.result().saturating_neg(),
-                )),
-            };
+            let result = self.outcome(&job, entry.result());
             done.push(Completion { id, job, result });
         }
         // What did not go for want of room goes now.
