@@ -23,6 +23,7 @@ use crate::request::{
     ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
 };
 use crate::task::{Refused, Rules};
+use crate::trouble::Troubles;
 
 /// Most data segments in a request: what Linux asked for before it could be
 /// told. Longer lists save nothing and cost memory in every request.
@@ -81,6 +82,7 @@ pub struct Disk {
     serial: [u8; ID_BYTES],
     durability: Arc<Durability>,
     refused: Refused,
+    troubles: Troubles,
     settings: Settings,
 }
 
@@ -126,6 +128,7 @@ impl Disk {
             serial,
             durability,
             refused: Refused::default(),
+            troubles: Troubles::default(),
             settings,
         })
     }
@@ -150,6 +153,7 @@ impl Disk {
         Rules {
             durability: &self.durability,
             refused: &self.refused,
+            troubles: &self.troubles,
             flushes,
         }
     }
@@ -284,6 +288,10 @@ impl Device for Blk {
                 "only the writeback byte of a block device's configuration can be written",
             )),
         }
+    }
+
+    fn io_errors(&self) -> u64 {
+        self.0.troubles.take_count()
     }
 
     fn reset(&self, features: u64) {

@@ -55,6 +55,19 @@ pub struct Ticket {
     ended: bool,
 }
 
+impl Syncs {
+    fn lose(&mut self) {
+        if !std::mem::replace(&mut self.lost, true) {
+            log::error!(
+                "data that was written to the image may be lost: from now on every flush of the \
+                 guest fails, until this program is started anew, since the kernel tells of a \
+                 failed sync once and of success from then on; look at the host's kernel log, \
+                 and check the guest's file systems"
+            );
+        }
+    }
+}
+
 impl Durability {
     /// A disk whose cache is write-back, or write-through, until the driver
     /// says otherwise.
@@ -99,7 +112,7 @@ impl Durability {
 
     /// Notes that data was lost: every flush from now on fails.
     pub fn lose(&self) {
-        self.lock().lost = true;
+        self.lock().lose();
     }
 
     /// What is known of a sync that succeeded when `before` syncs had begun.
@@ -137,7 +150,7 @@ impl Drop for Ticket {
         if !self.ended {
             let mut syncs = self.durability.lock();
             syncs.running.remove(&self.number);
-            syncs.lost = true;
+            syncs.lose();
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
+//! - [`trouble`]: what goes wrong with the image, said and counted;
 //! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`;
 //! - [`cli`]: the command line, for the program and for those in the tests that
 //!   are the program with one fault.
@@ -22,6 +23,7 @@ pub mod iovec;
 pub mod queue;
 pub mod request;
 pub mod task;
+pub mod trouble;
 
 #[cfg(test)]
 mod guest;

@@ -210,7 +210,7 @@ impl Queue for BlkQueue {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.engine.submit()
+        self.engine.submit().inspect_err(broken)
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {
@@ -231,12 +231,24 @@ impl Queue for BlkQueue {
             }
         }
         self.completions = completions;
-        result?;
-        self.engine.submit()
+        result
+            .and_then(|()| self.engine.submit())
+            .inspect_err(broken)
     }
 
     fn in_flight(&self) -> usize {
         self.pending.len().saturating_sub(self.free.len())
+    }
+}
+
+/// Says that an engine is broken; the driver sees its ring stand still.
+fn broken(error: &io::Error) {
+    // A guest can start its queues as often as it likes.
+    static BROKEN: Rarely = Rarely::new();
+    if let Some(times) = BROKEN.again() {
+        log::error!(
+            "a queue of the disk is not served any more, its engine failed: {error}{times}"
+        );
     }
 }
 

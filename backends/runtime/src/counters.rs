@@ -52,6 +52,8 @@ tally! {
     broken_rings: "broken rings",
     /// Completions of chains that the device did not have: its own bug.
     unknown_completions: "unknown completions",
+    /// Errors of what is behind the device.
+    io_errors: "I/O errors",
     /// Requests that the session does not know.
     unknown_requests: "unknown requests",
     /// Requests that were refused.

@@ -54,6 +54,11 @@ pub trait Device: Send + Sync + 'static {
     /// is initial again. Or a driver has acknowledged `features`: what it wrote
     /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds.
     fn reset(&self, features: u64);
+    /// How many errors of what is behind the device there were since this was
+    /// last asked: told at the end of a session. Each kind has been said by then.
+    fn io_errors(&self) -> u64 {
+        0
+    }
     /// Which worker serves queue `index`: one thread serves all queues of the
     /// same number, in turn. By default each has a worker of its own.
     fn worker(&self, index: u16, features: u64) -> u16 {

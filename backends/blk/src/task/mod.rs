@@ -27,6 +27,7 @@ use crate::durability::Durability;
 use crate::engine::{Clear, Job};
 use crate::iovec::{Bounce, Iovecs};
 use crate::request::{Segment, Status};
+use crate::trouble::{Deed, Troubles};
 
 /// How often in a row an operation may be interrupted or put off.
 const RETRIES: u32 = 100;
@@ -54,6 +55,8 @@ pub struct Rules<'a> {
     pub durability: &'a Arc<Durability>,
     /// The file system's abilities, as far as known.
     pub refused: &'a Refused,
+    /// Where it is told what goes wrong with the image.
+    pub troubles: &'a Troubles,
     /// The driver knows how to flush. If not, every write is durable.
     pub flushes: bool,
 }
@@ -72,6 +75,12 @@ pub enum Step {
     Next(Job),
     /// The request is over.
     Done(Status),
+}
+
+impl Step {
+    fn has_failed(&self) -> bool {
+        matches!(self, Self::Done(Status::IoErr))
+    }
 }
 
 /// A request under way.
@@ -141,12 +150,14 @@ impl Task {
 
     /// The first step.
     pub fn start(&mut self, rules: Rules<'_>) -> Step {
-        match &mut self.work {
+        let step = match &mut self.work {
             Work::Transfer(transfer) => transfer.start(rules),
             Work::Wipe(wipe) => wipe.next_segment(rules),
             Work::Flush(flush) => flush.start(rules),
-        }
-        .unwrap_or_else(|| self.finish(rules))
+        };
+        let step = step.unwrap_or_else(|| self.finish(rules));
+        self.tell(&step, rules);
+        step
     }
 
     /// The step after `job`, which the kernel did with this `result`.
@@ -159,12 +170,33 @@ impl Task {
         } else {
             self.retries = RETRIES;
         }
-        match &mut self.work {
+        let deed = Deed::of(&job);
+        // What the image said, if it was not what was hoped for.
+        let trouble = match &result {
+            Err(error) => Some(Err(again(error))),
+            Ok(0) if job.iovecs.remaining() > 0 => Some(Ok(())),
+            Ok(_) => None,
+        };
+        let step = match &mut self.work {
             Work::Transfer(transfer) => transfer.complete(job, result, rules, &mut self.written),
             Work::Wipe(wipe) => wipe.complete(job, result, rules),
             Work::Flush(flush) => flush.complete(job, result, rules),
+        };
+        let step = step.unwrap_or_else(|| self.finish(rules));
+        match trouble {
+            Some(Err(error)) if step.has_failed() => rules.troubles.failed(deed, &error),
+            Some(Ok(())) if step.has_failed() => rules.troubles.fell_short(deed),
+            _ => self.tell(&step, rules),
         }
-        .unwrap_or_else(|| self.finish(rules))
+        step
+    }
+
+    /// Tells of a step that failed with no error of the image's own: a flush
+    /// after a sync has failed.
+    fn tell(&self, step: &Step, rules: Rules<'_>) {
+        if step.has_failed() && matches!(self.work, Work::Flush(_)) {
+            rules.troubles.refused_flush();
+        }
     }
 
     /// The work has succeeded: the end, or a flush before it.
@@ -199,6 +231,14 @@ impl Task {
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+/// The same error once more.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => error.kind().into(),
+    }
 }
 
 /// What a piece of work says: `None` when it has succeeded.

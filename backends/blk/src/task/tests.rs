@@ -20,6 +20,7 @@ const LENGTH: usize = 2 * BOUNCE + 1536;
 struct Fixture {
     durability: Arc<Durability>,
     refused: Refused,
+    troubles: Troubles,
     file: File,
     guest: Guest,
     buffers: [Buffer; 2],
@@ -36,6 +37,7 @@ impl Fixture {
         Self {
             durability: Durability::new(true),
             refused: Refused::default(),
+            troubles: Troubles::default(),
             file,
             guest,
             buffers,
@@ -46,6 +48,7 @@ impl Fixture {
         Rules {
             durability: &self.durability,
             refused: &self.refused,
+            troubles: &self.troubles,
             flushes: true,
         }
     }

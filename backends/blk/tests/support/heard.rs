@@ -22,11 +22,6 @@ impl Heard {
     /// and `$folder` a folder of the test's own. The script must `exec`.
     pub fn start(script: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self::start_in(folder, script, arguments)
-    }
-
-    /// The same in a folder that has something in it.
-    pub fn start_in(folder: tempfile::TempDir, script: &str, arguments: &[&str]) -> Self {
         let socket = folder.path().join("socket");
         let child = Command::new("timeout")
             .args(["120", "sh", "-ec", script, "sh"])

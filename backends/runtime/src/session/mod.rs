@@ -192,6 +192,7 @@ pub fn serve<D: Device>(
     };
     session.rings.park_all()?;
     session.rings.forget_signals()?;
+    session.rings.tally.io_errors += host.device.io_errors();
     session.tell();
     Ok(end)
 }
@@ -332,8 +333,13 @@ impl<D: Device> Session<'_, D> {
     fn tell(&self) {
         static SUSPICIOUS: Rarely = Rarely::new();
         static ENDED: Rarely = Rarely::new();
+        static TROUBLED: Rarely = Rarely::new();
         let tally = &self.rings.tally;
-        if tally.is_suspicious() {
+        if tally.io_errors != 0 {
+            if let Some(times) = TROUBLED.again() {
+                log::warn!("session ended: {tally}{times}");
+            }
+        } else if tally.is_suspicious() {
             if let Some(times) = SUSPICIOUS.again() {
                 log::info!("session ended: {tally}{times}");
             }
