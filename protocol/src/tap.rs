@@ -5,7 +5,10 @@
 //! [`HEADER`] bytes before it, that of virtio (virtio 1.3, section 5.1.6), so
 //! that frames with checksums and segmentation still to be done can pass.
 //!
-//! All ioctls on taps are here, and nothing else that is unsafe.
+//! All ioctls on taps are in `ioctl`, and nothing else that is unsafe.
+
+#[allow(unsafe_code)]
+mod ioctl;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,8 +18,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 use nix::libc;
 
+use ioctl::Request;
+
 /// Bytes before every frame: `struct virtio_net_hdr_v1`.
 pub const HEADER: usize = 12;
+/// The same of a tap that nobody has set up: `struct virtio_net_hdr`.
+pub const FRESH_HEADER: usize = 10;
 /// Most queues of a tap (the kernel's MAX_TAP_QUEUES).
 pub const MAX_QUEUES: u16 = 256;
 /// An Ethernet address.
@@ -45,105 +52,6 @@ const IFF_VNET_HDR: u16 = 0x4000;
 const FILTER_ALL_MULTICAST: u16 = 1;
 /// Longest name of an interface, without the final zero.
 const NAME: usize = 15;
-
-/// `struct ifreq` with the member that taps use.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-struct Request {
-    name: [u8; NAME + 1],
-    flags: u16,
-    rest: [u8; 22],
-}
-
-impl Request {
-    fn new(name: &str, flags: u16) -> Self {
-        let mut request = Self {
-            name: [0; NAME + 1],
-            flags,
-            rest: [0; 22],
-        };
-        for (to, from) in request.name.iter_mut().take(NAME).zip(name.bytes()) {
-            *to = from;
-        }
-        request
-    }
-
-    fn name(&self) -> String {
-        let name = self.name.split(|byte| *byte == 0).next();
-        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
-    }
-}
-
-#[allow(unsafe_code)]
-mod ioctl {
-    use std::ffi::CStr;
-    use std::io;
-    use std::os::fd::{AsRawFd, BorrowedFd};
-
-    use nix::libc::{self, c_int, c_uint, c_ulong};
-
-    use super::Request;
-
-    nix::ioctl_write_ptr_bad!(set_iff, nix::request_code_write!(b'T', 202, 4), Request);
-    nix::ioctl_write_int_bad!(set_offload, nix::request_code_write!(b'T', 208, 4));
-    nix::ioctl_write_ptr_bad!(set_filter, nix::request_code_write!(b'T', 209, 4), u8);
-    nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, 4), Request);
-    nix::ioctl_write_ptr_bad!(set_header, nix::request_code_write!(b'T', 216, 4), c_int);
-    nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, 4), Request);
-
-    pub fn identify(fd: BorrowedFd<'_>) -> nix::Result<Request> {
-        let mut request = Request::new("", 0);
-        // SAFETY: the kernel writes a `struct ifreq`, which `Request` is.
-        unsafe { get_iff(fd.as_raw_fd(), &mut request) }.map(|_| request)
-    }
-
-    pub fn name(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
-        // SAFETY: the kernel reads a `struct ifreq`, and writes its name back.
-        let mut copy = *request;
-        // SAFETY: as above; `copy` is writable and lives through the call.
-        unsafe { set_iff(fd.as_raw_fd(), &raw mut copy) }.map(drop)
-    }
-
-    pub fn queue(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
-        // SAFETY: the kernel reads a `struct ifreq`, which `Request` is.
-        unsafe { set_queue(fd.as_raw_fd(), request) }.map(drop)
-    }
-
-    pub fn offload(fd: BorrowedFd<'_>, bits: u32) -> nix::Result<()> {
-        // SAFETY: the argument is a number and no pointer.
-        unsafe { set_offload(fd.as_raw_fd(), bits.cast_signed()) }.map(drop)
-    }
-
-    pub fn header(fd: BorrowedFd<'_>, length: c_int) -> nix::Result<()> {
-        // SAFETY: the kernel reads an int.
-        unsafe { set_header(fd.as_raw_fd(), &length) }.map(drop)
-    }
-
-    /// `filter` is a whole `struct tun_filter`: flags, count, that many
-    /// addresses.
-    pub fn filter(fd: BorrowedFd<'_>, filter: &[u8]) -> nix::Result<()> {
-        let count = filter.get(2..4).map_or(0, |count| {
-            usize::from(u16::from_ne_bytes([count[0], count[1]]))
-        });
-        if filter.len() != 4 + 6 * count {
-            return Err(nix::errno::Errno::EINVAL);
-        }
-        // SAFETY: the kernel reads the head and the `count` addresses that it
-        // names, all of which are in `filter`.
-        unsafe { set_filter(fd.as_raw_fd(), filter.as_ptr()) }.map(drop)
-    }
-
-    pub fn index(name: &CStr) -> io::Result<c_uint> {
-        // SAFETY: `name` ends with a zero byte.
-        match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-            0 => Err(io::Error::last_os_error()),
-            index => Ok(index),
-        }
-    }
-
-    const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
-    const _: () = assert!(size_of::<c_ulong>() == 8);
-}
 
 /// Reads the address of one station, as `02:00:00:00:00:01`.
 ///
@@ -298,6 +206,43 @@ pub fn identify(fd: BorrowedFd<'_>) -> Result<String, String> {
 /// Those of the ioctl: EBADFD when the tap is gone.
 pub fn set_header(fd: BorrowedFd<'_>) -> nix::Result<()> {
     ioctl::header(fd, HEADER as libc::c_int)
+}
+
+/// Makes a tap as new, by all descriptors that we have of it: no filter, no
+/// offloads, a header of [`FRESH_HEADER`] bytes. These are the tap's and outlive
+/// every descriptor of one that is persistent; which queues are attached, and
+/// what waits in them, goes with the descriptors. A tap of which another process
+/// has a queue is left as it is.
+///
+/// # Errors
+/// Those of the ioctls: EBADFD when the tap is gone.
+pub fn make_as_new(queues: &[OwnedFd]) -> nix::Result<()> {
+    let Some(first) = queues.first().map(AsFd::as_fd) else {
+        return Ok(());
+    };
+    if is_shared(queues, &ioctl::identify(first)?) {
+        return Ok(());
+    }
+    // The filter before all, since of the others each user says what it takes.
+    set_filter(first, &[], false)?;
+    set_offloads(first, 0)?;
+    ioctl::header(first, FRESH_HEADER as libc::c_int)
+}
+
+/// Whether another process has an attached queue of the tap, as far as can be
+/// told: the kernel lets nobody else have one with a single queue, and of one in
+/// another network namespace nothing is said.
+fn is_shared(queues: &[OwnedFd], tap: &Request) -> bool {
+    if tap.flags & IFF_MULTI_QUEUE == 0 {
+        return false;
+    }
+    let attached = |queue: &&OwnedFd| {
+        let found = ioctl::identify(queue.as_fd());
+        found.is_ok_and(|queue| queue.flags & IFF_DETACH_QUEUE == 0)
+    };
+    let ours = queues.iter().filter(attached).count();
+    let all = ioctl::attached_queues(&tap.name()).map(usize::try_from);
+    all.is_ok_and(|all| all.is_ok_and(|all| all > ours))
 }
 
 /// Tells the tap what the reader of its frames takes (`OFFLOAD_*`).

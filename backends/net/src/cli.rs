@@ -1,5 +1,6 @@
 //! The command line of `outboard-net`, and the card that it asks for.
 
+use std::env;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{ArgGroup, Parser};
+use outboard_protocol::launch;
 use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
@@ -126,7 +128,9 @@ impl Cli {
             return Ok(Port::Peer(Peer::inherit(fd, path)?));
         }
         if !taps.is_empty() {
-            return Ok(Port::Tap(Tap::inherit(taps)?));
+            // A supervisor takes back what was set, when the VM is over.
+            let supervised = env::var_os(launch::VERSION_ENV).is_some();
+            return Ok(Port::Tap(Tap::inherit(taps, !supervised)?));
         }
         if let Some(name) = &self.tap {
             return Ok(Port::Tap(Tap::open(name, self.num_queues)?));

@@ -1,5 +1,6 @@
-//! A tap behind a card: its queues, and what must be set each time it is taken
-//! over, since whoever had it before may have set it otherwise.
+//! A tap behind a card: its queues, what must be set each time it is taken over,
+//! since whoever had it before may have set it otherwise, and that this is taken
+//! back in the end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +21,8 @@ pub struct Tap {
     queues: Vec<OwnedFd>,
     /// Whether the kernel knows UDP segmentation (Linux 6.2).
     uso: bool,
+    /// Whether the end of this process is the end of its use.
+    last: bool,
     watch: Option<Watch>,
 }
 
@@ -30,15 +33,16 @@ impl Tap {
     /// Those of [`tap::open`].
     pub fn open(name: &str, queues: u16) -> anyhow::Result<Self> {
         let queues = tap::open(name, queues).map_err(|why| anyhow!(why))?;
-        Self::inherit(queues)
+        Self::inherit(queues, true)
     }
 
-    /// Takes over queues that were opened by another process.
+    /// Takes over queues that were opened by another process; `last`: what is
+    /// set of the tap is to be taken back in the end, since nobody else will.
     ///
     /// # Errors
     /// When one is no queue of a tap, or was opened otherwise than it must be,
     /// or they are of different taps.
-    pub fn inherit(queues: Vec<OwnedFd>) -> anyhow::Result<Self> {
+    pub fn inherit(queues: Vec<OwnedFd>, last: bool) -> anyhow::Result<Self> {
         let mut names = Vec::new();
         for queue in &queues {
             names.push(tap::identify(queue.as_fd()).map_err(|why| anyhow!(why))?);
@@ -51,22 +55,23 @@ impl Tap {
             let flags = fcntl(queue, FcntlArg::F_GETFL)?;
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             fcntl(queue, FcntlArg::F_SETFL(flags))?;
-            tap::set_header(queue.as_fd())
-                .with_context(|| format!("tap {name}: cannot set the size of its header"))?;
         }
         let probe = tap::OFFLOAD_CSUM | tap::OFFLOAD_USO;
         let first = queues.first().context("no tap is given")?;
         let uso = tap::set_offloads(first.as_fd(), probe).is_ok();
-        tap::set_offloads(first.as_fd(), 0)
-            .with_context(|| format!("tap {name}: cannot set its offloads"))?;
         let watch = Watch::new(&name);
         let watch = watch.inspect_err(|error| log::debug!("tap {name} is not watched: {error}"));
-        Ok(Self {
+        let tap = Self {
             watch: watch.ok(),
             name,
             queues,
             uso,
-        })
+            last,
+        };
+        // One whose user was killed has everything as that user set it.
+        tap.take_over(0, 1)
+            .with_context(|| format!("tap {}: cannot set it up", tap.name))?;
+        Ok(tap)
     }
 
     /// What tells that the host may have done something to it.
@@ -173,6 +178,21 @@ impl Tap {
         match self.queue(pair) {
             Some(queue) if self.queues.len() > 1 => tap::attach(queue, attached),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // Of one that was deleted there is nothing to be taken back.
+        if self.last
+            && let Err(errno) = tap::make_as_new(&self.queues)
+            && errno != Errno::EBADFD
+        {
+            log::warn!(
+                "tap {}: its filter and offloads are left as they are: {errno}",
+                self.name
+            );
         }
     }
 }

@@ -667,6 +667,144 @@ fn rights_are_named_when_they_are_missing() {
     );
 }
 
+/// Opens the tap as a stranger does who sets nothing, with as many queues: it is
+/// as new, lets every frame through, cut and after a header of 10 bytes.
+fn is_as_new(name: &str, queues: u16) {
+    let tap = outboard_protocol::tap::open(name, queues).unwrap();
+    let wire = Wire::new(name, true);
+    let other = [2, 0, 0, 0, 0, 9];
+    wire.send(Header::default(), &frame(other, 100, 6));
+    let (header, segment) = tcp(other, 3000, 1000);
+    wire.send(header, &segment);
+    let lengths = [100, 1054, 1054, 1054].map(|frame| frame + 10);
+    // Which flow has which queue is the kernel's affair.
+    let mut found = Vec::new();
+    let deadline = outboard_contract::soon();
+    while found.len() < lengths.len() {
+        let mut bytes = [0; 4096];
+        for queue in &tap {
+            if let Ok(length) = nix::unistd::read(queue, &mut bytes) {
+                assert_eq!(bytes[..10], [0; 10], "a header that asks for nothing");
+                assert_eq!(bytes[10..16], other);
+                found.push(length);
+            }
+        }
+        assert!(!deadline.passed(), "{found:?}");
+    }
+    found.sort_unstable();
+    assert_eq!(found, lengths);
+}
+
+#[test]
+fn what_was_set_of_a_tap_is_taken_back_at_the_end() {
+    if !own_network() {
+        return;
+    }
+    for (kind, queues) in [("", 1), ("multi_queue", 1), ("multi_queue", 4)] {
+        make_tap("t0", kind);
+        let program = start("t0", &[&format!("--num-queues={queues}")]);
+        let mut driver = program.driver(EVERYTHING);
+        // No frames but the driver's own.
+        assert_eq!(driver.command(&[0, 0, 0]), Some(0));
+        drop(driver);
+        drop(program);
+        is_as_new("t0", queues);
+        ip(format!("tuntap del dev t0 mode tap {kind}").trim());
+    }
+}
+
+#[test]
+fn a_tap_whose_user_was_killed_is_set_up_anew_and_taken_back_by_the_next() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let mut program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING);
+    assert_eq!(driver.command(&[0, 0, 0]), Some(0));
+    program.kill();
+    drop(driver);
+    let program = start("t0", &[]);
+    let mut driver = program.driver(EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ));
+    driver.post(0, 50, 1526);
+    let wire = Wire::new("t0", false);
+    let other = [2, 0, 0, 0, 0, 9];
+    wire.send(Header::default(), &frame(other, 100, 6));
+    assert_eq!(driver.receive(0).1, frame(other, 100, 6));
+    drop((driver, program));
+    is_as_new("t0", 1);
+}
+
+#[test]
+fn a_tap_of_which_another_has_a_queue_is_left_as_it_is() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    // It stands for a VM that was started twice.
+    let first = outboard_protocol::tap::open("t0", 2).unwrap();
+    let program = start("t0", &["--num-queues=2"]);
+    let mut driver = program.driver(EVERYTHING);
+    assert_eq!(driver.command(&[0, 0, 0]), Some(0));
+    drop((driver, program));
+    let wire = Wire::new("t0", false);
+    for port in 0..16 {
+        let (_, mut segment) = tcp(GUEST, 100, 0);
+        segment[35] = port;
+        wire.send(Header::default(), &segment);
+    }
+    let (mut found, deadline) = (0, outboard_contract::soon());
+    while found < 16 {
+        for queue in &first {
+            let mut bytes = [0; 4096];
+            if let Ok(length) = nix::unistd::read(queue, &mut bytes) {
+                assert_eq!((length, &bytes[12..18]), (12 + 154, &GUEST[..]));
+                found += 1;
+            }
+        }
+        assert!(!deadline.passed(), "{found} frames");
+    }
+}
+
+#[test]
+fn a_tap_that_a_supervisor_has_lent_is_left_to_it() {
+    if !own_network() {
+        return;
+    }
+    use std::os::fd::AsFd;
+    make_tap("t0", "");
+    let queue = outboard_protocol::tap::open("t0", 1).unwrap();
+    for (supervised, header) in [(true, 12), (false, 10)] {
+        // A descriptor that the program is started with.
+        let mut program = Command::new("sh");
+        program.args(["-c", "exec \"$0\" \"$@\" 9<&0"]);
+        program.arg(support::program());
+        let lent = queue[0].try_clone().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        program.args(["--tap-fd=9", "--mac=02:00:00:00:00:01"]);
+        program.arg(format!("--socket-path={}", socket.display()));
+        if supervised {
+            program.env("OUTBOARD_LAUNCH", "1");
+        }
+        let mut child = program.stdin(lent).spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        drop(Driver::new(
+            outboard_contract::client::Client::connect(&socket).unwrap(),
+            EVERYTHING,
+        ));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+        let wire = Wire::new("t0", false);
+        wire.send(Header::default(), &frame(GUEST, 100, 6));
+        let mut bytes = [0; 4096];
+        assert_eq!(
+            nix::unistd::read(queue[0].as_fd(), &mut bytes),
+            Ok(header + 100)
+        );
+    }
+}
+
 #[test]
 fn nothing_in_the_configuration_can_be_written() {
     if !own_network() {

@@ -167,6 +167,7 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
 fn copy(lent: &Lent, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
     match lent {
         Lent::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
+        Lent::Tap(tap) => tap.copies(),
         Lent::Listening(listener) => Ok(vec![listener.copy()?]),
         Lent::Peer { .. } => Ok(peer.into_iter().collect()),
     }

@@ -235,7 +235,7 @@ pub fn open(device: &launch::Device, card: Card) -> Result<Resource> {
     };
     let args = arguments(device, &card);
     let lent = match card.port {
-        Port::Tap(name) => Lent::Fds(tap::open(&name, card.pairs).map_err(|error| anyhow!(error))?),
+        Port::Tap(name) => Lent::Tap(TapQueues::open(&name, card.pairs)?),
         Port::Peer { path, wait: None } => Lent::Listening(Listener::bind(&path)?),
         Port::Peer {
             path,
@@ -280,6 +280,43 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
     args.push(format!("--num-queues={}", card.pairs));
     args.push(format!("--queue-size={}", device.queue_size));
     args
+}
+
+/// The queues of a tap, which every back-end of the card is lent in turn. What
+/// they have set of it is taken back when this is dropped, after the last of
+/// them, however that one ended.
+#[derive(Debug)]
+pub struct TapQueues {
+    name: String,
+    queues: Vec<OwnedFd>,
+}
+
+impl TapQueues {
+    fn open(name: &str, pairs: u16) -> Result<Self> {
+        let queues = tap::open(name, pairs).map_err(|error| anyhow!(error))?;
+        let name = name.to_owned();
+        Ok(Self { name, queues })
+    }
+
+    /// Copies of the descriptors, to be lent.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        self.queues.iter().map(OwnedFd::try_clone).collect()
+    }
+}
+
+impl Drop for TapQueues {
+    fn drop(&mut self) {
+        // Of one that was deleted there is nothing to be taken back.
+        if let Err(errno) = tap::make_as_new(&self.queues)
+            && errno != Errno::EBADFD
+        {
+            let name = &self.name;
+            log::warn!("tap {name}: its filter and offloads are left as they are: {errno}");
+        }
+    }
 }
 
 /// A socket at which a peer connects, with its file.

@@ -78,6 +78,8 @@ pub enum Resource {
 pub enum Lent {
     /// These descriptors.
     Fds(Vec<OwnedFd>),
+    /// The queues of a tap.
+    Tap(net::TapQueues),
     /// A socket at which its peer connects.
     Listening(net::Listener),
     /// A socket connected to the peer that listens at a path: a new one, since
