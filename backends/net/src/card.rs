@@ -25,6 +25,7 @@ use crate::counters::{Count, Counters};
 use crate::filter::Filter;
 use crate::header::offloads;
 use crate::link::Link;
+use crate::pairs::Pairs;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
 use crate::watch::Host;
@@ -92,6 +93,7 @@ pub struct Settings {
 struct State {
     mac: Option<Mac>,
     filter: Filter,
+    pairs: Pairs,
 }
 
 /// What all queues of a card share.
@@ -201,6 +203,7 @@ impl Card {
         *self.state() = State {
             mac: self.settings.mac,
             filter: Filter::default(),
+            pairs: Pairs::default(),
         };
         if let Port::Tap(tap) = &self.port
             && !self.tap_gone.load(Ordering::Acquire)
@@ -221,6 +224,8 @@ impl Card {
             }),
             Command::Pairs(pairs) => match &self.port {
                 Port::Tap(tap) if (1..=tap.pairs()).contains(pairs) => {
+                    let mut state = self.state();
+                    state.pairs.command(*pairs);
                     self.check(tap.set_pairs(*pairs))
                 }
                 _ => false,
@@ -234,6 +239,29 @@ impl Card {
                     _ => false,
                 }
             }
+        }
+    }
+
+    /// The driver has its control queue here: the pair that every driver begins
+    /// with is the only one until it commands otherwise.
+    pub fn controlled(&self) {
+        let mut state = self.state();
+        if state.pairs.control()
+            && let Port::Tap(tap) = &self.port
+        {
+            self.check(tap.set_pairs(1));
+        }
+    }
+
+    /// A pair is served from now on, or not any more: frames are steered to it
+    /// if it is one that is used.
+    pub fn serve(&self, pair: u16, served: bool) {
+        let state = self.state();
+        if let Port::Tap(tap) = &self.port
+            && state.pairs.follow_rings()
+            && (served || pair > 0)
+        {
+            self.check(tap.attach(pair, served));
         }
     }
 

@@ -10,7 +10,7 @@ use outboard_runtime::device::{Device, Memory, Outcome, Queue};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use crate::card::{Card, Port};
+use crate::card::Card;
 use crate::control::ControlQueue;
 use crate::header::has;
 use crate::rx::RxQueue;
@@ -34,7 +34,8 @@ impl Role {
             1
         };
         let control = pairs.saturating_mul(2);
-        // A front-end may keep the control queue to itself (QEMU does).
+        // A front-end may keep the control queue to itself, and then QEMU does
+        // not acknowledge this, and cloud-hypervisor does (see `pairs`).
         if has(features, VIRTIO_NET_F_CTRL_VQ) && index == control {
             return Self::Control;
         }
@@ -104,6 +105,12 @@ impl Device for Net {
         self.0.reset(features);
     }
 
+    fn described(&self, index: u16, _size: u16, features: u64) {
+        if Role::of(&self.0, index, features) == Role::Control {
+            self.0.controlled();
+        }
+    }
+
     /// One for each pair, and one for commands, whose work may take a while.
     fn worker(&self, index: u16, features: u64) -> u16 {
         match Role::of(&self.0, index, features) {
@@ -114,15 +121,7 @@ impl Device for Net {
 
     fn queue(&self, index: u16, features: u64) -> io::Result<NetQueue> {
         let card = self.0.clone();
-        let role = Role::of(&card, index, features);
-        if let (Role::Receive(pair), Port::Tap(tap), false) =
-            (role, card.port(), has(features, VIRTIO_NET_F_CTRL_VQ))
-        {
-            // Nobody will say that this pair is used: a front-end that keeps the
-            // control queue to itself enables its rings, and that is all.
-            card.check(tap.attach(pair, true));
-        }
-        match role {
+        match Role::of(&card, index, features) {
             Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),
             Role::Transmit(pair) => TxQueue::new(card, pair, features).map(NetQueue::Transmit),
             Role::Control => Ok(NetQueue::Control(ControlQueue::new(card, features))),

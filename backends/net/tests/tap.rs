@@ -491,6 +491,90 @@ fn pairs_are_attached_as_their_rings_are_enabled_when_the_front_end_has_the_cont
     driver.is_whole();
 }
 
+/// A driver of four pairs and a control queue, with buffers for all; its rings
+/// are described and started by the caller.
+fn four_pairs(program: &Program) -> Driver {
+    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
+    assert!(driver.has(VIRTIO_NET_F_CTRL_VQ) && driver.has(VIRTIO_NET_F_MQ));
+    for _ in 0..4 {
+        driver.start_pair();
+    }
+    for pair in 0..4 {
+        driver.post(pair, 100, 1526);
+    }
+    driver
+}
+
+fn pairs_used(driver: &mut Driver, wire: &Wire) -> usize {
+    let count = blast(driver, wire);
+    count.iter().filter(|count| **count > 0).count()
+}
+
+#[test]
+fn every_enabled_pair_is_used_when_the_front_end_keeps_the_control_queue_and_says_nothing_of_it() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    let program = start("t0", &["--num-queues=4"]);
+    let mut driver = four_pairs(&program);
+    let wire = Wire::new("t0", false);
+    assert_eq!(pairs_used(&mut driver, &wire), 4);
+    let request = FrontendReq::SET_VRING_ENABLE;
+    for ring in 2..8 {
+        let answer = driver.client.vring_state(request, ring, 0);
+        assert_eq!(answer.unwrap(), Ack::Done);
+    }
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    for ring in 2..8 {
+        let answer = driver.client.vring_state(request, ring, 1);
+        assert_eq!(answer.unwrap(), Ack::Done);
+    }
+    assert_eq!(pairs_used(&mut driver, &wire), 4);
+    // It may bring the control queue after all.
+    driver.start_control();
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    driver.is_whole();
+}
+
+#[test]
+fn no_pair_is_used_before_the_driver_has_commanded_it_once_the_control_queue_is_described() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "multi_queue");
+    let program = start("t0", &["--num-queues=4"]);
+    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
+    // All rings are described, and then enabled one after another, as by
+    // Outboard's machine: the control queue last.
+    let rings: Vec<_> = (0..9).map(|index| driver.described(index)).collect();
+    driver.take_rings(rings);
+    let wire = Wire::new("t0", false);
+    let enable = |driver: &Driver, ring| {
+        let request = FrontendReq::SET_VRING_ENABLE;
+        let answer = driver.client.vring_state(request, ring, 1);
+        assert_eq!(answer.unwrap(), Ack::Done);
+    };
+    (0..8).for_each(|ring| enable(&driver, ring));
+    for pair in 0..4 {
+        driver.post(pair, 100, 1526);
+    }
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    enable(&driver, 8);
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(driver.command(&[4, 0, 4, 0]), Some(0));
+    assert_eq!(pairs_used(&mut driver, &wire), 4);
+    // A command lasts while the rings rest: a VM that is paused.
+    assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
+    let control = driver.control.take().unwrap();
+    let base = driver.client.stop_ring(8).unwrap();
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    driver.client.start_ring(8, &control, base).unwrap();
+    driver.control = Some(control);
+    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    driver.is_whole();
+}
+
 #[test]
 fn a_driver_without_mq_finds_its_control_queue_after_the_first_pair() {
     if !own_network() {

@@ -59,6 +59,12 @@ pub trait Device: Send + Sync + 'static {
     fn io_errors(&self) -> u64 {
         0
     }
+    /// The front-end has described queue `index`, of `size` entries, and lent its
+    /// kick: it is to be served, though perhaps not enabled yet. Said before any
+    /// queue is made, of each that is so, and again and again.
+    fn described(&self, index: u16, size: u16, features: u64) {
+        let _ = (index, size, features);
+    }
     /// Which worker serves queue `index`: one thread serves all queues of the
     /// same number, in turn. By default each has a worker of its own.
     fn worker(&self, index: u16, features: u64) -> u16 {

@@ -255,6 +255,17 @@ impl Client {
     /// # Errors
     /// When any part of it is refused.
     pub fn start_ring(&self, index: u8, ring: &Ring, base: u16) -> anyhow::Result<()> {
+        self.describe_ring(index, ring, base)?;
+        let ack = self.vring_state(FrontendReq::SET_VRING_ENABLE, index.into(), 1)?;
+        ensure!(ack == Ack::Done, "queue {index}: {ack:?}");
+        Ok(())
+    }
+
+    /// The same without the last step.
+    ///
+    /// # Errors
+    /// When any part of it is refused.
+    pub fn describe_ring(&self, index: u8, ring: &Ring, base: u16) -> anyhow::Result<()> {
         use FrontendReq as R;
         let number = u32::from(index);
         let steps = [
@@ -264,9 +275,8 @@ impl Client {
             self.vring_fd(R::SET_VRING_ERR, index.into(), &ring.err)?,
             self.vring_fd(R::SET_VRING_CALL, index.into(), &ring.call)?,
             self.vring_fd(R::SET_VRING_KICK, index.into(), &ring.kick)?,
-            self.vring_state(R::SET_VRING_ENABLE, number, 1)?,
         ];
-        ensure!(steps == [Ack::Done; 7], "queue {index}: {steps:?}");
+        ensure!(steps == [Ack::Done; 6], "queue {index}: {steps:?}");
         Ok(())
     }
 

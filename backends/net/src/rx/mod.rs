@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
@@ -59,13 +59,16 @@ impl RxQueue {
             Port::Peer(_) if pair > 0 => return Err(io::ErrorKind::NotFound.into()),
             Port::Peer(peer) => Source::Peer(PeerSource::new(peer)?),
         };
+        let patience = Patience::new()?;
+        card.serve(pair, true);
         Ok(Self {
             sink: Sink {
                 card,
+                pair,
                 features,
                 mergeable: has(features, VIRTIO_NET_F_MRG_RXBUF),
                 stock: Stock::default(),
-                patience: Patience::new()?,
+                patience,
                 received: Passed::default(),
             },
             source,
@@ -128,14 +131,8 @@ impl Queue for RxQueue {
 
 impl Drop for RxQueue {
     fn drop(&mut self) {
-        let controlled = has(self.sink.features, VIRTIO_NET_F_CTRL_VQ);
-        if let (Source::Tap(source), Port::Tap(tap), false) =
-            (&self.source, self.sink.card.port(), controlled)
-            && source.pair > 0
-        {
-            // The kernel must not steer frames to a queue that nobody serves.
-            self.sink.card.check(tap.attach(source.pair, false));
-        }
+        // The kernel must not steer frames to a queue that nobody serves.
+        self.sink.card.serve(self.sink.pair, false);
         self.sink.received.tell(&self.sink.card, Count::Received);
     }
 }
@@ -144,6 +141,7 @@ impl Drop for RxQueue {
 #[derive(Debug)]
 struct Sink {
     card: Arc<Card>,
+    pair: u16,
     features: u64,
     mergeable: bool,
     stock: Stock,

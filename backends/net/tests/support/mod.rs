@@ -202,23 +202,54 @@ impl Driver {
         }
     }
 
-    pub fn ring(&self, index: u8, size: u16) -> Ring {
+    fn fresh_ring(&self, index: u8, size: u16) -> Ring {
         let event_idx = self.features & (1 << 29) != 0;
         let at = RINGS + 0x2000 * u64::from(index);
-        let ring = Ring::new(&self.memory, at, size, event_idx).unwrap();
+        Ring::new(&self.memory, at, size, event_idx).unwrap()
+    }
+
+    pub fn ring(&self, index: u8, size: u16) -> Ring {
+        let ring = self.fresh_ring(index, size);
         self.client.start_ring(index, &ring, 0).unwrap();
+        ring
+    }
+
+    /// A ring that is described, and not enabled.
+    pub fn described(&self, index: u8) -> Ring {
+        let ring = self.fresh_ring(index, RX_SIZE);
+        self.client.describe_ring(index, &ring, 0).unwrap();
         ring
     }
 
     pub fn start_pair(&mut self) {
         let index = self.pairs.len() as u8;
+        let rings = (
+            self.ring(2 * index, RX_SIZE),
+            self.ring(2 * index + 1, TX_SIZE),
+        );
+        self.add_pair(rings);
+    }
+
+    fn add_pair(&mut self, (rx, tx): (Ring, Ring)) {
+        let base = RX_DATA + 0x8_0000 * self.pairs.len() as u64;
         self.pairs.push(Pair {
-            rx: self.ring(2 * index, RX_SIZE),
-            tx: self.ring(2 * index + 1, TX_SIZE),
-            base: RX_DATA + 0x8_0000 * u64::from(index),
+            rx,
+            tx,
+            base,
             posted: Vec::new(),
             size: 0,
         });
+    }
+
+    /// Takes rings in the order of their indices, the last one for control.
+    pub fn take_rings(&mut self, rings: Vec<Ring>) {
+        let mut rings = rings.into_iter();
+        while let Some(ring) = rings.next() {
+            match rings.next() {
+                Some(tx) => self.add_pair((ring, tx)),
+                None => self.control = Some(ring),
+            }
+        }
     }
 
     pub fn start_control(&mut self) {

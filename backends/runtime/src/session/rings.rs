@@ -142,8 +142,13 @@ impl<D: Device> Rings<D> {
     /// # Errors
     /// Says which of them could not; the others have been started.
     pub fn start_all(&mut self, context: &Context<'_>) -> Result<(), Fault> {
-        let (startable, mut result) = self.startable(context);
         let features = context.features & !PROTOCOL_FEATURES;
+        for (number, slot) in (0..).zip(&self.slots) {
+            if let (Some(size), Some(_)) = (slot.size, &slot.kick) {
+                self.device.described(number, size, features);
+            }
+        }
+        let (startable, mut result) = self.startable(context);
         let mut workers: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
         for index in startable {
             // There are no more than fit in a message.
