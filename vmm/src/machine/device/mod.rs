@@ -12,6 +12,7 @@ mod mailbox;
 mod pairs;
 mod ring;
 mod worker;
+mod writable;
 
 use std::io;
 use std::net::Shutdown;

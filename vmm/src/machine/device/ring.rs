@@ -14,23 +14,57 @@ use crate::machine::virtio::Ring;
 /// section 5.2.4).
 const BLK_NUM_QUEUES: usize = 34;
 
-/// Whether a ring is aligned and lies in guest memory, each part in one piece
-/// (virtio 1.3, section 2.7).
-pub fn is_placed(ring: &Ring, ram: &Ram) -> bool {
-    let size = u64::from(ring.size);
-    let parts = [
-        (ring.descriptors, 16, 16 * size),
-        (ring.available, 2, 6 + 2 * size),
-        (ring.used, 4, 6 + 8 * size),
-    ];
-    parts.iter().all(|(address, alignment, length)| {
+/// Where a part of a ring lies.
+struct Part {
+    start: u64,
+    length: u64,
+    alignment: u64,
+}
+
+impl Part {
+    /// The descriptor table, the available ring, and the used ring, which the
+    /// device writes (virtio 1.3, section 2.7).
+    fn all(ring: &Ring) -> [Self; 3] {
+        let size = u64::from(ring.size);
+        let part = |start, length, alignment| Self {
+            start,
+            length,
+            alignment,
+        };
+        [
+            part(ring.descriptors, 16 * size, 16),
+            part(ring.available, 6 + 2 * size, 2),
+            part(ring.used, 6 + 8 * size, 4),
+        ]
+    }
+
+    fn is_placed(&self, ram: &Ram) -> bool {
         let inside = |region: &crate::machine::memory::Region| {
-            let start = address.checked_sub(region.guest_phys);
-            let end = start.and_then(|start| start.checked_add(*length));
+            let start = self.start.checked_sub(region.guest_phys);
+            let end = start.and_then(|start| start.checked_add(self.length));
             end.is_some_and(|end| end <= region.size)
         };
-        address.is_multiple_of(*alignment) && ram.regions().iter().any(inside)
-    })
+        self.start.is_multiple_of(self.alignment) && ram.regions().iter().any(inside)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let end = |part: &Self| part.start.saturating_add(part.length);
+        self.start < end(other) && other.start < end(self)
+    }
+}
+
+/// Whether these rings are such as a back-end can serve side by side: each part
+/// is aligned and lies in guest memory in one piece (virtio 1.3, section 2.7),
+/// and what a device writes, the used rings, lies over no other part of any. A
+/// back-end refuses others, as it may, and what it refuses ends its session.
+pub fn are_sound(rings: &[Ring], ram: &Ram) -> bool {
+    let parts: Vec<Part> = rings.iter().flat_map(Part::all).collect();
+    let of_used = parts.iter().enumerate().skip(2).step_by(3);
+    let apart = |(at, used): (usize, &Part)| {
+        let mut others = parts.iter().enumerate().filter(|(other, _)| *other != at);
+        others.all(|(_, other)| !used.overlaps(other))
+    };
+    parts.iter().all(|part| part.is_placed(ram)) && of_used.into_iter().all(apart)
 }
 
 /// The used index: how many chains the device has returned, modulo 65536.
@@ -71,15 +105,25 @@ mod tests {
             available: 0x2000,
             used: 0x3000,
         };
-        assert!(is_placed(&good, &ram));
+        assert!(are_sound(&[good], &ram));
         let end = 4 << 20;
-        let last = Ring {
-            descriptors: end - 4096,
-            available: end - 518,
-            used: end - 2056,
-            ..good
-        };
-        assert!(is_placed(&last, &ram), "up to the last byte");
+        let last = [
+            Ring {
+                descriptors: end - 4096,
+                ..good
+            },
+            Ring {
+                available: end - 518,
+                ..good
+            },
+            Ring {
+                used: end - 2056,
+                ..good
+            },
+        ];
+        for last in last {
+            assert!(are_sound(&[last], &ram), "up to the last byte");
+        }
         for bad in [
             Ring {
                 descriptors: 0x1008,
@@ -112,7 +156,67 @@ mod tests {
                 ..good
             },
         ] {
-            assert!(!is_placed(&bad, &ram), "{bad:x?}");
+            assert!(!are_sound(&[bad], &ram), "{bad:x?}");
+        }
+    }
+
+    /// What a device reads may lie over what it reads.
+    #[test]
+    fn a_used_ring_lies_over_nothing_of_any_ring() {
+        let ram = Ram::new(4 << 20, Backing::default()).unwrap();
+        // 4096, 518 and 2054 bytes.
+        let one = Ring {
+            index: 0,
+            size: 256,
+            descriptors: 0x1000,
+            available: 0x2000,
+            used: 0x3000,
+        };
+        let with_used = |used| Ring { used, ..one };
+        for (used, sound) in [
+            (0x1000, false),
+            (0x1ffc, false),
+            (0x2204, false),
+            (0x2208, true),
+            (0x0800, false),
+            (0x07f8, true),
+        ] {
+            assert_eq!(are_sound(&[with_used(used)], &ram), sound, "{used:#x}");
+        }
+        let other = Ring {
+            index: 1,
+            size: 256,
+            descriptors: 0x5000,
+            available: 0x6000,
+            used: 0x7000,
+        };
+        assert!(are_sound(&[one, other], &ram));
+        let reads_the_same = Ring {
+            descriptors: one.descriptors,
+            available: one.available,
+            ..other
+        };
+        assert!(are_sound(&[one, reads_the_same], &ram));
+        for bad in [
+            Ring {
+                used: one.used,
+                ..other
+            },
+            Ring {
+                used: one.used + 2048,
+                ..other
+            },
+            Ring {
+                descriptors: one.used,
+                ..other
+            },
+            Ring {
+                used: one.available,
+                ..other
+            },
+        ] {
+            assert!(!are_sound(&[one, bad], &ram), "{bad:x?}");
+            assert!(!are_sound(&[bad, one], &ram), "{bad:x?}");
         }
     }
 

@@ -28,7 +28,7 @@ use self::mastering::Mastering;
 use super::backend::Backend;
 use super::errors::RingErrors;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use super::{pairs, ring};
+use super::{pairs, ring, writable};
 use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session, Stopped};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
@@ -210,16 +210,12 @@ impl Worker {
             return Ok(());
         }
         let features = driver.features;
-        if !driver
-            .rings
-            .iter()
-            .all(|(r, _)| ring::is_placed(r, &self.ram))
-        {
+        if !self.rings_are_sound() {
             self.needs_reset();
             return Ok(());
         }
-        let starts = driver.rings.iter().filter(|(r, _)| r.index < self.served);
-        let starts = starts.map(|(ring, base)| self.lend(*ring, *base));
+        let starts = self.served_rings();
+        let starts = starts.map(|(ring, base)| self.lend(ring, base));
         let starts: Vec<_> = starts.collect::<Result<_>>()?;
         let Backend::Idle(session) = std::mem::take(&mut self.backend) else {
             return Ok(());
@@ -238,11 +234,14 @@ impl Worker {
             return Ok(());
         };
         driver.rings.push((ring, 0));
-        if !ring::is_placed(&ring, &self.ram) {
+        if ring.index >= self.served {
+            return Ok(());
+        }
+        if !self.rings_are_sound() {
             self.needs_reset();
             return Ok(());
         }
-        if matches!(self.backend, Backend::Running(_)) && ring.index < self.served {
+        if matches!(self.backend, Backend::Running(_)) {
             let start = self.lend(ring, 0)?;
             if let Backend::Running(session) = &mut self.backend {
                 session.start_rings(std::slice::from_ref(&start))?;
@@ -250,6 +249,17 @@ impl Worker {
             self.errors.watch(start.ring.index, start.error);
         }
         Ok(())
+    }
+
+    /// The rings that the driver has enabled and the back-end has.
+    fn served_rings(&self) -> impl Iterator<Item = (Ring, u16)> {
+        let rings = self.driver.iter().flat_map(|driver| &driver.rings);
+        rings.filter(|(ring, _)| ring.index < self.served).copied()
+    }
+
+    fn rings_are_sound(&self) -> bool {
+        let rings: Vec<_> = self.served_rings().map(|(ring, _)| ring).collect();
+        ring::are_sound(&rings, &self.ram)
     }
 
     /// A kick that KVM could not deliver. A lent eventfd is never written, so
@@ -348,7 +358,11 @@ impl Worker {
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let result = self.backend.write_config(offset, data);
+        let features = self.function.with_registers(|r| r.driver_features());
+        let result = match writable::is_writable(&self.spec.kind, features, offset, data) {
+            true => self.backend.write_config(offset, data),
+            false => Ok(()),
+        };
         self.function.with_registers(Registers::config_written);
         // What the back-end made of it.
         self.config_stale = Some(Deadline::after(Duration::ZERO));
