@@ -19,13 +19,29 @@ pub mod limits {
     /// What waits for a back-end's I/O is answered: the stop of one ring, a
     /// write to the configuration space, a reset of the device.
     pub const ANSWER: Duration = Duration::from_secs(75);
-    /// A back-end whose session is over has ended; a service manager gives 90 s
-    /// as a rule.
+    /// A back-end whose session is over has ended, or is killed.
     pub const END: Duration = Duration::from_secs(80);
+    /// A back-end that has not ended by then is told to (`SIGTERM`): one that does
+    /// not heed the end of its session may heed that.
+    pub const TELL: Duration = Duration::from_secs(10);
+    /// Of two ends that belong together, the other is seen. The machine's last
+    /// word finds room.
+    pub const LAG: Duration = Duration::from_secs(2);
+    /// Every thread of the machine has left the kernel when the run is over.
+    pub const STOP: Duration = Duration::from_secs(5);
+    /// The machine has ended when the run is over.
+    pub const MACHINE: Duration = Duration::from_secs(9);
+    /// A killed process is gone; one that is not hangs in the kernel.
+    pub const KILLED: Duration = Duration::from_secs(10);
+    /// What a service manager gives all of a VM to end, as a rule.
+    pub const SERVICE: Duration = Duration::from_secs(90);
 
     const _: () = {
         assert!(MESSAGE.as_secs() + IO.as_secs() < ANSWER.as_secs());
-        assert!(ANSWER.as_secs() < END.as_secs() && END.as_secs() < 90);
+        assert!(ANSWER.as_secs() < END.as_secs());
+        assert!(TELL.as_secs() + IO.as_secs() < END.as_secs());
+        assert!(STOP.as_secs() + LAG.as_secs() < MACHINE.as_secs());
+        assert!(MACHINE.as_secs() + END.as_secs() < SERVICE.as_secs());
     };
 }
 

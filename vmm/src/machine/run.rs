@@ -17,15 +17,13 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
 use super::device::DeviceEvent;
 use super::frontend::Session as Frontend;
 use super::threads::Threads;
 use super::vm::Machine;
-
-/// The supervisor sends the first message at once, and reads ours soon.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a machine for the supervisor at the other end of `socket`, and tells
 /// it how that ended.
@@ -37,7 +35,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     let failed = FromMachine::Failed {
         error: format!("{error:#}"),
     };
-    if tell(&channel, &failed).is_err() {
+    if tell(&channel, &failed, limits::LAG).is_err() {
         // Nobody is left to tell it to.
         log::error!("{error:#}");
     }
@@ -65,7 +63,7 @@ type Start = (launch::Machine, BTreeMap<launch::StartFd, OwnedFd>);
 /// The first message; `None` when the supervisor has gone.
 fn receive_start(channel: &Channel) -> Result<Option<Start>> {
     let received = channel
-        .recv::<ToMachine>(Deadline::after(PATIENCE))
+        .recv::<ToMachine>(Deadline::after(limits::MESSAGE))
         .context("receiving the start message")?;
     let Some((message, descriptors)) = received else {
         return Ok(None);
@@ -89,8 +87,8 @@ fn receive_start(channel: &Channel) -> Result<Option<Start>> {
     Ok(Some((machine, fds)))
 }
 
-fn tell(channel: &Channel, message: &FromMachine) -> std::io::Result<()> {
-    channel.send(message, &[], Deadline::after(PATIENCE))
+fn tell(channel: &Channel, message: &FromMachine, wait: Duration) -> std::io::Result<()> {
+    channel.send(message, &[], Deadline::after(wait))
 }
 
 /// A machine and whom it talks to.
@@ -208,7 +206,12 @@ impl Session<'_> {
         if self.gone {
             return Ok(());
         }
-        match tell(self.channel, message) {
+        // The last word waits for less than what waits for our end.
+        let wait = match message {
+            FromMachine::Ended { .. } => limits::LAG,
+            _ => limits::MESSAGE,
+        };
+        match tell(self.channel, message, wait) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                 self.gone = true;
                 self.machine.end().set(Ending::Stopped);

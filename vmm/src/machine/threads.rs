@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 use vmm_sys_util::signal::Killable;
 
 use super::ending::End;
@@ -33,8 +34,6 @@ struct Running {
 const STACK: usize = 256 << 10;
 /// A thread that is kicked before it blocks is kicked again after this.
 const KICK_AGAIN: Duration = Duration::from_millis(5);
-/// A thread that has not ended by then is stuck in the kernel.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 impl Threads {
     /// None yet; those to come end with `end`.
@@ -76,7 +75,7 @@ impl Threads {
         if self.end.get().is_none() {
             bail!("threads are to stop before the run has ended");
         }
-        let deadline = Deadline::after(STOP_LIMIT);
+        let deadline = Deadline::after(limits::STOP);
         loop {
             for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
                 // An error here is a thread that has just ended.
@@ -86,7 +85,12 @@ impl Threads {
                 break;
             }
             if deadline.passed() {
-                bail!("a thread is stuck in the kernel");
+                let stuck = self.threads.iter().filter(|thread| !thread.is_finished());
+                let names: Vec<_> = stuck.filter_map(|thread| thread.thread().name()).collect();
+                bail!(
+                    "stuck in the kernel, perhaps in a write to the console: the thread {}",
+                    names.join(", ")
+                );
             }
         }
         for thread in self.threads {

@@ -20,13 +20,10 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 
 use super::program::Program;
 use super::spawn::{NOT_STARTED, Spawn, Spawned};
-
-/// How long a killed process may take to go before that is said; a process
-/// that is stuck in the kernel goes when the kernel lets it.
-const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// How a process ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -154,11 +151,21 @@ impl Child {
         self.signal(Signal::SIGTERM);
     }
 
+    /// Kills it and its process group; does not wait for that.
+    pub fn signal_kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
     /// Kills it and its process group, and reaps it. A process that is stuck
     /// in the kernel is left to its parent's parent after a while.
     pub fn kill(&mut self) -> Option<Death> {
-        self.signal(Signal::SIGKILL);
-        self.wait(Deadline::after(KILL_WAIT))
+        self.signal_kill();
+        self.wait(Deadline::after(limits::KILLED))
+    }
+
+    /// Leaves it alone: it has been killed, and hangs in the kernel.
+    pub fn abandon(&mut self) {
+        self.reaped = true;
     }
 
     fn signal(&self, signal: Signal) {

@@ -5,10 +5,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV};
 
 use super::child::Child;
@@ -16,10 +16,6 @@ use super::connect::{Whom, connect_to};
 use super::console::Console;
 use super::resources::{Lent, Resource, Resources};
 use super::signals::Signals;
-
-/// How long the machine may take to read a message: it reads them all the
-/// time, and the socket has room for many.
-pub const SEND_WAIT: Duration = Duration::from_secs(10);
 
 /// The processes of one VM.
 #[derive(Debug)]
@@ -155,7 +151,7 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
     };
     // A machine that is gone already is found by its descriptor, with how it
     // ended; so a failure to send says nothing more.
-    let _ = channel.send(&start, &fds, Deadline::after(SEND_WAIT));
+    let _ = channel.send(&start, &fds, Deadline::after(limits::MESSAGE));
     Ok(Vm {
         machine,
         channel,
@@ -193,5 +189,9 @@ fn attach(channel: &Channel, id: &str, socket: &OwnedFd, asked: bool) {
         device: id.to_owned(),
         asked,
     };
-    let _ = channel.send(&message, &[socket.as_fd()], Deadline::after(SEND_WAIT));
+    let _ = channel.send(
+        &message,
+        &[socket.as_fd()],
+        Deadline::after(limits::MESSAGE),
+    );
 }

@@ -17,6 +17,7 @@ pub mod config;
 pub mod connect;
 pub mod console;
 pub mod descriptors;
+pub mod end;
 pub mod host;
 pub mod image;
 pub mod launch;
@@ -37,10 +38,10 @@ pub mod watch;
 pub mod written;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
@@ -50,9 +51,6 @@ use resources::Resources;
 use settings::{OnReset, Settings};
 use signals::Signals;
 use verdict::Verdict;
-
-/// How long processes that nobody knows may take to die in the end.
-const STRAYS_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs one VM to its end: `outboard run`.
 pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
@@ -66,7 +64,7 @@ pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
     };
     config.logging.start();
     let result = run_config(config);
-    child::end_strays(Deadline::after(STRAYS_WAIT));
+    child::end_strays(Deadline::after(limits::KILLED));
     result.unwrap_or_else(|error| {
         say(&format!("{error:#}"));
         Exit::CannotStart
@@ -99,7 +97,7 @@ fn run_config(config: Config) -> Result<Exit> {
             return Ok(Exit::Success);
         };
         let verdict = watch::watch(&mut vm, &mut console, &signals);
-        let asked = watch::end(vm, &verdict, &signals);
+        let asked = end::end(vm, &verdict, &signals);
         let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
         if reset && on_reset == OnReset::Restart && !asked {
             continue;

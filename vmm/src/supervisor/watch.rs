@@ -1,7 +1,7 @@
-//! Watching one VM's processes, and ending them.
+//! Watching one VM's processes until there is a reason to end them.
 //!
 //! ```text
-//! starting ──Running──▶ running ──┬─▶ verdict ──▶ end
+//! starting ──Running──▶ running ──┬─▶ verdict ──▶ [`super::end`]
 //!     └───────────────────────────┘
 //! ```
 //! A verdict is the machine's last word, a death, or a signal. Where several
@@ -10,28 +10,20 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{FromMachine, ToMachine};
+use outboard_protocol::deadline::limits;
+use outboard_protocol::launch::FromMachine;
 
 use super::child::Death;
 use super::console::Console;
-use super::launch::{SEND_WAIT, Vm};
+use super::launch::Vm;
 use super::say;
 use super::signals::Signals;
 use super::verdict::Verdict;
 
-/// How long the other side of an end may lag behind the one seen first.
-const LAG: Duration = Duration::from_secs(2);
-/// How long a process may take to end in order.
-const END_WAIT: Duration = Duration::from_secs(10);
-/// How long a back-end may take to obey SIGTERM.
-const TERM_WAIT: Duration = Duration::from_secs(2);
-/// Signals that come closer together ask once: timeout(1), for one, sends its
-/// own to the process and to its group.
-const ONE_ASKING: Duration = Duration::from_millis(500);
 /// When a start that takes long is mentioned, in milliseconds.
 const SLOW_START: u16 = 10_000;
 
@@ -147,7 +139,7 @@ impl Watch<'_> {
         if let Some(backend) = backend
             && let Some(child) = &mut backend.child
         {
-            if let Some(death) = child.wait(Deadline::after(LAG)) {
+            if let Some(death) = child.wait(Deadline::after(limits::LAG)) {
                 return Verdict::BackEndDied {
                     id,
                     program: backend.name.clone(),
@@ -164,7 +156,7 @@ impl Watch<'_> {
 
     /// The machine's socket is closed, or not to be trusted any more.
     fn machine_died(&mut self) -> Verdict {
-        match self.vm.machine.wait(Deadline::after(LAG)) {
+        match self.vm.machine.wait(Deadline::after(limits::LAG)) {
             Some(death) => Verdict::MachineDied(Some(death)),
             None => {
                 self.vm.machine.kill();
@@ -224,7 +216,7 @@ impl Watch<'_> {
     /// Waits a little for how the machine ended, if it did, or else for what it
     /// says of a session.
     fn last_word(&mut self, console: &mut Console) -> Option<Verdict> {
-        let deadline = Deadline::after(LAG);
+        let deadline = Deadline::after(limits::LAG);
         let mut lost = None;
         while !deadline.passed() {
             let mut fds = [PollFd::new(self.vm.channel.as_fd(), PollFlags::POLLIN)];
@@ -252,96 +244,5 @@ impl Watch<'_> {
             true => say("the machine is still being built"),
             false => say(&format!("still waiting for {}", missing.join(", "))),
         }
-    }
-}
-
-/// How many times somebody has asked for the end.
-#[derive(Debug, Default)]
-struct Asked {
-    times: u32,
-    last: Option<Instant>,
-}
-
-impl Asked {
-    fn again(&mut self, now: Instant) {
-        let apart = |last| now.saturating_duration_since(last) >= ONE_ASKING;
-        if self.last.is_none_or(apart) {
-            self.times += 1;
-            self.last = Some(now);
-        }
-    }
-}
-
-/// Ends every process of the VM: in order if they will, killed if not, at once
-/// when somebody asks for the end a second time. Each has been reaped when
-/// this returns. Answers whether somebody has asked for the end.
-pub fn end(mut vm: Vm, verdict: &Verdict, signals: &Signals) -> bool {
-    let ends_by_itself = matches!(verdict, Verdict::Ended(_) | Verdict::Failed { .. });
-    if !ends_by_itself {
-        let deadline = Deadline::after(SEND_WAIT);
-        let _ = vm.channel.send(&ToMachine::Stop, &[], deadline);
-    }
-    let mut asked = Asked::default();
-    if *verdict == Verdict::Interrupted {
-        asked.again(Instant::now());
-    }
-    let mut wait = |child: &mut super::child::Child, wait: Duration| {
-        let deadline = Deadline::after(wait);
-        while asked.times < 2 && !deadline.passed() {
-            let mut fds = [
-                PollFd::new(child.pidfd(), PollFlags::POLLIN),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            ];
-            let _ = poll(&mut fds, deadline.poll_timeout());
-            if let Some(death) = child.try_reap() {
-                return Some(death);
-            }
-            if signals.take().is_some() {
-                asked.again(Instant::now());
-            }
-        }
-        None
-    };
-    if !vm.machine.is_reaped() && wait(&mut vm.machine, END_WAIT).is_none() {
-        say("the machine process does not end; it is killed");
-        vm.machine.kill();
-    }
-    // With the machine every session ends, and with it a back-end.
-    for backend in &mut vm.backends {
-        let Some(child) = backend.child.as_mut().filter(|child| !child.is_reaped()) else {
-            continue;
-        };
-        let mut death = wait(child, END_WAIT);
-        if death.is_none() {
-            say(&format!(
-                "{}: {} does not end; it is killed",
-                backend.id, backend.name
-            ));
-            child.terminate();
-            death = wait(child, TERM_WAIT).or_else(|| child.kill());
-        }
-        if let Some(death) = death.filter(|death| *death != Death::Exited(0)) {
-            say(&format!(
-                "{}: the back-end {} {death}",
-                backend.id, backend.name
-            ));
-        }
-    }
-    asked.times > 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_in_a_burst_ask_once_and_a_later_one_again() {
-        let (mut asked, start) = (Asked::default(), Instant::now());
-        for millis in [0, 3, 400] {
-            asked.again(start + Duration::from_millis(millis));
-        }
-        assert_eq!(asked.times, 1);
-        asked.again(start + Duration::from_millis(600));
-        assert_eq!(asked.times, 2);
     }
 }
