@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EfdFlags;
+use outboard_log::Rarely;
 use outboard_protocol::launch::Ending;
 use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -27,7 +28,7 @@ pub struct Console {
     interrupt: EventFd,
     room: Room,
     output: File,
-    /// Writing failed once: nobody reads what the guest says any more.
+    /// Nobody reads what the guest says any more.
     deaf: AtomicBool,
     end: Arc<End>,
 }
@@ -82,7 +83,20 @@ impl Console {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let _ = wait(&self.end, self.output.as_fd(), PollFlags::POLLOUT);
                 }
-                Err(_) => self.deaf.store(true, Ordering::Relaxed),
+                // Whoever read it has gone, as `head` does.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    self.deaf.store(true, Ordering::Relaxed);
+                }
+                // There may be room again.
+                Err(error) => {
+                    static LOST: Rarely = Rarely::new();
+                    if let Some(times) = LOST.again() {
+                        log::warn!(
+                            "the console cannot be written, a piece is lost: {error}{times}"
+                        );
+                    }
+                    return;
+                }
             }
             if self.end.get().is_some() {
                 return;
@@ -346,6 +360,20 @@ mod tests {
         console.read(5, &mut [0]);
         end.set(Ending::Stopped);
         threads.stop().unwrap();
+    }
+
+    #[test]
+    fn an_output_that_is_full_is_written_again_when_there_is_room() {
+        let end = Arc::new(End::new().unwrap());
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut console = Console::new(full, end).unwrap();
+        console.write(0, b"x");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        console.output = File::from(OwnedFd::from(theirs));
+        console.write(0, b"y");
+        let (mut out, mut byte) = (ours, [0]);
+        out.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"y");
     }
 
     #[test]

@@ -25,6 +25,8 @@ const ROOT: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
 
 const DAEMON: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
 
+const PRLIMIT: &[Need] = &[Need::Kvm, Need::Program("prlimit")];
+
 const NO_HUGE_PAGES: &[Need] = &[Need::Kvm, Need::NoHugePages];
 
 /// A wrong option, its value, and what is to be said.
@@ -175,8 +177,16 @@ pub fn tests() -> Vec<Test> {
         }),
         test(
             "too low a hard limit on descriptors is said at the start",
-            &[Need::Kvm, Need::Program("prlimit")],
+            PRLIMIT,
             few_descriptors,
+        ),
+        test(
+            "a limit on the size of files is said and kills nobody",
+            PRLIMIT,
+            || {
+                let run = Run::guest("")?.under(&["prlimit", "--fsize=1048576"]);
+                refused(run, 1, "guest memory: File too large (os error 27)")
+            },
         ),
         test("no /dev/kvm is said", ROOT, no_kvm),
         test("no permission for /dev/kvm is said", ROOT, no_permission),
