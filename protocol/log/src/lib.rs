@@ -3,7 +3,8 @@
 //!
 //! - [`mod@line`]: who speaks, and text that cannot make a line of its own;
 //! - [`level`]: `--log-level`, `--verbose` and `RUST_LOG`;
-//! - [`rarely`]: what others can cause again and again.
+//! - [`rarely`]: what others can cause again and again;
+//! - [`output`]: that nobody waits for whoever reads it.
 //!
 //! ```text
 //! outboard[web]: disk0: the back-end is lost: …      what the user is told in any case: `say`
@@ -16,9 +17,10 @@
 
 pub mod level;
 pub mod line;
+pub mod output;
 pub mod rarely;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::OnceLock;
 
 use outboard_protocol::launch::LABEL_ENV;
@@ -37,6 +39,7 @@ pub fn start(speaker: Speaker, filters: &str) {
     // Only if a logger is there already, as in a test.
     let _ = env_logger::Builder::new()
         .parse_filters(filters)
+        .target(env_logger::Target::Pipe(Box::new(output::Output)))
         .format(move |out, record| {
             let text = OneLine(record.args());
             writeln!(out, "{shown}: {} {text}", record.level())
@@ -57,6 +60,5 @@ pub fn say(text: &str) {
     let unnamed = Speaker::new("outboard", None);
     let speaker = SPEAKER.get().unwrap_or(&unnamed);
     let line = format!("{speaker}: {}\n", OneLine(text));
-    // In one piece: other processes write there, too.
-    let _ = io::stderr().write_all(line.as_bytes());
+    let _ = output::Output.write_all(line.as_bytes());
 }

@@ -5,14 +5,14 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::{mkfifo, pipe, write};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
@@ -99,6 +99,11 @@ pub fn tests() -> Vec<Test> {
             "a console that nobody reads does not hold up the end",
             KVM,
             unread_console,
+        ),
+        test(
+            "messages that nobody reads do not hold up the end",
+            &[],
+            unread_messages,
         ),
         test(
             "a parent that ignores SIGCHLD hides no end",
@@ -378,6 +383,28 @@ fn unread_console() -> Result<()> {
     ensure!(ended.messages.is_empty(), "{ended}");
     vm.check_nothing_is_left()?;
     image.wait_until_free()
+}
+
+/// Standard error is a pipe without room.
+fn unread_messages() -> Result<()> {
+    let (_reader, writer) = pipe()?;
+    let room = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096))?;
+    write(&writer, &vec![b'x'; room.try_into()?])?;
+    let words = Run::plain()?.with("--memory", "0M").words();
+    let (program, arguments) = words.split_first().context("no program")?;
+    let mut supervisor = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(writer)
+        .spawn()?;
+    let ended = eventually("the run ends", || Ok(supervisor.try_wait()?));
+    if ended.is_err() {
+        supervisor.kill()?;
+        supervisor.wait()?;
+    }
+    let status = ended?;
+    ensure!(status.code() == Some(2), "{status}");
+    Ok(())
 }
 
 /// Waits until nothing more can be written.
