@@ -9,14 +9,21 @@
 
 mod support;
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket,
+};
 use outboard_contract::client::Ack;
 use outboard_contract::memory::Memory as Guest;
 use outboard_contract::ring::{Ring, wait_event};
 use outboard_contract::soon;
+use outboard_protocol::wire::Header;
 use outboard_runtime::session::End;
 use support::*;
 use vhost::vhost_user::message::FrontendReq as R;
@@ -210,4 +217,103 @@ fn a_front_end_that_lends_its_own_end_as_an_event_is_seen_to_go() {
         assert_eq!(ack, Ack::Refused);
         assert_eq!(session.close(), End::Closed);
     }
+}
+
+#[test]
+fn a_front_end_that_lends_its_own_end_as_a_channel_is_cut_off() {
+    let mut session = Session::new(1);
+    session.client.negotiate(VERSION_1).unwrap();
+    let own = session.client.connection.as_fd();
+    let request = R::SET_BACKEND_REQ_FD;
+    let ack = session.client.tell(request, &[], &[own]).unwrap();
+    assert_eq!(ack, Ack::CutOff);
+    let End::CutOff(why) = session.end() else {
+        panic!("it was not cut off");
+    };
+    assert!(why.contains("own end of this connection"), "{why}");
+    // Nor does it help to ask for no answer and to go at once.
+    let mut session = Session::new(1);
+    session.client.negotiate(VERSION_1).unwrap();
+    let own = session.client.connection.as_fd();
+    let header = Header::request(request.into());
+    session.client.send(header, &[], &[own]).unwrap();
+    let end = session.close();
+    assert!(matches!(end, End::CutOff(_)), "{end:?}");
+}
+
+/// Puts a descriptor into a socket, with as many bytes.
+fn hide(fd: BorrowedFd<'_>, socket: &UnixStream, bytes: usize, flags: MsgFlags) {
+    let (fds, bytes) = ([fd.as_raw_fd()], vec![0; bytes]);
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let bytes = [IoSlice::new(&bytes)];
+    sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, flags, None).unwrap();
+}
+
+#[test]
+fn a_front_end_that_hides_its_own_end_in_a_channel_is_seen_to_go() {
+    let plain = [MsgFlags::empty()];
+    // A kernel may know no urgent bytes on such sockets.
+    let (one, _other) = UnixStream::pair().unwrap();
+    let urgent = nix::sys::socket::send(one.as_raw_fd(), &[0], MsgFlags::MSG_OOB);
+    let both = [MsgFlags::empty(), MsgFlags::MSG_OOB];
+    let kinds = if urgent.is_ok() {
+        &both[..]
+    } else {
+        &plain[..]
+    };
+    for flags in kinds {
+        for in_another in [false, true] {
+            let mut session = Session::new(1);
+            session.client.negotiate(VERSION_1).unwrap();
+            let own = session.client.connection.as_fd();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (inner, outer) = UnixStream::pair().unwrap();
+            for bytes in [10_000, 1, 2] {
+                if in_another {
+                    hide(own, &inner, bytes, *flags);
+                } else {
+                    hide(own, &ours, bytes, *flags);
+                }
+            }
+            if in_another {
+                hide(outer.as_fd(), &ours, 1, *flags);
+            }
+            let request = R::SET_BACKEND_REQ_FD;
+            let ack = session.client.tell(request, &[], &[theirs.as_fd()]);
+            assert_eq!(ack.unwrap(), Ack::Done);
+            // Nor is there a way into it any more.
+            let late = nix::sys::socket::send(ours.as_raw_fd(), &[0], MsgFlags::MSG_NOSIGNAL);
+            assert_eq!(late, Err(Errno::EPIPE));
+            drop((ours, theirs, inner, outer));
+            assert_eq!(session.close(), End::Closed);
+        }
+    }
+}
+
+#[test]
+fn a_channel_that_is_no_connected_stream_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let (datagrams, _other) = UnixDatagram::pair().unwrap();
+    let kind = SockType::Stream;
+    let alone = socket(AddressFamily::Unix, kind, SockFlag::empty(), None).unwrap();
+    let internet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let internet = std::net::TcpStream::connect(internet.local_addr().unwrap()).unwrap();
+    let (reader, _writer) = nix::unistd::pipe().unwrap();
+    let event = EventFd::new().unwrap();
+    let mut session = Session::new(1);
+    session.client.negotiate(VERSION_1).unwrap();
+    for other in [
+        listener.as_fd(),
+        datagrams.as_fd(),
+        alone.as_fd(),
+        internet.as_fd(),
+        reader.as_fd(),
+        event.as_fd(),
+    ] {
+        let request = R::SET_BACKEND_REQ_FD;
+        let ack = session.client.tell(request, &[], &[other]).unwrap();
+        assert_eq!(ack, Ack::Refused);
+    }
+    assert_eq!(session.close(), End::Closed);
 }

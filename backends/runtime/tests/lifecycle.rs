@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_contract::client::{Ack, Client};
 use outboard_contract::memory::Memory as Guest;
@@ -472,6 +473,75 @@ fn the_configuration_is_read_written_and_announced() {
         client.config(0, 4).unwrap();
     }
     assert_eq!(session.close(), End::Closed);
+}
+
+/// A front-end whose VM is paused may hear of a change and forget it.
+#[test]
+fn a_change_while_no_ring_is_served_is_told_again_once_one_is() {
+    let guest = guest();
+    let session = Session::ready(2, VERSION_1, &guest);
+    let client = &session.client;
+    let notifier = session.knobs.notifier.lock().unwrap().clone().unwrap();
+    let requests = client.backend_requests().unwrap();
+    let told = || {
+        let message = requests.recv(soon()).unwrap();
+        assert_eq!(message.header, Header::request(2));
+    };
+    let nothing_more = || {
+        client.config(0, 4).unwrap();
+        let mut fds = [PollFd::new(requests.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO).unwrap(), 0);
+    };
+    let ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    for base in [0, 0] {
+        // Before any ring has been started, and after all have been stopped.
+        notifier.config_changed();
+        told();
+        nothing_more();
+        client.start_ring(0, &ring, base).unwrap();
+        told();
+        nothing_more();
+        // While one is served it is told once.
+        notifier.config_changed();
+        told();
+        client.stop_ring(0).unwrap();
+        client.start_ring(0, &ring, base).unwrap();
+        nothing_more();
+        client.stop_ring(0).unwrap();
+    }
+    assert_eq!(session.close(), End::Closed);
+}
+
+/// What QEMU 7.2 sends while its VM is paused and the back-end comes back: the
+/// inflight region it has kept and its rings, and nothing of its memory.
+#[test]
+fn a_front_end_that_describes_no_memory_learns_what_is_wrong() {
+    let guest = guest();
+    let before = Session::ready(1, VERSION_1, &guest);
+    let (described, region) = before.client.get_inflight(1, 16).unwrap();
+    before.close();
+    let session = Session::new(1);
+    let client = &session.client;
+    let features = (VERSION_1 | 1 << 30).to_ne_bytes();
+    let ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    client
+        .tell(FrontendReq::SET_FEATURES, &features, &[])
+        .unwrap();
+    client.set_inflight(&described, region.as_fd()).unwrap();
+    client
+        .vring_state(FrontendReq::SET_VRING_NUM, 0, 16)
+        .unwrap();
+    client
+        .vring_state(FrontendReq::SET_VRING_BASE, 0, 0)
+        .unwrap();
+    client.vring_addr(0, &ring).unwrap();
+    client.receive().unwrap_err();
+    let End::CutOff(why) = session.end() else {
+        panic!("it was not cut off");
+    };
+    for words in ["SET_VRING_ADDR", "described no memory", "paused", "(cont)"] {
+        assert!(why.contains(words), "{why:?} without {words:?}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outboard_contract::client::Client;
+use outboard_contract::client::{Ack, Client};
 use outboard_contract::ring::Ring;
 use outboard_contract::soon;
 use outboard_protocol::launch;
@@ -107,6 +107,10 @@ fn main() -> ExitCode {
             no_descriptor_to_accept,
         ),
         ("a hangup that is ignored ends nothing", ignored_hangup),
+        (
+            "the first refusal of each kind says what to do",
+            refusals_are_explained,
+        ),
         (
             "a call that its owner holds is named, and the next is served",
             call_held,
@@ -585,6 +589,36 @@ fn ignored_hangup() {
     drop(echoes(connect(&place.path)));
     program.signal(Signal::SIGTERM);
     program.ends_with(0, "");
+}
+
+fn refusals_are_explained() {
+    let place = Place::new();
+    let program = Program::start(&[&place.argument()]);
+    let mut client = connect(&place.path);
+    client.negotiate(VERSION_1).unwrap();
+    for _ in 0..100 {
+        refused(&client, FrontendReq::SET_VRING_NUM, 1, 512);
+        refused(&client, FrontendReq::SET_VRING_BASE, 0, 65_536);
+        refused(&client, FrontendReq::SET_VRING_ENABLE, 2, 1);
+        // The guest can cause this one, and nobody need be answered.
+        assert_eq!(client.set_config(0, &[9]).unwrap(), Ack::Refused);
+        client.send(Header::request(99), &[], &[]).unwrap();
+    }
+    drop(client);
+    program.signal(Signal::SIGTERM);
+    let (_, _, said) = program.end();
+    let warnings = said.lines().filter(|line| line.contains("WARN"));
+    assert_eq!(warnings.count(), 5, "{said}");
+    for words in [
+        "SET_VRING_NUM: queue 1 with 512 entries, 256 at most: ",
+        "a larger --queue-size",
+        "SET_VRING_BASE: base 65536, 65535 at most",
+        "SET_VRING_ENABLE: queue 2, and 2 in all, from 0 on",
+        "SET_CONFIG: 1 bytes at 0: ",
+        "request 99 is not known",
+    ] {
+        assert!(said.contains(words), "{said:?} without {words:?}");
+    }
 }
 
 fn call_held() {

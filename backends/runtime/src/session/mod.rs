@@ -11,7 +11,9 @@
 //! If it did not, and goes on in the belief that it was obeyed, the connection
 //! is cut off. So it is when a frame or a payload breaks the specification.
 
+mod channel;
 mod payload;
+mod refusals;
 mod requests;
 mod rings;
 
@@ -26,7 +28,7 @@ use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
-use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -34,12 +36,12 @@ use crate::device::Device;
 use crate::memory::Table;
 use crate::notifier::Notifier;
 use crate::worker::Stuck;
+use channel::Channel;
+use refusals::Refusals;
 use rings::Rings;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// A configuration change must be read within this; the session waits for it.
-const CHANGE: Duration = Duration::from_secs(1);
 
 /// How long a session waits, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +158,11 @@ struct Session<'a, D: Device> {
     inflight: Option<Region>,
     rings: Rings<D>,
     /// Where the back-end's own requests go (SET_BACKEND_REQ_FD).
-    requests: Option<Connection>,
+    requests: Option<Channel>,
+    /// The configuration changed while no ring was served: a front-end whose VM
+    /// is paused may hear of it and forget it.
+    changed_early: bool,
+    refusals: Refusals,
 }
 
 /// Serves one connection to its end; `stop` becoming readable ends it too.
@@ -181,6 +187,8 @@ pub fn serve<D: Device>(
         inflight: None,
         rings: Rings::new(host.device.clone(), host.limits),
         requests: None,
+        changed_early: false,
+        refusals: Refusals::default(),
     };
     let last = loop {
         if let Some(last) = session.step(stop) {
@@ -221,9 +229,15 @@ impl<D: Device> Session<'_, D> {
         }
         if change {
             self.host.notifier.clear();
+            self.changed_early = !self.rings.any_served();
             self.send_change();
         }
-        message.then(|| self.receive()).flatten()
+        let last = message.then(|| self.receive()).flatten();
+        if self.changed_early && self.rings.any_served() {
+            self.changed_early = false;
+            self.send_change();
+        }
+        last
     }
 
     /// Receives one message, obeys it and answers.
@@ -279,13 +293,13 @@ impl<D: Device> Session<'_, D> {
             Ok(Answer::Reply(payload)) => self.reply(header, &payload, &[]),
             Ok(Answer::ReplyWithFd(payload, fd)) => self.reply(header, &payload, &[fd.as_fd()]),
             Err(Fault::Refused(why) | Fault::Declined(why)) if asked => {
-                static REFUSED: Rarely = Rarely::new();
-                if let Some(times) = REFUSED.again() {
-                    log::debug!("refused: {why}{times}");
-                }
+                self.refusals.say(header.request, &why);
                 self.reply(header, &1u64.to_ne_bytes(), &[])
             }
-            Err(Fault::Declined(_)) => Ok(()),
+            Err(Fault::Declined(why)) => {
+                self.refusals.say(header.request, &why);
+                Ok(())
+            }
             Err(fault) => Err(fault),
         }
     }
@@ -306,8 +320,7 @@ impl<D: Device> Session<'_, D> {
         if !self.protocol.contains(wanted) {
             return;
         }
-        let header = Header::request(BackendReq::CONFIG_CHANGE_MSG.into());
-        match requests.send(header, &[], &[], Deadline::after(CHANGE)) {
+        match requests.tell_change() {
             Ok(()) => return,
             // It is leaving, or does not want to hear of it any more.
             Err(WireError::Closed) => {}

@@ -1,10 +1,10 @@
-//! Payloads of requests, read exactly: one byte more or less than the
+//! What comes with requests. Payloads are read exactly: one byte more or less than the
 //! specification says is an error.
 
 use std::os::fd::OwnedFd;
 
 use outboard_protocol::wire::{Message, malformed};
-use vhost::vhost_user::message::{VhostUserConfig, VhostUserInflight};
+use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserInflight};
 use vm_memory::ByteValued;
 
 use super::Fault;
@@ -13,6 +13,26 @@ use crate::event::Event;
 /// Bit 8 of a KICK, CALL or ERR payload: no descriptor comes along.
 const NO_FD: u64 = 1 << 8;
 const INDEX: u64 = 0xff;
+
+/// Whether the specification lets descriptors come with this request.
+pub(super) fn brings_fds(request: FrontendReq) -> bool {
+    use FrontendReq as R;
+    matches!(
+        request,
+        R::SET_MEM_TABLE
+            | R::ADD_MEM_REG
+            | R::REM_MEM_REG
+            | R::SET_LOG_BASE
+            | R::SET_LOG_FD
+            | R::SET_VRING_KICK
+            | R::SET_VRING_CALL
+            | R::SET_VRING_ERR
+            | R::SET_BACKEND_REQ_FD
+            | R::SET_INFLIGHT_FD
+            | R::GPU_SET_SOCKET
+            | R::SET_DEVICE_STATE_FD
+    )
+}
 
 pub(super) fn empty(message: &Message) -> Result<(), Fault> {
     if message.payload.is_empty() {

@@ -1,12 +1,11 @@
 //! What each request of the front-end means (vhost-user, "Front-end message
 //! types").
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::{Region, Shape};
-use outboard_protocol::wire::{Connection, Message};
+use outboard_protocol::wire::Message;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
     VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserVringAddr,
@@ -14,7 +13,8 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
-use super::payload::{config, decode, empty, inflight, split, trimmed, vring_fd};
+use super::channel::Channel;
+use super::payload::{brings_fds, config, decode, empty, inflight, split, trimmed, vring_fd};
 use super::rings::{Context, Slot};
 use super::{Answer, Fault, PROTOCOL_FEATURES, Session};
 use crate::device::Device;
@@ -76,10 +76,19 @@ impl<D: Device> Session<'_, D> {
             R::RESET_DEVICE => done(self.reset_device(&message)),
             _ => return self.unknown(request.into()),
         };
-        if matches!(result, Err(Fault::Refused(_) | Fault::Declined(_))) {
-            self.rings.tally.refused_requests += 1;
-        }
-        result
+        result.map_err(|fault| self.refuse(request, fault))
+    }
+
+    /// Counts a refusal, and names the request.
+    fn refuse(&mut self, request: FrontendReq, fault: Fault) -> Fault {
+        let named = |why: String| format!("{request:?}: {why}");
+        let fault = match fault {
+            Fault::Refused(why) => Fault::Refused(named(why)),
+            Fault::Declined(why) => Fault::Declined(named(why)),
+            fault => return fault,
+        };
+        self.rings.tally.refused_requests += 1;
+        fault
     }
 
     fn unknown(&mut self, number: u32) -> Result<Answer, Fault> {
@@ -104,7 +113,9 @@ impl<D: Device> Session<'_, D> {
         let features: u64 = message.body()?;
         let foreign = features & !self.offered();
         if foreign != 0 {
-            return Err(Fault::Refused(format!("features {foreign:#x} not offered")));
+            let offered = self.offered();
+            let why = format!("features {foreign:#x} are not among those offered, {offered:#x}");
+            return Err(Fault::Refused(why));
         }
         if self.features == Some(features) {
             return Ok(());
@@ -120,7 +131,8 @@ impl<D: Device> Session<'_, D> {
         let bits: u64 = message.body()?;
         let foreign = bits & !OFFERED.bits();
         if foreign != 0 {
-            let why = format!("protocol features {foreign:#x} not offered");
+            let offered = OFFERED.bits();
+            let why = format!("features {foreign:#x} are not among those offered, {offered:#x}");
             return Err(Fault::Refused(why));
         }
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(bits);
@@ -137,7 +149,7 @@ impl<D: Device> Session<'_, D> {
             return Err(Fault::Broken("a memory table of another length".into()));
         }
         if count == 0 {
-            return Err(Fault::Refused("a memory table without a region".into()));
+            return Err(Fault::Refused("a table without a region".into()));
         }
         let regions = described.chunks_exact(size).map(decode);
         let table = Table::new(regions.zip(fds)).map_err(Fault::Refused)?;
@@ -175,13 +187,18 @@ impl<D: Device> Session<'_, D> {
         let state: VhostUserVringState = message.body()?;
         let most = self.host.device.max_queue_size();
         let slot = stopped(self.rings.slot(state.index)?)?;
-        let legal = |size: &u16| size.is_power_of_two() && *size <= most;
-        let size = u16::try_from(state.num).ok().filter(legal);
-        let Some(size) = size else {
-            let num = state.num;
+        let (index, num) = (state.index, state.num);
+        if num > u32::from(most) {
             return Err(Fault::Refused(format!(
-                "queue size {num} of {most} at most"
+                "queue {index} with {num} entries, {most} at most: have the front-end use smaller                  queues, or start this back-end with a larger --queue-size, if it has one"
             )));
+        }
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| size.is_power_of_two());
+        let Some(size) = size else {
+            let why = format!("queue {index} with {num} entries, which is no power of two");
+            return Err(Fault::Refused(why));
         };
         slot.size = Some(size);
         self.start_rings()
@@ -190,14 +207,17 @@ impl<D: Device> Session<'_, D> {
     fn set_vring_addr(&mut self, message: &Message) -> Result<(), Fault> {
         let address: VhostUserVringAddr = message.body()?;
         if address.flags != 0 {
-            return Err(Fault::Refused("logging is not offered".into()));
+            let flags = address.flags;
+            let why = format!("flags {flags:#x}, none are known: logging is not offered");
+            return Err(Fault::Refused(why));
         }
         let slot = self.rings.slot(address.index)?;
         let before = slot.address.replace(address);
         let misplaced = slot.layout(&self.memory).err();
         slot.address = before;
         if let Some(why) = misplaced {
-            return Err(Fault::Refused(format!("a ring: {why}")));
+            let index = address.index;
+            return Err(Fault::Refused(format!("queue {index}: {why}")));
         }
         self.rings.park(address.index)?.address = Some(address);
         self.start_rings()
@@ -207,8 +227,8 @@ impl<D: Device> Session<'_, D> {
         let state: VhostUserVringState = message.body()?;
         let slot = stopped(self.rings.slot(state.index)?)?;
         let num = state.num;
-        slot.base = u16::try_from(num)
-            .map_err(|_| Fault::Refused(format!("base {num} of a split ring")))?;
+        slot.base =
+            u16::try_from(num).map_err(|_| Fault::Refused(format!("base {num}, 65535 at most")))?;
         Ok(())
     }
 
@@ -250,7 +270,7 @@ impl<D: Device> Session<'_, D> {
         match state.num {
             0 => self.rings.park(state.index)?.enabled = Some(false),
             1 => self.rings.slot(state.index)?.enabled = Some(true),
-            num => return Err(Fault::Refused(format!("enable with {num}"))),
+            num => return Err(Fault::Refused(format!("with {num}, 0 or 1 are known"))),
         }
         self.start_rings()
     }
@@ -274,17 +294,22 @@ impl<D: Device> Session<'_, D> {
         let (head, bytes) = config(message)?;
         if !matches!(head.flags, CONFIG_WRITABLE | CONFIG_MIGRATION) {
             let flags = head.flags;
-            return Err(Fault::Declined(format!("configuration flags {flags:#x}")));
+            return Err(Fault::Declined(format!(
+                "flags {flags:#x}, 0 and 1 are known"
+            )));
         }
         let written = self.host.device.write_config(head.offset, bytes);
         // The guest can cause this, so nobody is cut off for it.
-        written.map_err(|error| Fault::Declined(format!("configuration: {error}")))
+        written.map_err(|error| {
+            let (at, length) = (head.offset, bytes.len());
+            Fault::Declined(format!("{length} bytes at {at}: {error}"))
+        })
     }
 
     fn set_backend_req_fd(&mut self, mut message: Message) -> Result<(), Fault> {
         empty(&message)?;
         let fd = message.one_fd()?;
-        self.requests = Some(Connection::new(UnixStream::from(fd)));
+        self.requests = Some(Channel::adopt(fd, &self.connection)?);
         Ok(())
     }
 
@@ -316,13 +341,19 @@ impl<D: Device> Session<'_, D> {
         let described = inflight(&message)?;
         let fd = message.one_fd()?;
         if self.rings.any_live() {
-            let why = "an inflight region while rings run: stop them first";
+            let why = "while rings run: stop them first";
             return Err(Fault::Refused(why.into()));
         }
         let fits = usize::from(described.num_queues) <= self.rings.count();
         let shape = Shape::new(described.num_queues, described.queue_size)
             .filter(|shape| fits && shape.size() <= described.mmap_size)
-            .ok_or_else(|| Fault::Refused("an inflight region of another shape".into()))?;
+            .ok_or_else(|| {
+                let (queues, size) = (described.num_queues, described.queue_size);
+                let (most, bytes) = (self.rings.count(), described.mmap_size);
+                Fault::Refused(format!(
+                    "{bytes} bytes for {queues} queues of {size} entries: {most} queues at most, of                      a size that is a power of two, and as many bytes as GET_INFLIGHT_FD answers"
+                ))
+            })?;
         let region = Region::open(fd, described.mmap_offset, shape)
             .map_err(|error| Fault::Refused(error.to_string()))?;
         self.inflight = Some(region);
@@ -341,30 +372,11 @@ impl<D: Device> Session<'_, D> {
     }
 }
 
-/// Whether the specification lets descriptors come with this request.
-fn brings_fds(request: FrontendReq) -> bool {
-    use FrontendReq as R;
-    matches!(
-        request,
-        R::SET_MEM_TABLE
-            | R::ADD_MEM_REG
-            | R::REM_MEM_REG
-            | R::SET_LOG_BASE
-            | R::SET_LOG_FD
-            | R::SET_VRING_KICK
-            | R::SET_VRING_CALL
-            | R::SET_VRING_ERR
-            | R::SET_BACKEND_REQ_FD
-            | R::SET_INFLIGHT_FD
-            | R::GPU_SET_SOCKET
-            | R::SET_DEVICE_STATE_FD
-    )
-}
-
 /// The ring, if it is stopped.
 fn stopped(slot: &mut Slot) -> Result<&mut Slot, Fault> {
     if slot.is_live() {
-        return Err(Fault::Refused("a ring that was not stopped".into()));
+        let why = "of a ring that has been started: stop it first (GET_VRING_BASE)";
+        return Err(Fault::Refused(why.into()));
     }
     Ok(slot)
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
 use vhost::vhost_user::message::VhostUserVringAddr;
+use vm_memory::GuestMemoryBackend;
 
 use super::{Fault, Limits, PROTOCOL_FEATURES};
 use crate::counters::Tally;
@@ -32,6 +33,11 @@ use crate::worker::{self, Kick, Lines, NotStarted, Setup, Stuck, Worker};
 
 /// A device's queue must be there within this.
 const START: Duration = Duration::from_secs(10);
+
+/// Why no ring can be placed, and what to do.
+const NO_MEMORY: &str = "the front-end has described no memory. QEMU 7.2 does so, again and again, \
+    when a back-end comes back while its VM is paused, and its device is dead from then on: resume \
+    the VM (cont) before the back-end is started again, or use QEMU 10";
 
 /// What a start needs of the session.
 pub(super) struct Context<'a> {
@@ -81,7 +87,8 @@ impl Slot {
                 let layout = Layout::new(size, descriptors, available, used)?;
                 Ok(Some(layout))
             }
-            _ => Err("a part of it is not in one memory region".into()),
+            _ if memory.memory().num_regions() == 0 => Err(NO_MEMORY.into()),
+            _ => Err("a part of the ring is not in one memory region".into()),
         }
     }
 
@@ -123,12 +130,17 @@ impl<D: Device> Rings<D> {
         let count = self.slots.len();
         let slot = usize::try_from(index).ok();
         slot.and_then(|index| self.slots.get_mut(index))
-            .ok_or_else(|| Fault::Refused(format!("queue {index} of {count}")))
+            .ok_or_else(|| Fault::Refused(format!("queue {index}, and {count} in all, from 0 on")))
     }
 
     /// Whether any ring has begun to be served.
     pub fn any_live(&self) -> bool {
         self.slots.iter().any(Slot::is_live)
+    }
+
+    /// Whether any ring is being served.
+    pub fn any_served(&self) -> bool {
+        self.slots.iter().any(|slot| slot.worker.is_some())
     }
 
     /// Whether every ring that is served lies in this memory too.
