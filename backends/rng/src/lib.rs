@@ -14,18 +14,24 @@ use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, value_parser};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use outboard_runtime::listen::Source;
+use outboard_protocol::Deadline;
+use outboard_runtime::event::Signal;
+use outboard_runtime::listen::{self, Source};
 use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
 use vhost::vhost_user::{Error as Protocol, Listener};
 use vhost_user_backend::{Error, VhostUserBackend, VhostUserDaemon};
-use vhost_user_backend::{VringRwLock as Ring, VringState, VringT};
+use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{QueueT, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{self, EventConsumer, EventFlag, EventNotifier};
+
+mod ring;
+
+use ring::{Ring, Session};
 
 /// Guest memory as the daemon shares it.
 type Memory = vm_memory::GuestMemoryAtomic<GuestMemoryMmap>;
@@ -37,6 +43,8 @@ const TIMER: u64 = 2;
 const HALT: u64 = 3;
 /// How long it waits: the worker has a chain in hand at most.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a worker that is waited for is looked after.
+const AGAIN: Duration = Duration::from_millis(10);
 /// VERSION_1, PROTOCOL_FEATURES, EVENT_IDX, INDIRECT_DESC.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 /// Largest queue, and most descriptors taken of a chain or an indirect table.
@@ -103,44 +111,63 @@ fn serve(source: Source, stop: Stop, rate: Rate) -> anyhow::Result<()> {
     serve_all(Listener::from(listener), rate)
 }
 
-/// Each session has a daemon of its own, since one forgets nothing.
+/// What passes by itself is waited out: a lack of descriptors, say.
 fn serve_all(mut listener: Listener, rate: Rate) -> anyhow::Result<()> {
-    let failed = |error| anyhow!("the daemon failed: {error}");
     loop {
-        let memory = Memory::new(GuestMemoryMmap::new());
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags);
-        let rng = Arc::new(Rng {
-            memory: memory.clone(),
-            rate,
-            budget: Mutex::new((0, Instant::now())),
-            timer: timer.context("cannot make a timer")?,
-            halt: Halt::new().context("cannot make an event")?,
-            exit: AtomicI32::new(-1),
-        });
-        let mut daemon =
-            VhostUserDaemon::new("session".into(), rng.clone(), memory).map_err(failed)?;
-        let timer = rng.timer.as_fd().as_raw_fd();
-        let halt = rng.halt.event.as_raw_fd();
-        for worker in daemon.get_epoll_handlers() {
-            worker.register_listener(timer, EventSet::IN, TIMER)?;
-            worker.register_listener(halt, EventSet::IN, HALT)?;
-        }
-        match daemon.start(&mut listener).and_then(|()| daemon.wait()) {
-            Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => {}
-            Err(error @ Error::HandleRequest(_)) => program::cut_off(&error),
-            // The socket is shut down: no other front-end will come.
-            Err(Error::CreateBackendListener(Protocol::SocketError(error)))
-                if error.kind() == ErrorKind::InvalidInput =>
-            {
-                break Ok(());
+        let passing = match serve_one(&mut listener, rate) {
+            Ok(()) | Err(Error::HandleRequest(Protocol::Disconnected)) => continue,
+            Err(error @ Error::HandleRequest(_)) => {
+                program::cut_off(&error);
+                continue;
             }
-            Err(error) => break Err(failed(error)),
-        }
-        drop(daemon);
-        // The end of its exit event that the daemon forgets to close.
-        let _ = nix::unistd::close(rng.exit.load(Ordering::Relaxed));
+            Err(Error::CreateBackendListener(Protocol::SocketError(error))) => match error.kind() {
+                // The socket is shut down: no other front-end will come.
+                ErrorKind::InvalidInput => return Ok(()),
+                _ if listen::passes(&error) => error,
+                _ => return Err(error).context("cannot accept a front-end"),
+            },
+            Err(Error::StartDaemon(error)) => error,
+            Err(error @ Error::NewVhostUserHandler(_)) => io::Error::other(error.to_string()),
+            Err(error) => return Err(anyhow!("the daemon failed: {error}")),
+        };
+        listen::say_that_it_passes(passing);
+        std::thread::sleep(Duration::from_millis(listen::PAUSE_MILLIS.into()));
     }
+}
+
+/// Each session has a daemon of its own, since one forgets nothing.
+fn serve_one(listener: &mut Listener, rate: Rate) -> Result<(), Error> {
+    let failed = |errno: nix::Error| Error::StartDaemon(errno.into());
+    let memory = Memory::new(GuestMemoryMmap::new());
+    let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+    let session = Session::begin();
+    let rng = Arc::new(Rng {
+        memory: memory.clone(),
+        rate,
+        budget: Mutex::new((0, Instant::now())),
+        timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?,
+        halt: Halt::new().map_err(failed)?,
+        exit: AtomicI32::new(-1),
+        session: session.clone(),
+    });
+    let mut daemon = VhostUserDaemon::new("session".into(), rng.clone(), memory)?;
+    let timer = rng.timer.as_fd().as_raw_fd();
+    let halt = rng.halt.event.as_raw_fd();
+    for worker in daemon.get_epoll_handlers() {
+        let listen = |event, data| worker.register_listener(event, EventSet::IN, data);
+        listen(timer, TIMER).map_err(Error::StartDaemon)?;
+        listen(halt, HALT).map_err(Error::StartDaemon)?;
+    }
+    daemon.start(listener)?;
+    session.connected(daemon.shutdown_handle());
+    let ended = daemon.wait();
+    // The worker ends with the daemon, and must not be held any more.
+    let _ = session.call.set(None, Deadline::after(PATIENCE));
+    if let Some(why) = session.why() {
+        program::cut_off(&why);
+        return Ok(());
+    }
+    ended
 }
 
 /// The device of one session.
@@ -153,12 +180,19 @@ struct Rng {
     timer: TimerFd,
     halt: Halt,
     exit: AtomicI32,
+    session: Arc<Session>,
+}
+
+impl Drop for Rng {
+    /// The end of its exit event that the daemon forgets to close.
+    fn drop(&mut self) {
+        let _ = nix::unistd::close(self.exit.load(Ordering::Relaxed));
+    }
 }
 
 /// Where a ring that stops meets the worker. What epoll has told the worker of a
-/// kick it still has in hand when the ring is taken off; the daemon reads the
-/// ring's kick then, whichever that is by now, and one that nobody has rung yet
-/// ends the worker.
+/// kick it still has in hand when the ring is taken off, and it may owe the driver a
+/// call: both belong to before the stop.
 #[derive(Debug)]
 struct Halt {
     event: EventFd,
@@ -180,16 +214,21 @@ impl Halt {
         self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the worker has asked epoll again.
-    fn wait(&self) -> io::Result<()> {
+    /// Waits until the worker has asked epoll again, and gets it out of `call` if
+    /// that holds it.
+    fn wait(&self, call: &Signal) -> io::Result<()> {
         let mut met = self.met();
         *met = false;
         self.event.write(1)?;
-        let wait = self.meeting.wait_timeout_while(met, PATIENCE, |met| !*met);
-        let (_met, waited) = wait.unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            let silent = "the thread that serves the queue does not answer";
-            return Err(io::Error::new(ErrorKind::TimedOut, silent));
+        let deadline = Deadline::after(PATIENCE);
+        while !*met {
+            if deadline.passed() {
+                let silent = "the thread that serves the queue does not answer";
+                return Err(io::Error::new(ErrorKind::TimedOut, silent));
+            }
+            let waited = self.meeting.wait_timeout(met, AGAIN);
+            met = waited.unwrap_or_else(PoisonError::into_inner).0;
+            call.interrupt();
         }
         Ok(())
     }
@@ -222,15 +261,14 @@ impl Rng {
         let _ = self.timer.set(once, TimerSetTimeFlags::empty());
     }
 
-    /// Answers the chain at the ring's head, unless there is none or no budget.
-    fn answer(&self, ring: &mut VringState<Memory>) -> bool {
+    /// Answers the chain at the ring's head, unless there is none or no budget;
+    /// whether the driver wants to be called.
+    fn answer(&self, ring: &mut VringState<Memory>) -> Option<bool> {
         let (mut budget, memory) = (self.budget(), self.memory.memory());
         if budget.0 == 0 {
-            return false;
+            return None;
         }
-        let Some(mut chain) = ring.get_queue_mut().pop_descriptor_chain(memory.clone()) else {
-            return false;
-        };
+        let mut chain = ring.get_queue_mut().pop_descriptor_chain(memory.clone())?;
         // Each descriptor is read once. The iterator ends at an end and at
         // nonsense alike; then there is a next one, or none at all.
         let buffers: Vec<_> = chain.by_ref().take(QUEUE_SIZE).collect();
@@ -241,10 +279,24 @@ impl Rng {
         budget.0 -= written;
         // Refused if there is no such head: nobody could look for it.
         let _ = ring.add_used(chain.head_index(), written as u32);
-        if ring.needs_notification().unwrap_or(true) {
+        Some(ring.needs_notification().unwrap_or(true))
+    }
+
+    /// Answers one chain of a ring that runs; whether there was one.
+    fn serve(&self, ring: &Ring) -> bool {
+        // Locked for one chain at a time and looked at again under the lock: of a
+        // stopped ring nothing is touched.
+        let answered = {
+            let state = &mut *ring.get_mut();
+            let runs = state.is_enabled() && state.get_queue().ready();
+            // Tells from where on to kick, and whether something is there.
+            let any = runs && state.enable_notification().unwrap_or(false);
+            any.then(|| self.answer(state)).flatten()
+        };
+        if answered == Some(true) {
             let _ = ring.signal_used_queue();
         }
-        true
+        answered.is_some()
     }
 }
 
@@ -305,7 +357,7 @@ impl VhostUserBackend for Rng {
     }
     /// The ring's kick is off the worker's list, and not yet forgotten.
     fn stop_vring(&self, _index: u32) -> io::Result<()> {
-        self.halt.wait()
+        self.halt.wait(&self.session.call)
     }
     fn handle_event(&self, event: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
         if u64::from(event) == HALT {
@@ -314,15 +366,7 @@ impl VhostUserBackend for Rng {
         }
         // If it is what rang.
         let _ = self.timer.wait();
-        // Locked for one chain at a time and looked at again under the lock:
-        // of a stopped ring nothing is touched.
-        let answered = |ring: &Ring| {
-            let ring = &mut *ring.get_mut();
-            let runs = ring.is_enabled() && ring.get_queue().ready();
-            // Tells from where on to kick, and whether something is there.
-            runs && ring.enable_notification().unwrap_or(false) && self.answer(ring)
-        };
-        while rings.first().is_some_and(answered) {}
+        while rings.first().is_some_and(|ring| self.serve(ring)) {}
         Ok(())
     }
 }
