@@ -35,9 +35,9 @@ use crate::worker::{self, Kick, Lines, NotStarted, Setup, Stuck, Worker};
 const START: Duration = Duration::from_secs(10);
 
 /// Why no ring can be placed, and what to do.
-const NO_MEMORY: &str = "the front-end has described no memory. QEMU 7.2 does so, again and again, \
-    when a back-end comes back while its VM is paused, and its device is dead from then on: resume \
-    the VM (cont) before the back-end is started again, or use QEMU 10";
+const NO_MEMORY: &str = "the front-end has described no memory. QEMU 7.2 does so if its VM was \
+    paused while the back-end ended and came back, and its device is dead from then on, until QEMU \
+    is started anew: end a back-end only while the VM runs (cont), or use QEMU 10";
 
 /// What a start needs of the session.
 pub(super) struct Context<'a> {
