@@ -235,6 +235,8 @@ impl Signal {
 mod tests {
     use std::os::fd::FromRawFd;
 
+    use nix::sys::signal::SigSet;
+
     use super::*;
 
     fn lent(event: &EventFd) -> Event {
@@ -257,7 +259,6 @@ mod tests {
     #[test]
     fn nothing_but_an_eventfd_is_taken_for_one_and_asking_changes_nothing() {
         use nix::sys::epoll::{Epoll, EpollCreateFlags};
-        use nix::sys::signal::SigSet;
         use nix::sys::signalfd::SignalFd;
         use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
         for flags in [0, libc::EFD_NONBLOCK, libc::EFD_SEMAPHORE] {
@@ -352,7 +353,11 @@ mod tests {
             fcntl(&owner, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
             let writer = std::thread::spawn({
                 let signal = signal.clone();
-                move || [signal.signal(), signal.signal()]
+                move || {
+                    // As it may have been inherited.
+                    SigSet::all().thread_block().unwrap();
+                    [signal.signal(), signal.signal()]
+                }
             });
             while signal.event.try_lock().is_ok() {
                 assert!(!deadline.passed(), "it writes");

@@ -36,12 +36,19 @@ pub fn write_from_nowhere(fd: BorrowedFd<'_>) -> io::Error {
 /// A thread of this process, by the kernel's number.
 pub type Thread = i32;
 
-/// The calling thread. A system call for each thread's first.
+/// By default it is ignored, and interrupts nothing.
+const INTERRUPT: Signal = Signal::SIGURG;
+
+/// The calling thread, which [`interrupt`] reaches from now on: whoever started this
+/// process may have had the signal blocked. Cheap but for each thread's first time.
 pub fn this_thread() -> Thread {
     thread_local! {
         static THIS: Cell<Thread> = const { Cell::new(0) };
     }
     if THIS.get() == 0 {
+        let mut signals = SigSet::empty();
+        signals.add(INTERRUPT);
+        let _ = signals.thread_unblock();
         THIS.set(gettid().as_raw());
     }
     THIS.get()
@@ -51,8 +58,6 @@ pub fn this_thread() -> Thread {
 /// Whether it does wait in one cannot be known: ask again until it is where it
 /// should be.
 pub fn interrupt(thread: Thread) {
-    // By default it is ignored, and interrupts nothing.
-    const SIGNAL: Signal = Signal::SIGURG;
     extern "C" fn nothing(_: libc::c_int) {}
     static HANDLED: Once = Once::new();
     HANDLED.call_once(|| {
@@ -60,10 +65,10 @@ pub fn interrupt(thread: Thread) {
         let handler = SigHandler::Handler(nothing);
         let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
         // SAFETY: a handler that does nothing is safe at any point.
-        let _ = unsafe { sigaction(SIGNAL, &action) };
+        let _ = unsafe { sigaction(INTERRUPT, &action) };
     });
     let process = getpid().as_raw();
     // SAFETY: three numbers; nothing in memory is touched. A thread that has ended
     // is not found, and one that has its number now does not mind.
-    let _ = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, SIGNAL as libc::c_int) };
+    let _ = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, INTERRUPT as libc::c_int) };
 }
