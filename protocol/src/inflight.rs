@@ -29,8 +29,9 @@ use std::sync::atomic::Ordering;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::fstat;
-use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, MmapRegion, VolatileMemory};
+
+use crate::shared::{self, Alarm, Guard, Place};
 
 /// The version that a region in use carries; 0 means not initialised.
 pub const VERSION: u16 = 1;
@@ -88,10 +89,12 @@ impl Shape {
     }
 }
 
-/// A mapped region.
+/// A mapped region. Its file is another process's too and may be cut: what
+/// touches a part that is gone finds zeroes, and rings the region's alarm.
 #[derive(Clone, Debug)]
 pub struct Region {
-    map: Arc<MmapRegion<()>>,
+    map: Arc<MmapRegion<Guard>>,
+    file: Arc<File>,
     shape: Shape,
 }
 
@@ -106,42 +109,29 @@ impl Region {
         file.set_len(shape.size())?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        let region = Self::map(file, 0, shape)?;
+        let region = Self::map(file, 0, shape, &Arc::new(Alarm::new()?))?;
         region.initialise()?;
         Ok(region)
     }
 
     /// Maps a region that the front-end sent: `shape.size()` bytes of `fd` at
-    /// `offset`. A region that was never initialised is initialised.
+    /// `offset`. A region that was never initialised is initialised. `alarm`
+    /// rings when a part of it is found to be gone.
     ///
     /// # Errors
-    /// `InvalidInput` when the file can be shrunk under the mapping or ends
-    /// too early, or when the region is of another version or shape; else
-    /// those of mmap(2).
-    pub fn open(fd: OwnedFd, offset: u64, shape: Shape) -> io::Result<Self> {
-        let file = File::from(fd);
-        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).unwrap_or(0);
-        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
-            return Err(invalid("its file is not a memfd sealed against shrinking"));
-        }
-        let length = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
-        if offset
-            .checked_add(shape.size())
-            .is_none_or(|end| end > length)
-        {
-            return Err(invalid("its file ends before it does"));
-        }
-        let region = Self::map(file, offset, shape)?;
+    /// `InvalidInput` when it is not of a regular file or ends too early, when
+    /// it cannot be mapped, or when it is of another version or shape.
+    pub fn open(fd: OwnedFd, offset: u64, shape: Shape, alarm: &Arc<Alarm>) -> io::Result<Self> {
+        let region = Self::map(File::from(fd), offset, shape, alarm)?;
         region.check()?;
         Ok(region)
     }
 
-    fn map(file: File, offset: u64, shape: Shape) -> io::Result<Self> {
-        let size = usize::try_from(shape.size()).map_err(|_| invalid("it is too large"))?;
-        let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
-            .map_err(|error| io::Error::other(format!("cannot map it: {error}")))?;
+    fn map(file: File, offset: u64, shape: Shape, alarm: &Arc<Alarm>) -> io::Result<Self> {
+        let map = shared::map(&file, offset, shape.size(), Place::Inflight, alarm);
         Ok(Self {
-            map: Arc::new(map),
+            map: Arc::new(map.map_err(|why| invalid(&why))?),
+            file: Arc::new(file),
             shape,
         })
     }
@@ -178,10 +168,10 @@ impl Region {
         self.shape
     }
 
-    /// The file to send to the front-end, and the region's offset in it.
-    pub fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
-        let offset = self.map.file_offset()?;
-        Some((offset.file().as_fd(), offset.start()))
+    /// The file, to send to the front-end. Of one that was
+    /// [made](Self::create), the region is all that is in it.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// The block of one queue, if the region has it.
@@ -229,7 +219,7 @@ pub struct Recovered {
 /// The block of one queue.
 #[derive(Clone, Debug)]
 pub struct QueueRegion {
-    map: Arc<MmapRegion<()>>,
+    map: Arc<MmapRegion<Guard>>,
     base: usize,
     size: u16,
 }
@@ -383,6 +373,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::shared::Lost;
 
     fn shape() -> Shape {
         Shape::new(2, 8).unwrap()
@@ -392,9 +383,7 @@ mod tests {
     const SECOND: u64 = 192;
 
     fn file_of(region: &Region) -> File {
-        let (fd, offset) = region.file().unwrap();
-        assert_eq!(offset, 0);
-        File::from(fd.try_clone_to_owned().unwrap())
+        File::from(region.file().try_clone_to_owned().unwrap())
     }
 
     fn bytes<const N: usize>(file: &File, offset: u64) -> [u8; N] {
@@ -405,7 +394,9 @@ mod tests {
 
     fn successor(file: &File) -> QueueRegion {
         let fd = file.try_clone().unwrap().into();
-        Region::open(fd, 0, shape()).unwrap().queue(1).unwrap()
+        let alarm = Arc::new(Alarm::new().unwrap());
+        let region = Region::open(fd, 0, shape(), &alarm);
+        region.unwrap().queue(1).unwrap()
     }
 
     #[test]
@@ -598,9 +589,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_small_unsealed_or_of_another_kind_is_refused() {
+    fn a_file_that_is_small_or_of_another_kind_is_refused() {
+        let alarm = Arc::new(Alarm::new().unwrap());
         let open = |file: &File, offset, shape| {
-            Region::open(file.try_clone().unwrap().into(), offset, shape).map(drop)
+            Region::open(file.try_clone().unwrap().into(), offset, shape, &alarm).map(drop)
         };
         let good = file_of(&Region::create(shape()).unwrap());
         assert!(open(&good, 0, shape()).is_ok());
@@ -612,10 +604,23 @@ mod tests {
         assert!(other.to_string().contains("queue size"), "{other}");
         good.write_all_at(&[2], SECOND + 8).unwrap();
         assert!(open(&good, 0, shape()).is_err());
-        let unsealed = File::from(memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap());
-        unsealed.set_len(shape().size()).unwrap();
-        assert!(open(&unsealed, 0, shape()).is_err());
         assert!(open(&File::open("/dev/zero").unwrap(), 0, shape()).is_err());
+    }
+
+    /// As DPDK makes it, and anybody whose kernel has no memfd: a seal would be
+    /// no proof, and a file without one is no fault.
+    #[test]
+    fn a_file_that_is_not_sealed_is_taken_and_may_be_cut() {
+        let file = File::from(memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(shape().size()).unwrap();
+        let alarm = Arc::new(Alarm::new().unwrap());
+        let region = Region::open(file.try_clone().unwrap().into(), 0, shape(), &alarm).unwrap();
+        let queue = region.queue(1).unwrap();
+        queue.take(3, 7).unwrap();
+        assert_eq!(alarm.lost(), None);
+        file.set_len(0).unwrap();
+        queue.take(4, 8).unwrap();
+        assert_eq!(alarm.lost(), Some(Lost::Inflight));
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`image_writes`]: whether one that is open for writing can be written;
 //! - [`block_device`]: what the kernel says of a block device's queue;
-//! - [`inflight`]: the shared region that lets a successor take over requests.
+//! - [`inflight`]: the shared region that lets a successor take over requests;
+//! - [`shared`]: memory of a file that another process can cut.
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
 #![deny(unsafe_code)]
@@ -24,6 +25,8 @@ pub mod image_lock;
 pub mod image_writes;
 pub mod inflight;
 pub mod launch;
+#[allow(unsafe_code)]
+pub mod shared;
 mod socket;
 pub mod tap;
 pub mod wire;

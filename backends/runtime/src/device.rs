@@ -8,11 +8,14 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use outboard_protocol::shared::Guard;
+
 use crate::chain::Chain;
 use crate::notifier::Notifier;
 
-/// The guest's memory as one session has mapped it.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
+/// The guest's memory as one session has mapped it. Where it turns out not to be
+/// there any more, zeroes are read instead, and the session ends.
+pub type Memory = vm_memory::GuestMemoryMmap<Guard>;
 
 /// A device: one value in a process, shared by its session and its workers.
 pub trait Device: Send + Sync + 'static {

@@ -3,16 +3,17 @@
 //! access").
 //!
 //! A table is a value: a change makes another, and the old one stays mapped
-//! for as long as anything uses it.
+//! for as long as anything uses it. Its files stay the front-end's, which may
+//! cut them at any time: every mapping is guarded (`outboard_protocol::shared`).
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sys::stat::fstat;
-use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use outboard_protocol::shared::{self, Alarm, Guard, Place};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::device::Memory;
 
@@ -30,26 +31,38 @@ struct Region {
     file: (u64, u64, u64),
     /// How often it was added.
     times: u32,
-    mapping: Arc<GuestRegionMmap<()>>,
+    mapping: Arc<GuestRegionMmap<Guard>>,
 }
 
 /// A memory table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Table {
     /// Sorted by guest address.
     regions: Vec<Region>,
     memory: Arc<Memory>,
+    alarm: Arc<Alarm>,
 }
 
 impl Table {
+    /// A table without a region; `alarm` rings when memory of it, or of a table
+    /// made from it, is touched and not there.
+    pub fn empty(alarm: Arc<Alarm>) -> Self {
+        Self {
+            regions: Vec::new(),
+            memory: Arc::default(),
+            alarm,
+        }
+    }
+
     /// The table of these regions alone (SET_MEM_TABLE).
     ///
     /// # Errors
     /// Says which region cannot be had and why; nothing stays mapped then.
-    pub fn new(
+    pub fn replaced(
+        &self,
         regions: impl IntoIterator<Item = (VhostUserMemoryRegion, OwnedFd)>,
     ) -> Result<Self, String> {
-        let mut table = Self::default();
+        let mut table = Self::empty(self.alarm.clone());
         for (region, fd) in regions {
             table = table.with_another(&region, fd)?;
         }
@@ -93,14 +106,14 @@ impl Table {
     fn with_another(&self, described: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Self, String> {
         let region = self
             .check(described)
-            .and_then(|()| map(described, fd))
+            .and_then(|()| map(described, fd, &self.alarm))
             .map_err(|why| {
                 let (guest, size) = (described.guest_phys_addr, described.memory_size);
                 format!("cannot use the memory region of {size:#x} bytes at {guest:#x}: {why}")
             })?;
         let mut regions = self.regions.clone();
         regions.push(region);
-        Self::of(regions)
+        self.of(regions)
     }
 
     /// The table without one region (REM_MEM_REG); the offset is ignored. One
@@ -121,12 +134,12 @@ impl Table {
             }
             _ => {
                 table.regions.remove(place);
-                Self::of(table.regions)
+                self.of(table.regions)
             }
         }
     }
 
-    fn of(mut regions: Vec<Region>) -> Result<Self, String> {
+    fn of(&self, mut regions: Vec<Region>) -> Result<Self, String> {
         regions.sort_by_key(|region| region.guest);
         let mapped: Vec<_> = regions
             .iter()
@@ -140,6 +153,7 @@ impl Table {
         Ok(Self {
             regions,
             memory: Arc::new(memory),
+            alarm: self.alarm.clone(),
         })
     }
 
@@ -189,35 +203,21 @@ impl Table {
     }
 }
 
-/// Maps the file, once it is known that nothing of the region lies outside it:
-/// touching what does would kill the process.
-fn map(described: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Region, String> {
-    let (size, offset) = (described.memory_size, described.mmap_offset);
+/// Maps the file, which is not held any longer then.
+fn map(
+    described: &VhostUserMemoryRegion,
+    fd: OwnedFd,
+    alarm: &Arc<Alarm>,
+) -> Result<Region, String> {
+    let (guest, size) = (described.guest_phys_addr, described.memory_size);
+    let offset = described.mmap_offset;
     let file = File::from(fd);
     let stat = fstat(&file).map_err(|errno| format!("its file: {errno}"))?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Err("its descriptor is not of a regular file".into());
-    }
-    let length = u64::try_from(stat.st_size).unwrap_or(0);
-    if offset.checked_add(size).is_none_or(|end| end > length) {
-        return Err(format!("its file has only {length:#x} bytes"));
-    }
-    let kind = fstatfs(&file).map_err(|errno| format!("its file: {errno}"))?;
-    if kind.filesystem_type() == HUGETLBFS_MAGIC {
-        let huge = u64::try_from(kind.block_size()).unwrap_or(PAGE).max(1);
-        if !size.is_multiple_of(huge) || !offset.is_multiple_of(huge) {
-            return Err(format!(
-                "it does not begin and end at huge pages of {huge:#x}"
-            ));
-        }
-    }
-    let bytes = usize::try_from(size).map_err(|_| "it is too large".to_owned())?;
-    let mapping = MmapRegion::from_file(FileOffset::new(file, offset), bytes)
-        .map_err(|error| format!("cannot map its file: {error}"))?;
-    let mapping = GuestRegionMmap::new(mapping, GuestAddress(described.guest_phys_addr))
-        .ok_or("its end is beyond 64 bits")?;
+    let mapping = shared::map(&file, offset, size, Place::Guest(guest), alarm)?;
+    let mapping =
+        GuestRegionMmap::new(mapping, GuestAddress(guest)).ok_or("its end is beyond 64 bits")?;
     Ok(Region {
-        guest: described.guest_phys_addr,
+        guest,
         user: described.user_addr,
         size,
         file: (stat.st_dev, stat.st_ino, offset),

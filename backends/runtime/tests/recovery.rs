@@ -16,6 +16,7 @@ mod support;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use outboard_contract::client::Ack;
@@ -23,6 +24,8 @@ use outboard_contract::memory::{Memory as Guest, sealed};
 use outboard_contract::ring::{Ring, wait_event};
 use outboard_contract::soon;
 use outboard_protocol::inflight::{Region, Shape};
+use outboard_protocol::shared::Alarm;
+use outboard_runtime::memory::Table;
 use outboard_runtime::ring::{Broken, Layout, Ring as DeviceRing, View};
 use outboard_runtime::{Chain, session::End};
 use support::*;
@@ -235,6 +238,7 @@ mod by_itself {
 
     struct Bench {
         guest: Guest,
+        lent: Table,
         driver: Ring,
         region: Region,
         layout: Layout,
@@ -245,7 +249,13 @@ mod by_itself {
             let guest = guest();
             let driver = Ring::new(&guest, LOW, SIZE, true).unwrap();
             let [d, a, u] = [driver.descriptors, driver.available, driver.used].map(GuestAddress);
+            let described = guest.regions.iter().map(|region| {
+                let fd = region.as_fd().try_clone_to_owned().unwrap();
+                (region.described(), fd)
+            });
+            let lent = Table::empty(Arc::new(Alarm::new().unwrap()));
             Self {
+                lent: lent.replaced(described).unwrap(),
                 layout: Layout::new(SIZE, d, a, u).unwrap(),
                 region: Region::create(Shape::new(1, SIZE).unwrap()).unwrap(),
                 guest,
@@ -254,7 +264,7 @@ mod by_itself {
         }
 
         fn view(&self) -> View<'_> {
-            View::new(&self.guest.guest, &self.layout).unwrap()
+            View::new(self.lent.memory(), &self.layout).unwrap()
         }
 
         fn ring(&self, base: u16) -> Result<DeviceRing, Broken> {
@@ -264,7 +274,7 @@ mod by_itself {
 
         fn take(&self, ring: &mut DeviceRing) -> Option<u16> {
             let mut chain = Chain::default();
-            ring.take(&self.view(), &self.guest.guest, &mut chain)
+            ring.take(&self.view(), self.lent.memory(), &mut chain)
                 .unwrap()
                 .then_some(chain.head)
         }

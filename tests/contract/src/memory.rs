@@ -56,10 +56,22 @@ impl Memory {
     /// # Errors
     /// Those of memfd_create(2) and mmap(2).
     pub fn new(ranges: &[(u64, u64)]) -> anyhow::Result<Self> {
+        let files = ranges
+            .iter()
+            .map(|&(guest, size)| Ok((guest, sealed(size)?)));
+        Self::of(files.collect::<anyhow::Result<_>>()?)
+    }
+
+    /// Memory of these files: guest address and file, in order. They can be cut
+    /// or empty of room; who touches the memory here then dies of it.
+    ///
+    /// # Errors
+    /// Those of fstat(2) and mmap(2).
+    pub fn of(files: Vec<(u64, File)>) -> anyhow::Result<Self> {
         let mut regions = Vec::new();
         let mut mapped = Vec::new();
-        for &(guest, size) in ranges {
-            let file = sealed(size)?;
+        for (guest, file) in files {
+            let size = file.metadata()?.len();
             let offset = FileOffset::new(file.try_clone()?, 0);
             let mapping = MmapRegion::from_file(offset, usize::try_from(size)?)?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(guest));

@@ -379,7 +379,7 @@ impl Mortal {
 
 /// The region as it stands, for a successor to change.
 fn copy(region: &Region) -> Region {
-    let file = |region: &Region| File::from(region.file().unwrap().0.try_clone_to_owned().unwrap());
+    let file = |region: &Region| File::from(region.file().try_clone_to_owned().unwrap());
     let mut bytes = vec![0; region.shape().size() as usize];
     file(region).read_exact_at(&mut bytes, 0).unwrap();
     let copy = Region::create(region.shape()).unwrap();

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use outboard_protocol::shared::{Alarm, Guard};
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, MmapRegion, VolatileSlice};
 
 use super::Broken;
 use super::words::{Word, Words};
@@ -92,12 +93,17 @@ fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
 }
 
 /// A ring mapped. Borrows the memory, which therefore stays mapped.
+///
+/// Once anything that the front-end lent turns out not to be there any more,
+/// no word can be accessed: what was read may be zeroes in the place of what
+/// was there, and what a device has done with such must not reach the driver.
 #[derive(Clone, Debug)]
 pub struct View<'m> {
     size: u16,
     descriptors: VolatileSlice<'m>,
     available: VolatileSlice<'m>,
     used: VolatileSlice<'m>,
+    alarm: Option<&'m Alarm>,
 }
 
 impl<'m> View<'m> {
@@ -113,7 +119,16 @@ impl<'m> View<'m> {
             descriptors: slice(descriptors)?,
             available: slice(available)?,
             used: slice(used)?,
+            alarm: alarm(memory, layout.used),
         })
+    }
+
+    /// Whether all that was lent is still there, as far as anybody has noticed.
+    fn check(&self) -> Result<(), Broken> {
+        match self.alarm.and_then(Alarm::lost) {
+            None => Ok(()),
+            Some(_) => Err(Broken::Unreachable),
+        }
     }
 
     pub(super) fn descriptors(&self) -> &VolatileSlice<'m> {
@@ -144,10 +159,12 @@ impl<'m> View<'m> {
 impl Words for View<'_> {
     fn load(&self, word: Word, order: Ordering) -> Result<u16, Broken> {
         let (part, offset) = self.place(word);
-        part.load(offset, order).map_err(|_| Broken::Unreachable)
+        let value = part.load(offset, order).map_err(|_| Broken::Unreachable)?;
+        self.check().map(|()| value)
     }
 
     fn store(&self, word: Word, value: u16, order: Ordering) -> Result<(), Broken> {
+        self.check()?;
         let (part, offset) = self.place(word);
         store(part, offset, value, order)
     }
@@ -157,6 +174,12 @@ impl Words for View<'_> {
         store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
         store(&self.used, offset + 4, length, Ordering::Relaxed)
     }
+}
+
+/// What rings when memory is found to be gone: the same for all regions.
+fn alarm(memory: &Memory, anywhere: GuestAddress) -> Option<&Alarm> {
+    let region: &MmapRegion<Guard> = memory.find_region(anywhere)?;
+    region.bitmap().alarm()
 }
 
 fn store<T: AtomicAccess>(

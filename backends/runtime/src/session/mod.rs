@@ -27,6 +27,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
+use outboard_protocol::shared::Alarm;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -72,6 +73,8 @@ pub struct Host<D> {
     device: Arc<D>,
     notifier: Notifier,
     limits: Limits,
+    /// Rings when something that the front-end lent is not there any more.
+    alarm: Arc<Alarm>,
 }
 
 impl<D: Device> Host<D> {
@@ -86,6 +89,7 @@ impl<D: Device> Host<D> {
             device: Arc::new(device),
             notifier,
             limits,
+            alarm: Arc::new(Alarm::new()?),
         })
     }
 }
@@ -178,12 +182,14 @@ pub fn serve<D: Device>(
     host.device.attend();
     host.notifier.clear();
     host.device.reset(0);
+    // Nothing of the session before is mapped any more.
+    host.alarm.reset();
     let mut session = Session {
         host,
         connection: Connection::new(stream),
         features: None,
         protocol: VhostUserProtocolFeatures::empty(),
-        memory: Table::default(),
+        memory: Table::empty(host.alarm.clone()),
         inflight: None,
         rings: Rings::new(host.device.clone(), host.limits),
         requests: None,
@@ -202,7 +208,8 @@ pub fn serve<D: Device>(
     session.rings.forget_signals()?;
     session.rings.tally.io_errors += host.device.io_errors();
     session.tell();
-    Ok(end)
+    // Which may also have been found out on the way here.
+    Ok(session.loss().unwrap_or(end))
 }
 
 impl<D: Device> Session<'_, D> {
@@ -214,15 +221,19 @@ impl<D: Device> Session<'_, D> {
             readable(stop),
             readable(self.connection.as_fd()),
             readable(self.host.notifier.as_fd()),
+            readable(self.host.alarm.as_fd()),
             news.map_or_else(|| PollFd::new(stop, PollFlags::empty()), readable),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
         }
-        let [stop, message, change, news] = fds.map(|fd| fd.any().unwrap_or(false));
+        let [stop, message, change, alarm, news] = fds.map(|fd| fd.any().unwrap_or(false));
         if stop {
             return Some(Last::End(End::Stopped));
+        }
+        if alarm {
+            return self.loss().map(Last::End);
         }
         if news {
             self.host.device.attend();
@@ -240,6 +251,12 @@ impl<D: Device> Session<'_, D> {
         last
     }
 
+    /// The end, if something that the front-end lent is not there any more.
+    fn loss(&self) -> Option<End> {
+        let lost = self.host.alarm.lost()?;
+        Some(End::CutOff(lost.to_string()))
+    }
+
     /// Receives one message, obeys it and answers.
     fn receive(&mut self) -> Option<Last> {
         let message = match self
@@ -254,6 +271,10 @@ impl<D: Device> Session<'_, D> {
         // What was negotiated when it was sent counts, and what it negotiates.
         let before = self.acknowledges();
         let result = self.obey(message);
+        if let Some(end) = self.loss() {
+            // What was found in lost memory is no answer.
+            return Some(Last::End(end));
+        }
         let asked = header.need_reply && (before || self.acknowledges());
         match self.answer(header, asked, result) {
             Ok(()) => None,

@@ -152,7 +152,8 @@ impl<D: Device> Session<'_, D> {
             return Err(Fault::Refused("a table without a region".into()));
         }
         let regions = described.chunks_exact(size).map(decode);
-        let table = Table::new(regions.zip(fds)).map_err(Fault::Refused)?;
+        let table = self.memory.replaced(regions.zip(fds));
+        let table = table.map_err(Fault::Refused)?;
         self.change_memory(table)
     }
 
@@ -322,7 +323,7 @@ impl<D: Device> Session<'_, D> {
         let made = shape.and_then(|shape| Region::create(shape).ok());
         let fd = made
             .as_ref()
-            .and_then(|region| region.file()?.0.try_clone_to_owned().ok());
+            .and_then(|region| region.file().try_clone_to_owned().ok());
         // Nothing of it is kept: the front-end sends it back when it is to be
         // used (SET_INFLIGHT_FD).
         match (shape, fd) {
@@ -351,10 +352,10 @@ impl<D: Device> Session<'_, D> {
                 let (queues, size) = (described.num_queues, described.queue_size);
                 let (most, bytes) = (self.rings.count(), described.mmap_size);
                 Fault::Refused(format!(
-                    "{bytes} bytes for {queues} queues of {size} entries: {most} queues at most, of                      a size that is a power of two, and as many bytes as GET_INFLIGHT_FD answers"
+                    "{bytes} bytes for {queues} queues of {size} entries: {most} queues at most, of a size that is a power of two, and as many bytes as GET_INFLIGHT_FD answers"
                 ))
             })?;
-        let region = Region::open(fd, described.mmap_offset, shape)
+        let region = Region::open(fd, described.mmap_offset, shape, &self.host.alarm)
             .map_err(|error| Fault::Refused(error.to_string()))?;
         self.inflight = Some(region);
         Ok(())
