@@ -17,8 +17,9 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::device::Memory;
 
-/// Most regions (GET_MAX_MEM_SLOTS).
-pub const MAX_REGIONS: usize = 32;
+/// Most regions (GET_MAX_MEM_SLOTS): what QEMU asks for at most, and what other
+/// back-ends have.
+pub const MAX_REGIONS: usize = 509;
 
 const PAGE: u64 = 4096;
 

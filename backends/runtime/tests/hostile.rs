@@ -419,20 +419,6 @@ fn a_region_is_removed_as_often_as_it_was_added_and_never_from_under_a_ring() {
 }
 
 #[test]
-fn there_are_32_memory_slots_and_no_more() {
-    let running = Running::new();
-    let file = sealed(0x1000).unwrap();
-    for slot in 2..40u64 {
-        let at = 0x8000_0000 + slot * 0x1000;
-        let region = VhostUserSingleMemoryRegion::new(at, 0x1000, at, 0);
-        let ack = running.tell(R::ADD_MEM_REG, region.as_slice(), &[file.as_fd()]);
-        let expected = if slot < 32 { Ack::Done } else { Ack::Refused };
-        assert_eq!(ack, expected, "slot {slot}");
-    }
-    running.ends_well();
-}
-
-#[test]
 fn memory_that_loses_a_running_ring_stops_it_and_tells() {
     let mut running = Running::new();
     let low = &running.guest.regions[0];

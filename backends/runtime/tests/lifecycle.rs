@@ -42,7 +42,7 @@ fn what_is_offered_is_what_the_project_promises() {
         | P::CONFIGURE_MEM_SLOTS;
     assert_eq!(number(FrontendReq::GET_PROTOCOL_FEATURES), protocol.bits());
     assert_eq!(number(FrontendReq::GET_QUEUE_NUM), 3);
-    assert_eq!(number(FrontendReq::GET_MAX_MEM_SLOTS), 32);
+    assert_eq!(number(FrontendReq::GET_MAX_MEM_SLOTS), 509);
     assert_eq!(session.close(), End::Closed);
 }
 
