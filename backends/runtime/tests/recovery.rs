@@ -26,7 +26,7 @@ use outboard_contract::soon;
 use outboard_protocol::inflight::{Region, Shape};
 use outboard_protocol::shared::Alarm;
 use outboard_runtime::memory::Table;
-use outboard_runtime::ring::{Broken, Layout, Ring as DeviceRing, View};
+use outboard_runtime::ring::{Broken, Layout, Ring as DeviceRing, View, Words};
 use outboard_runtime::{Chain, session::End};
 use support::*;
 use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
@@ -232,6 +232,47 @@ fn requests_taken_over_can_be_put_off_and_can_be_malformed() {
     drop(dead.close());
 }
 
+/// What front-ends send as base with the region of a predecessor: the used index
+/// (QEMU, and ours), that plus what is in flight, the available index
+/// (cloud-hypervisor), and what none should.
+#[test]
+fn whatever_base_comes_with_a_region_nothing_is_lost_and_nothing_done_twice() {
+    for base in [2, 6, 9, 0, 40_000] {
+        let guest = guest();
+        let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
+        let (dead, described, fd) = start(&guest, &mut ring, None, 0);
+        for mark in [0, 1] {
+            let head = submit(&guest, &mut ring, NOW, mark);
+            expect(&guest, &mut ring, head, mark);
+        }
+        let mut heads: Vec<_> = (2..6)
+            .map(|mark| submit(&guest, &mut ring, LATER, mark))
+            .collect();
+        dead.knobs.wait_held(4);
+        let copied = copy(&described, &fd);
+        // Nobody takes these: the predecessor hears nothing of them.
+        ring.renew_events().unwrap();
+        heads.extend((6..9).map(|mark| submit(&guest, &mut ring, LATER, mark)));
+        assert_eq!((ring.used_idx().unwrap(), ring.next_avail), (2, 9));
+
+        let (next, ..) = start(&guest, &mut ring, Some((described, copied)), base);
+        next.knobs.wait_held(7);
+        let seen = next.knobs.seen.lock().unwrap().clone();
+        assert_eq!(seen, [2, 3, 4, 5, 6, 7, 8], "base {base}");
+        next.knobs.open(true);
+        let mut back: Vec<_> = (0..7).map(|_| ring.wait_used(soon()).unwrap().0).collect();
+        back.sort_unstable();
+        heads.sort_unstable();
+        assert_eq!(back, heads, "base {base}");
+        (2..9).for_each(|mark| check(&guest, mark));
+        still_serves(&guest, &mut ring);
+        assert_eq!(next.client.stop_ring(1).unwrap(), 10);
+        assert_eq!(ring.used_idx().unwrap(), 10);
+        assert_eq!(next.close(), End::Closed);
+        drop(dead.close());
+    }
+}
+
 /// A device's ring by itself: the last moment of a process is any moment.
 mod by_itself {
     use super::*;
@@ -366,6 +407,62 @@ mod by_itself {
         assert_eq!(ring.next_avail(), 2);
         let used = [(); 2].map(|()| bench.driver.take_used().unwrap().unwrap());
         assert_eq!(used, [(heads[1], 64), (heads[0], 0)]);
+    }
+
+    /// The predecessor died right before, or right after, it noted in the region
+    /// what it had returned: the two used indices are the same, or one apart.
+    #[test]
+    fn every_base_with_a_region_that_is_up_to_date_or_one_behind_means_the_same() {
+        for base in [2, 4, 5, 0, 77, u16::MAX] {
+            for behind in [false, true] {
+                let mut bench = Bench::new();
+                for mark in 0..5 {
+                    submit(&bench.guest, &mut bench.driver, NOW, mark);
+                }
+                let mut ring = bench.ring(0).unwrap();
+                let heads: Vec<_> = (0..4).map(|_| bench.take(&mut ring).unwrap()).collect();
+                ring.complete(heads[2], 64);
+                ring.publish(&bench.view()).unwrap();
+                // The second, step by step.
+                let (block, view) = (bench.region.queue(0).unwrap(), bench.view());
+                block.batch(heads[0]).unwrap();
+                view.set_used(1, heads[0], 64).unwrap();
+                view.set_used_idx(2).unwrap();
+                if !behind {
+                    block.commit([heads[0]].into_iter(), 2).unwrap();
+                }
+                drop((view, ring));
+
+                let mut next = bench.ring(base).unwrap();
+                assert_eq!(next.next_avail(), 4, "base {base}");
+                let again: Vec<_> = std::iter::from_fn(|| bench.take(&mut next)).collect();
+                assert_eq!(again[..2], [heads[1], heads[3]], "base {base}");
+                assert_eq!((again.len(), next.next_avail()), (3, 5), "base {base}");
+                let used = [(); 2].map(|()| bench.driver.take_used().unwrap().unwrap().0);
+                assert_eq!(used, [heads[2], heads[0]]);
+            }
+        }
+    }
+
+    /// Whatever the base: no order of stores leaves such a region.
+    #[test]
+    fn a_region_that_is_ahead_of_the_ring_is_refused_while_it_has_something_in_flight() {
+        for base in [0, 1, 2] {
+            let mut bench = Bench::new();
+            for mark in 0..2 {
+                submit(&bench.guest, &mut bench.driver, NOW, mark);
+            }
+            let mut ring = bench.ring(0).unwrap();
+            let heads = [(); 2].map(|()| bench.take(&mut ring).unwrap());
+            drop(ring);
+            let block = bench.region.queue(0).unwrap();
+            block.commit([heads[0]].into_iter(), 1).unwrap();
+            let refused = bench.ring(base).err();
+            assert_eq!(refused, Some(Broken::Inflight), "base {base}");
+            // With nothing in flight there is nothing to be wrong about.
+            block.put_back(heads[1]).unwrap();
+            assert_eq!(bench.ring(base).unwrap().next_avail(), 0, "base {base}");
+        }
     }
 
     #[test]
