@@ -29,8 +29,10 @@ use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{self, EventConsumer, EventFlag, EventNotifier};
 
+mod lent;
 mod ring;
 
+use lent::Lent;
 use ring::{Ring, Session};
 
 /// Guest memory as the daemon shares it.
@@ -41,6 +43,8 @@ type Rate = (u64, Duration);
 const TIMER: u64 = 2;
 /// And the event by which a ring that stops waits for the worker.
 const HALT: u64 = 3;
+/// And the event that tells that guest memory is not there any more.
+const LOST: u64 = 4;
 /// How long it waits: the worker has a chain in hand at most.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a worker that is waited for is looked after.
@@ -143,6 +147,7 @@ fn serve_one(listener: &mut Listener, rate: Rate) -> Result<(), Error> {
     let session = Session::begin();
     let rng = Arc::new(Rng {
         memory: memory.clone(),
+        lent: Lent::new().map_err(Error::StartDaemon)?,
         rate,
         budget: Mutex::new((0, Instant::now())),
         timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?,
@@ -153,16 +158,21 @@ fn serve_one(listener: &mut Listener, rate: Rate) -> Result<(), Error> {
     let mut daemon = VhostUserDaemon::new("session".into(), rng.clone(), memory)?;
     let timer = rng.timer.as_fd().as_raw_fd();
     let halt = rng.halt.event.as_raw_fd();
+    let lost = rng.lent.as_fd().as_raw_fd();
     for worker in daemon.get_epoll_handlers() {
         let listen = |event, data| worker.register_listener(event, EventSet::IN, data);
         listen(timer, TIMER).map_err(Error::StartDaemon)?;
         listen(halt, HALT).map_err(Error::StartDaemon)?;
+        listen(lost, LOST).map_err(Error::StartDaemon)?;
     }
     daemon.start(listener)?;
     session.connected(daemon.shutdown_handle());
     let ended = daemon.wait();
     // The worker ends with the daemon, and must not be held any more.
     let _ = session.call.set(None, Deadline::after(PATIENCE));
+    if let Some(lost) = rng.lent.lost() {
+        session.cut_off(lost.to_string());
+    }
     if let Some(why) = session.why() {
         program::cut_off(&why);
         return Ok(());
@@ -174,6 +184,7 @@ fn serve_one(listener: &mut Listener, rate: Rate) -> Result<(), Error> {
 #[derive(Debug)]
 struct Rng {
     memory: Memory,
+    lent: Lent,
     rate: Rate,
     /// Bytes left, and until when.
     budget: Mutex<(u64, Instant)>,
@@ -277,6 +288,10 @@ impl Rng {
             written = fill(&memory, &buffers, budget.0.min(MAX_ANSWER));
         }
         budget.0 -= written;
+        if self.lent.lost().is_some() {
+            // What was read or written may be a page in place of the guest's.
+            return None;
+        }
         // Refused if there is no such head: nobody could look for it.
         let _ = ring.add_used(chain.head_index(), written as u32);
         Some(ring.needs_notification().unwrap_or(true))
@@ -288,7 +303,8 @@ impl Rng {
         // stopped ring nothing is touched.
         let answered = {
             let state = &mut *ring.get_mut();
-            let runs = state.is_enabled() && state.get_queue().ready();
+            let runs =
+                state.is_enabled() && state.get_queue().ready() && self.lent.lost().is_none();
             // Tells from where on to kick, and whether something is there.
             let any = runs && state.enable_notification().unwrap_or(false);
             any.then(|| self.answer(state)).flatten()
@@ -345,8 +361,8 @@ impl VhostUserBackend for Rng {
     fn set_event_idx(&self, _enabled: bool) {
         self.look_in(Duration::from_nanos(1));
     }
-    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
-        Ok(())
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        self.lent.watch(&memory.memory())
     }
     /// Without one the daemon would wait for its worker for ever.
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -362,6 +378,13 @@ impl VhostUserBackend for Rng {
     fn handle_event(&self, event: u16, _: EventSet, rings: &[Ring], _: usize) -> io::Result<()> {
         if u64::from(event) == HALT {
             self.halt.meet();
+            return Ok(());
+        }
+        if u64::from(event) == LOST {
+            self.lent.silence();
+            if let Some(lost) = self.lent.lost() {
+                self.session.cut_off(lost.to_string());
+            }
             return Ok(());
         }
         // If it is what rang.

@@ -40,7 +40,7 @@ pub struct Session {
 #[derive(Default)]
 struct End {
     handle: Option<ShutdownHandle>,
-    why: Option<&'static str>,
+    why: Option<String>,
 }
 
 impl std::fmt::Debug for Session {
@@ -79,13 +79,15 @@ impl Session {
     }
 
     /// Why the front-end was cut off, if it was.
-    pub fn why(&self) -> Option<&'static str> {
-        self.end().why
+    pub fn why(&self) -> Option<String> {
+        self.end().why.clone()
     }
 
-    fn cut_off(&self, why: &'static str) {
+    /// Cuts the front-end off, now or when it is connected. The first reason
+    /// counts.
+    pub fn cut_off(&self, why: impl Into<String>) {
         let mut end = self.end();
-        end.why.get_or_insert(why);
+        end.why.get_or_insert_with(|| why.into());
         if let Some(handle) = &end.handle {
             handle.shutdown();
         }
