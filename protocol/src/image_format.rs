@@ -13,12 +13,12 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-/// What is read at once, and to what it is aligned: the image may be open for
-/// direct I/O.
-const BLOCK: usize = 4096;
+use crate::aligned::{Aligned, BLOCK};
+use crate::image_blocks;
+
 /// Bytes of the footer of a VHD.
 const FOOTER: usize = 512;
 
@@ -83,13 +83,11 @@ impl Format {
     ///
     /// # Errors
     /// It cannot be read, or its size not be found out.
-    pub fn probe(mut image: &File) -> io::Result<Option<Self>> {
-        let size = image.seek(SeekFrom::End(0))?;
-        let mut space = vec![0; 3 * BLOCK];
-        let aligned = space.as_ptr().align_offset(BLOCK);
-        let bytes = space.get_mut(aligned..).unwrap_or_default();
-        let length = bytes.len().min(2 * BLOCK);
-        let bytes = bytes.get_mut(..length).unwrap_or_default();
+    pub fn probe(image: &File) -> io::Result<Option<Self>> {
+        let size = image_blocks::size(image)?;
+        // The image may be open for direct I/O.
+        let mut space = Aligned::new(2);
+        let bytes = space.bytes();
         let head = read(image, bytes, 0)?;
         if let Some(format) = Self::of_head(head) {
             return Ok(Some(format));

@@ -6,6 +6,7 @@
 //! - [`launch`]: what a started process receives, and what machine and
 //!   supervisor say to each other;
 //! - [`tap`]: a tap, opened by one process and used by another;
+//! - [`image_blocks`]: the size of a disk image, and its blocks;
 //! - [`image_format`]: what is no raw image, and refused by whoever opens it;
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`image_writes`]: whether one that is open for writing can be written;
@@ -16,10 +17,12 @@
 //! The normative text is `PROTOCOL.md` beside this crate.
 #![deny(unsafe_code)]
 
+mod aligned;
 pub mod block_device;
 pub mod deadline;
 pub mod descriptors;
 pub mod devices;
+pub mod image_blocks;
 pub mod image_format;
 pub mod image_lock;
 pub mod image_writes;

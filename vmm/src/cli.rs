@@ -131,7 +131,9 @@ pub struct Run {
     ///
     /// `path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts
     /// outboard-blk on a raw image or block device; `direct` bypasses the page
-    /// cache, `wce=off` completes each write when it is durable. An image that
+    /// cache, `wce=off` completes each write when it is durable.
+    /// `block-size=512|4096` is what the guest sees (default: 512 for a file,
+    /// its own for a block device), whether with `direct` or without. An image that
     /// looks like another format, such as qcow2, is refused unless it is said
     /// to be raw by `format=raw`.
     /// `backend=EXE` starts another program by the same contract instead.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{ArgGroup, Parser, ValueEnum};
+use outboard_protocol::image_blocks;
 use outboard_runtime::device::Device;
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
@@ -65,6 +66,10 @@ pub struct Cli {
     /// Bypass the page cache (O_DIRECT)
     #[arg(long)]
     direct: bool,
+
+    /// Block size that the guest sees, 512 or 4096 [default: 512, a block device's own]
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
+    block_size: Option<u32>,
 
     /// Number of queues
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -140,6 +145,14 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("give 512 or 4096".into()),
+    }
+}
+
 fn format(text: &str) -> Result<Raw, String> {
     match text {
         "raw" => Ok(Raw),
@@ -181,6 +194,7 @@ impl Cli {
             let options = Options {
                 read_only: self.read_only,
                 direct: self.direct,
+                block_size: self.block_size,
                 raw: self.format.is_some(),
             };
             let storage = match (inherited, &self.blk_file, self.null) {
@@ -189,7 +203,7 @@ impl Cli {
                     Storage::Image(Image::inherit(fd, options)?)
                 }
                 (None, Some(path), _) => Storage::Image(Image::open(path, options)?),
-                (None, None, Some(size)) => Storage::Null { size },
+                (None, None, Some(size)) => null(size, self.block_size)?,
                 (None, None, None) => anyhow::bail!("no disk: give --blk-file=PATH"),
             };
             let settings = Settings {
@@ -202,6 +216,16 @@ impl Cli {
             Disk::new(storage, settings).map(|disk| device(Blk::new(disk)))
         })
     }
+}
+
+/// A disk that is not there.
+fn null(size: u64, block_size: Option<u32>) -> anyhow::Result<Storage> {
+    let block_size = block_size.unwrap_or(image_blocks::SECTOR);
+    anyhow::ensure!(
+        size.is_multiple_of(block_size.into()),
+        "--null={size} is not a multiple of --block-size={block_size}; give one that is"
+    );
+    Ok(Storage::Null { size, block_size })
 }
 
 #[cfg(test)]

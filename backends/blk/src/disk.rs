@@ -38,8 +38,10 @@ pub enum Storage {
     Image(Image),
     /// Nothing: reads give zeroes and writes vanish (`--null`).
     Null {
-        /// In bytes, a multiple of 512.
+        /// In bytes, a multiple of `block_size`.
         size: u64,
+        /// 512 or 4096.
+        block_size: u32,
     },
 }
 
@@ -106,13 +108,13 @@ impl Disk {
             Storage::Image(image) => (
                 Some(image.file.clone()),
                 image.limits(),
-                image.alignment,
-                image.physical_block,
+                image.blocks.alignment,
+                image.blocks.physical,
             ),
-            Storage::Null { size } => {
+            Storage::Null { size, block_size } => {
                 let limits = Limits {
                     capacity: size,
-                    block_size: SECTOR as u32,
+                    block_size,
                     read_only: false,
                     discard: true,
                     write_zeroes: true,

@@ -6,9 +6,9 @@
 //! since its guest may have written such a header meanwhile.
 
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,16 +16,13 @@ use anyhow::{Context, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use outboard_protocol::block_device::queue_attribute;
+pub use outboard_protocol::image_blocks::Alignment;
+use outboard_protocol::image_blocks::{self, Asked, Blocks, SECTOR, Unfit};
 use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::image_writes::{self, Unwritable};
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
 
-use crate::iovec::Bounce;
-use crate::request::{Limits, SECTOR};
-
-/// Largest block that direct I/O may ask for: a bounce buffer's alignment.
-const MAX_BLOCK: u32 = 4096;
+use crate::request::Limits;
 
 /// How an image is to be used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +31,9 @@ pub struct Options {
     pub read_only: bool,
     /// The page cache is passed by (`O_DIRECT`).
     pub direct: bool,
+    /// The block size, 512 or 4096; `None` for 512 of a file, and a block
+    /// device's own.
+    pub block_size: Option<u32>,
     /// It is raw, whatever it looks like; one that is inherited always is.
     pub raw: bool,
 }
@@ -47,28 +47,15 @@ impl Options {
     }
 }
 
-/// What direct I/O needs of a request. Powers of two, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alignment {
-    /// Of every address in memory.
-    pub memory: u32,
-    /// Of every offset and length.
-    pub offset: u32,
-}
-
 /// An image that is open, locked and of a size that a disk can have.
 #[derive(Debug)]
 pub struct Image {
     /// Where its data is.
     pub file: Arc<File>,
-    /// In bytes, fixed from now on.
-    pub size: u64,
+    /// Its size when it was opened, and its blocks.
+    pub blocks: Blocks,
     /// Nothing can be written.
     pub read_only: bool,
-    /// `None` when any request will do.
-    pub alignment: Option<Alignment>,
-    /// What is best written at once, in bytes; a power of two.
-    pub physical_block: u32,
     /// Ranges can be given back.
     pub discard: bool,
 }
@@ -147,33 +134,19 @@ impl Image {
         Self::of(file, name, options)
     }
 
-    fn of(mut file: File, name: &str, options: Options) -> anyhow::Result<Self> {
-        let metadata = file.metadata().with_context(|| name.to_owned())?;
-        let is_device = metadata.file_type().is_block_device();
+    fn of(file: File, name: &str, options: Options) -> anyhow::Result<Self> {
         if !options.read_only {
             image_writes::check(&file).map_err(|why| cannot_write(name, &why))?;
         }
-        let size = match is_device {
-            true => file.seek(SeekFrom::End(0)),
-            false => Ok(metadata.len()),
-        }
-        .with_context(|| format!("cannot find out the size of {name}"))?;
-        let alignment = match options.direct {
-            true => Some(direct_alignment(&file, is_device, name)?),
-            false => None,
+        let asked = Asked {
+            block: options.block_size,
+            direct: options.direct,
         };
-        let block = alignment.map_or(SECTOR as u32, |needed| needed.offset);
-        check_size(size, block, name)?;
-        let physical = match is_device {
-            true => ioctl_blkpbszget(&file).unwrap_or(block),
-            false => u32::try_from(metadata.blksize()).unwrap_or(block),
-        };
+        let blocks = Blocks::of(&file, asked).map_err(|why| unfit(name, why))?;
         Ok(Self {
-            size,
+            blocks,
             read_only: options.read_only,
-            alignment,
-            physical_block: physical_block(physical, block),
-            discard: !options.read_only && can_discard(&file, is_device, size),
+            discard: !options.read_only && can_discard(&file, blocks.size)?,
             file: Arc::new(file),
         })
     }
@@ -181,8 +154,8 @@ impl Image {
     /// What requests are checked against.
     pub fn limits(&self) -> Limits {
         Limits {
-            capacity: self.size,
-            block_size: self.alignment.map_or(SECTOR as u32, |needed| needed.offset),
+            capacity: self.blocks.size,
+            block_size: self.blocks.logical,
             read_only: self.read_only,
             discard: self.discard,
             write_zeroes: !self.read_only,
@@ -259,95 +232,47 @@ fn check_kind(kind: FileType, name: &str) -> anyhow::Result<()> {
     bail!("{name} is {what}; give a raw image file or a block device")
 }
 
-fn check_size(size: u64, block: u32, name: &str) -> anyhow::Result<()> {
-    ensure!(
-        size > 0,
-        "{name} is empty; give it a size with `truncate -s 10G`"
-    );
-    let block = u64::from(block);
-    ensure!(
-        size.is_multiple_of(block),
-        "{name} has {size} bytes, which is not a multiple of {block}; \
-         make it longer with `truncate -s %{block}`{}",
-        if block > SECTOR {
-            ", or leave --direct away"
-        } else {
-            ""
-        },
-    );
-    Ok(())
+/// What is wrong with its size or blocks, and what to do.
+fn unfit(name: &str, why: Unfit) -> anyhow::Error {
+    match why {
+        Unfit::Empty => anyhow!("{name} is empty; give it a size with `truncate -s 10G`"),
+        Unfit::Odd { size, block } => {
+            let other = match block > SECTOR {
+                true => ", or use --block-size=512",
+                false => "",
+            };
+            anyhow!(
+                "{name} has {size} bytes, which is not a multiple of {block}; \
+                 make it longer with `truncate -s %{block}`{other}"
+            )
+        }
+        Unfit::NoDirect => anyhow!(no_direct(name)),
+        Unfit::Coarse { needed, block } => {
+            let larger = match needed <= image_blocks::MAX_BLOCK {
+                true => {
+                    "use --block-size=4096 (which a partition table made for 512 does not fit), or "
+                }
+                false => "",
+            };
+            anyhow!(
+                "direct I/O on {name} needs blocks of {needed} bytes, and the disk has blocks of \
+                 {block}; {larger}leave --direct away"
+            )
+        }
+        Unfit::Os(error) => anyhow!("cannot find out the size of {name}: {error}"),
+    }
 }
 
 fn no_direct(name: &str) -> String {
     format!("cannot use direct I/O on {name}; leave --direct away, or use another file system")
 }
 
-/// Asks the kernel what direct I/O needs, in the best way it has.
-fn direct_alignment(file: &File, is_device: bool, name: &str) -> anyhow::Result<Alignment> {
-    let alignment = match statx_alignment(file) {
-        Some(alignment) => alignment,
-        None if is_device => ioctl_blksszget(file).ok().map(|block| Alignment {
-            memory: block,
-            offset: block,
-        }),
-        None => probe_alignment(file),
-    };
-    let Some(Alignment { memory, offset }) = alignment else {
-        bail!(no_direct(name));
-    };
-    ensure!(
-        memory.is_power_of_two() && offset.is_power_of_two() && memory.max(offset) <= MAX_BLOCK,
-        "direct I/O on {name} needs blocks of {offset} bytes, more than {MAX_BLOCK}; \
-         leave --direct away",
-    );
-    Ok(Alignment {
-        memory,
-        offset: offset.max(SECTOR as u32),
-    })
-}
-
-/// By statx(2), Linux 6.1: `None` when it does not say, `Some(None)` when there
-/// is no direct I/O.
-fn statx_alignment(file: &File) -> Option<Option<Alignment>> {
-    let found = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
-    if found.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
-        return None;
-    }
-    Some((found.stx_dio_offset_align > 0).then_some(Alignment {
-        memory: found.stx_dio_mem_align.max(1),
-        offset: found.stx_dio_offset_align,
-    }))
-}
-
-/// By trying: reads of growing size, until one is to the kernel's liking.
-fn probe_alignment(file: &File) -> Option<Alignment> {
-    let mut bounce = Bounce::new();
-    [512, 1024, 2048, 4096]
-        .into_iter()
-        .find(|block: &u32| {
-            let bytes = bounce.bytes();
-            let part = bytes.get_mut(..*block as usize).unwrap_or_default();
-            let read = file.read_at(part, (*block).into());
-            !read.is_err_and(|error| error.kind() == ErrorKind::InvalidInput)
-        })
-        .map(|block| Alignment {
-            memory: block,
-            offset: block,
-        })
-}
-
-/// A power of two from the image's block size to a page.
-fn physical_block(hint: u32, block: u32) -> u32 {
-    let hint = if hint.is_power_of_two() { hint } else { block };
-    hint.clamp(block, block.max(MAX_BLOCK))
-}
-
-fn can_discard(file: &File, is_device: bool, size: u64) -> bool {
-    match is_device {
+fn can_discard(file: &File, size: u64) -> anyhow::Result<bool> {
+    Ok(match file.metadata()?.file_type().is_block_device() {
         // fallocate(2) makes a hole in a device by this, and by nothing else.
         true => queue_attribute(file, "write_zeroes_max_bytes").is_none_or(|most| most != "0"),
         false => can_punch(file, size),
-    }
+    })
 }
 
 /// Whether the file system has holes: one beyond the end changes nothing.
@@ -356,7 +281,7 @@ fn can_punch(file: &File, size: u64) -> bool {
     let Ok(offset) = libc::off_t::try_from(size) else {
         return false;
     };
-    fallocate(file.as_fd(), mode, offset, SECTOR as libc::off_t).is_ok()
+    fallocate(file.as_fd(), mode, offset, SECTOR.into()).is_ok()
 }
 
 #[cfg(test)]

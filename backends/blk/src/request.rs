@@ -56,9 +56,10 @@ pub struct Limits {
     /// Size of the disk in bytes, a multiple of `block_size`.
     pub capacity: u64,
     /// Offsets and lengths are multiples of this many bytes: a power of two,
-    /// at least [`SECTOR`]. More than a sector only under direct I/O, where a
-    /// smaller write would be a read, a change and a write that no lock keeps
-    /// together with the writes of other queues; so it is refused.
+    /// at least [`SECTOR`]. Under direct I/O a smaller write would be a read, a
+    /// change and a write that no lock keeps together with the writes of other
+    /// queues, so it is refused; and what is refused does not follow from how
+    /// the image was opened, so it is without direct I/O too.
     pub block_size: u32,
     /// Nothing may be changed.
     pub read_only: bool,

@@ -57,37 +57,119 @@ impl Drop for Loop {
     }
 }
 
+/// What the driver sees of its blocks: size, topology, and how large a piece
+/// may be cleared.
+fn blocks(driver: &mut Driver) -> Vec<Vec<u8>> {
+    let config = driver.client.config(0, 60).unwrap();
+    [20..24, 24..32, 36..60]
+        .map(|range| config[range].to_vec())
+        .to_vec()
+}
+
+/// Its block size is its own, or what is asked for, by whatever way it is served.
 #[test]
 fn a_block_device_is_a_disk() {
-    for sector in [512, 4096] {
+    for (sector, asked, block) in [
+        (512, None, 512),
+        (512, Some("--block-size=4096"), 4096),
+        (4096, None, 4096),
+        (4096, Some("--block-size=512"), 512),
+    ] {
         let Some(device) = Loop::with_sectors(sector) else {
             return;
         };
+        let mut seen = Vec::new();
         for way in WAYS {
-            let program = Program::serve(&device.device, way);
+            let direct = way.contains(&"--direct");
+            let more: Vec<_> = way.iter().copied().chain(asked).collect();
+            if direct && sector > block {
+                let options = Options {
+                    direct,
+                    block_size: Some(block),
+                    ..Options::default()
+                };
+                let error = Image::open(&device.device, options).unwrap_err();
+                let message = format!("{error:#}");
+                assert!(message.contains("use --block-size=4096"), "{message}");
+                continue;
+            }
+            let program = Program::serve(&device.device, &more);
             let mut driver = program.driver(EVERYTHING);
             let config = driver.client.config(0, 60).unwrap();
             assert_eq!(config[..8], (8u64 << 11).to_le_bytes());
-            let direct = way.contains(&"--direct");
-            let block = if direct { sector } else { 512 };
-            assert_eq!(config[20..24], block.to_le_bytes(), "{way:?}");
+            assert_eq!(config[20..24], block.to_le_bytes(), "{more:?}");
+            seen.push(blocks(&mut driver));
             let content = pattern(16384, 1);
-            assert_eq!(driver.write(8, &content), (OK, 1), "{way:?}");
-            assert_eq!(driver.read(8, 16384), (OK, 16385, content), "{way:?}");
+            assert_eq!(driver.write(8, &content), (OK, 1), "{more:?}");
+            assert_eq!(driver.read(8, 16384), (OK, 16385, content), "{more:?}");
             let sub_block = if block == 512 { OK } else { IOERR };
-            assert_eq!(driver.write(1, &[1; 512]).0, sub_block, "{way:?}");
+            assert_eq!(driver.write(1, &[1; 512]).0, sub_block, "{more:?}");
             assert!(driver.has(VIRTIO_BLK_F_DISCARD));
             let result = driver.segment(VIRTIO_BLK_T_DISCARD, 8, 8, 0);
-            assert_eq!(result, (OK, 1), "{way:?}");
+            assert_eq!(result, (OK, 1), "{more:?}");
             for (sector, flags) in [(16, 0), (24, 1)] {
                 let result = driver.segment(VIRTIO_BLK_T_WRITE_ZEROES, sector, 8, flags);
-                assert_eq!(result, (OK, 1), "{way:?}");
+                assert_eq!(result, (OK, 1), "{more:?}");
             }
             let (status, _, found) = driver.read(16, 8192);
-            assert_eq!((status, found), (OK, vec![0; 8192]), "{way:?}");
+            assert_eq!((status, found), (OK, vec![0; 8192]), "{more:?}");
             driver.works();
         }
+        seen.dedup();
+        assert_eq!(seen.len(), 1, "what is seen follows the way: {seen:?}");
     }
+}
+
+/// Its partition table would be gone if its blocks followed from `--direct`.
+#[test]
+fn a_file_on_storage_of_4096_has_the_same_blocks_with_and_without_direct_io() {
+    let Some(device) = Loop::with_sectors(4096) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk");
+    let script = format!(
+        "mount --make-rprivate / && mkfs.ext4 -q -b 4096 {device} && mount {device} {folder}",
+        device = device.device.display(),
+        folder = folder.path().display()
+    );
+    let ended = std::thread::spawn(move || {
+        // This thread's mounts, and those of the programs that it starts.
+        let unshared = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS);
+        let mut command = Command::new("sh");
+        let made = unshared.is_ok() && command.args(["-c", &script]).status().unwrap().success();
+        if !made {
+            return eprintln!("SKIP: cannot make a file system on blocks of 4096 bytes");
+        }
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        let mut options = Options {
+            direct: true,
+            ..Options::default()
+        };
+        let message = format!("{:#}", Image::open(&image, options).unwrap_err());
+        assert!(message.contains("use --block-size=4096"), "{message}");
+        options.block_size = Some(4096);
+        Image::open(&image, options).unwrap();
+        let see = |more: &[&str]| {
+            let program = Program::serve(&image, more);
+            let mut driver = program.driver(EVERYTHING);
+            assert_eq!(driver.write(8, &pattern(8192, 1)), (OK, 1), "{more:?}");
+            assert_eq!(driver.read(8, 8192).2, pattern(8192, 1), "{more:?}");
+            driver.works();
+            blocks(&mut driver)
+        };
+        let small = see(&[]);
+        assert_eq!(small[0], 512u32.to_le_bytes());
+        assert_eq!(see(&["--block-size=512"]), small);
+        let large = see(&["--block-size=4096"]);
+        assert_eq!(large[0], 4096u32.to_le_bytes());
+        assert_eq!(see(&["--block-size=4096", "--direct"]), large);
+        Command::new("umount")
+            .arg(image.parent().unwrap())
+            .status()
+            .unwrap();
+    });
+    ended.join().unwrap();
 }
 
 #[test]

@@ -20,11 +20,13 @@ use outboard_protocol::image_lock::{self, Access};
 const READ_ONLY: Options = Options {
     read_only: true,
     direct: false,
+    block_size: None,
     raw: false,
 };
 const WRITABLE: Options = Options {
     read_only: false,
     direct: false,
+    block_size: None,
     raw: false,
 };
 

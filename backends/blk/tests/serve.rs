@@ -302,7 +302,8 @@ fn wrong_use_ends_with_a_message_that_says_what_to_do() {
         format!("--blk-file={}", path.display())
     };
     let odd = file("odd", 1000);
-    let cases: [(&[&str], &[&str]); 9] = [
+    let odd_for_4096 = file("odd-for-4096", 4608);
+    let cases: [(&[&str], &[&str]); 12] = [
         (&[&socket], &["--blk-file"]),
         (&["--null=1G"], &["--socket-path"]),
         (
@@ -313,6 +314,18 @@ fn wrong_use_ends_with_a_message_that_says_what_to_do() {
         (&[&socket, &odd], &["odd", "multiple of 512"]),
         (&[&socket, "--blk-fd=99"], &["99", "not open"]),
         (&[&socket, "--null=1"], &["512"]),
+        (
+            &[&socket, "--null=512", "--block-size=4096"],
+            &["not a multiple of --block-size=4096"],
+        ),
+        (
+            &[&socket, "--null=1G", "--block-size=1024"],
+            &["give 512 or 4096"],
+        ),
+        (
+            &[&socket, &odd_for_4096, "--block-size=4096"],
+            &["multiple of 4096", "--block-size=512"],
+        ),
         (
             &[&socket, "--null=1G", "--queue-size=100"],
             &["power of two"],
@@ -327,7 +340,7 @@ fn wrong_use_ends_with_a_message_that_says_what_to_do() {
         }
     }
     let left = std::fs::read_dir(folder.path()).unwrap().count();
-    assert_eq!(left, 1, "a socket was left behind");
+    assert_eq!(left, 2, "a socket was left behind");
 }
 
 #[test]

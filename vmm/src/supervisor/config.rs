@@ -88,6 +88,9 @@ pub struct Disk {
     pub readonly: bool,
     /// Whether the page cache is bypassed.
     pub direct: bool,
+    /// The block size that the guest sees, 512 or 4096; the image's own if not
+    /// said.
+    pub block_size: Option<u32>,
     /// Whether the write cache is on; the back-end's default if not said.
     pub wce: Option<bool>,
     /// The serial number that the guest reads.
@@ -202,6 +205,7 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
             ("format", disk.format.is_some()),
             ("readonly", disk.readonly),
             ("direct", disk.direct),
+            ("block-size", disk.block_size.is_some()),
             ("wce", disk.wce.is_some()),
             ("serial", disk.serial.is_some()),
         ];
@@ -233,10 +237,20 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
         raw: is_raw(disk.format.as_deref())?,
         readonly: disk.readonly,
         direct: disk.direct,
+        block_size: block_size(disk.block_size)?,
         wce: disk.wce,
         serial: disk.serial,
     });
     Ok((device, source))
+}
+
+fn block_size(bytes: Option<u64>) -> Result<Option<u32>, String> {
+    match bytes {
+        None => Ok(None),
+        Some(512) => Ok(Some(512)),
+        Some(4096) => Ok(Some(4096)),
+        Some(other) => Err(format!("block-size {other}: give 512 or 4096")),
+    }
 }
 
 /// What `format` says: that the image is not to be looked at, if anything.
@@ -430,6 +444,8 @@ mod tests {
             ("socket=a,path=b", "`path` and `socket` exclude each other"),
             ("socket=a,readonly", "`readonly` and `socket`"),
             ("socket=a,backend=b", "`backend` and `socket`"),
+            ("socket=a,block-size=512", "`block-size` and `socket`"),
+            ("path=a,block-size=1024", "give 512 or 4096"),
             ("socket=a,format=raw", "`format` and `socket`"),
             ("path=a,format=qcow2", "`qemu-img convert -O raw`"),
             ("path=a,queues=0", "queues 0: give 1 to 64"),

@@ -1,17 +1,15 @@
 //! Disk images: opened, checked and locked here, lent to back-ends.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use outboard_protocol::image_blocks::{self, Asked, Blocks, Unfit};
 use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::image_writes::{self, Unwritable};
-
-/// A disk's size is a multiple of this, in bytes.
-const SECTOR: u64 = 512;
 
 /// Which file or device an image is, by whatever name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +25,8 @@ pub struct Usage {
     pub readonly: bool,
     /// The page cache is bypassed.
     pub direct: bool,
+    /// The block size, 512 or 4096; `None` for the image's own.
+    pub block_size: Option<u32>,
     /// It is raw, whatever it looks like.
     pub raw: bool,
 }
@@ -64,7 +64,7 @@ impl Images {
             // Not one that is mounted or part of an array.
             flags |= libc::O_EXCL;
         }
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(!readonly)
             .custom_flags(flags)
@@ -82,18 +82,12 @@ impl Images {
         if !readonly {
             image_writes::check(&file).map_err(|why| cannot_write(path, &why))?;
         }
-        let size = file
-            .seek(SeekFrom::End(0))
-            .with_context(|| format!("the size of the image {shown} cannot be read"))?;
-        if size == 0 {
-            bail!("the image {shown} is empty; `truncate -s 1G {shown}` makes it a disk of 1 GiB");
-        }
-        if size % SECTOR != 0 {
-            bail!(
-                "the image {shown} has {size} bytes, not a multiple of {SECTOR}; \
-                 is it a raw image? `truncate -s %{SECTOR} {shown}` rounds it up"
-            );
-        }
+        // The program that serves it comes to the same.
+        let asked = Asked {
+            block: usage.block_size,
+            direct,
+        };
+        Blocks::of(&file, asked).map_err(|why| unfit(path, why))?;
         let access = match readonly {
             true => Access::ReadOnly,
             false => Access::Write,
@@ -156,6 +150,40 @@ fn refuse_format(file: &File, path: &Path) -> Result<()> {
          if its bytes are a raw disk all the same, add `format=raw`",
         format.remedy(&shown)
     )
+}
+
+/// Its size or its blocks are not what a disk, or this disk, must have.
+fn unfit(path: &Path, why: Unfit) -> anyhow::Error {
+    let shown = path.display();
+    match why {
+        Unfit::Empty => {
+            anyhow!("the image {shown} is empty; `truncate -s 1G {shown}` makes it a disk of 1 GiB")
+        }
+        Unfit::Odd { size, block } => {
+            let other = match block > image_blocks::SECTOR {
+                true => ", or leave out `block-size=4096`",
+                false => "",
+            };
+            anyhow!(
+                "the image {shown} has {size} bytes, not a multiple of {block}; \
+                 is it a raw image? `truncate -s %{block} {shown}` rounds it up{other}"
+            )
+        }
+        Unfit::NoDirect => {
+            anyhow!("there is no direct I/O on the image {shown}; leave out `direct`")
+        }
+        Unfit::Coarse { needed, block } => {
+            let larger = match needed <= image_blocks::MAX_BLOCK {
+                true => "add `block-size=4096` (a partition table made for 512 does not fit), or ",
+                false => "",
+            };
+            anyhow!(
+                "direct I/O on the image {shown} needs blocks of {needed} bytes, and the disk has \
+                 blocks of {block}; {larger}leave out `direct`"
+            )
+        }
+        Unfit::Os(error) => anyhow!("the size of the image {shown} cannot be read: {error}"),
+    }
 }
 
 /// What was opened for writing cannot be written.
@@ -249,6 +277,18 @@ mod tests {
         }
         let odd = image(1000);
         assert!(error(odd.path(), true).contains("1000 bytes, not a multiple of 512"));
+        let odd = image(4608);
+        let large = Usage {
+            block_size: Some(4096),
+            ..usage(true)
+        };
+        let result = Images::default().open("disk0", odd.path(), large);
+        let said = result.unwrap_err().to_string();
+        assert!(said.contains("not a multiple of 4096"), "{said}");
+        assert!(said.contains("leave out `block-size=4096`"), "{said}");
+        Images::default()
+            .open("disk0", odd.path(), usage(true))
+            .unwrap();
     }
 
     #[test]

@@ -178,6 +178,7 @@ fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Reso
         let usage = Usage {
             readonly: disk.readonly,
             direct: disk.direct,
+            block_size: disk.block_size,
             raw: disk.raw,
         };
         let image = images.open(&device.id, path, usage)?;
@@ -204,6 +205,9 @@ fn disk_args(device: &launch::Device, disk: &Disk) -> Vec<String> {
     }
     if disk.direct {
         args.push("--direct".into());
+    }
+    if let Some(bytes) = disk.block_size {
+        args.push(format!("--block-size={bytes}"));
     }
     if let Some(on) = disk.wce {
         args.push(format!("--wce={}", if on { "on" } else { "off" }));
@@ -491,7 +495,8 @@ mod tests {
         let given = Settings {
             kernel: Some("k".into()),
             disk: vec![
-                settings::disk("path=a,readonly,direct,wce=off,serial=S1,queues=2").unwrap(),
+                settings::disk("path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096")
+                    .unwrap(),
             ],
             ..Settings::default()
         };
@@ -508,6 +513,7 @@ mod tests {
                 "--queue-size=256",
                 "--read-only",
                 "--direct",
+                "--block-size=4096",
                 "--wce=off",
                 "--serial=S1"
             ]

@@ -168,6 +168,8 @@ pub struct DiskSettings {
     pub readonly: bool,
     /// Whether the page cache is bypassed.
     pub direct: bool,
+    /// The block size that the guest sees.
+    pub block_size: Option<u64>,
     /// Whether the write cache is on.
     #[serde(deserialize_with = "switch")]
     pub wce: Option<bool>,
@@ -191,6 +193,7 @@ const DISK: Keys = &[
     ("format", Type::Text),
     ("readonly", Type::Switch),
     ("direct", Type::Switch),
+    ("block-size", Type::Number),
     ("wce", Type::Switch),
     ("queues", Type::Number),
     ("queue-size", Type::Number),
@@ -343,6 +346,7 @@ mod tests {
             queue-size = 128
             wce = "off"
             format = "raw"
+            block-size = 4096
             [[device]]
             virtio-id = 4
             socket = "rng.sock"
@@ -359,7 +363,7 @@ mod tests {
         assert_eq!(settings.on_reset, Some(OnReset::Restart));
         assert_eq!(
             settings.disk,
-            [disk("path=disk.img,queue-size=128,wce=off,format=raw").unwrap()]
+            [disk("path=disk.img,queue-size=128,wce=off,format=raw,block-size=4096").unwrap()]
         );
         assert_eq!(
             settings.device,

@@ -154,9 +154,14 @@ fn the_cache_is_not_off_before_what_was_written_is_synced() {
 
 #[test]
 fn a_disk_that_is_not_there_has_its_size() {
-    let disk = Disk::new(Storage::Null { size: 4 << 30 }, Settings::default()).unwrap();
+    let null = Storage::Null {
+        size: 4 << 30,
+        block_size: 4096,
+    };
+    let disk = Disk::new(null, Settings::default()).unwrap();
     let blk = Blk::new(disk);
     assert_eq!(blk.0.config().capacity, 8 << 20);
+    assert_eq!(blk.0.config().blk_size, 4096);
     blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
     assert!(blk.queue(0, 0).unwrap().ready().is_none());
 }

@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 
 use super::*;
@@ -16,19 +16,15 @@ fn open(path: &Path, options: Options) -> Result<Image, String> {
 const WRITABLE: Options = Options {
     read_only: false,
     direct: false,
+    block_size: None,
     raw: false,
 };
 const READ_ONLY: Options = Options {
     read_only: true,
     direct: false,
+    block_size: None,
     raw: false,
 };
-const DIRECT: Options = Options {
-    read_only: false,
-    direct: true,
-    raw: false,
-};
-
 /// That the message has each of these words.
 fn says(result: Result<Image, String>, words: &[&str]) {
     let message = result.unwrap_err();
@@ -41,10 +37,10 @@ fn says(result: Result<Image, String>, words: &[&str]) {
 fn a_file_of_whole_sectors_is_an_image() {
     let file = file(512 * 3);
     let image = open(file.path(), WRITABLE).unwrap();
-    assert_eq!(image.size, 1536);
+    assert_eq!(image.blocks.size, 1536);
     assert_eq!(image.limits().block_size, 512);
-    assert!(image.alignment.is_none());
-    assert!(image.physical_block.is_power_of_two());
+    assert!(image.blocks.alignment.is_none());
+    assert!(image.blocks.physical.is_power_of_two());
     let length = file.as_file().metadata().unwrap().len();
     assert_eq!(length, 1536, "asking what it can changes nothing");
 }
@@ -64,6 +60,14 @@ fn what_is_not_an_image_is_named_with_a_remedy() {
     says(
         open(file(1000).path(), WRITABLE),
         &["1000 bytes", "multiple of 512", "truncate -s %512"],
+    );
+    let large = Options {
+        block_size: Some(4096),
+        ..WRITABLE
+    };
+    says(
+        open(file(4608).path(), large),
+        &["4608 bytes", "truncate -s %4096", "--block-size=512"],
     );
 }
 
@@ -195,46 +199,34 @@ fn an_inherited_image_that_is_sealed_is_refused_for_writing() {
 }
 
 #[test]
-fn direct_io_knows_its_alignment() {
+fn direct_io_is_heeded_where_it_is_found() {
     let file = file(1 << 20);
-    let image = match open(file.path(), DIRECT) {
-        Ok(image) => image,
-        Err(message) => {
-            eprintln!("SKIP: no direct I/O for temporary files: {message}");
-            assert!(message.contains("leave --direct away"));
-            return;
-        }
-    };
-    let alignment = image.alignment.unwrap();
-    assert_eq!(image.limits().block_size, alignment.offset);
-    let mut bounce = Bounce::new();
-    let block = bounce.bytes().get_mut(..alignment.offset as usize).unwrap();
-    image
-        .file
-        .read_exact_at(block, u64::from(alignment.offset))
-        .unwrap();
-    // By trying, the answer is the same or more careful.
-    let probed = probe_alignment(&image.file).unwrap();
-    assert!(
-        probed.offset >= alignment.offset,
-        "{probed:?} {alignment:?}"
-    );
-    drop(image);
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_DIRECT)
-        .open(file.path())
-        .unwrap();
-    let image = Image::inherit(opened.into(), WRITABLE).unwrap();
-    assert!(image.alignment.is_some(), "it is heeded where it is found");
+        .open(file.path());
+    let Ok(opened) = opened else {
+        return eprintln!("SKIP: no direct I/O for temporary files");
+    };
+    let large = Options {
+        block_size: Some(4096),
+        ..WRITABLE
+    };
+    let image = Image::inherit(opened.into(), large).unwrap();
+    let alignment = image.blocks.alignment.unwrap();
+    assert!(alignment.offset <= 4096);
+    assert_eq!(image.limits().block_size, 4096);
 }
 
 #[test]
-fn sizes_fit_blocks() {
-    check_size(8192, 4096, "it").unwrap();
-    let message = check_size(4608, 4096, "it").unwrap_err().to_string();
-    assert!(message.contains("%4096") && message.contains("--direct"));
-    let message = check_size(513, 512, "it").unwrap_err().to_string();
-    assert!(!message.contains("--direct"));
+fn direct_io_that_needs_larger_blocks_says_which_to_ask_for() {
+    let said = |needed, block| unfit("it", Unfit::Coarse { needed, block }).to_string();
+    let message = said(4096, 512);
+    assert!(message.contains("use --block-size=4096"), "{message}");
+    assert!(message.contains("leave --direct away"), "{message}");
+    let message = said(8192, 4096);
+    assert!(!message.contains("--block-size"), "{message}");
+    let message = unfit("it", Unfit::NoDirect).to_string();
+    assert!(message.contains("leave --direct away"), "{message}");
 }

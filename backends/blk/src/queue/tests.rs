@@ -356,7 +356,11 @@ fn a_full_queue_takes_no_more_until_one_is_answered() {
 
 #[test]
 fn a_disk_that_is_not_there_answers_at_once() {
-    let disk = Disk::new(Storage::Null { size: 1 << 30 }, Settings::default()).unwrap();
+    let null = Storage::Null {
+        size: 1 << 30,
+        block_size: 512,
+    };
+    let disk = Disk::new(null, Settings::default()).unwrap();
     let disk = Arc::new(disk);
     let mut queue = BlkQueue::new(disk.clone(), disk.engine().unwrap(), true);
     let mut guest = Guest::new();
