@@ -4,8 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
+use outboard_protocol::image_blocks;
 use outboard_runtime::device::Device;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -77,6 +80,9 @@ impl Default for Settings {
 pub struct Disk {
     /// `None` when there is nothing behind it.
     file: Option<Arc<File>>,
+    /// In bytes, as of the beginning of the session: see [`Disk::measure`].
+    capacity: AtomicU64,
+    /// The rest of them, and the first capacity.
     limits: Limits,
     /// What direct I/O needs; `None` when the page cache takes anything.
     alignment: Option<Alignment>,
@@ -124,6 +130,7 @@ impl Disk {
         };
         Ok(Self {
             file,
+            capacity: AtomicU64::new(limits.capacity),
             limits,
             alignment,
             physical_block,
@@ -137,7 +144,51 @@ impl Disk {
 
     /// What requests are checked against.
     pub fn limits(&self) -> Limits {
-        self.limits
+        Limits {
+            capacity: self.capacity.load(Ordering::Relaxed),
+            ..self.limits
+        }
+    }
+
+    /// Asks for the size of the image anew, when a session begins: that session
+    /// and its requests go by it to their end. There are no queues meanwhile.
+    ///
+    /// There is nobody to refuse to, so the disk is what there is: the whole
+    /// blocks of an odd size, and none of an empty image, until the next
+    /// session.
+    fn measure(&self) {
+        static UNUSABLE: Rarely = Rarely::new();
+        let Some(file) = &self.file else {
+            return;
+        };
+        let before = self.limits().capacity;
+        let block = self.limits.block_size;
+        let size = match image_blocks::size(file) {
+            Ok(size) => size,
+            Err(error) => {
+                if let Some(times) = UNUSABLE.again() {
+                    log::warn!(
+                        "cannot find out the size of the disk image: {error}; \
+                         the disk keeps its {before} bytes{times}"
+                    );
+                }
+                return;
+            }
+        };
+        let whole = size.saturating_sub(size.checked_rem(block.into()).unwrap_or(0));
+        if whole != before {
+            log::info!("the disk image has changed its size from {before} to {size} bytes");
+            self.capacity.store(whole, Ordering::Relaxed);
+        }
+        if (whole != size || whole == 0)
+            && let Some(times) = UNUSABLE.again()
+        {
+            log::warn!(
+                "the disk image has {size} bytes now, which is not a multiple of {block} and more \
+                 than 0: the disk has {whole} until the next front-end; make the image longer \
+                 (`truncate -s %{block}`, or to a size) and connect again{times}"
+            );
+        }
     }
 
     /// The serial number, padded with zeroes.
@@ -198,7 +249,7 @@ impl Disk {
         let physical = self.physical_block.max(block);
         let per_physical = physical / block.max(1);
         let mut config = BlkConfig {
-            capacity: self.limits.capacity / SECTOR,
+            capacity: self.limits().capacity / SECTOR,
             // Header and status take a descriptor each.
             seg_max: SEG_MAX.clamp(1, u32::from(self.settings.queue_size).max(3) - 2),
             blk_size: block,
@@ -262,6 +313,10 @@ impl Device for Blk {
 
     fn virtio_id(&self) -> u16 {
         VIRTIO_ID_BLOCK as u16
+    }
+
+    fn attend(&self) {
+        self.0.measure();
     }
 
     fn features(&self) -> u64 {

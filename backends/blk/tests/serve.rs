@@ -254,6 +254,47 @@ fn one_front_end_follows_another_and_finds_what_was_written() {
     assert_eq!(second.read(0, 4096), (OK, 4097, pattern(4096, 3)));
 }
 
+/// A running one goes on by the size of its beginning.
+#[test]
+fn each_front_end_sees_the_size_that_the_image_has_when_it_comes() {
+    const MIB: u64 = 1 << 20;
+    for (more, block) in [("--engine=auto", 512), ("--block-size=4096", 4096)] {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let program = Program::logged(log.reopen().unwrap(), &[more]);
+        let path = program.folder.path().join("image");
+        let mut size = MIB;
+        for next in [2 * MIB, MIB, MIB + 1000, 0, MIB, MIB] {
+            let whole = size - size % block;
+            let mut driver = program.driver(EVERYTHING);
+            let said = std::fs::read_to_string(log.path()).unwrap();
+            let image = std::fs::File::options().write(true).open(&path).unwrap();
+            image.set_len(next).unwrap();
+            let config = driver.client.config(0, 60).unwrap();
+            assert_eq!(config[..8], (whole / 512).to_le_bytes(), "{size}: {said}");
+            let end = whole / 512;
+            assert_eq!(driver.write(end, &vec![7; block as usize]), (IOERR, 1));
+            if next >= whole && whole > 0 {
+                let last = (whole - block) / 512;
+                let content = pattern(block as usize, 1);
+                assert_eq!(driver.write(last, &content), (OK, 1), "{size}");
+                assert_eq!(driver.read(last, block as u32).2, content, "{size}");
+            }
+            driver.works();
+            assert_eq!(image.metadata().unwrap().len(), next);
+            drop(driver);
+            size = next;
+        }
+        let said = std::fs::read_to_string(log.path()).unwrap();
+        for words in [
+            "from 1048576 to 2097152 bytes",
+            "has 1049576 bytes now",
+            "has 0 bytes now",
+        ] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+    }
+}
+
 /// Runs the program to its end: its messages and whether it succeeded.
 fn run(arguments: &[&str]) -> (bool, String) {
     let mut child = Command::new("timeout")

@@ -51,6 +51,20 @@ impl Program {
         Self::spawn(command, folder, &path, arguments)
     }
 
+    /// The same; what it says goes to `log`.
+    pub fn logged(log: std::fs::File, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(1 << 20)
+            .unwrap();
+        let mut command = Command::new("timeout");
+        command.arg("120").arg(program()).stderr(log);
+        command.arg(format!("--blk-file={}", path.display()));
+        Self::spawn(command, folder, &path, arguments)
+    }
+
     /// Serves another image.
     pub fn serve(path: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new("timeout");
