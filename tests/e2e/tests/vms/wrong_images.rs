@@ -2,6 +2,8 @@
 //! message that says what to do.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -16,6 +18,14 @@ use crate::{KVM, Need, Test, test};
 const MIB: u64 = 1 << 20;
 const MOUNTS: &[Need] = &[Need::Kvm, Need::Root, Need::Program("unshare")];
 const QEMU: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
+const QEMU_IMG: &[Need] = &[Need::Kvm, Need::Program("qemu-img")];
+const BLOCKS: &[Need] = &[
+    Need::Kvm,
+    Need::Root,
+    Need::Program("unshare"),
+    Need::Program("losetup"),
+    Need::Program("mkfs.ext4"),
+];
 const LOOP: &[Need] = &[Need::Kvm, Need::Root, Need::Program("losetup")];
 
 pub fn tests() -> Vec<Test> {
@@ -42,6 +52,26 @@ pub fn tests() -> Vec<Test> {
             "an image that may not be written says so",
             MOUNTS,
             read_only_image,
+        ),
+        test(
+            "a block device that is set read-only says so",
+            LOOP,
+            read_only_device,
+        ),
+        test(
+            "an image of another format is refused whoever is to serve it",
+            QEMU_IMG,
+            other_format,
+        ),
+        test(
+            "a header of another format does not stop a vm that runs",
+            KVM,
+            header_of_a_guest,
+        ),
+        test(
+            "direct on storage of larger blocks is refused unless they are asked for",
+            BLOCKS,
+            larger_blocks,
         ),
     ]
 }
@@ -189,5 +219,121 @@ fn read_only_image() -> Result<()> {
     let run =
         Run::guest("scenario=poweroff")?.with("--disk", format!("{},readonly", image.option()));
     run.under(&words).to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+/// It opens for writing, and fails each write.
+fn read_only_device() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let script = format!(
+        "device=$(losetup --find --show --read-only {:?}) || exit 77
+        trap 'losetup --detach $device' EXIT
+        for word; do
+            shift
+            set -- \"$@\" \"$(echo \"$word\" | sed s,LOOP,$device,)\"
+        done
+        \"$@\"",
+        image.path()
+    );
+    let words = ["sh", "-c", &script, "sh"];
+    let run = Run::guest("")?.with("--disk", "path=LOOP").under(&words);
+    refused(run, 1, "is set read-only; add `readonly`")?;
+    let run = Run::guest("scenario=identify")?.with("--disk", "path=LOOP,readonly");
+    let ended = run.under(&words).to_the_end()?.with_code(0)?;
+    ensure!(ended.console.contains(" ro=1 "), "{ended}");
+    Ok(())
+}
+
+/// With data in it, so that the size is that of a disk; and left as it is.
+fn other_format() -> Result<()> {
+    for (format, options, called) in [
+        ("qcow2", "compat=1.1", "is a qcow2 image"),
+        ("vmdk", "subformat=monolithicFlat", "is a VMDK image"),
+        ("vpc", "subformat=fixed", "is a VHD image"),
+    ] {
+        let image = Image::new(MIB)?;
+        fs::write(image.path(), vec![7; MIB as usize])?;
+        let made = image.directory().join("made");
+        let status = Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", format, "-o", options])
+            .arg(image.path())
+            .arg(&made)
+            .status()?;
+        ensure!(status.success(), "qemu-img: {status}");
+        let before = fs::read(&made)?;
+        for more in ["", ",readonly", ",backend=/bin/true"] {
+            let run = Run::guest("")?.with("--disk", format!("path={}{more}", made.display()));
+            refused(run, 1, called)?;
+        }
+        ensure!(fs::read(&made)? == before, "the {format} image has changed");
+    }
+    Ok(())
+}
+
+/// As a guest may write it: the VM goes on, over a reset of the guest too, and
+/// the next one needs the word of its user.
+fn header_of_a_guest() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let mut vm = Run::guest("scenario=identify exit=reset")?
+        .with("--disk", image.option())
+        .with("--on-reset", "restart")
+        .start()?;
+    vm.console_line("OUTBOARD identify result=pass")?;
+    let file = fs::OpenOptions::new().write(true).open(image.path())?;
+    file.write_all_at(b"QFI\xfb\0\0\0\x03", 0)?;
+    // The first of them may have been on its way.
+    for _ in 0..3 {
+        vm.console_line("OUTBOARD identify result=pass")?;
+    }
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?.with_code(0)?;
+    let run = Run::guest("")?.with("--disk", image.option());
+    refused(run, 1, "add `format=raw`")?;
+    let raw = format!("{},format=raw", image.option());
+    let run = Run::guest("scenario=poweroff")?.with("--disk", raw);
+    run.to_the_end()?.with_code(0)?;
+    Ok(())
+}
+
+/// On ext4 over a loop device whose sectors have 4096 bytes.
+fn larger_blocks() -> Result<()> {
+    let storage = Image::new(64 * MIB)?;
+    let folder = storage.directory().join("mounted");
+    fs::create_dir(&folder)?;
+    let script = format!(
+        "device=$(losetup --find --show --sector-size 4096 {:?}) || exit 77
+        mkfs.ext4 -q -F -b 4096 $device && mount $device {folder:?} && mounted=1
+        # Gone with the last mount.
+        losetup --detach $device
+        [ $mounted ] || exit 77
+        truncate -s 16M {folder:?}/disk && \"$@\" && code=0 || code=$?
+        umount {folder:?}
+        exit $code",
+        storage.path()
+    );
+    let words = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let disk = format!("path={}/disk", folder.display());
+    let run = Run::guest("")?.with("--disk", format!("{disk},direct"));
+    refused(run.under(&words), 1, "add `block-size=4096`")?;
+    let mut seen = Vec::new();
+    for (more, block) in [
+        ("", 512),
+        (",block-size=4096", 4096),
+        (",block-size=4096,direct", 4096),
+    ] {
+        let run = Run::guest("scenario=verify,identify requests=500 fresh=0")?
+            .with("--disk", format!("{disk}{more}"));
+        let ended = run.under(&words).to_the_end()?.with_code(0)?;
+        ended.result("verify")?.passed()?;
+        let mut lines = ended.console.lines();
+        let line = lines.find(|line| line.contains("block_size="));
+        let line = line.context("a line about the disk")?.to_owned();
+        ensure!(line.contains(&format!(" block_size={block} ")), "{line}");
+        seen.push(line);
+    }
+    ensure!(
+        seen[1] == seen[2],
+        "what is seen follows `direct`: {seen:?}"
+    );
     Ok(())
 }
