@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
-use outboard_runtime::device::Device;
+use outboard_runtime::device::{Change, Device};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -17,7 +17,8 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use crate::durability::{Durability, Verdict};
+use crate::cache;
+use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
 use crate::image::{Alignment, Image};
 use crate::iovec::Iovecs;
@@ -217,6 +218,19 @@ impl Disk {
             .is_none_or(|needed| data.is_aligned(needed.memory as usize, needed.offset as usize))
     }
 
+    /// What is behind it, if there is anything.
+    pub(crate) fn file(&self) -> Option<&Arc<File>> {
+        self.file.as_ref()
+    }
+
+    pub(crate) fn durability(&self) -> &Arc<Durability> {
+        &self.durability
+    }
+
+    pub(crate) fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
     /// An engine for one queue.
     pub(crate) fn engine(&self) -> io::Result<Box<dyn Engine>> {
         match &self.file {
@@ -271,30 +285,6 @@ impl Disk {
         }
         config
     }
-
-    /// Turns the write cache on or off. Writes that have completed with the
-    /// cache on become durable before it counts as off: a driver sends no
-    /// flush any more, and an application's fsync would find nothing to do.
-    pub(crate) fn set_writeback(&self, writeback: bool) -> io::Result<()> {
-        let turned_off = self.durability.writeback() && !writeback;
-        self.durability.set_writeback(writeback);
-        let Some(file) = self.file.as_ref().filter(|_| turned_off) else {
-            return Ok(());
-        };
-        let lost = || io::Error::other("a sync of the disk has failed, now or earlier");
-        let ticket = self.durability.begin().ok_or_else(lost)?;
-        // On an error the ticket is dropped, and remembers.
-        file.sync_data()?;
-        let mut verdict = ticket.end();
-        while let Verdict::Unsure(before) = verdict {
-            file.sync_data().inspect_err(|_| self.durability.lose())?;
-            verdict = self.durability.judge(before);
-        }
-        match verdict {
-            Verdict::Durable | Verdict::Unsure(_) => Ok(()),
-            Verdict::Lost => Err(lost()),
-        }
-    }
 }
 
 /// A disk as the runtime takes it.
@@ -335,10 +325,10 @@ impl Device for Blk {
         self.0.config().to_bytes().to_vec()
     }
 
-    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change> {
         match (offset, data) {
             (BlkConfig::WRITEBACK, [value]) if !self.0.limits.read_only => {
-                self.0.set_writeback(*value != 0)
+                Ok(cache::set_writeback(&self.0, *value != 0))
             }
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Durability {
     initially: bool,
     writeback: AtomicBool,
+    /// It is on, and writes are durable all the same: it is being turned off.
+    turning_off: AtomicBool,
     syncs: Mutex<Syncs>,
 }
 
@@ -75,18 +77,31 @@ impl Durability {
         Arc::new(Self {
             initially: writeback,
             writeback: AtomicBool::new(writeback),
+            turning_off: AtomicBool::new(false),
             syncs: Mutex::default(),
         })
     }
 
-    /// Whether a write may complete before it is durable.
+    /// Whether the cache is on, as the driver is shown it.
     pub fn writeback(&self) -> bool {
-        self.writeback.load(Ordering::Acquire)
+        self.writeback.load(Ordering::SeqCst)
+    }
+
+    /// Whether a write must be durable when it completes. It is asked when the
+    /// write is with the kernel, so a sync that begins after the answer has
+    /// become yes covers every write that was told no.
+    pub fn write_through(&self) -> bool {
+        !self.writeback() || self.turning_off.load(Ordering::SeqCst)
+    }
+
+    /// Says that the cache is about to be turned off, or is so no more.
+    pub fn set_turning_off(&self, turning_off: bool) {
+        self.turning_off.store(turning_off, Ordering::SeqCst);
     }
 
     /// Turns the cache on or off, for requests taken from now on.
     pub fn set_writeback(&self, writeback: bool) {
-        self.writeback.store(writeback, Ordering::Release);
+        self.writeback.store(writeback, Ordering::SeqCst);
     }
 
     /// As it was when the device was made.

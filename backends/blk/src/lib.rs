@@ -7,6 +7,7 @@
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
+//! - `cache`: the write cache, turned off by the driver;
 //! - [`trouble`]: what goes wrong with the image, said and counted;
 //! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`;
 //! - [`cli`]: the command line, for the program and for those in the tests that
@@ -14,6 +15,7 @@
 //!
 //! Sockets, rings and indices are the runtime's.
 
+mod cache;
 pub mod cli;
 pub mod disk;
 pub mod durability;

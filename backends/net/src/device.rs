@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outboard_runtime::Notifier;
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Device, Memory, Outcome, Queue};
+use outboard_runtime::device::{Change, Device, Memory, Outcome, Queue};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
@@ -94,7 +94,7 @@ impl Device for Net {
         self.0.config().to_bytes().to_vec()
     }
 
-    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<Change> {
         Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "nothing in a network card's configuration can be written",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use outboard_runtime::program::{self, Args, Capabilities};
-use outboard_runtime::{Chain, Device, Memory, Outcome, Queue};
+use outboard_runtime::{Chain, Change, Device, Memory, Outcome, Queue};
 use vm_memory::Bytes;
 
 /// Serve /dev/urandom as a virtio entropy device over vhost-user
@@ -39,7 +39,7 @@ impl Device for Entropy {
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
-    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, _offset: u32, _data: &[u8]) -> io::Result<Change> {
         Err(io::ErrorKind::InvalidInput.into())
     }
     fn reset(&self, _features: u64) {}

@@ -4,6 +4,7 @@
 //! offers, and one [`Queue`] of it is handed chains and answers what became of
 //! each. Whatever a guest writes is an outcome, never an error.
 
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -48,11 +49,12 @@ pub trait Device: Send + Sync + 'static {
     }
     /// The configuration space as it is now, whole.
     fn config(&self) -> Vec<u8>;
-    /// The driver wrote `data` at `offset` of the configuration space.
+    /// The driver wrote `data` at `offset` of the configuration space. Called on
+    /// the session's thread: what may take long is [`Change::After`].
     ///
     /// # Errors
     /// `InvalidInput` when nothing there is writable.
-    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()>;
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change>;
     /// The device was reset (`features` 0): state that a driver may have changed
     /// is initial again. Or a driver has acknowledged `features`: what it wrote
     /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds.
@@ -79,6 +81,35 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// Those of the resources it needs; the ring's error eventfd tells.
     fn queue(&self, index: u16, features: u64) -> io::Result<Self::Queue>;
+}
+
+/// What a write to the configuration space comes to.
+#[derive(Debug)]
+pub enum Change {
+    /// It is done.
+    Done,
+    /// It is done when something else, which may take long, has succeeded.
+    After(Box<dyn Preparation>),
+}
+
+/// What must be done before a change of the configuration is. The session runs
+/// it on a thread made for it, at most for [`limits::IO`], and then makes the
+/// change or refuses it. Dropped without [`Self::commit`], it leaves everything
+/// as it was.
+///
+/// [`limits::IO`]: outboard_protocol::deadline::limits::IO
+pub trait Preparation: Send + fmt::Debug {
+    /// What cannot be done if this fails, and what is being waited for, for a
+    /// sentence: "cannot WHAT: it has not ended within 60 s".
+    fn what(&self) -> &'static str;
+    /// Does it, and takes its time. Nobody may wait for it any more when it is
+    /// done.
+    ///
+    /// # Errors
+    /// The change is refused for these.
+    fn prepare(&mut self) -> io::Result<()>;
+    /// Makes the change, on the session's thread.
+    fn commit(self: Box<Self>);
 }
 
 /// What became of a chain.

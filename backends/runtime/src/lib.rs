@@ -27,5 +27,5 @@ pub mod session;
 pub mod worker;
 
 pub use chain::{Buffer, Chain};
-pub use device::{Device, Memory, Outcome, Queue};
+pub use device::{Change, Device, Memory, Outcome, Preparation, Queue};
 pub use notifier::Notifier;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use outboard_blk::disk::Blk;
 use outboard_blk::queue::BlkQueue;
-use outboard_runtime::{Buffer, Chain, Device, Memory, Outcome, Queue};
+use outboard_runtime::{Buffer, Chain, Change, Device, Memory, Outcome, Queue};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 /// What is wrong with a disk. Every default is no fault at all.
@@ -26,7 +26,7 @@ pub trait Fault: Send + Sync + 'static {
     ///
     /// # Errors
     /// Those of the disk.
-    fn write_config(&self, disk: &Blk, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, disk: &Blk, offset: u32, data: &[u8]) -> io::Result<Change> {
         disk.write_config(offset, data)
     }
 
@@ -128,7 +128,7 @@ impl<F: Fault> Device for Faulty<F> {
         self.fault.config(self.disk.config())
     }
 
-    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change> {
         self.fault.write_config(&self.disk, offset, data)
     }
 

@@ -18,6 +18,15 @@ fn blk(file: &tempfile::NamedTempFile, settings: Settings, read_only: bool) -> B
     Blk::new(Disk::new(Storage::Image(image), settings).unwrap())
 }
 
+/// The driver writes the byte, and what comes of it is waited for.
+fn set_writeback(blk: &Blk, value: u8) -> io::Result<()> {
+    if let Change::After(mut preparation) = blk.write_config(BlkConfig::WRITEBACK, &[value])? {
+        preparation.prepare()?;
+        preparation.commit();
+    }
+    Ok(())
+}
+
 fn has(features: u64, bit: u32) -> bool {
     features & (1 << bit) != 0
 }
@@ -96,11 +105,10 @@ fn a_driver_turns_the_cache_off_and_a_reset_restores_it() {
         let shown = |blk: &Blk| blk.config()[BlkConfig::WRITEBACK as usize];
         assert_eq!(shown(&blk), u8::from(initially));
         for value in [0, 1, 0] {
-            blk.write_config(BlkConfig::WRITEBACK, &[value]).unwrap();
+            set_writeback(&blk, value).unwrap();
             assert_eq!(shown(&blk), value);
         }
-        blk.write_config(BlkConfig::WRITEBACK, &[(!initially).into()])
-            .unwrap();
+        set_writeback(&blk, (!initially).into()).unwrap();
         blk.reset(0);
         assert_eq!(shown(&blk), u8::from(initially));
     }
@@ -111,7 +119,7 @@ fn a_cache_turned_off_before_the_driver_is_ready_stays_off() {
     let file = file(1 << 20);
     let blk = blk(&file, Settings::default(), false);
     blk.reset(0);
-    blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+    set_writeback(&blk, 0).unwrap();
     // DRIVER_OK: the front-end says what was acknowledged.
     blk.reset(blk.features());
     assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 0);
@@ -146,10 +154,11 @@ fn the_cache_is_not_off_before_what_was_written_is_synced() {
     let blk = blk(&file, Settings::default(), false);
     blk.0.durability.lose();
     assert!(
-        blk.write_config(BlkConfig::WRITEBACK, &[0]).is_err(),
+        set_writeback(&blk, 0).is_err(),
         "data was lost, and that is said"
     );
-    assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 0);
+    assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 1);
+    assert!(!blk.0.durability.write_through());
 }
 
 #[test]
@@ -162,6 +171,31 @@ fn a_disk_that_is_not_there_has_its_size() {
     let blk = Blk::new(disk);
     assert_eq!(blk.0.config().capacity, 8 << 20);
     assert_eq!(blk.0.config().blk_size, 4096);
-    blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+    set_writeback(&blk, 0).unwrap();
     assert!(blk.queue(0, 0).unwrap().ready().is_none());
+}
+
+#[test]
+fn while_the_cache_is_being_turned_off_it_is_on_and_writes_are_durable() {
+    let file = file(1 << 20);
+    let blk = blk(&file, Settings::default(), false);
+    let shown = || blk.config()[BlkConfig::WRITEBACK as usize];
+    for commits in [false, true] {
+        let change = blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+        let Change::After(mut preparation) = change else {
+            panic!("what was written before is not synced");
+        };
+        assert_eq!((shown(), blk.0.durability.write_through()), (1, true));
+        preparation.prepare().unwrap();
+        assert_eq!((shown(), blk.0.durability.write_through()), (1, true));
+        match commits {
+            true => preparation.commit(),
+            false => drop(preparation),
+        }
+        let off = blk.0.durability.write_through();
+        assert_eq!((shown(), off), (u8::from(!commits), commits));
+    }
+    // Nothing is left to be synced.
+    let change = blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
+    assert!(matches!(change, Change::Done));
 }

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use outboard_runtime::device::Change;
+
 use super::*;
+use crate::cache;
 use crate::disk::{Settings, Storage};
 use crate::engine::{Choice, Clear, Job, Uring};
 use crate::guest::{Guest, SIZE, START, header, pattern, segment};
@@ -128,6 +131,14 @@ impl Fixture {
     /// A queue on the disk's engine.
     fn real(&self) -> BlkQueue {
         BlkQueue::new(self.disk.clone(), self.disk.engine().unwrap(), true)
+    }
+
+    /// The driver turns the cache on or off, and that has been done.
+    fn set_writeback(&self, writeback: bool) {
+        if let Change::After(mut preparation) = cache::set_writeback(&self.disk, writeback) {
+            preparation.prepare().unwrap();
+            preparation.commit();
+        }
     }
 
     fn fates(&self, fates: impl IntoIterator<Item = Fate>) {

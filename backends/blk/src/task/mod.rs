@@ -64,7 +64,7 @@ pub struct Rules<'a> {
 impl Rules<'_> {
     /// Whether a write must be durable when it completes.
     fn write_through(&self) -> bool {
-        !self.flushes || !self.durability.writeback()
+        !self.flushes || self.durability.write_through()
     }
 }
 

@@ -77,9 +77,28 @@ impl Heard {
         }
     }
 
-    /// Waits for its end by itself.
+    /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let deadline = soon();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(!deadline.passed(), "it does not end: {}", self.said());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// The program's own id.
+    pub fn pid(&mut self) -> u32 {
+        let pid = outboard_contract::timeout::pid(&mut self.child).unwrap();
+        pid.unwrap().as_raw() as u32
+    }
+
+    /// Asks it to end.
+    pub fn ask_to_stop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
     }
 
     /// Asks it to end, and waits.

@@ -11,6 +11,7 @@
 //! If it did not, and goes on in the belief that it was obeyed, the connection
 //! is cut off. So it is when a frame or a payload breaks the specification.
 
+mod change;
 mod channel;
 mod payload;
 mod refusals;
@@ -26,6 +27,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
 use outboard_protocol::inflight::Region;
 use outboard_protocol::shared::Alarm;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
@@ -52,8 +54,9 @@ pub struct Limits {
     pub poll: Duration,
     /// A message begun must be complete within this, and an answer be read.
     pub message: Duration,
-    /// A device must have returned every chain within this when its ring is
-    /// stopped. A request to a slow disk may well take seconds.
+    /// A device's I/O must be over within this: it has returned every chain when
+    /// its ring is stopped, or has done what must come before a change of its
+    /// configuration. A request to a slow disk may well take seconds.
     pub drain: Duration,
 }
 
@@ -61,8 +64,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             poll: Duration::from_micros(50),
-            message: Duration::from_secs(10),
-            drain: Duration::from_secs(60),
+            message: limits::MESSAGE,
+            drain: limits::IO,
         }
     }
 }
@@ -75,6 +78,7 @@ pub struct Host<D> {
     limits: Limits,
     /// Rings when something that the front-end lent is not there any more.
     alarm: Arc<Alarm>,
+    preparing: change::Busy,
 }
 
 impl<D: Device> Host<D> {
@@ -90,6 +94,7 @@ impl<D: Device> Host<D> {
             notifier,
             limits,
             alarm: Arc::new(Alarm::new()?),
+            preparing: change::Busy::default(),
         })
     }
 }
@@ -124,10 +129,10 @@ enum Fault {
     Declined(String),
     /// The specification is broken.
     Broken(String),
-    /// The front-end closed the connection before it was answered.
-    Closed,
     /// A worker does not stop.
     Stuck,
+    /// The session ended while it was being obeyed.
+    Over(End),
 }
 
 impl From<Stuck> for Fault {
@@ -139,7 +144,7 @@ impl From<Stuck> for Fault {
 impl From<WireError> for Fault {
     fn from(error: WireError) -> Self {
         match error {
-            WireError::Closed => Self::Closed,
+            WireError::Closed => Self::Over(End::Closed),
             error => Self::Broken(error.to_string()),
         }
     }
@@ -154,6 +159,8 @@ enum Last {
 /// The state of one connection.
 struct Session<'a, D: Device> {
     host: &'a Host<D>,
+    /// Readable when the session is to end.
+    stop: BorrowedFd<'a>,
     connection: Connection,
     /// As acknowledged, with [`PROTOCOL_FEATURES`]; `None` before that.
     features: Option<u64>,
@@ -186,6 +193,7 @@ pub fn serve<D: Device>(
     host.alarm.reset();
     let mut session = Session {
         host,
+        stop,
         connection: Connection::new(stream),
         features: None,
         protocol: VhostUserProtocolFeatures::empty(),
@@ -197,7 +205,7 @@ pub fn serve<D: Device>(
         refusals: Refusals::default(),
     };
     let last = loop {
-        if let Some(last) = session.step(stop) {
+        if let Some(last) = session.step() {
             break last;
         }
     };
@@ -214,7 +222,8 @@ pub fn serve<D: Device>(
 
 impl<D: Device> Session<'_, D> {
     /// Waits for one event and obeys it.
-    fn step(&mut self, stop: BorrowedFd<'_>) -> Option<Last> {
+    fn step(&mut self) -> Option<Last> {
+        let stop = self.stop;
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let news = self.host.device.news();
         let mut fds = [
@@ -279,7 +288,7 @@ impl<D: Device> Session<'_, D> {
         match self.answer(header, asked, result) {
             Ok(()) => None,
             Err(Fault::Stuck) => Some(Last::Stuck),
-            Err(Fault::Closed) => Some(Last::End(End::Closed)),
+            Err(Fault::Over(end)) => Some(Last::End(end)),
             Err(Fault::Refused(why) | Fault::Declined(why) | Fault::Broken(why)) => {
                 Some(cut_off(why))
             }

@@ -1,6 +1,7 @@
 //! What each request of the front-end means (vhost-user, "Front-end message
 //! types").
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use outboard_protocol::Deadline;
@@ -16,8 +17,8 @@ use vm_memory::ByteValued;
 use super::channel::Channel;
 use super::payload::{brings_fds, config, decode, empty, inflight, split, trimmed, vring_fd};
 use super::rings::{Context, Slot};
-use super::{Answer, Fault, PROTOCOL_FEATURES, Session};
-use crate::device::Device;
+use super::{Answer, Fault, PROTOCOL_FEATURES, Session, change};
+use crate::device::{Change, Device};
 use crate::event::Signal;
 use crate::memory::{MAX_REGIONS, Table};
 use crate::worker::Kick;
@@ -299,12 +300,23 @@ impl<D: Device> Session<'_, D> {
                 "flags {flags:#x}, 0 and 1 are known"
             )));
         }
-        let written = self.host.device.write_config(head.offset, bytes);
+        let change = self.host.device.write_config(head.offset, bytes);
         // The guest can cause this, so nobody is cut off for it.
-        written.map_err(|error| {
+        let declined = |error| {
             let (at, length) = (head.offset, bytes.len());
             Fault::Declined(format!("{length} bytes at {at}: {error}"))
-        })
+        };
+        match change.map_err(declined)? {
+            Change::Done => Ok(()),
+            Change::After(preparation) => {
+                let ends = change::Ends {
+                    stop: self.stop,
+                    connection: self.connection.as_fd(),
+                    limit: self.host.limits.drain,
+                };
+                change::run(&self.host.preparing, preparation, &ends)
+            }
+        }
     }
 
     fn set_backend_req_fd(&mut self, mut message: Message) -> Result<(), Fault> {

@@ -13,9 +13,9 @@ mod service;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,10 @@ pub struct Setup<D> {
 struct Control {
     stop: AtomicBool,
     wake: Event,
+    /// When it was asked to stop.
+    asked: OnceLock<Instant>,
+    /// Chains that the device still had when it was last looked at since.
+    in_flight: AtomicUsize,
 }
 
 /// A worker did not come to an end before its deadline, or died: its rings are
@@ -100,6 +104,8 @@ impl Worker {
             Ok(wake) => Arc::new(Control {
                 stop: AtomicBool::new(false),
                 wake,
+                asked: OnceLock::new(),
+                in_flight: AtomicUsize::new(0),
             }),
             Err(error) => return Err(NotStarted::Refused(rings, error)),
         };
@@ -159,6 +165,7 @@ impl Worker {
     /// Asks it to take no more chains and to hand the rings back once the
     /// device has none left.
     pub fn ask_to_stop(&self) {
+        self.control.asked.get_or_init(Instant::now);
         self.control.stop.store(true, Ordering::Release);
         self.control.wake.signal();
     }
@@ -166,12 +173,30 @@ impl Worker {
     /// Stops it and takes the rings back.
     ///
     /// # Errors
-    /// [`Stuck`] when the device still has chains of them at `deadline`.
+    /// [`Stuck`] when the device still has chains of them at `deadline`; how many,
+    /// is said.
     pub fn finish(self, deadline: Deadline) -> Result<Rings, Stuck> {
         self.ask_to_stop();
-        let rings = self.wait_for(&self.back, deadline)?;
+        let rings = self.wait_for(&self.back, deadline);
+        let rings = rings.map_err(|_| self.tell_stuck())?;
         self.thread.join().map_err(|_| Stuck)?;
         Ok(rings)
+    }
+}
+
+impl Worker {
+    /// Said once in a process, which ends then.
+    fn tell_stuck(&self) -> Stuck {
+        let count = self.control.in_flight.load(Ordering::Acquire);
+        let thread = self.thread.thread().name().unwrap_or_default();
+        let asked = self
+            .control
+            .asked
+            .get()
+            .map_or(Duration::ZERO, Instant::elapsed);
+        let seconds = asked.as_secs_f32();
+        log::error!("{thread}: {count} requests have not ended within {seconds:.1} s");
+        Stuck
     }
 }
 
@@ -217,8 +242,12 @@ impl<Q: Queue> Turns<'_, Q> {
             if turns.fold(false, |busy, service| service.round(stopping) | busy) {
                 continue;
             }
-            if stopping && self.services.iter().all(Service::is_drained) {
-                break;
+            if stopping {
+                let left = self.services.iter().map(Service::in_flight).sum();
+                self.control.in_flight.store(left, Ordering::Release);
+                if left == 0 {
+                    break;
+                }
             }
             if stopping || !self.poll_for_work() {
                 self.sleep(stopping);

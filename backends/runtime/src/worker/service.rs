@@ -90,9 +90,17 @@ impl<'a, Q: Queue> Service<'a, Q> {
         busy
     }
 
+    /// Number of chains of this ring that the device has and may yet answer.
+    pub fn in_flight(&self) -> usize {
+        match self.engine_failed {
+            true => 0,
+            false => self.queue.in_flight(),
+        }
+    }
+
     /// Whether the device has nothing of this ring any more.
     pub fn is_drained(&self) -> bool {
-        self.engine_failed || self.queue.in_flight() == 0
+        self.in_flight() == 0
     }
 
     /// Gives the device every chain there is. Whether there was any. A stop asks

@@ -3,7 +3,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::chain::Chain;
-use crate::device::Outcome;
+use crate::device::{Change, Outcome};
 use crate::ring::{Layout, View};
 
 const USED: GuestAddress = GuestAddress(0x3000);
@@ -28,8 +28,8 @@ impl Device for Instant {
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
-    fn write_config(&self, _: u32, _: &[u8]) -> io::Result<()> {
-        Ok(())
+    fn write_config(&self, _: u32, _: &[u8]) -> io::Result<Change> {
+        Ok(Change::Done)
     }
     fn reset(&self, _: u64) {}
     fn queue(&self, _: u16, _: u64) -> io::Result<Self> {
@@ -111,6 +111,8 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let control = Control {
         stop: AtomicBool::new(true),
         wake: Event::new().unwrap(),
+        asked: OnceLock::new(),
+        in_flight: AtomicUsize::new(0),
     };
     let view = View::new(&memory, &layout).unwrap();
     let ring = Ring::new(layout, 0, 0, Some(queue.clone()), &view).unwrap();

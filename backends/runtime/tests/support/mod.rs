@@ -23,7 +23,7 @@ use outboard_contract::soon;
 use outboard_runtime::event::Event;
 use outboard_runtime::session::{End, Host, Limits, serve};
 use outboard_runtime::worker::Stuck;
-use outboard_runtime::{Chain, Device, Memory, Notifier, Outcome, Queue};
+use outboard_runtime::{Chain, Change, Device, Memory, Notifier, Outcome, Preparation, Queue};
 use vhost::vhost_user::message::FrontendReq;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -44,6 +44,9 @@ pub const DATA: u64 = LOW + 0x10_0000;
 pub const NOW: u8 = 0;
 pub const LATER: u8 = b'L';
 pub const NOT_NOW: u8 = b'N';
+
+/// The byte of the configuration that takes its time to be written.
+pub const SLOW: u32 = 2;
 
 /// What a test sees of the device, and does to it.
 #[derive(Default)]
@@ -68,6 +71,17 @@ pub struct Knobs {
     pub threads: Mutex<BTreeMap<u16, ThreadId>>,
     /// Makes the engine fail at the next submission.
     pub break_engine: AtomicBool,
+    /// Whether writes to [`SLOW`] may be done.
+    pub gate: AtomicBool,
+    /// Writes to [`SLOW`] that have begun, and that are over.
+    pub preparing: AtomicUsize,
+    pub over: AtomicUsize,
+}
+
+impl std::fmt::Debug for Knobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Knobs").finish_non_exhaustive()
+    }
 }
 
 impl Knobs {
@@ -139,13 +153,19 @@ impl Device for Loopback {
     fn config(&self) -> Vec<u8> {
         self.knobs.config.lock().unwrap().clone()
     }
-    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change> {
         let mut config = self.knobs.config.lock().unwrap();
-        match config.get_mut(offset as usize) {
-            Some(byte) if offset == 1 && data.len() == 1 => *byte = data[0],
+        match (offset, data) {
+            (1, [byte]) => config[1] = *byte,
+            (SLOW, [byte]) => {
+                return Ok(Change::After(Box::new(Slow {
+                    knobs: self.knobs.clone(),
+                    byte: *byte,
+                })));
+            }
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
-        Ok(())
+        Ok(Change::Done)
     }
     fn reset(&self, features: u64) {
         self.knobs.resets.lock().unwrap().push(features);
@@ -171,6 +191,36 @@ impl Device for Loopback {
             wake,
             held: Vec::new(),
         })
+    }
+}
+
+/// A write to [`SLOW`]: done when the gate is open, refused if it is 0xff.
+#[derive(Debug)]
+struct Slow {
+    knobs: Arc<Knobs>,
+    byte: u8,
+}
+
+impl Preparation for Slow {
+    fn what(&self) -> &'static str {
+        "open the gate: its key"
+    }
+    fn prepare(&mut self) -> io::Result<()> {
+        self.knobs.preparing.fetch_add(1, Ordering::SeqCst);
+        wait(|| self.knobs.gate.load(Ordering::SeqCst));
+        match self.byte {
+            0xff => Err(io::Error::other("no such key")),
+            _ => Ok(()),
+        }
+    }
+    fn commit(self: Box<Self>) {
+        self.knobs.config.lock().unwrap()[SLOW as usize] = self.byte;
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.knobs.over.fetch_add(1, Ordering::SeqCst);
     }
 }
 

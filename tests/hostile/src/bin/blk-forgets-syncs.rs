@@ -13,7 +13,7 @@ use outboard_blk::cli::Cli;
 use outboard_blk::disk::Blk;
 use outboard_hostile::{Deed, Fault, Faulty, header, length, place};
 use outboard_protocol::devices::BlkConfig;
-use outboard_runtime::{Chain, Device, Memory};
+use outboard_runtime::{Chain, Change, Device, Memory};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH};
 use vm_memory::Bytes;
 
@@ -49,11 +49,11 @@ impl Fault for Forgets {
         config
     }
 
-    fn write_config(&self, disk: &Blk, offset: u32, data: &[u8]) -> io::Result<()> {
+    fn write_config(&self, disk: &Blk, offset: u32, data: &[u8]) -> io::Result<Change> {
         match (offset, data) {
             (BlkConfig::WRITEBACK, [value]) => {
                 self.shown.store(*value, Ordering::Relaxed);
-                Ok(())
+                Ok(Change::Done)
             }
             _ => disk.write_config(offset, data),
         }

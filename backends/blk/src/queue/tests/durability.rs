@@ -135,7 +135,7 @@ fn the_cache_can_be_turned_off_and_on_while_running() {
     let mut fixture = Fixture::new();
     let mut queue = fixture.staged(true);
     for (writeback, expected) in [(false, DURABLE), (true, WRITE), (false, DURABLE)] {
-        fixture.disk.set_writeback(writeback).unwrap();
+        fixture.set_writeback(writeback);
         let chain = fixture.write(0, &[1; 512]);
         assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
         assert_eq!(fixture.log(), [(expected, 0, 512)]);
@@ -149,7 +149,7 @@ fn a_write_that_ends_after_the_cache_was_turned_off_is_synced_first() {
     let chain = fixture.write(0, &[1; 512]);
     let outcome = queue.take(&fixture.guest.memory, &chain);
     assert_eq!(outcome, Outcome::Deferred);
-    fixture.disk.set_writeback(false).unwrap();
+    fixture.set_writeback(false);
     reap(&mut queue, 1);
     assert_eq!(fixture.guest.answer(&chain), OK);
     assert_eq!(fixture.log(), [(WRITE, 0, 512), (Op::Sync, 0, 0)]);

@@ -171,7 +171,7 @@ fn a_flush_and_a_durable_write_leave_nothing_unwritten() {
             continue;
         }
 
-        fixture.disk.set_writeback(false).unwrap();
+        fixture.set_writeback(false);
         let chain = fixture.write(8, &pattern(64 << 10, 99));
         assert_eq!(fixture.run(&mut queue, &chain), (OK, 1), "{name}");
         let unwritten = unwritten_pages(fixture.file.as_file());
