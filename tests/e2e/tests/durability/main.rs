@@ -5,6 +5,7 @@
 //!   tracepoints ([`trace`]), since no one else sees what io_uring does;
 //! - [`power_cut`]: what is left on a disk whose power was cut, in an emulated
 //!   host that logs what reaches its disk ([`block_log`]);
+//! - [`killed`]: what is left when a process is killed;
 //! - [`corruption`]: one byte that is not what was written.
 //!
 //! Each kind of check is made to fail, too, with a back-end that has that one
@@ -13,6 +14,7 @@
 mod block_log;
 mod corruption;
 mod direct;
+mod killed;
 mod power_cut;
 mod served;
 mod syncs;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         syncs::trials(),
         direct::trials(),
         corruption::trials(),
+        killed::trials(),
         power_cut::trials(),
     ];
     let trials = trials.into_iter().flatten().collect();
