@@ -25,6 +25,8 @@ pub enum Way {
     Path,
     /// By a back-end started by hand, with this engine.
     Engine(&'static str),
+    /// By QEMU's storage daemon, of whatever version is installed.
+    StorageDaemon,
 }
 
 /// Every way there is.
@@ -35,6 +37,7 @@ impl fmt::Display for Way {
         match self {
             Self::Path => write!(f, "by outboard run"),
             Self::Engine(engine) => write!(f, "by {engine}"),
+            Self::StorageDaemon => write!(f, "by qemu-storage-daemon"),
         }
     }
 }
@@ -46,6 +49,7 @@ impl Way {
         match self {
             Self::Engine("io_uring") => NO_URING.get_or_init(no_uring).clone(),
             Self::Path | Self::Engine(_) => None,
+            Self::StorageDaemon => no_storage_daemon(),
         }
     }
 }
@@ -59,6 +63,15 @@ fn no_uring() -> Option<String> {
         Ok(backend.err().map(|error| format!("io_uring: {error:#}")))
     };
     tried().unwrap_or_else(|error| Some(format!("{error:#}")))
+}
+
+fn no_storage_daemon() -> Option<String> {
+    let tried = Command::new("qemu-storage-daemon")
+        .arg("--version")
+        .output();
+    tried
+        .err()
+        .map(|error| format!("qemu-storage-daemon: {error}"))
 }
 
 /// Which program serves.
@@ -105,6 +118,11 @@ fn faulty_programs() -> Result<PathBuf> {
     }
 }
 
+/// Where a back-end started by hand listens.
+fn socket(image: &Image) -> PathBuf {
+    image.directory().join("disk.sock")
+}
+
 /// A back-end started by hand. Dropped, it is killed.
 #[derive(Debug)]
 struct Backend {
@@ -115,20 +133,39 @@ struct Backend {
 impl Backend {
     /// Starts one and waits until it listens.
     fn start(program: &Path, engine: &str, image: &Image, options: &[&str]) -> Result<Self> {
-        let socket = image.directory().join("disk.sock");
-        let messages = image.directory().join("back-end.txt");
-        let child = Command::new(program)
-            .arg(format!("--socket-path={}", socket.display()))
+        let mut command = Command::new(program);
+        command
+            .arg(format!("--socket-path={}", socket(image).display()))
             .arg(format!("--blk-file={}", image.path().display()))
             .args([
                 format!("--engine={engine}"),
                 format!("--num-queues={QUEUES}"),
             ])
-            .args(options)
+            .args(options);
+        Self::spawn(command, image)
+    }
+
+    /// The same by QEMU's storage daemon.
+    fn storage_daemon(image: &Image) -> Result<Self> {
+        let mut command = Command::new("qemu-storage-daemon");
+        let file = format!("file,node-name=disk,filename={}", image.path().display());
+        command.args(["--blockdev", &file, "--export"]);
+        command.arg(format!(
+            "vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES},\
+             addr.type=unix,addr.path={}",
+            socket(image).display()
+        ));
+        Self::spawn(command, image)
+    }
+
+    fn spawn(mut command: Command, image: &Image) -> Result<Self> {
+        let messages = image.directory().join("back-end.txt");
+        let child = command
             .stdin(Stdio::null())
             .stderr(fs::File::create(&messages)?)
             .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+            .with_context(|| format!("starting {command:?}"))?;
+        let socket = socket(image);
         let mut this = Self { child, socket };
         eventually("the back-end holds the image", || {
             if let Some(status) = this.child.try_wait()? {
@@ -184,6 +221,11 @@ impl Served {
                 let dashed: Vec<String> = options.iter().map(|word| format!("--{word}")).collect();
                 let dashed: Vec<&str> = dashed.iter().map(String::as_str).collect();
                 let backend = Backend::start(&program.path()?, engine, image, &dashed)?;
+                let disk = format!("socket={}", backend.socket.display());
+                (Some(backend), disk)
+            }
+            Way::StorageDaemon => {
+                let backend = Backend::storage_daemon(image)?;
                 let disk = format!("socket={}", backend.socket.display());
                 (Some(backend), disk)
             }
