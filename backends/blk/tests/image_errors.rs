@@ -146,11 +146,13 @@ fn what_a_guest_does_wrong_is_no_error_of_the_image() {
     assert_eq!(lines(&disk, &["cannot"]), 1, "{}", disk.said());
 }
 
-/// A loop device, detached in the end; in use, it goes with its last user.
+/// A loop device, detached in the end; in use, it goes with its last user. That
+/// it was made read-only would stay with its number.
 struct Detach(String);
 
 impl Drop for Detach {
     fn drop(&mut self) {
+        let _ = Command::new("blockdev").args(["--setrw", &self.0]).status();
         let _ = Command::new("losetup").args(["-d", &self.0]).status();
     }
 }
@@ -200,4 +202,33 @@ fn a_sync_that_fails_says_that_every_flush_fails_from_then_on() {
         disk.says(&["session ended", "4 I/O errors"]);
         disk.stop();
     }
+}
+
+#[test]
+fn a_device_that_becomes_read_only_is_told() {
+    if !is_root() || !has_loop_devices() {
+        return;
+    }
+    let script = "truncate -s 1M $folder/behind; \
+                  device=$(losetup --show -f $folder/behind); \
+                  echo $device >$folder/device; exec \"$@\" --blk-file=$device";
+    let mut disk = Heard::start(script, &[]);
+    let mut driver = disk.driver();
+    let device = fs::read_to_string(disk.folder().join("device")).unwrap();
+    let detach = Detach(device.trim().to_owned());
+    assert_eq!(driver.write(0, &pattern(512, 1)).0, OK);
+    let mut blockdev = Command::new("blockdev");
+    let set = blockdev.args(["--setro", &detach.0]).status().unwrap();
+    assert!(set.success());
+    assert_eq!(driver.write(8, &pattern(512, 2)).0, IOERR);
+    disk.says(&[
+        "cannot write 512 bytes at offset 4096",
+        "has become read-only",
+        "make it writable",
+    ]);
+    // Nothing that was written before is lost.
+    driver.works();
+    assert_eq!(driver.read(0, 512).2, pattern(512, 1));
+    drop(driver);
+    disk.says(&["session ended", "1 I/O errors"]);
 }
