@@ -20,7 +20,7 @@ fn limited(user: u32, tasks: u32, arguments: &[&str]) -> Option<Heard> {
         eprintln!("SKIP: only root can become a user that has no tasks yet");
         return None;
     }
-    let user = 700_000 + 10 * (std::process::id() % 100_000) + user;
+    let user = 20_000 + (4 * std::process::id() + user) % 40_000;
     let script = format!(
         "truncate -s 1M $folder/image; cp \"$1\" $folder/program; shift; \
          chmod 666 $folder/image; chmod 777 $folder; \
