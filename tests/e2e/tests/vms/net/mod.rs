@@ -4,6 +4,7 @@
 //! - [`canary`]: nothing is written that may not be;
 //! - [`frames`]: every frame and every segment arrives as it was sent;
 //! - [`flows`]: many datagrams at once, and what became of each;
+//! - [`left`]: what is left of a tap when its VM is over;
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
 //! - [`refused`]: taps that cannot be had;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
@@ -11,6 +12,7 @@
 mod canary;
 mod flows;
 mod frames;
+mod left;
 mod neighbours;
 mod refused;
 mod trouble;
@@ -29,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         canary::tests(),
         frames::tests(),
         flows::tests(),
+        left::tests(),
         neighbours::tests(),
         refused::tests(),
         trouble::tests(),
