@@ -1,6 +1,7 @@
-//! A network card as the driver sees it: features, configuration space (virtio
-//! 1.3, section 5.1), and what its control queue changes.
+//! A network card as the driver sees it: its configuration space (virtio 1.3,
+//! section 5.1), and what its control queue changes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,18 +11,10 @@ use nix::errno::Errno;
 use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::tap::Mac;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
-    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ,
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
-    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
-    VIRTIO_NET_F_STATUS,
-};
 
 use crate::control::Command;
 use crate::counters::{Count, Counters};
+use crate::features;
 use crate::filter::Filter;
 use crate::header::offloads;
 use crate::link::Link;
@@ -29,44 +22,6 @@ use crate::pairs::Pairs;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
 use crate::watch::Host;
-
-/// What a card of either kind offers.
-const ALWAYS: [u32; 6] = [
-    VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_F_CTRL_VQ,
-    VIRTIO_NET_F_CTRL_RX,
-    VIRTIO_NET_F_CTRL_RX_EXTRA,
-    VIRTIO_NET_F_CTRL_MAC_ADDR,
-];
-/// What a tap does besides.
-const OFFLOADS: [u32; 9] = [
-    VIRTIO_NET_F_CSUM,
-    VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
-];
-/// What a tap does on kernels that know it.
-const USO: [u32; 3] = [
-    VIRTIO_NET_F_HOST_USO,
-    VIRTIO_NET_F_GUEST_USO4,
-    VIRTIO_NET_F_GUEST_USO6,
-];
-/// The offloads that CTRL_GUEST_OFFLOADS turns on and off (section
-/// 5.1.6.5.6.1).
-const GUEST_OFFLOADS: [u32; 6] = [
-    VIRTIO_NET_F_GUEST_CSUM,
-    VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_NET_F_GUEST_USO4,
-    VIRTIO_NET_F_GUEST_USO6,
-];
 
 /// What is behind a card.
 #[derive(Debug)]
@@ -94,6 +49,8 @@ struct State {
     mac: Option<Mac>,
     filter: Filter,
     pairs: Pairs,
+    /// Entries of the receive ring of each pair that has been described.
+    sizes: BTreeMap<u16, u16>,
 }
 
 /// What all queues of a card share.
@@ -169,16 +126,7 @@ impl Card {
             Port::Tap(tap) => Some(tap),
             Port::Peer(_) => None,
         };
-        let perhaps = [
-            (VIRTIO_NET_F_MAC, self.settings.mac.is_some()),
-            (VIRTIO_NET_F_MTU, self.settings.mtu.is_some()),
-            (VIRTIO_NET_F_MQ, self.pairs() > 1),
-        ];
-        let perhaps = perhaps.iter().filter(|(_, offered)| *offered);
-        let bits = ALWAYS.iter().chain(perhaps.map(|(bit, _)| bit));
-        let bits = bits.chain(OFFLOADS.iter().filter(|_| tap.is_some()));
-        let bits = bits.chain(USO.iter().filter(|_| tap.is_some_and(Tap::has_uso)));
-        bits.fold(0, |features, bit| features | 1 << bit)
+        features::offered(&self.settings, self.pairs(), tap)
     }
 
     /// Its configuration space as it is now.
@@ -203,7 +151,7 @@ impl Card {
         *self.state() = State {
             mac: self.settings.mac,
             filter: Filter::default(),
-            pairs: Pairs::default(),
+            ..State::default()
         };
         if let Port::Tap(tap) = &self.port
             && !self.tap_gone.load(Ordering::Acquire)
@@ -231,9 +179,9 @@ impl Card {
                 _ => false,
             },
             Command::Offloads(bits) => {
-                let known = GUEST_OFFLOADS.iter().fold(0, |known, bit| known | 1 << bit);
+                let known = features::guest_offloads() & features;
                 match &self.port {
-                    Port::Tap(tap) if bits & !(known & features) == 0 => {
+                    Port::Tap(tap) if bits & !known == 0 => {
                         self.check(tap.set_offloads(offloads(*bits)))
                     }
                     _ => false,
@@ -251,6 +199,17 @@ impl Card {
         {
             self.check(tap.set_pairs(1));
         }
+    }
+
+    /// The receive ring of a pair has this many entries.
+    pub fn set_ring_size(&self, pair: u16, size: u16) {
+        self.state().sizes.insert(pair, size);
+    }
+
+    /// Entries of the receive ring of a pair, as far as it is known.
+    pub fn ring_size(&self, pair: u16) -> u16 {
+        let known = self.state().sizes.get(&pair).copied();
+        known.unwrap_or(self.settings.queue_size)
     }
 
     /// A pair is served from now on, or not any more: frames are steered to it

@@ -105,9 +105,11 @@ impl Device for Net {
         self.0.reset(features);
     }
 
-    fn described(&self, index: u16, _size: u16, features: u64) {
-        if Role::of(&self.0, index, features) == Role::Control {
-            self.0.controlled();
+    fn described(&self, index: u16, size: u16, features: u64) {
+        match Role::of(&self.0, index, features) {
+            Role::Control => self.0.controlled(),
+            Role::Receive(pair) => self.0.set_ring_size(pair, size),
+            Role::Transmit(_) | Role::Unused => {}
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`header`]: the header before every frame, and what is allowed in one;
 //! - [`control`]: commands of the control queue, understood;
+//! - [`features`]: what a card offers;
 //! - [`filter`]: which frames the driver wants to receive;
 //! - [`iovec`]: guest buffers as the kernel takes them (the one file with
 //!   unsafe code);
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod control;
 pub mod counters;
 pub mod device;
+pub mod features;
 pub mod filter;
 pub mod header;
 pub mod iovec;

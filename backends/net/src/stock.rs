@@ -48,6 +48,8 @@ pub struct Stock {
     /// The pieces of all chains.
     pub iovecs: Iovecs,
     bytes: usize,
+    /// Bytes in the largest chain so far, whatever has become of it.
+    largest: usize,
 }
 
 impl Stock {
@@ -67,6 +69,7 @@ impl Stock {
             Err(Unmapped) => (Added::Unmapped, 0, 0),
         };
         self.bytes = self.bytes.saturating_add(bytes);
+        self.largest = self.largest.max(bytes);
         self.chains.push_back(Held {
             head: chain.head,
             pieces,
@@ -90,7 +93,15 @@ impl Stock {
         self.bytes
     }
 
-    /// The same, in the first usable chain alone.
+    /// The most room that there can be, in a ring of so many `entries` whose
+    /// driver goes on as it has begun: each entry that is not in stock becomes a
+    /// chain like the largest so far.
+    pub fn reach(&self, entries: u16) -> usize {
+        let free = usize::from(entries).saturating_sub(self.chains.len());
+        self.bytes.saturating_add(free.saturating_mul(self.largest))
+    }
+
+    /// Room for a header and a frame in the first usable chain alone.
     pub fn first_room(&self) -> usize {
         let mut usable = self.chains.iter().filter(|held| held.bytes > 0);
         usable.next().map_or(0, |held| held.bytes)
@@ -202,6 +213,25 @@ mod tests {
         stock.give_back(&mut |head| back.push(head));
         assert_eq!(back, [5]);
         assert!(stock.is_empty() && stock.iovecs.is_empty());
+    }
+
+    #[test]
+    fn a_ring_has_room_for_as_much_as_its_entries_can_hold() {
+        let memory = memory();
+        let mut stock = Stock::default();
+        assert_eq!(stock.reach(4), 0);
+        stock.add(&memory, &chain(0, &[100]));
+        assert_eq!((stock.room(), stock.reach(4)), (100, 400));
+        stock.add(&memory, &chain(1, &[300, 100]));
+        assert_eq!((stock.room(), stock.reach(4)), (500, 1300));
+        // One without room takes an entry all the same.
+        stock.add(&memory, &chain(2, &[3]));
+        assert_eq!(stock.reach(4), 900);
+        stock.add(&memory, &chain(3, &[50]));
+        assert_eq!((stock.room(), stock.reach(4)), (550, 550));
+        // What has been used will be given again.
+        stock.complete(500, &mut |_, _| {});
+        assert_eq!((stock.room(), stock.reach(4)), (50, 1250));
     }
 
     #[test]

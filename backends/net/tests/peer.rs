@@ -113,6 +113,30 @@ fn frames_cut_anywhere_and_many_at_once_arrive_whole() {
 }
 
 #[test]
+fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
+    let (program, mut peer) = connected();
+    let mut driver = Driver::sized(program.client(), EVERYTHING, 16);
+    for posted in [8, 8] {
+        driver.post(0, posted, 1530);
+        // Each waited for 5 s, this would be more than a quarter of an hour.
+        for mark in 0..20 {
+            for _ in 0..5 {
+                put(&mut peer, &frame(GUEST, 60_000, 1));
+            }
+            put(&mut peer, &frame(GUEST, 60, mark));
+            assert_eq!(driver.receive(0).1, frame(GUEST, 60, mark));
+        }
+    }
+    driver.is_whole();
+    drop(driver);
+    let words = program.last_words();
+    assert!(
+        words.contains(", 200 received and too large for the buffer"),
+        "{words}"
+    );
+}
+
+#[test]
 fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
     let (program, mut peer) = connected();
     let mut driver = program.driver(EVERYTHING);

@@ -290,6 +290,95 @@ fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
 }
 
 #[test]
+fn segments_are_offered_only_where_a_ring_can_hold_them() {
+    if !own_network() {
+        return;
+    }
+    let all = |bits: &[u32]| bits.iter().fold(0, |all, feature| all | bit(*feature));
+    let sent = all(&[
+        VIRTIO_NET_F_HOST_TSO4,
+        VIRTIO_NET_F_HOST_TSO6,
+        VIRTIO_NET_F_HOST_ECN,
+    ]);
+    let received = all(&[
+        VIRTIO_NET_F_GUEST_TSO4,
+        VIRTIO_NET_F_GUEST_TSO6,
+        VIRTIO_NET_F_GUEST_ECN,
+    ]);
+    let uso = all(&[
+        VIRTIO_NET_F_HOST_USO,
+        VIRTIO_NET_F_GUEST_USO4,
+        VIRTIO_NET_F_GUEST_USO6,
+    ]);
+    for (size, offered) in [
+        (2, 0),
+        (16, 0),
+        (32, sent),
+        (64, sent),
+        (128, sent | received),
+        (256, sent | received),
+    ] {
+        make_tap("t0", "");
+        let program = start("t0", &[&format!("--queue-size={size}")]);
+        let mut driver = Driver::sized(program.client(), EVERYTHING, size);
+        let found = driver.features;
+        assert_eq!(found & (sent | received), offered, "{size}");
+        assert!(found & uso == 0 || offered != 0, "{size}");
+        assert!(driver.has(VIRTIO_NET_F_CSUM) && driver.has(VIRTIO_NET_F_GUEST_CSUM));
+        // As Linux posts them: as many as the ring has entries.
+        driver.post(0, usize::from(size).min(128), 1530);
+        let wire = Wire::new("t0", true);
+        let (header, segment) = tcp(GUEST, 20_000, 1448);
+        wire.send(header, &segment);
+        let mut payload = Vec::new();
+        while payload.len() < 20_000 {
+            payload.extend_from_slice(&driver.receive(0).1[54..]);
+        }
+        assert!(payload == segment[54..], "{size}");
+        driver.is_whole();
+        drop((driver, program));
+        ip("link del t0");
+    }
+}
+
+#[test]
+fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
+    if !own_network() {
+        return;
+    }
+    make_tap("t0", "");
+    let program = start("t0", &[]);
+    // What was offered for larger rings has been taken for a small one.
+    let mut driver = Driver::sized(program.client(), EVERYTHING, 16);
+    assert!(driver.has(VIRTIO_NET_F_GUEST_TSO4));
+    let wire = Wire::new("t0", true);
+    // The ring full, and half full, as Linux leaves it without posting anew.
+    for posted in [8, 8] {
+        driver.post(0, posted, 1530);
+        // Each waited for 5 s, this would be the better part of an hour.
+        for round in 0..20 {
+            for _ in 0..20 {
+                let (header, segment) = tcp(GUEST, 60_000, 1448);
+                wire.send(header, &segment);
+            }
+            wire.send(Header::default(), &frame(GUEST, 60, round));
+            assert_eq!(driver.receive(0).1, frame(GUEST, 60, round));
+        }
+    }
+    // One that fits is received whole.
+    let (header, segment) = tcp(GUEST, 20_000, 1448);
+    wire.send(header, &segment);
+    assert!(driver.receive(0).1 == segment);
+    driver.is_whole();
+    drop(driver);
+    let words = program.last_words();
+    assert!(
+        words.contains(", 800 received and too large for the buffer"),
+        "{words}"
+    );
+}
+
+#[test]
 fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
     if !own_network() {
         return;

@@ -7,7 +7,8 @@
 //!   read ──► delivered
 //!      ├───► waiting: larger than the stock, until there is more (MRG_RXBUF),
 //!      │         or for so long that there will never be
-//!      └───► dropped, counted
+//!      └───► dropped, counted: at once, if it is larger than all that the ring
+//!                can ever hold
 //! ```
 //! From a tap, the kernel copies each frame into the guest's buffers, and
 //! nothing copies it again, unless it is larger than everything in stock.
@@ -63,6 +64,7 @@ impl RxQueue {
         card.serve(pair, true);
         Ok(Self {
             sink: Sink {
+                entries: card.ring_size(pair),
                 card,
                 pair,
                 features,
@@ -142,6 +144,8 @@ impl Drop for RxQueue {
 struct Sink {
     card: Arc<Card>,
     pair: u16,
+    /// Entries of the ring.
+    entries: u16,
     features: u64,
     mergeable: bool,
     stock: Stock,
@@ -157,6 +161,12 @@ impl Sink {
         } else {
             self.stock.first_room()
         }
+    }
+
+    /// Whether there may ever be room for a header and a frame, `length` bytes in
+    /// all, if not now.
+    fn is_worth_a_wait(&self, length: usize) -> bool {
+        self.mergeable && length <= self.stock.reach(self.entries)
     }
 
     /// A frame is in the stock, after the place of its header, `length` bytes

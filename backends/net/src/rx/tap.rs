@@ -106,7 +106,7 @@ impl TapSource {
             Some(header) if (HEADER + LEAST_FRAME..=stocked).contains(&length) => {
                 sink.deliver(header, length, done);
             }
-            Some(header) if sink.mergeable && (stocked..whole).contains(&length) => {
+            Some(header) if (stocked..whole).contains(&length) && sink.is_worth_a_wait(length) => {
                 sink.drop(Count::Waited);
                 self.waiting = Some(Waiting {
                     header,
@@ -126,7 +126,7 @@ impl TapSource {
             return true;
         };
         if sink.room() < waiting.length {
-            if sink.patience.is_over() {
+            if !sink.is_worth_a_wait(waiting.length) || sink.patience.is_over() {
                 self.give_up(sink);
             }
             return self.waiting.is_none();

@@ -189,6 +189,14 @@ impl Driver {
         driver
     }
 
+    /// The same with rings of another size.
+    pub fn sized(client: Client, features: u64, size: u16) -> Self {
+        let mut driver = Self::negotiated(client, features);
+        driver.add_pair((driver.ring(0, size), driver.ring(1, size)));
+        driver.control = Some(driver.ring(2, size));
+        driver
+    }
+
     pub fn negotiated(mut client: Client, features: u64) -> Self {
         let memory = Memory::new(&[(0, MIDDLE), (MIDDLE, END - MIDDLE)]).unwrap();
         let features = client.negotiate(features | VERSION_1).unwrap();
