@@ -81,9 +81,9 @@ pub struct Cli {
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     num_queues: u16,
 
-    /// Largest queue size, a power of two from 2 to 32768; frames that are still
-    /// to be cut up (TSO, USO) are taken from the driver from 32 on, and given to
-    /// it from 128 on
+    /// Largest queue size, a power of two from 2 to 32768; Linux's driver needs
+    /// 32. Frames that are still to be cut up (TSO, USO) are taken from the driver
+    /// from 32 on, and given to it from 128 on
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
     queue_size: u16,
 }

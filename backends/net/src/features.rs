@@ -50,7 +50,8 @@ const RECEIVED_WHOLE: ([u32; 3], [u32; 2]) = (
 );
 /// Least queue size with which frames of 64 KiB are sent. Linux has one in 17
 /// pages (MAX_SKB_FRAGS), what comes before them, and the header: 19 descriptors,
-/// unless it may use indirect ones.
+/// unless it may use indirect ones. (Its driver sends nothing at all by a ring of
+/// fewer: it waits until so many are free.)
 const LEAST_TO_SEND_WHOLE: u16 = 32;
 /// Least queue size with which they are received. In mergeable buffers of 1,526
 /// bytes, the least for Ethernet (virtio 1.3, section 5.1.6.3.1), one takes 43;
