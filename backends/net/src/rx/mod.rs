@@ -163,10 +163,16 @@ impl Sink {
         }
     }
 
-    /// Whether there may ever be room for a header and a frame, `length` bytes in
-    /// all, if not now.
+    /// Whether there may be room for a header and a frame some time, `length`
+    /// bytes in all, that there is none for now.
     fn is_worth_a_wait(&self, length: usize) -> bool {
-        self.mergeable && length <= self.stock.reach(self.entries)
+        if !self.mergeable {
+            // It has one chain and no other chance.
+            return self.stock.first_room() == 0;
+        }
+        // Of a driver that has posted nothing yet nothing is known.
+        let reach = self.stock.reach(self.entries);
+        reach == 0 || length <= reach
     }
 
     /// A frame is in the stock, after the place of its header, `length` bytes

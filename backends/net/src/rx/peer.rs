@@ -122,7 +122,7 @@ impl PeerSource {
                 let Some(frame) = frame else { break };
                 let length = frame.len().saturating_add(HEADER);
                 let too_long = sink.room() < length;
-                self.waiting = sink.room() == 0 || (too_long && sink.is_worth_a_wait(length));
+                self.waiting = too_long && sink.is_worth_a_wait(length);
                 if self.waiting && (sink.room() > 0 || self.ended) {
                     self.waiting = !sink.patience.is_over();
                     if !self.waiting && self.ended {
