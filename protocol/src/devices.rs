@@ -68,6 +68,11 @@ impl Kind {
             device_features: DEVICE_FEATURES,
         }
     }
+
+    /// Whether this is a kind of the table, and not one of the command line's.
+    pub fn is_named(&self) -> bool {
+        [Self::blk(), Self::net(), Self::rng()].contains(self)
+    }
 }
 
 /// Virtio device id of the network card (virtio 1.3, section 5).

@@ -183,6 +183,28 @@ pub enum StartFd {
     ConsoleOut,
 }
 
+/// Whose back-end is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "who")]
+pub enum Whose {
+    /// A program of Outboard's own that the supervisor has started as such: it is
+    /// as it was told to be, and a ring that it says it has stopped is drained.
+    Own,
+    /// Any other, by whomever it was started.
+    Foreign {
+        /// Whether a disk is to have a write cache. What such a back-end says of
+        /// it is not believed but written.
+        writeback: bool,
+    },
+}
+
+/// Nothing is known of it, so the guest is to flush.
+impl Default for Whose {
+    fn default() -> Self {
+        Self::Foreign { writeback: true }
+    }
+}
+
 /// From the supervisor to the machine.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "message")]
@@ -204,6 +226,8 @@ pub enum ToMachine {
         /// Whether the back-end has been asked already: GET_FEATURES has been
         /// sent, and the first thing to be read is its answer.
         asked: bool,
+        /// Whose the back-end is.
+        whose: Whose,
     },
     /// Stop the vCPUs, end every session, exit.
     Stop,
@@ -372,6 +396,7 @@ mod tests {
         let sent = ToMachine::Attach {
             device: "disk0".into(),
             asked: false,
+            whose: Whose::default(),
         };
         a.send(&sent, &[a.as_fd()], soon()).unwrap();
         drop(a);

@@ -70,6 +70,7 @@ fn descriptors_that_find_no_room_are_told_from_a_peer_that_breaks_the_rules() {
     let message = ToMachine::Attach {
         device: "disk0".into(),
         asked: false,
+        whose: outboard_protocol::launch::Whose::default(),
     };
     theirs.send(&message, &[file.as_fd()], soon()).unwrap();
     let files = all_but(0);

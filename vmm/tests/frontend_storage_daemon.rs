@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
-use outboard::machine::frontend::{Connected, Negotiated, RingStart, Session};
+use outboard::machine::frontend::{Connected, Interruption, Negotiated, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::{F_VERSION_1, Ring};
 use outboard_protocol::devices::Kind;
@@ -111,7 +111,7 @@ fn disk(queues: u16) -> launch::Device {
 
 fn negotiated(daemon: &Daemon, queues: u16) -> Session<Negotiated> {
     Session::<Connected>::new(daemon.connect())
-        .negotiate(&disk(queues))
+        .negotiate(&disk(queues), &Interruption::default())
         .unwrap()
 }
 
@@ -196,7 +196,7 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
         .start(&ram, F_VERSION_1, (1, 64), None, &[ring_start(0)])
         .unwrap();
     wait_used(&ram, 1);
-    assert_eq!(session.stop_ring(0).unwrap(), 1);
+    assert_eq!(session.stop_ring(0).unwrap().base, 1);
     let mut data = [0; 4096];
     ram.guest()
         .read_slice(&mut data, GuestAddress(DATA))
@@ -233,19 +233,41 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
     drop(session);
 }
 
+/// It knows 60 bytes of a disk's configuration, and answers each offset with what
+/// lies at 0: pieces would be put together to something that there is not.
+#[test]
+fn a_configuration_that_is_longer_than_the_back_end_s_is_refused() {
+    let Some(daemon) = Daemon::start(1) else {
+        return;
+    };
+    for length in [256, 300, 600, 4080] {
+        let error = negotiated(&daemon, 1).read_config(length).unwrap_err();
+        let error = error.to_string();
+        let refused = error.contains("refused GET_CONFIG");
+        // More than a message of QEMU's holds ends the connection.
+        let closed = length > 256 && error.contains("closed its connection at GET_CONFIG");
+        assert!(refused || closed, "{length}: {error}");
+    }
+}
+
 #[test]
 fn more_queues_than_the_back_end_has_are_refused_with_advice() {
     let Some(daemon) = Daemon::start(2) else {
         return;
     };
     let session = Session::<Connected>::new(daemon.connect());
-    let error = session.negotiate(&disk(4)).unwrap_err().to_string();
+    let error = session
+        .negotiate(&disk(4), &Interruption::default())
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         error,
         "the back-end offers 2 queues, 4 were asked: use queues=2"
     );
     let session = Session::<Connected>::new(daemon.connect());
-    session.negotiate(&disk(2)).unwrap();
+    session
+        .negotiate(&disk(2), &Interruption::default())
+        .unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
-use outboard::machine::frontend::{Connected, RingStart, Session};
+use outboard::machine::frontend::{Connected, Interruption, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::Ring;
 use outboard_contract::client::PROTOCOL_FEATURES;
@@ -74,7 +74,8 @@ fn drive(script: Scripted, queues: u16) -> (anyhow::Result<()>, Vec<Message>) {
 
 fn drive_stream(stream: std::os::unix::net::UnixStream, queues: u16) -> anyhow::Result<()> {
     let ram = ram(2 << 20);
-    let mut session = Session::<Connected>::new(stream).negotiate(&spec(queues, 8))?;
+    let mut session =
+        Session::<Connected>::new(stream).negotiate(&spec(queues, 8), &Interruption::default())?;
     session.read_config(8)?;
     session.write_config(4, &[1])?;
     let sizes = (queues, 64);
@@ -354,7 +355,7 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
             .on(R::GET_MAX_MEM_SLOTS, reply);
         let (stream, running) = script.start().unwrap();
         let session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1, 0))
+            .negotiate(&spec(1, 0), &Interruption::default())
             .unwrap();
         let result = session.start(&ram, VERSION_1, (1, 64), None, &[ring(0)]);
         let result = result.map(drop).map_err(|error| format!("{error:#}"));
@@ -437,6 +438,29 @@ fn configuration_of_another_place_or_length_is_refused() {
             Scripted::new(VERSION_1 | 1 << 29, 1, vec![]).on(R::GET_CONFIG, action.clone());
         let (result, _) = drive(script, 1);
         assert_eq!(result.is_ok(), works, "{action:?}: {result:?}");
+    }
+}
+
+/// A back-end may answer each piece with what lies at its start, and say that it
+/// is the piece: nothing is asked for in pieces.
+#[test]
+fn a_configuration_is_asked_for_once_and_whole() {
+    for length in [8, 256, 257, 1024, 4080] {
+        let config: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        let script = Scripted::new(VERSION_1, 1, config.clone());
+        let (stream, running) = script.start().unwrap();
+        let mut session = Session::<Connected>::new(stream)
+            .negotiate(&spec(1, length), &Interruption::default())
+            .unwrap();
+        let read = session.read_config(length as usize).unwrap();
+        assert_eq!(read, Some(config));
+        drop(session);
+        let number = u32::from(R::GET_CONFIG);
+        let messages = running.messages();
+        let mut asked = messages.iter().filter(|m| m.header.request == number);
+        let head = [0, length, 0].map(u32::to_ne_bytes).concat();
+        assert_eq!(asked.next().unwrap().payload[..12], head);
+        assert!(asked.next().is_none());
     }
 }
 

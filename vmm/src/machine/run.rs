@@ -166,7 +166,14 @@ impl Session<'_> {
                 self.machine.end().set(Ending::Stopped);
             }
             Some((ToMachine::Stop, _)) => self.machine.end().set(Ending::Stopped),
-            Some((ToMachine::Attach { device, asked }, mut fds)) => {
+            Some((
+                ToMachine::Attach {
+                    device,
+                    asked,
+                    whose,
+                },
+                mut fds,
+            )) => {
                 let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
                     bail!("an attach of {device} without exactly one connection");
                 };
@@ -175,7 +182,7 @@ impl Session<'_> {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
                 };
-                self.machine.attach(&device, session)?;
+                self.machine.attach(&device, session.of(whose))?;
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }

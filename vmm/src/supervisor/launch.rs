@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV};
+use outboard_protocol::launch::{
+    Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV, Whose,
+};
 
 use super::child::Child;
 use super::connect::{Whom, connect_to};
@@ -63,6 +65,7 @@ pub fn launch(
         .zip(&mut sockets)
     {
         let asked = matches!(resource, Resource::Socket { .. });
+        let whose = resource.whose();
         let (backend, front) = match resource {
             Resource::Socket { path, .. } => {
                 let name = path.display().to_string();
@@ -72,6 +75,7 @@ pub fn launch(
                 program,
                 args,
                 lent,
+                ..
             } => {
                 let (front, back) = Handover::of(&device.kind)
                     .sockets()
@@ -89,7 +93,7 @@ pub fn launch(
         };
         vm.backends.push(backend);
         if let Some(front) = front {
-            attach(&vm.channel, &device.id, &front, asked);
+            attach(&vm.channel, &device.id, &front, asked, whose);
         }
     }
     Ok(Some(vm))
@@ -184,10 +188,11 @@ fn start_backend(
 
 /// Hands a connection to the machine; `asked`: its back-end has been asked for
 /// its features. A failure shows as the machine's end.
-fn attach(channel: &Channel, id: &str, socket: &OwnedFd, asked: bool) {
+fn attach(channel: &Channel, id: &str, socket: &OwnedFd, asked: bool, whose: Whose) {
     let message = ToMachine::Attach {
         device: id.to_owned(),
         asked,
+        whose,
     };
     let _ = channel.send(
         &message,

@@ -22,7 +22,7 @@ use super::config::{DEFAULT_WAIT, Source, queue_size, within};
 use super::connect::try_connect;
 use super::options::{self, Keys, Type, Wait};
 use super::program::Program;
-use super::resources::{Lent, Resource};
+use super::resources::{Lent, Resource, whose};
 
 /// The back-end that serves a card if no other is named.
 const NET: &str = "outboard-net";
@@ -234,6 +234,7 @@ pub fn open(device: &launch::Device, card: Card) -> Result<Resource> {
         None => Program::own(NET)?,
     };
     let args = arguments(device, &card);
+    let whose = whose(card.program.as_ref(), None);
     let lent = match card.port {
         Port::Tap(name) => Lent::Tap(TapQueues::open(&name, card.pairs)?),
         Port::Peer { path, wait: None } => Lent::Listening(Listener::bind(&path)?),
@@ -247,6 +248,7 @@ pub fn open(device: &launch::Device, card: Card) -> Result<Resource> {
         program,
         args,
         lent,
+        whose,
     })
 }
 

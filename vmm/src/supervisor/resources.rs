@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use outboard_protocol::launch;
+use outboard_protocol::launch::{self, Whose};
 
 use super::config::{Config, Disk, Source};
 use super::descriptors;
@@ -63,6 +63,8 @@ pub enum Resource {
         args: Vec<String>,
         /// What it is lent.
         lent: Lent,
+        /// Whose it is.
+        whose: Whose,
     },
     /// Whoever listens at a socket.
     Socket {
@@ -90,6 +92,27 @@ pub enum Lent {
         /// How long to wait for it.
         wait: Wait,
     },
+}
+
+impl Resource {
+    /// Whose back-end it is.
+    pub fn whose(&self) -> Whose {
+        match self {
+            Self::Program { whose, .. } => *whose,
+            Self::Socket { .. } => Whose::default(),
+        }
+    }
+}
+
+/// Whose a program is that the user has named, or else has not; a disk's was
+/// told this of its write cache.
+pub fn whose(named: Option<&PathBuf>, wce: Option<bool>) -> Whose {
+    match named {
+        None => Whose::Own,
+        Some(_) => Whose::Foreign {
+            writeback: wce != Some(false),
+        },
+    }
 }
 
 impl Resources {
@@ -189,6 +212,7 @@ fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Reso
         program,
         args,
         lent: Lent::Fds(fds),
+        whose: whose(disk.program.as_ref(), disk.wce),
     })
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
 use super::options::{self, Keys, Type, Wait};
 use super::program::Program;
-use super::resources::{Lent, Resource};
+use super::resources::{Lent, Resource, whose};
 
 /// The back-end that serves an entropy device if no other is named.
 const RNG: &str = "outboard-rng";
@@ -126,6 +126,7 @@ pub fn open(entropy: Entropy) -> Result<Resource> {
         program,
         args: arguments(&entropy),
         lent: Lent::Fds(Vec::new()),
+        whose: whose(entropy.program.as_ref(), None),
     })
 }
 

@@ -550,10 +550,17 @@ fn unfit() -> Result<()> {
         Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with(option, value))
     };
     refused(at("--disk", "queues=4")?, 1, "offers 1 queue, 4 were asked")?;
+    // A length that is refused, and one that is not.
     let device = "virtio-id=2,queues=1,config-size=";
-    let run = at("--device", &format!("{device}600"))?;
-    refused(run, 1, "reading 600 bytes of configuration")?;
-    // And as it should be.
+    let short = image.directory().join("short.sock");
+    let script = Scripted::new(1 << 32, 1, vec![]);
+    let _short = script
+        .on(FrontendReq::GET_CONFIG, Action::Reply(vec![]))
+        .listen(&short)?;
+    let value = format!("socket={},{device}600", short.display());
+    let run = Run::guest("scenario=identify")?.with("--device", value);
+    let words = "reading 600 bytes of configuration (give config-size= the length";
+    refused(run, 1, words)?;
     let run = at("--device", &format!("{device}60"))?;
     run.to_the_end()?
         .with_code(0)?

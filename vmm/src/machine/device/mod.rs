@@ -15,10 +15,7 @@ mod worker;
 mod writable;
 
 use std::io;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
@@ -26,7 +23,7 @@ use outboard_protocol::launch;
 
 pub use self::mailbox::Mailbox;
 use self::worker::Worker;
-use super::frontend::{Connected, Session};
+use super::frontend::{Connected, Interruption, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::{Clearing, Function};
@@ -105,43 +102,6 @@ pub enum DeviceEvent {
         /// Why, and what to do.
         cause: String,
     },
-}
-
-/// How the session's thread is interrupted in whatever it waits for.
-#[derive(Debug, Default)]
-struct Interruption {
-    stopping: AtomicBool,
-    /// The connection of the session, for as long as there is one.
-    stream: Mutex<Option<UnixStream>>,
-}
-
-impl Interruption {
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    /// Keeps hold of the connection of a session that begins, or of none.
-    fn watch(&self, stream: Option<UnixStream>) {
-        let mut kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(former) = std::mem::replace(&mut *kept, stream) {
-            shut(&former);
-        }
-        if self.is_stopping()
-            && let Some(stream) = kept.take()
-        {
-            shut(&stream);
-        }
-    }
-
-    fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.watch(None);
-    }
-}
-
-/// Ends a connection for every holder of a copy. It may have ended already.
-fn shut(stream: &UnixStream) {
-    let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// A device: its PCI function, and the thread that owns its session. Dropping

@@ -67,8 +67,16 @@ pub fn are_sound(rings: &[Ring], ram: &Ram) -> bool {
     parts.iter().all(|part| part.is_placed(ram)) && of_used.into_iter().all(apart)
 }
 
+/// Whether the device has still to return chains of a ring that it stopped at
+/// the available index `base`. It says so by the used index; one that cannot be
+/// its own any more was overwritten by the guest and says nothing.
+pub fn is_under_way(ring: &Ring, base: u16, ram: &Ram) -> bool {
+    let used = used_index(ring, ram).unwrap_or(base);
+    (1..=ring.size).contains(&base.wrapping_sub(used))
+}
+
 /// The used index: how many chains the device has returned, modulo 65536.
-pub fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
+fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
     let address = GuestAddress(ring.used.checked_add(2)?);
     let index: u16 = ram.guest().load(address, Ordering::Acquire).ok()?;
     Some(u16::from_le(index))
@@ -217,6 +225,29 @@ mod tests {
         ] {
             assert!(!are_sound(&[one, bad], &ram), "{bad:x?}");
             assert!(!are_sound(&[bad, one], &ram), "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_under_way_as_long_as_the_used_index_can_be_the_device_s() {
+        let ram = Ram::new(4 << 20, Backing::default()).unwrap();
+        let ring = Ring {
+            index: 0,
+            size: 256,
+            descriptors: 0x1000,
+            available: 0x2000,
+            used: 0x3000,
+        };
+        for (base, used, under_way) in [
+            (5, 5, false),
+            (5, 4, true),
+            (5, 0xff05, true),
+            (5, 0xff04, false),
+            (5, 6, false),
+            (0, 0xffff, true),
+        ] {
+            ram.guest().write_obj(used, GuestAddress(0x3002)).unwrap();
+            assert_eq!(is_under_way(&ring, base, &ram), under_way, "{base} {used}");
         }
     }
 

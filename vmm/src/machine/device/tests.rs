@@ -1,18 +1,20 @@
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
-use outboard_protocol::wire::{Connection, Header};
+use outboard_protocol::launch::Whose;
+use outboard_protocol::wire::{Connection, Header, WireError};
 use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::machine::frontend::Limits;
 use crate::machine::frontend::fake::{Fake, Fault, Running};
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 use crate::machine::layout;
@@ -85,13 +87,22 @@ impl Bench {
     }
 
     fn attach(&self, fake: Fake) -> Running {
+        self.attach_within(fake, Limits::default(), Whose::default())
+    }
+
+    fn attach_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
         let (stream, running) = fake.start();
-        self.device.attach(Session::new(stream));
+        self.device
+            .attach(Session::new(stream).within(limits).of(whose));
         running
     }
 
     fn attached(&self, fake: Fake) -> Running {
-        let running = self.attach(fake);
+        self.attached_within(fake, Limits::default(), Whose::default())
+    }
+
+    fn attached_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
+        let running = self.attach_within(fake, limits, whose);
         let device = "disk0".into();
         assert_eq!(self.event(), DeviceEvent::Attached { device });
         running
@@ -203,9 +214,13 @@ fn a_reset_is_not_done_before_the_back_end_has_let_go() {
     let fake = bench.attached(Fake::default());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    // The fake says that it has stopped at 0; the ring says otherwise.
+    // The fake says that it has stopped at 0; by the ring it is 5 short of that.
     let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(5u16, used).unwrap();
+    bench
+        .ram
+        .guest()
+        .write_obj(0u16.wrapping_sub(5), used)
+        .unwrap();
     bench.write(BAR + 20, 0, 1);
     fake.wait_for(FrontendReq::GET_VRING_BASE);
     std::thread::sleep(Duration::from_millis(50));
@@ -217,10 +232,15 @@ fn a_reset_is_not_done_before_the_back_end_has_let_go() {
 #[test]
 fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
     let Some(bench) = Bench::new() else { return };
-    let _fake = bench.attached(Fake {
+    let silent = Fake {
         fault: Some((FrontendReq::GET_VRING_BASE, Fault::Silence)),
         ..Fake::default()
-    });
+    };
+    let limits = Limits {
+        answer: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let _fake = bench.attached_within(silent, limits, Whose::Own);
     bench.drive();
     bench.reset();
     assert!(bench.lost().contains("silent: GET_VRING_BASE"));
@@ -519,6 +539,123 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     assert!(bench.has_doorbell(here));
     bench.reset();
     assert!(!bench.has_doorbell(here), "no session needs one");
+}
+
+/// Half a request on the back-end's channel is waited for, but not at the end.
+#[test]
+fn stopping_does_not_wait_for_a_request_that_is_not_completed() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
+    theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
+    // Some time for the device's thread to begin to read it.
+    std::thread::sleep(Duration::from_millis(50));
+    stopped(bench);
+    fake.join();
+}
+
+#[test]
+fn stopping_does_not_wait_for_slow_io() {
+    let late = Fake {
+        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Silence)),
+        ..Fake::default()
+    };
+    // Of the first the answer is late, of the second its ring.
+    for fake in [late, Fake::default()] {
+        let Some(bench) = Bench::new() else { return };
+        let fake = bench.attached_within(fake, PATIENT, Whose::default());
+        bench.drive();
+        let used = GuestAddress(USED + 2);
+        bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+        bench.write(BAR + 20, 0, 1);
+        fake.wait_for(FrontendReq::GET_VRING_BASE);
+        stopped(bench);
+        fake.join();
+    }
+}
+
+/// Far longer than a test.
+const PATIENT: Limits = Limits {
+    message: Duration::from_secs(3600),
+    answer: Duration::from_secs(3600),
+};
+
+fn stopped(bench: Bench) {
+    let Bench { device, events, .. } = bench;
+    let stopping = std::thread::spawn(move || device.stop());
+    eventually(|| stopping.is_finished());
+    stopping.join().unwrap();
+    assert!(events.take().is_empty(), "that is not a loss");
+}
+
+/// A slow disk is no broken back-end.
+#[test]
+fn a_reset_waits_for_io_longer_than_for_an_answer_that_needs_none() {
+    let Some(bench) = Bench::new() else { return };
+    let slow = Fake {
+        fault: Some((
+            FrontendReq::GET_VRING_BASE,
+            Fault::Late(Duration::from_secs(4)),
+        )),
+        ..Fake::default()
+    };
+    let limits = Limits {
+        message: Duration::from_secs(3),
+        answer: Duration::from_secs(600),
+    };
+    let fake = bench.attached_within(slow, limits, Whose::Own);
+    bench.drive();
+    bench.reset();
+    bench.drive();
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    assert!(bench.events.take().is_empty(), "nothing is lost");
+}
+
+#[test]
+fn a_back_end_that_does_not_finish_what_it_has_taken_is_lost() {
+    let Some(bench) = Bench::new() else { return };
+    let limits = Limits {
+        answer: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let _fake = bench.attached_within(Fake::default(), limits, Whose::default());
+    bench.drive();
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.reset();
+    let words = "stopped queue 0 with requests under way and did not finish them within 1 s";
+    let cause = bench.lost();
+    assert!(cause.contains(words), "{cause}");
+}
+
+/// What ours says is enough: the guest may have used its ring for other things.
+#[test]
+fn a_back_end_of_ours_has_finished_when_it_says_so() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    bench.drive();
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.reset();
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+}
+
+#[test]
+fn a_back_end_that_reads_no_answers_costs_nobody_anything() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    let theirs = Connection::new(fake.channel.recv_timeout(PATIENCE).unwrap().into());
+    let ask = Header::request(BackendReq::CONFIG_CHANGE_MSG.into()).with_need_reply();
+    let asking = |_| {
+        theirs
+            .send(ask, &[], &[], Deadline::after(PATIENCE))
+            .is_ok()
+    };
+    assert!((0..100_000).any(|i| !asking(i)), "its channel is closed");
+    bench.drive();
+    bench.reset();
+    assert!(bench.events.take().is_empty());
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! does the inflight region of a back-end that was lost: a successor will start
 //! from them.
 
+mod config;
 mod mastering;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,21 +22,22 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
+use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::{NoRoom, explain};
-use outboard_protocol::{Deadline, launch};
+use outboard_protocol::launch::{self, Whose};
 
 use self::mastering::Mastering;
-use super::backend::Backend;
+use super::backend::{Backend, wait_drained};
 use super::errors::RingErrors;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use super::{pairs, ring, writable};
-use crate::machine::frontend::{Connected, Inflight, PATIENCE, RingStart, Session, Stopped};
+use super::{pairs, ring};
+use crate::machine::frontend::{Connected, Inflight, RingStart, Session, Stopped};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
 
-/// Between two looks at a back-end that completes late.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two waits that fail at once.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Between two answers to a back-end that says again and again that its
 /// configuration has changed.
 const CONFIG_PAUSE: Duration = Duration::from_millis(10);
@@ -56,6 +58,7 @@ pub struct Worker {
     interruption: Arc<Interruption>,
     events: Arc<Mailbox<DeviceEvent>>,
     backend: Backend,
+    whose: Whose,
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
     driver: Option<Driver>,
@@ -65,9 +68,7 @@ pub struct Worker {
     inflight: Option<Inflight>,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
-    /// What a guest can cause: that it was reset while requests were under
-    /// way, and that it must be.
-    late: Rarely,
+    /// What a guest can cause: that it must be reset.
     broken: Rarely,
 }
 
@@ -89,13 +90,13 @@ impl Worker {
             interruption,
             events,
             backend: Backend::Detached,
+            whose: Whose::default(),
             served: 0,
             driver: None,
             mastering: Mastering::Off,
             errors: RingErrors::default(),
             inflight: None,
             config_stale: None,
-            late: Rarely::new(),
             broken: Rarely::new(),
         }
     }
@@ -135,7 +136,7 @@ impl Worker {
                 if let Some(times) = FAILED.again() {
                     log::error!("{}: waiting: {errno}{times}", self.spec.id);
                 }
-                std::thread::sleep(LOOK);
+                std::thread::sleep(PAUSE);
             }
         }
     }
@@ -183,9 +184,8 @@ impl Worker {
                  the guest must reset it first"
             );
         }
-        let copy = session.stream().context("keeping the connection")?;
-        self.interruption.watch(Some(copy));
-        let session = session.negotiate(&self.spec)?;
+        self.whose = session.whose();
+        let session = session.negotiate(&self.spec, &self.interruption)?;
         let agreement = session.agreement();
         self.served = agreement.serves(&self.spec);
         self.backend = Backend::Idle(session);
@@ -275,12 +275,9 @@ impl Worker {
         let Some(ring) = ring.filter(|_| session.rings().contains(&queue)) else {
             return Ok(());
         };
-        let base = session.stop_ring(queue)?;
-        if !self.is_drained(&ring, base, Deadline::after(PATIENCE)) {
-            self.needs_reset();
-            return Ok(());
-        }
-        let start = self.lend(ring, base)?;
+        let stopped = session.stop_ring(queue)?;
+        wait_drained(session, self.whose, &stopped, &[ring], &self.ram)?;
+        let start = self.lend(ring, stopped.base)?;
         if let Backend::Running(session) = &mut self.backend {
             session.start_rings(std::slice::from_ref(&start))?;
         }
@@ -319,59 +316,33 @@ impl Worker {
             }
         };
         self.errors.clear();
-        let (mut session, bases) = session.stop()?;
-        if !self.are_drained(&bases, Deadline::after(PATIENCE)) {
-            // Either the guest has overwritten its ring, or the back-end does
-            // not finish what it has taken.
-            if let Some(times) = self.late.again() {
-                let id = &self.spec.id;
-                log::warn!("{id}: it was reset with requests under way that did not end{times}");
-            }
-        }
+        let (mut session, stopped) = session.stop()?;
+        self.wait_for_drain(&mut session, &stopped)?;
         self.withdraw_all();
         session.reset_device()?;
         self.backend = Backend::Idle(session);
         Ok(())
     }
 
-    /// As [`Self::is_drained`], of all rings that were stopped.
-    fn are_drained(&self, stopped: &[Stopped], deadline: Deadline) -> bool {
-        let rings = self.driver.as_ref().map_or(&[][..], |driver| &driver.rings);
-        stopped.iter().all(|stopped| {
-            let mut rings = rings.iter().map(|(ring, _)| ring);
-            let ring = rings.find(|ring| ring.index == stopped.queue);
-            ring.is_none_or(|ring| self.is_drained(ring, stopped.base, deadline))
-        })
-    }
-
-    /// Waits until the back-end has returned what it had taken before it
-    /// stopped the ring at `base`. Ours have when they say so; others may be
-    /// late.
-    fn is_drained(&self, ring: &Ring, base: u16, deadline: Deadline) -> bool {
-        while ring::used_index(ring, &self.ram) != Some(base) {
-            if deadline.passed() || self.interruption.is_stopping() {
-                return false;
-            }
-            std::thread::sleep(LOOK);
+    /// As [`wait_drained`], of all rings that were stopped.
+    fn wait_for_drain<P>(&self, session: &mut Session<P>, stopped: &[Stopped]) -> Result<()> {
+        let rings: Vec<_> = self.served_rings().map(|(ring, _)| ring).collect();
+        for stopped in stopped {
+            wait_drained(session, self.whose, stopped, &rings, &self.ram)?;
         }
-        true
-    }
-
-    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let features = self.function.with_registers(|r| r.driver_features());
-        let result = match writable::is_writable(&self.spec.kind, features, offset, data) {
-            true => self.backend.write_config(offset, data),
-            false => Ok(()),
-        };
-        self.function.with_registers(Registers::config_written);
-        // What the back-end made of it.
-        self.config_stale = Some(Deadline::after(Duration::ZERO));
-        result
+        Ok(())
     }
 
     /// What the back-end has to say, and what is due.
     fn attend(&mut self) -> Result<()> {
         let notices = self.backend.listen()?;
+        if notices.unread {
+            log::warn!(
+                "{}: its back-end does not read the answers to its own requests, so it gets no \
+                 more of them: a change of its configuration will not be seen",
+                self.spec.id
+            );
+        }
         if notices.config_changed && self.config_stale.is_none() {
             self.config_stale = Some(Deadline::after(CONFIG_PAUSE));
         }
@@ -384,25 +355,6 @@ impl Worker {
         if self.config_stale.is_some_and(Deadline::passed) {
             self.config_stale = None;
             self.refresh_config()?;
-        }
-        Ok(())
-    }
-
-    /// The configuration as the driver is to see it, if there is a back-end.
-    fn read_config(&mut self) -> Result<Option<Vec<u8>>> {
-        let Some(mut config) = self.backend.read_config(&self.spec)? else {
-            return Ok(None);
-        };
-        ring::limit_queues(&mut config, &self.spec, self.served);
-        Ok(Some(config))
-    }
-
-    fn refresh_config(&mut self) -> Result<()> {
-        let Some(config) = self.read_config()? else {
-            return Ok(());
-        };
-        if self.function.with_registers(|r| r.set_config(&config)) {
-            self.function.interrupts.config_changed();
         }
         Ok(())
     }
@@ -426,7 +378,7 @@ impl Worker {
         self.errors.clear();
         self.config_stale = None;
         self.withdraw_all();
-        self.interruption.watch(None);
+        self.interruption.end_session();
         if !self.interruption.is_stopping() {
             let (device, cause) = (self.spec.id.clone(), format!("{error:#}"));
             self.events.post(match NoRoom::within(error.as_ref()) {

@@ -1,10 +1,12 @@
 //! The channel on which the back-end asks (SET_BACKEND_REQ_FD; vhost-user,
 //! "Back-end message types").
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{Shutdown, shutdown};
 use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{BackendReq, VhostUserVringState};
@@ -16,12 +18,21 @@ pub struct Notices {
     pub config_changed: bool,
     /// A ring is broken (VRING_ERR).
     pub ring_broken: bool,
+    /// It does not read the answers that it asks for, so the channel is closed.
+    pub unread: bool,
 }
 
-/// Our end of the channel.
+/// Our end of the channel. Copies of it may be kept, so it is shut down when it
+/// is dropped.
 #[derive(Debug)]
 pub struct Channel {
     connection: Connection,
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let _ = shutdown(self.connection.as_fd().as_raw_fd(), Shutdown::Both);
+    }
 }
 
 impl Channel {
@@ -35,11 +46,14 @@ impl Channel {
         Ok((Self { connection }, theirs.into()))
     }
 
-    /// Receives and answers one request; false when the back-end has closed
-    /// the channel, which it may.
+    /// Receives and answers one request; false when the channel is over: the
+    /// back-end has closed it, which it may, or does not read its answers. Those
+    /// are not waited for, since whoever asks one question at a time, as one does
+    /// that waits for answers, has room for each. The channel is optional
+    /// ("Back-end communication"), so the session goes on without it.
     ///
     /// # Errors
-    /// The back-end broke the specification, or does not read its answer.
+    /// The back-end broke the specification.
     pub fn serve(&mut self, notices: &mut Notices, deadline: Deadline) -> Result<bool> {
         let message = match self.connection.recv(deadline) {
             Ok(message) => message,
@@ -50,8 +64,13 @@ impl Channel {
         if message.header.need_reply {
             let reply = Header::reply_to(message.header.request);
             let code = u64::from(!result).to_ne_bytes();
-            match self.connection.send(reply, &code, &[], deadline) {
+            let at_once = Deadline::after(Duration::ZERO);
+            match self.connection.send(reply, &code, &[], at_once) {
                 Err(WireError::Closed) => return Ok(false),
+                Err(WireError::TimedOut) => {
+                    notices.unread = true;
+                    return Ok(false);
+                }
                 result => result?,
             }
         }

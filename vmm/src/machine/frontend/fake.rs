@@ -35,6 +35,10 @@ pub enum Fault {
     Fd,
     /// A value that means failure, or makes no sense.
     Value,
+    /// The right answer, so late.
+    Late(Duration),
+    /// The right answer, but nothing is done.
+    Idle,
 }
 
 /// What a fake has.
@@ -128,6 +132,7 @@ impl Fake {
         base: &AtomicU16,
     ) {
         let connection = Connection::new(stream.try_clone().unwrap());
+        let mut config = self.config.clone();
         while let Ok(mut message) = connection.recv(long()) {
             let request = FrontendReq::try_from(message.header.request).unwrap();
             if request == FrontendReq::SET_BACKEND_REQ_FD {
@@ -142,8 +147,13 @@ impl Fake {
                     (&stream).write_all(&[1, 0, 0, 0, 5]).unwrap();
                 }
                 fault => {
-                    let answer = self.answer(request, &message);
-                    if let Some(mut answer) = answer {
+                    if let Some(Fault::Late(time)) = fault {
+                        std::thread::sleep(time);
+                    }
+                    if !matches!(fault, Some(Fault::Idle | Fault::Value)) {
+                        self.configure(request, &message, &mut config);
+                    }
+                    if let Some(mut answer) = self.answer(request, &message, &config) {
                         if request == FrontendReq::GET_VRING_BASE {
                             let base = base.load(Ordering::Relaxed);
                             answer[4..6].copy_from_slice(&base.to_ne_bytes());
@@ -156,8 +166,20 @@ impl Fake {
         }
     }
 
+    /// What is written stays until a reset.
+    fn configure(&self, request: FrontendReq, message: &Message, config: &mut Vec<u8>) {
+        if request == FrontendReq::RESET_DEVICE {
+            config.clone_from(&self.config);
+        }
+        let (head, data) = message.payload.split_at(message.payload.len().min(12));
+        if request == FrontendReq::SET_CONFIG {
+            let at = u32::from_ne_bytes(head[..4].try_into().unwrap()) as usize;
+            config[at..at + data.len()].copy_from_slice(data);
+        }
+    }
+
     /// The right answer, if there is one to be given.
-    fn answer(&self, request: FrontendReq, message: &Message) -> Option<Vec<u8>> {
+    fn answer(&self, request: FrontendReq, message: &Message, config: &[u8]) -> Option<Vec<u8>> {
         let wrong = self.fault == Some((request, Fault::Value));
         let number = |value: u64| Some(if wrong { 0 } else { value }.to_ne_bytes().to_vec());
         match request {
@@ -169,7 +191,7 @@ impl Fake {
                 let mut payload = message.payload[..12].to_vec();
                 let at = |i: usize| u32::from_ne_bytes(payload[i..i + 4].try_into().unwrap());
                 let (offset, size) = (at(0) as usize, at(4) as usize);
-                match self.config.get(offset..offset + size) {
+                match config.get(offset..offset + size) {
                     Some(bytes) if !wrong => payload.extend(bytes),
                     _ => payload.clear(),
                 }

@@ -2,17 +2,22 @@
 //! answered, and that the answer is one to what was asked.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::NoRoom;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
-use super::PATIENCE;
 use super::channel::{Channel, Notices};
+use super::limits::{Limits, Wait, may_need_io};
+
+/// Between two looks at what a back-end does without a word.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A connection, and what both sides agreed to use on it.
 #[derive(Debug)]
@@ -21,6 +26,14 @@ pub struct Link {
     channel: Option<Channel>,
     protocol: VhostUserProtocolFeatures,
     notices: Notices,
+    /// What the device is called in messages.
+    id: String,
+    limits: Limits,
+    /// What was sent without asking for an answer may need I/O, and a back-end
+    /// obeys in order: the next answer may have to wait for it.
+    unanswered: Option<Wait>,
+    /// How often a wait for I/O grew long, which a guest can cause.
+    long: Rarely,
 }
 
 impl Link {
@@ -31,7 +44,26 @@ impl Link {
             channel: None,
             protocol: VhostUserProtocolFeatures::empty(),
             notices: Notices::default(),
+            id: String::new(),
+            limits: Limits::default(),
+            unanswered: None,
+            long: Rarely::new(),
         }
+    }
+
+    /// Waits no longer than this.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// How long it waits.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// It is this device's.
+    pub fn set_id(&mut self, id: &str) {
+        id.clone_into(&mut self.id);
     }
 
     /// From now on these protocol features are used.
@@ -69,16 +101,29 @@ impl Link {
 
     /// Asks for something that the back-end answers in any case.
     pub fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
-        let reply = self.query_with_fd(request, payload)?;
+        let wait = self.limits.wait_for(request);
+        self.query_within(request, payload, wait)
+    }
+
+    /// As [`Self::query`], for an answer that must come within `wait`.
+    pub fn query_within(
+        &mut self,
+        request: FrontendReq,
+        payload: &[u8],
+        wait: Wait,
+    ) -> Result<Message> {
+        let header = Header::request(request.into());
+        self.send(request, header, payload, &[])?;
+        let reply = self.reply(request, wait)?;
         without_fds(request, reply)
     }
 
     /// As [`Self::query`], for an answer that may bring descriptors.
     pub fn query_with_fd(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
-        let deadline = Deadline::after(PATIENCE);
+        let wait = self.limits.wait_for(request);
         let header = Header::request(request.into());
-        self.send(request, header, payload, &[], deadline)?;
-        self.reply(request, deadline)
+        self.send(request, header, payload, &[])?;
+        self.reply(request, wait)
     }
 
     /// Asks for a u64.
@@ -89,7 +134,7 @@ impl Link {
 
     /// The u64 that answers `request`, which somebody has sent before.
     pub fn answer_u64(&mut self, request: FrontendReq) -> Result<u64> {
-        let reply = self.reply(request, Deadline::after(PATIENCE))?;
+        let reply = self.reply(request, self.limits.wait_for(request))?;
         let reply = without_fds(request, reply)?;
         reply.body().map_err(|error| spoke(request, &error))
     }
@@ -116,14 +161,17 @@ impl Link {
         payload: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> Result<u64> {
-        let deadline = Deadline::after(PATIENCE);
+        let wait = self.limits.wait_for(request);
         let header = Header::request(request.into());
         if !self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            self.send(request, header, payload, fds, deadline)?;
+            self.send(request, header, payload, fds)?;
+            if may_need_io(request) {
+                self.unanswered = Some(wait);
+            }
             return Ok(0);
         }
-        self.send(request, header.with_need_reply(), payload, fds, deadline)?;
-        let reply = self.reply(request, deadline)?;
+        self.send(request, header.with_need_reply(), payload, fds)?;
+        let reply = self.reply(request, wait)?;
         if !reply.fds.is_empty() {
             bail!("the back-end acknowledged {request:?} with a descriptor");
         }
@@ -132,12 +180,12 @@ impl Link {
 
     /// Looks at what has come while nothing was asked.
     pub fn listen(&mut self) -> Result<()> {
-        let (main, channel) = self.readable(Deadline::after(std::time::Duration::ZERO))?;
+        let (main, channel) = self.readable(Deadline::after(Duration::ZERO))?;
         if channel {
             self.hear()?;
         }
         if main {
-            let message = self.connection.recv(Deadline::after(PATIENCE));
+            let message = self.connection.recv(self.within_a_message());
             match message {
                 Err(WireError::Closed) => bail!("the back-end closed its connection"),
                 Err(WireError::Io(error)) => {
@@ -153,33 +201,65 @@ impl Link {
         Ok(())
     }
 
+    /// Waits a moment for what the back-end does without a word, and listens
+    /// meanwhile; false when `wait` is over.
+    pub fn pause(&mut self, wait: &mut Wait) -> Result<bool> {
+        let moment = Deadline::after(LOOK);
+        self.readable(moment.min(wait.end()))?;
+        self.listen()?;
+        self.mention(wait);
+        Ok(!wait.end().passed())
+    }
+
     fn send(
         &mut self,
         request: FrontendReq,
         header: Header,
         payload: &[u8],
         fds: &[BorrowedFd<'_>],
-        deadline: Deadline,
     ) -> Result<()> {
-        self.connection
-            .send(header, payload, fds, deadline)
-            .map_err(|error| spoke(request, &error))
+        // A back-end that still waits for its I/O reads nothing meanwhile.
+        let mut end = self.within_a_message();
+        end = self.unanswered.map_or(end, |wait| wait.end().max(end));
+        let sent = self.connection.send(header, payload, fds, end);
+        sent.map_err(|error| match error {
+            WireError::TimedOut => anyhow!(
+                "the back-end was silent: it did not read {request:?} within {} s",
+                self.limits.message.as_secs()
+            ),
+            error => spoke(request, &error),
+        })
     }
 
     /// Waits for the reply to `request`; serves the back-end's own requests
     /// meanwhile, since it may wait for our answer before it gives its own.
-    fn reply(&mut self, request: FrontendReq, deadline: Deadline) -> Result<Message> {
+    fn reply(&mut self, request: FrontendReq, wait: Wait) -> Result<Message> {
+        let unanswered = self.unanswered.take();
+        let mut wait = unanswered.map_or(wait, |other| wait.or_longer(other));
         loop {
-            let (main, channel) = self.readable(deadline)?;
+            let (main, channel) = self.readable(wait.next())?;
             if channel {
                 self.hear()?;
             }
-            if main || deadline.passed() {
+            if main {
                 break;
             }
+            if wait.end().passed() {
+                bail!(
+                    "the back-end was silent: {request:?} was not answered within {} s",
+                    wait.limit().as_secs()
+                );
+            }
+            self.mention(&mut wait);
         }
-        let reply = self.connection.recv(deadline);
-        let reply = reply.map_err(|error| spoke(request, &error))?;
+        let reply = self.connection.recv(self.within_a_message());
+        let reply = reply.map_err(|error| match error {
+            WireError::TimedOut => anyhow!(
+                "the back-end was silent: its answer to {request:?} was not complete {} s after                  it had begun",
+                self.limits.message.as_secs()
+            ),
+            error => spoke(request, &error),
+        })?;
         let header = reply.header;
         if !header.reply || header.need_reply || header.request != u32::from(request) {
             bail!("the back-end answered {request:?} with something else: {header:?}");
@@ -187,11 +267,26 @@ impl Link {
         Ok(reply)
     }
 
+    /// The end of a message that begins now.
+    fn within_a_message(&self) -> Deadline {
+        Deadline::after(self.limits.message)
+    }
+
+    fn mention(&self, wait: &mut Wait) {
+        if wait.has_grown_long()
+            && let Some(times) = self.long.again()
+        {
+            let id = &self.id;
+            log::warn!("{id}: waiting for its back-end to finish its I/O{times}");
+        }
+    }
+
     fn hear(&mut self) -> Result<()> {
         let Some(channel) = &mut self.channel else {
             return Ok(());
         };
-        let open = channel.serve(&mut self.notices, Deadline::after(PATIENCE));
+        let end = Deadline::after(self.limits.message);
+        let open = channel.serve(&mut self.notices, end);
         if !open.context("a request of the back-end's")? {
             self.channel = None;
         }
@@ -223,15 +318,11 @@ fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {
 pub fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
     match error {
         WireError::Closed => {
-            anyhow::anyhow!("the back-end closed its connection at {request:?}")
+            anyhow!("the back-end closed its connection at {request:?}")
         }
-        WireError::TimedOut => anyhow::anyhow!(
-            "the back-end was silent: {request:?} was not answered within {} s",
-            PATIENCE.as_secs()
-        ),
         error => match NoRoom::within(error) {
             Some(no_room) => anyhow::Error::new(no_room).context(format!("{request:?}")),
-            None => anyhow::anyhow!("{request:?}: {error}"),
+            None => anyhow!("{request:?}: {error}"),
         },
     }
 }

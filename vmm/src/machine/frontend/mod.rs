@@ -12,42 +12,39 @@
 //! Any error ends a session: it is dropped, which closes the connection. The
 //! back-end is trusted with guest memory and with nothing else: each reply is
 //! checked for its request, flags, size and descriptors, and waited for no
-//! longer than [`PATIENCE`].
+//! longer than its [`Limits`] allow.
 
 mod channel;
+mod interruption;
 mod kinds;
+mod limits;
 mod link;
 mod memory;
 mod negotiate;
 mod rings;
 
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use outboard_protocol::launch::Whose;
 use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserConfigFlags};
 use vm_memory::ByteValued;
 
 pub use self::channel::Notices;
+pub use self::interruption::Interruption;
+pub use self::limits::Limits;
 use self::link::Link;
 pub use self::negotiate::Agreement;
 pub use self::rings::{Inflight, RingStart, Stopped};
-
-/// The longest that any one message may take: to be read by the back-end, and
-/// to be answered.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of configuration in one message; QEMU and its back-ends know no
-/// larger one.
-const CONFIG_CHUNK: usize = 256;
 
 /// Nothing has been heard yet.
 #[derive(Debug)]
 pub struct Connected {
     /// GET_FEATURES has been sent, and not been answered yet.
     asked: bool,
+    whose: Whose,
 }
 
 /// Features are agreed on; no ring is known to the back-end.
@@ -93,8 +90,11 @@ impl<P> Session<P> {
         self.link.take_notices()
     }
 
-    /// Reads `len` bytes of device configuration from its start (GET_CONFIG);
+    /// Reads the device configuration, all `len` bytes at once (GET_CONFIG);
     /// `None` when the back-end leaves the configuration to the front-end.
+    ///
+    /// Nothing is put together from pieces: a back-end may answer each with what
+    /// lies at its start, as qemu-storage-daemon does, and say otherwise.
     ///
     /// # Errors
     /// The back-end refuses, or answers something else than it was asked.
@@ -102,56 +102,40 @@ impl<P> Session<P> {
         if !self.link.has_config() || len == 0 {
             return Ok(None);
         }
-        let mut config = Vec::with_capacity(len);
-        while config.len() < len {
-            let count = CONFIG_CHUNK.min(len - config.len());
-            let offset = config.len();
-            let chunk = self
-                .read_config_chunk(offset, count)
-                .with_context(|| format!("reading {len} bytes of configuration"))?;
-            config.extend(chunk);
-        }
-        Ok(Some(config))
-    }
-
-    fn read_config_chunk(&mut self, offset: usize, count: usize) -> Result<Vec<u8>> {
-        let head = config_head(offset, count)?;
+        let head = config_head(0, len)?;
         let mut payload = head.as_slice().to_vec();
-        payload.resize(payload.len() + count, 0);
+        payload.resize(payload.len() + len, 0);
         let reply = self.link.query(FrontendReq::GET_CONFIG, &payload)?;
         let Some((answered, bytes)) = reply.payload.split_at_checked(head.as_slice().len()) else {
-            bail!(
-                "the back-end refused GET_CONFIG: it has no configuration of that length; it may \
-                 serve another kind of device"
-            );
+            bail!("the back-end refused GET_CONFIG: it has no configuration of that length");
         };
         let mut echo = VhostUserConfig::default();
         echo.as_mut_slice().copy_from_slice(answered);
         let (got_offset, got_size) = (echo.offset as usize, echo.size as usize);
-        if (got_offset, got_size) != (offset, count) || bytes.len() != count {
+        if (got_offset, got_size) != (0, len) || bytes.len() != len {
             bail!(
                 "the back-end answered GET_CONFIG with {} bytes (said to be {got_size} at \
-                 {got_offset}) instead of {count} at {offset}",
+                 {got_offset}) instead of {len} at 0",
                 bytes.len()
             );
         }
-        Ok(bytes.to_vec())
+        Ok(Some(bytes.to_vec()))
     }
 
     /// Writes to the device configuration (SET_CONFIG). A back-end without
-    /// configuration is not asked, and one may refuse: the driver then reads
-    /// what it had before.
+    /// configuration is not asked, and one may refuse, as far as it can say so:
+    /// the driver then reads what it had before. Answers whether it obeyed.
     ///
     /// # Errors
     /// The back-end has gone.
-    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        if self.link.has_config() {
-            let head = config_head(offset as usize, data.len())?;
-            let payload = [head.as_slice(), data].concat();
-            let request = FrontendReq::SET_CONFIG;
-            self.link.attempt(request, &payload, &[])?;
+    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
+        if !self.link.has_config() {
+            return Ok(false);
         }
-        Ok(())
+        let head = config_head(offset as usize, data.len())?;
+        let payload = [head.as_slice(), data].concat();
+        let request = FrontendReq::SET_CONFIG;
+        Ok(self.link.attempt(request, &payload, &[])? == 0)
     }
 }
 
@@ -165,30 +149,40 @@ fn config_head(offset: usize, len: usize) -> Result<VhostUserConfig> {
 }
 
 impl Session<Connected> {
-    /// Begins on a connected socket.
+    /// Begins on a connected socket, with a back-end that may be anybody's.
     pub fn new(stream: UnixStream) -> Self {
         Self {
             link: Link::new(Connection::new(stream)),
-            phase: Connected { asked: false },
+            phase: Connected {
+                asked: false,
+                whose: Whose::default(),
+            },
         }
     }
 
     /// Begins on one on which somebody has sent GET_FEATURES: its answer is the
     /// first thing to be read.
     pub fn asked(stream: UnixStream) -> Self {
-        Self {
-            link: Link::new(Connection::new(stream)),
-            phase: Connected { asked: true },
-        }
+        let mut session = Self::new(stream);
+        session.phase.asked = true;
+        session
     }
 
-    /// A copy of the socket, to end the connection by.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn stream(&self) -> io::Result<UnixStream> {
-        let (main, _) = self.fds();
-        Ok(main.try_clone_to_owned()?.into())
+    /// The back-end is this one's.
+    pub fn of(mut self, whose: Whose) -> Self {
+        self.phase.whose = whose;
+        self
+    }
+
+    /// Waits no longer than this.
+    pub fn within(mut self, limits: Limits) -> Self {
+        self.link.set_limits(limits);
+        self
+    }
+
+    /// Whose the back-end is.
+    pub fn whose(&self) -> Whose {
+        self.phase.whose
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use outboard_protocol::devices;
 use outboard_protocol::launch::Device as Spec;
 use vhost::vhost_user::message::{
@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{
 
 use super::channel::Channel;
 use super::kinds;
-use super::{Connected, Negotiated, Session};
+use super::{Connected, Interruption, Negotiated, Session};
 use crate::machine::virtio::F_VERSION_1;
 
 /// The protocol features that we make use of where a back-end offers them.
@@ -62,12 +62,19 @@ pub fn protocol_bit() -> u64 {
 
 impl Session<Connected> {
     /// Finds out what the back-end is and checks that it fits the device that
-    /// it is to serve.
+    /// it is to serve. From now on `interruption` ends whatever is waited for.
     ///
     /// # Errors
     /// What does not fit and what to do, or what went wrong.
-    pub fn negotiate(mut self, spec: &Spec) -> Result<Session<Negotiated>> {
+    pub fn negotiate(
+        mut self,
+        spec: &Spec,
+        interruption: &Interruption,
+    ) -> Result<Session<Negotiated>> {
         let link = &mut self.link;
+        link.set_id(&spec.id);
+        let keeping = "keeping the connection";
+        interruption.watch(&link.fds().0).context(keeping)?;
         let features = match self.phase.asked {
             true => link.answer_u64(FrontendReq::GET_FEATURES)?,
             false => link.query_u64(FrontendReq::GET_FEATURES)?,
@@ -88,6 +95,7 @@ impl Session<Connected> {
             }
             if protocol.contains(Protocol::BACKEND_REQ) {
                 let (channel, theirs) = Channel::new()?;
+                interruption.watch(&channel).context(keeping)?;
                 link.command(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
                 link.open(channel);
             }

@@ -13,6 +13,7 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::limits::Wait;
 use super::link::spoke;
 use super::negotiate::protocol_bit;
 use super::{Agreement, Negotiated, Session, Started, memory};
@@ -42,12 +43,14 @@ pub struct RingStart {
 }
 
 /// A ring that the back-end has handed back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Stopped {
     /// Index of the queue.
     pub queue: u16,
     /// The index of the next available entry that it would have taken.
     pub base: u16,
+    /// For all that it had taken to be over; it began with the request.
+    wait: Wait,
 }
 
 /// The region in which a back-end notes what it has taken and not answered. We
@@ -112,6 +115,29 @@ impl Session<Negotiated> {
     }
 }
 
+impl<P> Session<P> {
+    /// Waits until the back-end has returned what it had taken of a ring before
+    /// it stopped that: `under_way` says whether there is any. It and the stop
+    /// have one deadline together.
+    ///
+    /// # Errors
+    /// It does not finish, or has gone.
+    pub fn wait_drained(&mut self, stopped: &Stopped, under_way: impl Fn() -> bool) -> Result<()> {
+        let mut wait = stopped.wait;
+        while under_way() {
+            if !self.link.pause(&mut wait)? {
+                bail!(
+                    "the back-end stopped queue {} with requests under way and did not finish \
+                     them within {} s",
+                    stopped.queue,
+                    wait.limit().as_secs()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Session<Started> {
     /// Starts rings, each whole, and enables them when all of them are; then
     /// each is kicked once more. The kick that was there from the start is
@@ -139,19 +165,17 @@ impl Session<Started> {
         Ok(())
     }
 
-    /// Stops one ring (GET_VRING_BASE) and answers its next available index.
-    /// What the back-end has taken may still complete, unless it is our own.
+    /// Stops one ring (GET_VRING_BASE). What the back-end has taken may still
+    /// complete, unless it is our own: [`Session::wait_drained`].
     ///
     /// # Errors
     /// The back-end has gone, or answers for another ring.
-    pub fn stop_ring(&mut self, index: u16) -> Result<u16> {
+    pub fn stop_ring(&mut self, index: u16) -> Result<Stopped> {
+        let request = FrontendReq::GET_VRING_BASE;
         let state = VhostUserVringState::new(index.into(), 0);
-        let reply = self
-            .link
-            .query(FrontendReq::GET_VRING_BASE, state.as_slice())?;
-        let state: VhostUserVringState = reply
-            .body()
-            .map_err(|error| spoke(FrontendReq::GET_VRING_BASE, &error))?;
+        let wait = self.link.limits().wait_for(request);
+        let reply = self.link.query_within(request, state.as_slice(), wait)?;
+        let state: VhostUserVringState = reply.body().map_err(|error| spoke(request, &error))?;
         let (stopped, base) = (state.index, state.num);
         let same = stopped == u32::from(index);
         let Some(base) = u16::try_from(base).ok().filter(|_| same) else {
@@ -159,7 +183,11 @@ impl Session<Started> {
         };
         self.enable(index, false)?;
         self.phase.rings.retain(|ring| *ring != index);
-        Ok(base)
+        Ok(Stopped {
+            queue: index,
+            base,
+            wait,
+        })
     }
 
     /// The rings that are started.
@@ -174,10 +202,7 @@ impl Session<Started> {
     pub fn stop(mut self) -> Result<(Session<Negotiated>, Vec<Stopped>)> {
         let mut bases = Vec::new();
         for index in self.phase.rings.clone() {
-            bases.push(Stopped {
-                queue: index,
-                base: self.stop_ring(index)?,
-            });
+            bases.push(self.stop_ring(index)?);
         }
         let session = Session {
             link: self.link,

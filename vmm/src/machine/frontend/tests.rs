@@ -1,11 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
-use outboard_protocol::wire::Header;
+use outboard_protocol::wire::{Header, WireError};
 use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures as Protocol};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,6 +14,12 @@ use super::fake::{Fake, Fault};
 use super::*;
 use crate::machine::memory::{Backing, Ram};
 use crate::machine::virtio::Ring;
+
+/// Enough for an answer on a busy machine.
+const SHORT: Limits = Limits {
+    message: Duration::from_secs(5),
+    answer: Duration::from_secs(5),
+};
 
 fn spec(queues: u16) -> launch::Device {
     launch::Device {
@@ -44,16 +51,17 @@ fn ring_start(index: u16) -> RingStart {
 /// Everything that a session can do, once.
 fn drive(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let ram = Ram::new(2 << 20, Backing::default())?;
-    let mut session = Session::<Connected>::new(stream).negotiate(&spec(2))?;
+    let session = Session::<Connected>::new(stream).within(SHORT);
+    let mut session = session.negotiate(&spec(2), &Interruption::default())?;
     let config = session.read_config(60)?.context("no configuration")?;
     assert_eq!(config[..2], [0, 8]);
     session.write_config(32, &[1])?;
     let rings = [ring_start(0), ring_start(1)];
     let session = session.start(&ram, 1 << 32, (2, 64), None, &rings)?;
     assert_eq!(session.rings(), [0, 1]);
-    let (mut session, bases) = session.stop()?;
-    let stopped = |queue| Stopped { queue, base: 0 };
-    assert_eq!(bases, [stopped(0), stopped(1)]);
+    let (mut session, stopped) = session.stop()?;
+    let stopped: Vec<_> = stopped.iter().map(|ring| (ring.queue, ring.base)).collect();
+    assert_eq!(stopped, [(0, 0), (1, 0)]);
     session.reset_device()
 }
 
@@ -102,7 +110,9 @@ fn a_back_end_that_was_asked_already_is_not_asked_again() {
     let request = Header::request(FrontendReq::GET_FEATURES.into());
     let long = Deadline::after(Duration::from_secs(60));
     asked.send(request, &[], &[], long).unwrap();
-    let session = Session::asked(stream).negotiate(&spec(2)).unwrap();
+    let session = Session::asked(stream)
+        .negotiate(&spec(2), &Interruption::default())
+        .unwrap();
     assert_eq!(session.agreement().features, Fake::default().features);
     drop((session, asked));
     let seen = fake.seen.iter().map(|(request, _)| request);
@@ -161,7 +171,8 @@ fn one_fault(case: (FrontendReq, Fault)) -> Result<()> {
 
 fn refusal(fake: Fake, queues: u16) -> String {
     let (stream, _fake) = fake.start();
-    let session = Session::<Connected>::new(stream).negotiate(&spec(queues));
+    let session =
+        Session::<Connected>::new(stream).negotiate(&spec(queues), &Interruption::default());
     format!("{:#}", session.unwrap_err())
 }
 
@@ -187,7 +198,8 @@ fn a_back_end_that_does_not_fit_is_refused_with_advice() {
         fewer: true,
         ..spec(4)
     };
-    let session = Session::<Connected>::new(stream).negotiate(&nobody_asked);
+    let session =
+        Session::<Connected>::new(stream).negotiate(&nobody_asked, &Interruption::default());
     assert_eq!(session.unwrap().agreement().serves(&nobody_asked), 1);
     let none = Fake {
         queues: 0,
@@ -222,7 +234,7 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
     entropy.kind = Kind::unnamed(4, 0);
     let ram = Ram::new(2 << 20, Backing::default()).unwrap();
     let mut session = Session::<Connected>::new(stream)
-        .negotiate(&entropy)
+        .negotiate(&entropy, &Interruption::default())
         .unwrap();
     assert_eq!(session.read_config(0).unwrap(), None);
     session.reset_device().unwrap();
@@ -272,7 +284,7 @@ fn a_ring_is_described_as_the_specification_says() {
 fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
     let (stream, fake) = Fake::default().start();
     let mut session = Session::<Connected>::new(stream)
-        .negotiate(&spec(1))
+        .negotiate(&spec(1), &Interruption::default())
         .unwrap();
     let theirs = fake.channel.recv_timeout(Duration::from_secs(60)).unwrap();
     let theirs = Connection::new(theirs.into());
@@ -306,6 +318,102 @@ fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
     session.listen().unwrap();
     assert!(session.fds().1.is_none(), "it may close the channel");
     session.read_config(60).unwrap();
+}
+
+/// One who asks and reads no answer costs its channel, and nobody's time.
+#[test]
+fn answers_that_are_not_read_are_not_waited_for() {
+    let (stream, fake) = Fake::default().start();
+    let mut session = Session::<Connected>::new(stream)
+        .negotiate(&spec(1), &Interruption::default())
+        .unwrap();
+    let theirs = fake.channel.recv_timeout(Duration::from_secs(60)).unwrap();
+    let theirs = Connection::new(theirs.into());
+    let header = Header::request(BackendReq::CONFIG_CHANGE_MSG.into()).with_need_reply();
+    let mut asked = 0;
+    while session.fds().1.is_some() {
+        asked += 1;
+        assert!(asked < 100_000, "an answer always fits");
+        let soon = Deadline::after(Duration::from_secs(60));
+        theirs.send(header, &[], &[], soon).unwrap();
+        session.listen().unwrap();
+    }
+    let notices = session.take_notices();
+    assert!(notices.unread && notices.config_changed);
+    let soon = Deadline::after(Duration::from_secs(60));
+    let closed = theirs.send(header, &[], &[], soon).unwrap_err();
+    assert!(matches!(closed, WireError::Closed), "{closed}");
+    // The rest of the session is as good as before.
+    assert!(session.read_config(60).unwrap().is_some());
+}
+
+#[test]
+fn what_may_need_io_is_waited_for_longer_than_what_does_not() {
+    let limits = Limits::default();
+    let io = [
+        FrontendReq::SET_CONFIG,
+        FrontendReq::SET_FEATURES,
+        FrontendReq::SET_VRING_ENABLE,
+        FrontendReq::GET_VRING_BASE,
+        FrontendReq::RESET_DEVICE,
+    ];
+    for request in ANSWERED {
+        let wait = limits.wait_for(request);
+        let expected = match io.contains(&request) {
+            true => limits.answer,
+            false => limits.message,
+        };
+        assert_eq!(wait.limit(), expected, "{request:?}");
+        // That is mentioned before the end, and nothing else is.
+        assert_eq!(wait.next() < wait.end(), io.contains(&request));
+    }
+}
+
+/// A back-end obeys in order: without acknowledgements the next answer waits for
+/// what was asked before.
+#[test]
+fn what_follows_an_unanswered_request_may_need_as_long() {
+    let (stream, fake) = Fake {
+        protocol: Fake::default().protocol & !Protocol::REPLY_ACK,
+        fault: Some((FrontendReq::SET_CONFIG, Fault::Late(Duration::from_secs(3)))),
+        ..Fake::default()
+    }
+    .start();
+    let limits = Limits {
+        message: Duration::from_secs(2),
+        answer: Duration::from_secs(120),
+    };
+    let mut session = Session::<Connected>::new(stream)
+        .within(limits)
+        .negotiate(&spec(1), &Interruption::default())
+        .unwrap();
+    session.write_config(32, &[1]).unwrap();
+    assert!(session.read_config(60).unwrap().is_some());
+    drop(session);
+    fake.join();
+}
+
+#[test]
+fn a_configuration_is_read_whole_or_not_at_all() {
+    for len in [60, 256, 300, 4080] {
+        let (stream, fake) = Fake {
+            config: (0..len).map(|at| at as u8).collect(),
+            ..Fake::default()
+        }
+        .start();
+        let mut session = Session::<Connected>::new(stream)
+            .negotiate(&spec(1), &Interruption::default())
+            .unwrap();
+        let config = session.read_config(len).unwrap().unwrap();
+        assert!((0..len).all(|at| config[at] == at as u8));
+        session.read_config(len + 1).unwrap_err();
+        drop(session);
+        let asked = fake
+            .seen
+            .iter()
+            .filter(|(r, _)| *r == FrontendReq::GET_CONFIG);
+        assert_eq!(asked.count(), 2, "{len}");
+    }
 }
 
 #[test]

@@ -11,9 +11,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
-use outboard_protocol::deadline::limits;
 
 use super::Worker;
 use crate::machine::device::backend::Backend;
@@ -63,16 +62,11 @@ impl Worker {
         self.mastering = Mastering::Off;
         match std::mem::take(&mut self.backend) {
             Backend::Running(session) => {
-                let (session, stopped) = session.stop()?;
-                self.backend = Backend::Idle(session);
+                let (mut session, stopped) = session.stop()?;
                 self.keep(&stopped);
-                if !self.are_drained(&stopped, Deadline::after(limits::ANSWER)) {
-                    bail!(
-                        "the guest turned bus mastering off, and what the back-end had of its \
-                         memory was not back within {} s",
-                        limits::ANSWER.as_secs()
-                    );
-                }
+                let drained = self.wait_for_drain(&mut session, &stopped);
+                drained.context("the guest turned bus mastering off")?;
+                self.backend = Backend::Idle(session);
             }
             idle @ Backend::Idle(_) => self.backend = idle,
             // Whoever was there may still have the memory.
