@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
-use outboard::machine::frontend::{Connected, Interruption, Negotiated, RingStart, Session};
+use outboard::machine::frontend::{Cache, Connected, Interruption, Negotiated, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::{F_VERSION_1, Ring};
-use outboard_protocol::devices::Kind;
+use outboard_protocol::devices::{BlkConfig, Kind};
 use outboard_protocol::launch;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -231,6 +231,30 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
         .unwrap();
     wait_used(&ram, 1);
     drop(session);
+}
+
+/// It has a cache and says that it has none, until it is told.
+#[test]
+fn a_disk_whose_cache_is_on_says_so_when_it_was_told() {
+    let Some(daemon) = Daemon::start(1) else {
+        return;
+    };
+    let mut session = negotiated(&daemon, 1);
+    let writeback = |session: &mut Session<Negotiated>| {
+        let config = session.read_config(60).unwrap().unwrap();
+        config[BlkConfig::WRITEBACK as usize]
+    };
+    let set = Cache::Set { changed: true };
+    let first = Cache::Set {
+        changed: writeback(&mut session) == 0,
+    };
+    assert_eq!(session.set_cache(true, 60).unwrap(), first);
+    assert_eq!(writeback(&mut session), 1);
+    let unchanged = Cache::Set { changed: false };
+    assert_eq!(session.set_cache(true, 60).unwrap(), unchanged);
+    assert_eq!(session.set_cache(false, 60).unwrap(), set);
+    // Without the byte in what the driver sees there is none to be believed.
+    assert_eq!(session.set_cache(true, 32).unwrap(), Cache::Unknown);
 }
 
 /// It knows 60 bytes of a disk's configuration, and answers each offset with what

@@ -375,6 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn a_back_end_is_our_own_unless_its_program_is_named_or_it_listens() {
+        let named = PathBuf::from("/usr/bin/outboard-blk");
+        let foreign = |writeback| Whose::Foreign { writeback };
+        for (program, wce, expected) in [
+            (None, None, Whose::Own),
+            (None, Some(false), Whose::Own),
+            (Some(&named), None, foreign(true)),
+            (Some(&named), Some(true), foreign(true)),
+            (Some(&named), Some(false), foreign(false)),
+        ] {
+            assert_eq!(whose(program, wce), expected, "{program:?} {wce:?}");
+        }
+        let socket = Resource::Socket {
+            path: "/run/blk.sock".into(),
+            wait: Wait::Forever,
+        };
+        assert_eq!(socket.whose(), foreign(true));
+    }
+
+    #[test]
     fn a_console_is_not_written_to_what_the_guest_is_made_of() {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);

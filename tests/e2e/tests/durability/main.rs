@@ -5,6 +5,7 @@
 //!   tracepoints ([`trace`]), since no one else sees what io_uring does;
 //! - [`power_cut`]: what is left on a disk whose power was cut, in an emulated
 //!   host that logs what reaches its disk ([`block_log`]);
+//! - [`foreign`]: the write cache of a back-end that others wrote, or started;
 //! - [`killed`]: what is left when a process is killed;
 //! - [`corruption`]: one byte that is not what was written.
 //!
@@ -14,6 +15,7 @@
 mod block_log;
 mod corruption;
 mod direct;
+mod foreign;
 mod killed;
 mod power_cut;
 mod served;
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
     let trials = [
         syncs::trials(),
         direct::trials(),
+        foreign::trials(),
         corruption::trials(),
         killed::trials(),
         power_cut::trials(),

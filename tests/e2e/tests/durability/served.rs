@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -23,7 +24,9 @@ pub const QUEUES: u64 = 4;
 pub enum Way {
     /// As `outboard run --disk path=` does it.
     Path,
-    /// By a back-end started by hand, with this engine.
+    /// By a back-end with this engine, started by hand; with `wce=off` by
+    /// `outboard run`, since it does not believe that of any that it was not
+    /// told itself.
     Engine(&'static str),
     /// By QEMU's storage daemon, of whatever version is installed.
     StorageDaemon,
@@ -118,54 +121,61 @@ fn faulty_programs() -> Result<PathBuf> {
     }
 }
 
-/// Where a back-end started by hand listens.
 fn socket(image: &Image) -> PathBuf {
     image.directory().join("disk.sock")
 }
 
 /// A back-end started by hand. Dropped, it is killed.
 #[derive(Debug)]
-struct Backend {
+pub struct Backend {
     child: Child,
     socket: PathBuf,
 }
 
 impl Backend {
-    /// Starts one and waits until it listens.
-    fn start(program: &Path, engine: &str, image: &Image, options: &[&str]) -> Result<Self> {
+    /// Starts outboard-blk and waits until it listens.
+    pub fn start(program: &Path, engine: &str, image: &Image, options: &[&str]) -> Result<Self> {
+        let socket = socket(image);
         let mut command = Command::new(program);
         command
-            .arg(format!("--socket-path={}", socket(image).display()))
+            .arg(format!("--socket-path={}", socket.display()))
             .arg(format!("--blk-file={}", image.path().display()))
             .args([
                 format!("--engine={engine}"),
                 format!("--num-queues={QUEUES}"),
             ])
             .args(options);
-        Self::spawn(command, image)
+        Self::by(command, image)
     }
 
-    /// The same by QEMU's storage daemon.
-    fn storage_daemon(image: &Image) -> Result<Self> {
+    /// Starts QEMU's and waits until it listens.
+    pub fn storage_daemon(image: &Image) -> Result<Self> {
         let mut command = Command::new("qemu-storage-daemon");
-        let file = format!("file,node-name=disk,filename={}", image.path().display());
-        command.args(["--blockdev", &file, "--export"]);
-        command.arg(format!(
-            "vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES},\
-             addr.type=unix,addr.path={}",
-            socket(image).display()
-        ));
-        Self::spawn(command, image)
+        let file = image.path().display();
+        let socket = socket(image);
+        let at = format!("addr.type=unix,addr.path={}", socket.display());
+        command
+            .args([
+                "--blockdev",
+                &format!("file,node-name=disk,filename={file}"),
+            ])
+            .args([
+                "--export",
+                &format!(
+                    "vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES},{at}"
+                ),
+            ]);
+        Self::by(command, image)
     }
 
-    fn spawn(mut command: Command, image: &Image) -> Result<Self> {
+    fn by(mut command: Command, image: &Image) -> Result<Self> {
+        let socket = socket(image);
         let messages = image.directory().join("back-end.txt");
         let child = command
             .stdin(Stdio::null())
             .stderr(fs::File::create(&messages)?)
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
-        let socket = socket(image);
         let mut this = Self { child, socket };
         eventually("the back-end holds the image", || {
             if let Some(status) = this.child.try_wait()? {
@@ -187,6 +197,16 @@ impl Drop for Backend {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A script that starts the program with this engine.
+fn with_engine(program: &Path, engine: &str, image: &Image) -> Result<PathBuf> {
+    let path = image.directory().join("back-end.sh");
+    let program = program.display();
+    let text = format!("#!/bin/sh\nexec '{program}' --engine={engine} \"$@\"\n");
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    Ok(path)
 }
 
 /// A running VM with one disk of [`QUEUES`] queues.
@@ -217,19 +237,35 @@ impl Served {
                 words.extend(options.iter().map(|option| (*option).to_owned()));
                 (None, words.join(","))
             }
+            Way::Engine(engine) if options.contains(&"wce=off") => {
+                let program = with_engine(&program.path()?, engine, image)?;
+                let options = options.join(",");
+                let backend = program.display();
+                (
+                    None,
+                    format!("{},backend={backend},{options}", image.option()),
+                )
+            }
             Way::Engine(engine) => {
                 let dashed: Vec<String> = options.iter().map(|word| format!("--{word}")).collect();
                 let dashed: Vec<&str> = dashed.iter().map(String::as_str).collect();
                 let backend = Backend::start(&program.path()?, engine, image, &dashed)?;
-                let disk = format!("socket={}", backend.socket.display());
-                (Some(backend), disk)
+                return Self::by_hand(backend, cmdline);
             }
             Way::StorageDaemon => {
-                let backend = Backend::storage_daemon(image)?;
-                let disk = format!("socket={}", backend.socket.display());
-                (Some(backend), disk)
+                return Self::by_hand(Backend::storage_daemon(image)?, cmdline);
             }
         };
+        Self::run(backend, &disk, cmdline)
+    }
+
+    /// Starts the bundled guest with the disk of a back-end started by hand.
+    pub fn by_hand(backend: Backend, cmdline: &str) -> Result<Self> {
+        let disk = format!("socket={}", backend.socket.display());
+        Self::run(Some(backend), &disk, cmdline)
+    }
+
+    fn run(backend: Option<Backend>, disk: &str, cmdline: &str) -> Result<Self> {
         let vm = Run::guest(&format!("{cmdline} queues={QUEUES}"))?
             .with("--cpus", QUEUES.to_string())
             .with("--memory", "256M")

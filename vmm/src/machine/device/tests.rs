@@ -147,6 +147,11 @@ impl Bench {
         self.drive_ring([descriptors, 0x2000, USED], 0);
     }
 
+    /// As [`Self::drive`], with these features below bit 32.
+    fn drive_with(&self, features: u64) {
+        self.drive_ring([0x1000, 0x2000, USED], features);
+    }
+
     fn drive_ring(&self, parts: [u64; 3], features: u64) {
         self.write(BAR + 20, 3, 1);
         self.write(BAR + 8, 0, 4);
@@ -647,12 +652,11 @@ fn a_back_end_that_reads_no_answers_costs_nobody_anything() {
     let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
     let theirs = Connection::new(fake.channel.recv_timeout(PATIENCE).unwrap().into());
     let ask = Header::request(BackendReq::CONFIG_CHANGE_MSG.into()).with_need_reply();
-    let asking = |_| {
-        theirs
-            .send(ask, &[], &[], Deadline::after(PATIENCE))
-            .is_ok()
+    let closed = |_| {
+        let sent = theirs.send(ask, &[], &[], Deadline::after(PATIENCE));
+        sent.is_err_and(|error| matches!(error, WireError::Closed))
     };
-    assert!((0..100_000).any(|i| !asking(i)), "its channel is closed");
+    assert!((0..100_000).any(closed), "its channel is closed");
     bench.drive();
     bench.reset();
     assert!(bench.events.take().is_empty());
@@ -688,6 +692,107 @@ fn rings_over_one_another_are_the_driver_s_fault() {
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     assert!(bench.events.take().is_empty(), "nothing is lost");
+}
+
+const FLUSH: u64 = 1 << 9;
+const CONFIG_WCE: u64 = 1 << 11;
+
+/// A disk whose cache can be set, and is said to be off.
+fn cached() -> Fake {
+    Fake {
+        features: Fake::default().features | FLUSH | CONFIG_WCE,
+        ..Fake::default()
+    }
+}
+
+impl Bench {
+    /// The features below bit 32 that the driver is offered.
+    fn offered(&self) -> u64 {
+        self.write(BAR, 0, 4);
+        self.read(BAR + 4, 4)
+    }
+
+    fn writeback(&self) -> u64 {
+        self.read(CONFIG + u64::from(BlkConfig::WRITEBACK), 1)
+    }
+}
+
+#[test]
+fn a_foreign_disk_s_cache_is_on_before_a_driver_sees_it_and_after_each_reset() {
+    let Some(bench) = Bench::new() else { return };
+    // It goes back to 0 upon each reset, and lets the driver change it.
+    let fake = bench.attached(cached());
+    for _ in 0..3 {
+        assert_eq!(bench.offered() & CONFIG_WCE, CONFIG_WCE);
+        assert_eq!(bench.writeback(), 1);
+        bench.drive_with(FLUSH | CONFIG_WCE);
+        let at = CONFIG + u64::from(BlkConfig::WRITEBACK);
+        bench.write(at, 0, 1);
+        fake.wait_for(FrontendReq::GET_CONFIG);
+        eventually(|| bench.writeback() == 0);
+        bench.reset();
+    }
+    assert_eq!(bench.writeback(), 1);
+    let written = fake.seen.try_iter();
+    let written: Vec<_> = written
+        .filter(|(request, _)| *request == FrontendReq::SET_CONFIG)
+        .collect();
+    assert!(written.len() >= 6, "{}", written.len());
+}
+
+#[test]
+fn a_cache_is_what_whoever_started_the_back_end_said() {
+    for (whose, before, after) in [
+        (Whose::Own, 0, 0),
+        (Whose::Own, 1, 1),
+        (Whose::Foreign { writeback: true }, 0, 1),
+        (Whose::Foreign { writeback: false }, 1, 0),
+    ] {
+        let Some(bench) = Bench::new() else { return };
+        let mut fake = cached();
+        fake.config[BlkConfig::WRITEBACK as usize] = before;
+        let _fake = bench.attached_within(fake, Limits::default(), whose);
+        assert_eq!(bench.writeback(), after, "{whose:?}, {before}");
+        assert_eq!(bench.offered() & CONFIG_WCE, CONFIG_WCE);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_set_is_not_offered_to_be() {
+    for fault in [Fault::Value, Fault::Idle] {
+        let Some(bench) = Bench::new() else { return };
+        let _fake = bench.attached(Fake {
+            fault: Some((FrontendReq::SET_CONFIG, fault)),
+            ..cached()
+        });
+        let offered = bench.offered();
+        assert_eq!(offered & (CONFIG_WCE | FLUSH), FLUSH, "{fault:?}");
+        bench.drive_with(FLUSH);
+        bench.reset();
+        assert_eq!(bench.offered(), offered);
+    }
+    // Without CONFIG_WCE a driver goes by FLUSH anyway.
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake {
+        features: cached().features & !CONFIG_WCE,
+        ..Fake::default()
+    });
+    assert_eq!(bench.offered() & FLUSH, FLUSH);
+    let mut seen = fake.seen.try_iter().map(|(request, _)| request);
+    assert!(seen.all(|request| request != FrontendReq::SET_CONFIG));
+}
+
+#[test]
+fn a_driver_that_does_not_flush_has_no_cache() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(cached());
+    fake.wait_for(FrontendReq::SET_CONFIG);
+    bench.drive_with(CONFIG_WCE);
+    let written = fake.wait_for(FrontendReq::SET_CONFIG);
+    assert_eq!(written.payload[12..], [0]);
+    eventually(|| bench.writeback() == 0);
+    bench.reset();
+    assert_eq!(bench.writeback(), 1);
 }
 
 #[derive(Clone, Debug)]

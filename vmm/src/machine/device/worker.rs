@@ -11,6 +11,7 @@
 //! does the inflight region of a back-end that was lost: a successor will start
 //! from them.
 
+mod cache;
 mod config;
 mod mastering;
 
@@ -189,8 +190,9 @@ impl Worker {
         let agreement = session.agreement();
         self.served = agreement.serves(&self.spec);
         self.backend = Backend::Idle(session);
+        let cache = self.attach_cache()?;
         let config = self.read_config()?.unwrap_or_default();
-        let features = pairs::usable(&agreement, &config, &self.spec)?;
+        let features = cache.usable(pairs::usable(&agreement, &config, &self.spec)?);
         self.function.with_registers(|registers| {
             registers.offer(features);
             registers.set_config(&config);
@@ -214,6 +216,7 @@ impl Worker {
             self.needs_reset();
             return Ok(());
         }
+        self.without_flushes(features)?;
         let starts = self.served_rings();
         let starts = starts.map(|(ring, base)| self.lend(ring, base));
         let starts: Vec<_> = starts.collect::<Result<_>>()?;
@@ -321,7 +324,7 @@ impl Worker {
         self.withdraw_all();
         session.reset_device()?;
         self.backend = Backend::Idle(session);
-        Ok(())
+        self.reset_cache()
     }
 
     /// As [`wait_drained`], of all rings that were stopped.

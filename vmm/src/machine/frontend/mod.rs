@@ -14,6 +14,7 @@
 //! checked for its request, flags, size and descriptors, and waited for no
 //! longer than its [`Limits`] allow.
 
+mod cache;
 mod channel;
 mod interruption;
 mod kinds;
@@ -32,6 +33,7 @@ use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserConfigFlags};
 use vm_memory::ByteValued;
 
+pub use self::cache::Cache;
 pub use self::channel::Notices;
 pub use self::interruption::Interruption;
 pub use self::limits::Limits;
