@@ -15,7 +15,7 @@ PEERS_DIRECTORY=${OUTBOARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/outboard}/peer
 PEER_CRATES="vhost-device-rng=0.1.0 vhost-device-vsock=0.3.0 virtiofsd=1.14.0"
 PEER_TARGET=x86_64-unknown-linux-gnu
 # COMMAND=PACKAGE
-PEER_COMMANDS="qemu-storage-daemon=qemu-utils qemu-img=qemu-utils qemu-system-x86_64=qemu-system-x86"
+PEER_COMMANDS="qemu-storage-daemon=qemu-utils qemu-img=qemu-utils qemu-system-x86_64=qemu-system-x86 strace=strace"
 
 fetch_peers() {
     local pair lock missing=()

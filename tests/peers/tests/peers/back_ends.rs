@@ -15,6 +15,11 @@ use outboard_peers::table::Outcome;
 use crate::{BACK_ENDS, Cell, Need};
 
 const DAEMON: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
+const TRACED: &[Need] = &[
+    Need::Kvm,
+    Need::Program("qemu-storage-daemon"),
+    Need::Program("strace"),
+];
 const QCOW2: &[Need] = &[
     Need::Kvm,
     Need::Program("qemu-storage-daemon"),
@@ -35,6 +40,7 @@ pub fn cells() -> Vec<Cell> {
         cell(&daemon, "read-only", DAEMON, a_read_only_disk),
         cell(&daemon, "a qcow2 image behind it", QCOW2, a_qcow2_image),
         cell(&daemon, "device reset", DAEMON, a_disk_that_is_reset),
+        cell(&daemon, "flush", TRACED, a_disk_that_is_flushed),
         cell(&daemon, "one VM after another", DAEMON, several_vms),
         cell(&rng, "one VM after another", RNG, several_vms_with_entropy),
     ]
@@ -71,8 +77,22 @@ struct Daemon {
 
 impl Daemon {
     fn start(image: &Path, format: &str, export: &str) -> Result<Self> {
+        Self::by(Command::new("qemu-storage-daemon"), image, format, export)
+    }
+
+    /// As [`Self::start`], by a tracer that notes each sync in `trace`.
+    fn traced(trace: &Path, image: &Path, format: &str, export: &str) -> Result<Self> {
+        let mut command = Command::new("strace");
+        // The tracer is not its parent, so that it is ended as any other.
+        command
+            .args(["-D", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o"])
+            .arg(trace)
+            .arg("qemu-storage-daemon");
+        Self::by(command, image, format, export)
+    }
+
+    fn by(mut command: Command, image: &Path, format: &str, export: &str) -> Result<Self> {
         let socket = image.with_extension("sock");
-        let mut command = Command::new("qemu-storage-daemon");
         // Locks are given back a moment after their holder has gone.
         command
             .arg("--blockdev")
@@ -209,6 +229,29 @@ fn a_disk_that_is_reset() -> Result<Outcome> {
         .with_code(0)?;
     daemon.end()?;
     compare(&ended, &image, 3)?;
+    Ok(Outcome::Passed)
+}
+
+/// What a guest flushes is synced; and the byte that a Linux guest goes by, and
+/// that this daemon has at 0 by itself, says that it has to flush.
+fn a_disk_that_is_flushed() -> Result<Outcome> {
+    const REQUESTS: u64 = 400;
+    const EVERY: u64 = 4;
+    let image = Image::new(SIZE)?;
+    let trace = image.path().with_extension("trace");
+    let daemon = Daemon::traced(&trace, image.path(), "raw", ",writable=on")?;
+    let cmdline =
+        format!("scenario=identify,verify requests={REQUESTS} depth=1 flush_every={EVERY}");
+    let ended = daemon.guest(&cmdline, "")?.to_the_end()?.with_code(0)?;
+    ended.result("verify")?.passed()?;
+    ensure!(ended.console.contains(" wce=1 "), "{ended}");
+    daemon.end()?;
+    let trace = fs::read_to_string(&trace).context("the trace")?;
+    let calls = trace.lines().filter(|line| line.contains("sync("));
+    let syncs = calls.count() as u64;
+    // One with nothing written since the last needs none.
+    let least = REQUESTS / EVERY / 2;
+    ensure!(syncs >= least, "{syncs} syncs, {least} at least:\n{trace}");
     Ok(Outcome::Passed)
 }
 
