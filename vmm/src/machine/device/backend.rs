@@ -2,7 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use outboard_log::Rarely;
+use outboard_protocol::devices;
 use outboard_protocol::launch::{self, Whose};
 
 use super::ring;
@@ -102,22 +104,47 @@ fn wanted(spec: &launch::Device) -> String {
     format!("reading {len} bytes of configuration ({advice})")
 }
 
+/// What becomes of a card's back-end that keeps what it has taken to receive into
+/// after it has stopped the ring, or of one of a kind that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// It must not touch that any more (vhost-user, "Suspended device state"), so
+    /// it is said and believed.
+    Believed,
+    /// Its session is over: nobody else may have the memory before.
+    Refused,
+}
+
 /// Waits until the back-end has returned what it had taken of a ring before it
-/// stopped that. Ours have when they say so; others may be late.
+/// stopped that. Ours have when they say so; others may be late. A disk's goes no
+/// further before that, since it would write into what the guest uses for other
+/// things by then.
 ///
 /// # Errors
 /// It does not finish, or has gone.
 pub fn wait_drained<P>(
     session: &mut Session<P>,
-    whose: Whose,
+    (spec, whose): (&launch::Device, Whose),
     stopped: &Stopped,
-    rings: &[Ring],
-    ram: &Ram,
+    (ring, ram): (&Ring, &Ram),
+    keeping: Keeping,
 ) -> Result<()> {
-    match rings.iter().find(|ring| ring.index == stopped.queue) {
-        Some(ring) if whose != Whose::Own => {
-            session.wait_drained(stopped, || ring::is_under_way(ring, stopped.base, ram))
-        }
-        _ => Ok(()),
+    let Whose::Foreign { .. } = whose else {
+        return Ok(());
+    };
+    let kind = spec.kind.virtio_id;
+    let under_way = || ring::is_under_way(ring, stopped.base, ram);
+    if session.wait_drained(stopped, kind == devices::NET, under_way)? {
+        return Ok(());
     }
+    let queue = stopped.queue;
+    if kind == devices::BLK || keeping == Keeping::Refused {
+        bail!("the back-end stopped queue {queue} and did not finish its requests in time");
+    }
+    static KEPT: Rarely = Rarely::new();
+    if let Some(times) = KEPT.again() {
+        let id = &spec.id;
+        log::warn!("{id}: its back-end stopped queue {queue} and kept what it had taken{times}");
+    }
+    Ok(())
 }

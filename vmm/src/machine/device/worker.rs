@@ -28,7 +28,7 @@ use outboard_protocol::descriptors::{NoRoom, explain};
 use outboard_protocol::launch::{self, Whose};
 
 use self::mastering::Mastering;
-use super::backend::{Backend, wait_drained};
+use super::backend::{Backend, Keeping, wait_drained};
 use super::errors::RingErrors;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
 use super::{pairs, ring};
@@ -279,7 +279,14 @@ impl Worker {
             return Ok(());
         };
         let stopped = session.stop_ring(queue)?;
-        wait_drained(session, self.whose, &stopped, &[ring], &self.ram)?;
+        let whose = (&self.spec, self.whose);
+        wait_drained(
+            session,
+            whose,
+            &stopped,
+            (&ring, &self.ram),
+            Keeping::Believed,
+        )?;
         let start = self.lend(ring, stopped.base)?;
         if let Backend::Running(session) = &mut self.backend {
             session.start_rings(std::slice::from_ref(&start))?;
@@ -320,7 +327,7 @@ impl Worker {
         };
         self.errors.clear();
         let (mut session, stopped) = session.stop()?;
-        self.wait_for_drain(&mut session, &stopped)?;
+        self.wait_for_drain(&mut session, &stopped, Keeping::Believed)?;
         self.withdraw_all();
         session.reset_device()?;
         self.backend = Backend::Idle(session);
@@ -328,10 +335,18 @@ impl Worker {
     }
 
     /// As [`wait_drained`], of all rings that were stopped.
-    fn wait_for_drain<P>(&self, session: &mut Session<P>, stopped: &[Stopped]) -> Result<()> {
-        let rings: Vec<_> = self.served_rings().map(|(ring, _)| ring).collect();
+    fn wait_for_drain<P>(
+        &self,
+        session: &mut Session<P>,
+        stopped: &[Stopped],
+        keeping: Keeping,
+    ) -> Result<()> {
+        let whose = (&self.spec, self.whose);
         for stopped in stopped {
-            wait_drained(session, self.whose, stopped, &rings, &self.ram)?;
+            let mut rings = self.served_rings().map(|(ring, _)| ring);
+            if let Some(ring) = rings.find(|ring| ring.index == stopped.queue) {
+                wait_drained(session, whose, stopped, (&ring, &self.ram), keeping)?;
+            }
         }
         Ok(())
     }

@@ -31,8 +31,13 @@ impl Limits {
         if may_need_io(request) {
             Wait::new(self.answer, Some(self.message))
         } else {
-            Wait::new(self.message, None)
+            self.for_a_message()
         }
+    }
+
+    /// A wait for what needs no I/O.
+    pub(super) fn for_a_message(self) -> Wait {
+        Wait::new(self.message, None)
     }
 }
 

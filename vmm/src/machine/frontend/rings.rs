@@ -118,23 +118,28 @@ impl Session<Negotiated> {
 impl<P> Session<P> {
     /// Waits until the back-end has returned what it had taken of a ring before
     /// it stopped that: `under_way` says whether there is any. It and the stop
-    /// have one deadline together.
+    /// have one deadline together; one that may hold what the guest has lent it
+    /// until something comes (`holds`) has no more than a message. Answers whether
+    /// everything was returned.
     ///
     /// # Errors
-    /// It does not finish, or has gone.
-    pub fn wait_drained(&mut self, stopped: &Stopped, under_way: impl Fn() -> bool) -> Result<()> {
-        let mut wait = stopped.wait;
+    /// The back-end has gone.
+    pub fn wait_drained(
+        &mut self,
+        stopped: &Stopped,
+        holds: bool,
+        under_way: impl Fn() -> bool,
+    ) -> Result<bool> {
+        let mut wait = match holds {
+            true => self.link.limits().for_a_message(),
+            false => stopped.wait,
+        };
         while under_way() {
             if !self.link.pause(&mut wait)? {
-                bail!(
-                    "the back-end stopped queue {} with requests under way and did not finish \
-                     them within {} s",
-                    stopped.queue,
-                    wait.limit().as_secs()
-                );
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -234,7 +239,11 @@ impl Session<Started> {
         let size = state(ring.size);
         let base = state(start.base);
         let link = &mut self.link;
-        link.command(FrontendReq::SET_VRING_NUM, size.as_slice(), &[])?;
+        let sized = link.command(FrontendReq::SET_VRING_NUM, size.as_slice(), &[]);
+        sized.with_context(|| {
+            let entries = ring.size;
+            format!("a queue of {entries} entries (queue-size= limits what a driver may choose)")
+        })?;
         link.command(FrontendReq::SET_VRING_BASE, base.as_slice(), &[])?;
         link.command(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])?;
         let index = u64::from(ring.index).to_ne_bytes();

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 
 use super::Worker;
-use crate::machine::device::backend::Backend;
+use crate::machine::device::backend::{Backend, Keeping};
 use crate::machine::frontend::Stopped;
 use crate::machine::pci::Clearing;
 
@@ -64,7 +64,7 @@ impl Worker {
             Backend::Running(session) => {
                 let (mut session, stopped) = session.stop()?;
                 self.keep(&stopped);
-                let drained = self.wait_for_drain(&mut session, &stopped);
+                let drained = self.wait_for_drain(&mut session, &stopped, Keeping::Refused);
                 drained.context("the guest turned bus mastering off")?;
                 self.backend = Backend::Idle(session);
             }
