@@ -5,8 +5,9 @@ use super::bars::move_bars;
 use super::verify::Run;
 use super::{Machine, Outcome, chaos, crew, options};
 use crate::platform::phys::{Span, Word};
-use crate::platform::port;
+use crate::platform::{clock, port};
 use crate::say;
+use crate::virtio::ring::Layout;
 use crate::virtio::transport::{NO_VECTOR, Notify, Transport, common};
 use crate::virtio::{feature, status};
 use alloc::string::String;
@@ -14,6 +15,9 @@ use guest_logic::random::Random;
 
 const SHORT_RUN: u64 = 64;
 const LONG_RUN: u64 = 1000;
+/// Milliseconds in which a device says that it needs a reset, and for one that need not.
+const LIMIT: u64 = 20_000;
+const LENIENT_LIMIT: u64 = 200;
 /// Sectors that nobody verifies.
 const RESERVE: u64 = 64;
 
@@ -27,12 +31,13 @@ struct Bench {
 
 type Step = fn(&mut Bench) -> Result<(), String>;
 
-const STEPS: [(&str, Step); 12] = [
+const STEPS: [(&str, Step); 13] = [
     ("queue-select", queue_select),
     ("widths-before-start", widths),
     ("widths-while-running", widths_while_running),
     ("status-orders", status_orders),
     ("features", features),
+    ("overlapping-rings", overlapping_rings),
     ("vectors", vectors),
     ("msix-table", msix_table),
     ("notify-widths", notify_widths),
@@ -206,6 +211,43 @@ fn features(bench: &mut Bench) -> Result<(), String> {
     let device = running(bench)?;
     device.common.write(common::DRIVER_FEATURE_SELECT, 0u32);
     device.common.write(common::DRIVER_FEATURE, 0u32);
+    Ok(())
+}
+
+// Used rings over what a device reads, and over another ring: what it writes there breaks the rings, so
+// it must say that it needs a reset (2.1.2).
+fn overlapping_rings(bench: &mut Bench) -> Result<(), String> {
+    let device = bench.run.disk.transport.clone();
+    let size = device.queue_size(0).min(64);
+    let (one, other) = (Layout::allocate(size), Layout::allocate(size));
+    let with_used = |used| Layout { used, ..other };
+    let late = device.queues() > 1;
+    for (first, second) in [
+        (with_used(other.descriptors), None),
+        (with_used(other.available), None),
+        (one, late.then_some(with_used(one.used))),
+        (one, late.then_some(with_used(one.descriptors))),
+    ] {
+        device.reset()?;
+        device.negotiate(bench.run.disk.features)?;
+        device.start_queue(0, &first, NO_VECTOR)?;
+        device.driver_ok();
+        if let Some(second) = &second {
+            device.start_queue(1, second, NO_VECTOR)?;
+        } else if first.used.address() == one.used.address() {
+            continue;
+        }
+        let limit = if bench.strict { LIMIT } else { LENIENT_LIMIT };
+        let begin = clock::now();
+        while device.status() & status::NEEDS_RESET == 0 {
+            if clock::now().wrapping_sub(begin) > limit * clock::kilohertz() {
+                if bench.strict {
+                    return Err("reason=overlapping-rings-taken".into());
+                }
+                break;
+            }
+        }
+    }
     Ok(())
 }
 
