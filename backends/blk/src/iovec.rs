@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use outboard_runtime::chain::Buffer;
 use outboard_runtime::device::Memory;
+use outboard_runtime::memory::{is_lost, touch};
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 /// Most entries that one system call takes (`UIO_MAXIOV`).
@@ -68,7 +69,7 @@ impl Default for Bounce {
 #[derive(Debug)]
 enum Owner {
     Nobody,
-    Guest(#[allow(dead_code, reason = "held, not used")] Arc<Memory>),
+    Guest(Arc<Memory>),
     Bounce(Bounce),
     Zeroes,
 }
@@ -244,6 +245,25 @@ impl Iovecs {
             with(unsafe { VolatileSlice::new(entry.iov_base.cast(), part) });
             self.advance(part as u64);
             left = left.saturating_sub(part);
+        }
+    }
+
+    /// Whether what was copied from it may be zeroes in the place of guest memory
+    /// that is not there any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.owner, Owner::Guest(memory) if is_lost(memory))
+    }
+
+    /// Looks at what is left of guest memory, which the kernel could not access:
+    /// if it is not there any more, that ends the session.
+    pub fn touch(&self) {
+        if !matches!(self.owner, Owner::Guest(_)) {
+            return;
+        }
+        for entry in self.rest() {
+            // SAFETY: by the invariant, the entry lies in memory that stays
+            // mapped while `self` is borrowed; nobody has a reference into it.
+            touch(&unsafe { VolatileSlice::new(entry.iov_base.cast(), entry.iov_len) });
         }
     }
 

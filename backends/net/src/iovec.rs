@@ -14,6 +14,7 @@ use std::sync::Arc;
 use outboard_protocol::tap::HEADER;
 use outboard_runtime::chain::Buffer;
 use outboard_runtime::device::Memory;
+use outboard_runtime::memory::touch;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 /// Most entries that one system call takes (`UIO_MAXIOV`), less one before the
@@ -211,7 +212,7 @@ impl Iovecs {
             )
         };
         self.call.clear();
-        Ok((check(result)?, room))
+        Ok((self.check(result)?, room))
     }
 
     /// Writes one frame to a tap: `header`, then the pieces after the place
@@ -236,7 +237,7 @@ impl Iovecs {
             )
         };
         self.call.clear();
-        check(result)
+        self.check(result)
     }
 
     /// Sends `first` and the pieces after the place of a header to a stream
@@ -261,7 +262,17 @@ impl Iovecs {
             )
         };
         self.call.clear();
-        check(result)
+        self.check(result)
+    }
+
+    /// What a call has answered. Where the kernel could not access the pieces,
+    /// they are looked at, which ends the session if they are not there any more.
+    fn check(&self, result: libc::ssize_t) -> io::Result<usize> {
+        let result = check(result);
+        if result.as_ref().is_err_and(is_fault) {
+            self.walk(0, usize::MAX, |slice| touch(&slice));
+        }
+        result
     }
 
     fn begin(&mut self, first: &mut [u8]) -> io::Result<()> {
@@ -280,6 +291,12 @@ fn entry(bytes: &mut [u8]) -> libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
     }
+}
+
+/// Whether the kernel could not access guest memory: the front-end's fault, and
+/// nobody else's.
+pub fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
 }
 
 fn check(result: libc::ssize_t) -> io::Result<usize> {

@@ -16,7 +16,7 @@ use outboard_runtime::device::{Memory, Outcome, Queue};
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
 use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
-use crate::iovec::{Iovecs, MOST_PIECES};
+use crate::iovec::{Iovecs, MOST_PIECES, is_fault};
 use crate::peer::{Connection, PREFIX, Peer};
 use crate::tap::{Tap, is_gone};
 use crate::waiter::Waiter;
@@ -150,6 +150,8 @@ impl TxQueue {
             Some(Ok(sent)) => sent,
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => 0,
+            // Nothing went, and the peer can do nothing about it.
+            Some(Err(error)) if is_fault(&error) => return Ok(()),
             Some(Err(error)) => return Err(error),
             None => 0,
         };

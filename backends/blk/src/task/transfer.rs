@@ -91,6 +91,10 @@ impl Transfer {
             let bytes = bounce.bytes();
             self.data
                 .copy_to(bytes.get_mut(..length).unwrap_or_default());
+            if self.data.is_lost() {
+                self.bounce = Some(bounce);
+                return FAILED;
+            }
         }
         let iovecs = Iovecs::of_bounce(bounce, length);
         Some(Step::Next(self.job(iovecs)))
@@ -109,6 +113,9 @@ impl Transfer {
             Ok(0) => return self.fail(job),
             Ok(count) => count.min(job.iovecs.remaining()),
             Err(error) => {
+                if error.raw_os_error() == Some(libc::EFAULT) {
+                    job.iovecs.touch();
+                }
                 if self.durable && error.raw_os_error() == Some(libc::EIO) {
                     // The kernel may have told this write of a failure that
                     // belongs to others, and will not tell it again.

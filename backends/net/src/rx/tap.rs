@@ -7,6 +7,7 @@ use outboard_protocol::tap::HEADER;
 use super::Sink;
 use crate::counters::Count;
 use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
+use crate::iovec::is_fault;
 use crate::tap::Tap;
 
 /// Most frames that are delivered before the driver hears of them.
@@ -75,6 +76,11 @@ impl TapSource {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The frame is gone, and so is the session.
+                Err(error) if is_fault(&error) => {
+                    sink.drop(Count::Unmapped);
+                    return;
+                }
                 // A frame of a kind that the header has no word for; the kernel
                 // has dropped it, and the tap is as good as before.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {

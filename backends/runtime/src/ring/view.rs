@@ -3,12 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
-use outboard_protocol::shared::{Alarm, Guard};
-use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, MmapRegion, VolatileSlice};
+use outboard_protocol::shared::Alarm;
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::Broken;
 use super::words::{Word, Words};
 use crate::device::Memory;
+use crate::memory::alarm;
 
 const FLAGS: usize = 0;
 const IDX: usize = 2;
@@ -119,7 +120,7 @@ impl<'m> View<'m> {
             descriptors: slice(descriptors)?,
             available: slice(available)?,
             used: slice(used)?,
-            alarm: alarm(memory, layout.used),
+            alarm: alarm(memory),
         })
     }
 
@@ -174,12 +175,6 @@ impl Words for View<'_> {
         store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
         store(&self.used, offset + 4, length, Ordering::Relaxed)
     }
-}
-
-/// What rings when memory is found to be gone: the same for all regions.
-fn alarm(memory: &Memory, anywhere: GuestAddress) -> Option<&Alarm> {
-    let region: &MmapRegion<Guard> = memory.find_region(anywhere)?;
-    region.bitmap().alarm()
 }
 
 fn store<T: AtomicAccess>(
