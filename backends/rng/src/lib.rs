@@ -276,7 +276,7 @@ impl Rng {
     /// whether the driver wants to be called.
     fn answer(&self, ring: &mut VringState<Memory>) -> Option<bool> {
         let (mut budget, memory) = (self.budget(), self.memory.memory());
-        if budget.0 == 0 {
+        if budget.0 == 0 || self.lent.lost().is_some() {
             return None;
         }
         let mut chain = ring.get_queue_mut().pop_descriptor_chain(memory.clone())?;
@@ -303,8 +303,7 @@ impl Rng {
         // stopped ring nothing is touched.
         let answered = {
             let state = &mut *ring.get_mut();
-            let runs =
-                state.is_enabled() && state.get_queue().ready() && self.lent.lost().is_none();
+            let runs = state.is_enabled() && state.get_queue().ready();
             // Tells from where on to kick, and whether something is there.
             let any = runs && state.enable_notification().unwrap_or(false);
             any.then(|| self.answer(state)).flatten()
