@@ -160,8 +160,8 @@ pub struct Run {
     /// that listens there and serves the control queue too.
     ///
     /// All take `queues=N` (pairs of queues, default: 1; more need a tap with
-    /// `multi_queue`), `queue-size=N` (default: 256) and `id=NAME` (default:
-    /// net0, net1, …).
+    /// `multi_queue`), `queue-size=N` (default: 256; Linux needs 32, and receives
+    /// whole segments from 128 on) and `id=NAME` (default: net0, net1, …).
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = net::net)]
     net: Vec<NetSettings>,
 

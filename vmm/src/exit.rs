@@ -34,7 +34,7 @@ Exit codes:
   3  the guest broke itself (triple fault)
   4  KVM gave up on the guest (internal error)
   5  a back-end died or its session broke; the message names it
-  6  the machine process died";
+  6  the machine process died, or said that it cannot go on";
 
 impl Termination for Exit {
     fn report(self) -> ExitCode {
