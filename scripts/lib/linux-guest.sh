@@ -57,6 +57,11 @@ prepare_guest() {
     cp -r "$LINUX_FILES/tools/." "$tree"
     cp -r "$TESTS_LINUX/checks" "$tree/checks"
     cp "$TESTS_LINUX"/{listing,steady,state} "$tree/checks/"
+    if [ "$GUEST_KEXEC" != 0 ]; then
+        mkdir "$tree/kexec"
+        cp "$LINUX_FILES/vmlinuz" "$TESTS_LINUX/kexec" "$tree/kexec/"
+        build_initrd "$tree/kexec/initrd.img" "$TESTS_LINUX/before-drivers"
+    fi
     write_terminal "$tree/etc/terminal" "$GUEST_INTERACTIVE"
     if [ "$GUEST_INTERACTIVE" = no ]; then
         printf '#!/bin/sh\nexec %s\n' "${GUEST_COMMAND[*]@Q}" >"$tree/etc/command"
@@ -169,6 +174,16 @@ disk_option() {
         [ "${option%%=*}" != "$2" ] || value=${option#*=}
     done
     printf '%s' "$value"
+}
+
+# linux_kexec WAY: a guest that enters its kernel anew GUEST_KEXEC times, under load; sets GUEST_STATUS, to 0 if nothing was
+# written that was nobody's to write.
+linux_kexec() {
+    # Enough for two kernels, and not much more, so that little is left to look at. The guest says itself what it found.
+    GUEST_CPUS=1 GUEST_MEMORY=192M GUEST_COMMAND=(/kexec/kexec "$GUEST_KEXEC")
+    linux_guest "$1"
+    read_ext4 "$GUEST_DIRECTORY/root.img" /kexec/report "$GUEST_DIRECTORY/report" || : >"$GUEST_DIRECTORY/report"
+    [ "$(grep -c '^CHECK .*: ok' "$GUEST_DIRECTORY/report")" -eq "$GUEST_KEXEC" ] || [ "$GUEST_STATUS" -ne 0 ] || GUEST_STATUS=1
 }
 
 # linux_checks WAY: all of tests/linux/checks in one boot, then the images compared; sets GUEST_STATUS to 0 or 1.

@@ -6,10 +6,11 @@ need_image_commands() {
     need_commands mke2fs=e2fsprogs debugfs=e2fsprogs e2fsck=e2fsprogs
 }
 
-# build_initrd FILE: busybox and the virtio modules; uncompressed, since unpacking costs more than copying in an
-# emulated guest.
+# build_initrd FILE [MORE]...: busybox and the virtio modules, and these files more; uncompressed, since unpacking costs more
+# than copying in an emulated guest.
 build_initrd() {
-    local tree release file
+    local image=$1 tree release file
+    shift
     new_directory outboard-initrd
     tree=$REPLY
     release=$(<"$LINUX_FILES/release")
@@ -19,12 +20,13 @@ build_initrd() {
         [ "$file" = busybox ] || ln -s busybox "$tree/bin/$file"
     done
     cp "$TESTS_LINUX/initrd-init" "$tree/init"
+    for file in "$@"; do cp "$file" "$tree/"; done
     mkdir -p "$tree/lib/modules/$release"
     (cd "$LINUX_FILES/modules/lib/modules/$release" &&
         find . '(' -name 'virtio*.ko' -o -name '*failover.ko' ')' -exec cp --parents -t "$tree/lib/modules/$release" {} + &&
         cp modules.builtin modules.order "$tree/lib/modules/$release/")
     "$LINUX_FILES/busybox" depmod -b "$tree" "$release"
-    (cd "$tree" && find . | sort | "$LINUX_FILES/busybox" cpio -o -H newc --quiet -R 0:0) >"$1"
+    (cd "$tree" && find . | sort | "$LINUX_FILES/busybox" cpio -o -H newc --quiet -R 0:0) >"$image"
     rm -rf "$tree"
 }
 

@@ -11,7 +11,7 @@
 #           NETWORK_FILES   (what an emulated host needs)    NETWORK_EXPECT  (environment of the checks)
 
 # shellcheck disable=SC2034 # read by linux-guest.sh
-NETWORK_RUN=() NETWORK_CMDLINE='' NETWORK_WRAP=() NETWORK_WORDS=() NETWORK_FILES=() NETWORK_EXPECT=()
+NETWORK_WRAP_INSIDE=() NETWORK_RUN=() NETWORK_CMDLINE='' NETWORK_WRAP=() NETWORK_WORDS=() NETWORK_FILES=() NETWORK_EXPECT=()
 
 plan_network() { # WAY CHECKS
     [ "$GUEST_NET" = yes ] || return 0
@@ -29,6 +29,7 @@ plan_network() { # WAY CHECKS
         NETWORK_WRAP=(./with-network)
         NETWORK_FILES+=("$TESTS_LINUX/with-network" "$(command -v ip)" "$OUTBOARD_BIN/outboard-net")
     fi
+    NETWORK_WRAP+=("${NETWORK_WRAP_INSIDE[@]}")
     export "${NETWORK_WORDS[@]}"
 }
 
@@ -60,6 +61,19 @@ plan_tap() { # WAY TAP MTU OPTIONS [QUEUES]
     NETWORK_RUN+=(--net "tap=$NET_TAP${4:+,${4#,}}")
     NETWORK_CMDLINE+=" ip=$NET_GUEST::$NET_HOST:255.255.255.252::eth0:off"
     say "the tap $NET_TAP: the host is $NET_HOST, the guest $NET_GUEST"
+}
+
+# A flood of pings to the guest's card, beside the run.
+plan_flood() { # WAY
+    NET_MAC=02:00:00:00:00:02 NET_BUSYBOX=$LINUX_FILES/busybox
+    GUEST_NET_OPTIONS+=,mac=$NET_MAC
+    NETWORK_WORDS+=(NET_GUEST NET_MAC NET_BUSYBOX)
+    NETWORK_WRAP_INSIDE=("$TESTS_LINUX/flood")
+    if [ "$1" = emulated ]; then
+        NET_BUSYBOX=/usr/bin/busybox
+        NETWORK_WRAP_INSIDE=(./flood)
+        NETWORK_FILES+=("$TESTS_LINUX/flood")
+    fi
 }
 
 plan_passt() { # WAY INTERFACE HOST GUEST OPTIONS
