@@ -137,9 +137,9 @@ fn what_a_guest_does_wrong_is_no_error_of_the_image() {
     driver.works();
     drop(driver);
     // What it says next comes after whatever it said of the first session.
+    let mut driver = disk.driver();
     let image = File::options().write(true).open(disk.image()).unwrap();
     image.set_len(0).unwrap();
-    let mut driver = disk.driver();
     assert_eq!(driver.read(0, 512).0, IOERR);
     drop(driver);
     disk.says(&["session ended", "1 I/O errors"]);
