@@ -996,9 +996,13 @@ fn a_write_that_turns_bus_mastering_off_returns_when_the_rings_are_back() {
     let fake = bench.attached(Fake::default());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    // The fake says that it has stopped at 0; the ring says otherwise.
+    // The fake says that it has stopped at 0; by the ring it is 5 short of that.
     let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(5u16, used).unwrap();
+    bench
+        .ram
+        .guest()
+        .write_obj(0u16.wrapping_sub(5), used)
+        .unwrap();
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| master(&bench, false));
         fake.wait_for(FrontendReq::GET_VRING_BASE);
@@ -1024,7 +1028,8 @@ fn starts(bench: &Bench, fake: &Running) -> bool {
     loop {
         let (seen, _) = fake.seen.recv_timeout(PATIENCE).unwrap();
         starts |= seen == FrontendReq::SET_VRING_KICK;
-        if seen == FrontendReq::SET_CONFIG {
+        // What was written is asked for, whether the back-end got it or not.
+        if seen == FrontendReq::GET_CONFIG {
             return starts;
         }
     }
@@ -1119,7 +1124,7 @@ fn a_broken_ring_is_not_waited_for_and_not_started_again() {
     bench
         .ram
         .guest()
-        .write_obj(5u16, GuestAddress(USED + 2))
+        .write_obj(0u16.wrapping_sub(5), GuestAddress(USED + 2))
         .unwrap();
     nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
     eventually(|| bench.status() == 15 | status::NEEDS_RESET);
