@@ -51,6 +51,7 @@ linux_guest() {
 prepare_guest() {
     local dir=$1 tree=$1/tree
     ln -s "$LINUX_FILES/vmlinuz" "$dir/vmlinuz"
+    [ "$GUEST_KEXEC" = 0 ] || local INITRD_CHANGE=leave_devices_running
     build_initrd "$dir/initrd.img"
     mkdir "$tree"
     base_tree "$tree" guest-init
@@ -179,6 +180,7 @@ disk_option() {
 # linux_kexec WAY: a guest that enters its kernel anew GUEST_KEXEC times, under load; sets GUEST_STATUS, to 0 if nothing was
 # written that was nobody's to write.
 linux_kexec() {
+    need_commands nm=binutils
     # Enough for two kernels, and not much more, so that little is left to look at. The guest says itself what it found.
     GUEST_CPUS=1 GUEST_MEMORY=192M GUEST_COMMAND=(/kexec/kexec "$GUEST_KEXEC")
     linux_guest "$1"

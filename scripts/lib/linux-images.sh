@@ -7,7 +7,7 @@ need_image_commands() {
 }
 
 # build_initrd FILE [MORE]...: busybox and the virtio modules, and these files more; uncompressed, since unpacking costs more
-# than copying in an emulated guest.
+# than copying in an emulated guest. INITRD_CHANGE: a function that changes its tree before.
 build_initrd() {
     local image=$1 tree release file
     shift
@@ -26,8 +26,28 @@ build_initrd() {
         find . '(' -name 'virtio*.ko' -o -name '*failover.ko' ')' -exec cp --parents -t "$tree/lib/modules/$release" {} + &&
         cp modules.builtin modules.order "$tree/lib/modules/$release/")
     "$LINUX_FILES/busybox" depmod -b "$tree" "$release"
+    [ -z "${INITRD_CHANGE:-}" ] || "$INITRD_CHANGE" "$tree"
     (cd "$tree" && find . | sort | "$LINUX_FILES/busybox" cpio -o -H newc --quiet -R 0:0) >"$image"
     rm -rf "$tree"
+}
+
+# leave_devices_running TREE: takes virtio_dev_shutdown out of the tree's virtio.ko. A kernel that has it (Debian's
+# 6.1.0-56 does) resets its virtio devices before it turns bus mastering off, those before only did the latter; with it what
+# turning that off does could not be seen.
+leave_devices_running() {
+    local module start text at
+    module=$(find "$1/lib/modules" -name virtio.ko)
+    start=$(nm "$module" | awk '$3 == "virtio_dev_shutdown" { print $1 }')
+    [ -n "$start" ] || return 0
+    # Its signature goes: one that is wrong is refused, none is not.
+    strip --strip-debug "$module"
+    start=$(nm "$module" | awk '$3 == "virtio_dev_shutdown" { print $1 }')
+    text=$(readelf -W -S "$module" | awk '{ for (i = 1; i < NF; i++) if ($i == ".text") print $(i + 3) }')
+    at=$((16#$start + 16#$text))
+    # endbr64 and the call of __fentry__ stay: the loader has them in its lists.
+    [ "$(od -An -tx1 -j $at -N 4 "$module")" != " f3 0f 1e fa" ] || at=$((at + 4))
+    [ "$(od -An -tx1 -j $at -N 1 "$module")" = " e8" ] || die "virtio_dev_shutdown does not begin as expected in $module"
+    printf '\303' | dd of="$module" bs=1 seek=$((at + 5)) conv=notrunc status=none
 }
 
 # base_tree DIRECTORY INIT: the root file system that guest and emulated host have in common.
