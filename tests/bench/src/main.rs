@@ -8,6 +8,7 @@ mod footprint;
 mod net;
 mod processes;
 mod program;
+mod reads;
 mod spread;
 mod startup;
 
@@ -45,6 +46,13 @@ enum What {
         products: Products,
         #[command(flatten)]
         other: Other,
+    },
+    /// Reads of 4 KiB from a disk, beside those with another build's programs.
+    Reads {
+        #[command(flatten)]
+        products: Products,
+        #[command(flatten)]
+        options: reads::Options,
     },
     /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
     /// rings.
@@ -91,6 +99,7 @@ fn main() -> ExitCode {
             other,
         } => startup::run(&products, runs, &other),
         What::Footprint { products, other } => footprint::run(&products, &other),
+        What::Reads { products, options } => reads::run(&products, &options),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };
