@@ -14,6 +14,7 @@
 mod cache;
 mod config;
 mod mastering;
+mod rings;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -30,9 +31,9 @@ use outboard_protocol::launch::{self, Whose};
 use self::mastering::Mastering;
 use super::backend::{Backend, Keeping, wait_drained};
 use super::errors::RingErrors;
+use super::pairs;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use super::{pairs, ring};
-use crate::machine::frontend::{Connected, Inflight, RingStart, Session, Stopped};
+use crate::machine::frontend::{Connected, Inflight, RingStart, Session};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -254,17 +255,6 @@ impl Worker {
         Ok(())
     }
 
-    /// The rings that the driver has enabled and the back-end has.
-    fn served_rings(&self) -> impl Iterator<Item = (Ring, u16)> {
-        let rings = self.driver.iter().flat_map(|driver| &driver.rings);
-        rings.filter(|(ring, _)| ring.index < self.served).copied()
-    }
-
-    fn rings_are_sound(&self) -> bool {
-        let rings: Vec<_> = self.served_rings().map(|(ring, _)| ring).collect();
-        ring::are_sound(&rings, &self.ram)
-    }
-
     /// A kick that KVM could not deliver. A lent eventfd is never written, so
     /// the ring is taken back and started again, and with that comes the one
     /// kick that every start owes.
@@ -332,23 +322,6 @@ impl Worker {
         session.reset_device()?;
         self.backend = Backend::Idle(session);
         self.reset_cache()
-    }
-
-    /// As [`wait_drained`], of all rings that were stopped.
-    fn wait_for_drain<P>(
-        &self,
-        session: &mut Session<P>,
-        stopped: &[Stopped],
-        keeping: Keeping,
-    ) -> Result<()> {
-        let whose = (&self.spec, self.whose);
-        for stopped in stopped {
-            let mut rings = self.served_rings().map(|(ring, _)| ring);
-            if let Some(ring) = rings.find(|ring| ring.index == stopped.queue) {
-                wait_drained(session, whose, stopped, (&ring, &self.ram), keeping)?;
-            }
-        }
-        Ok(())
     }
 
     /// What the back-end has to say, and what is due.
