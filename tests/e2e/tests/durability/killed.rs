@@ -18,6 +18,9 @@ use crate::served::{Program, Served, Way};
 use crate::{no_kvm, trial};
 
 const SEED: u64 = 1;
+const CANNOT_FLUSH: &str = " features_mask=0xfffffffffffffdff";
+const NEVER_FLUSHED: &str = "what was written and never flushed survives";
+const FLUSHED: &str = "what was written and flushed survives";
 const FORGETFUL: Program = Program::Faulty("blk-forgets-syncs");
 
 /// How it ends.
@@ -47,16 +50,49 @@ impl fmt::Display for Fate {
     }
 }
 
+/// A disk and its driver.
+#[derive(Clone, Copy)]
+struct Disk {
+    options: &'static [&'static str],
+    cannot_flush: bool,
+    name: &'static str,
+}
+
+const DISKS: [Disk; 5] = [
+    Disk {
+        options: &[],
+        cannot_flush: false,
+        name: "",
+    },
+    Disk {
+        options: &["direct"],
+        cannot_flush: false,
+        name: " with direct I-O",
+    },
+    Disk {
+        options: &["wce=off"],
+        cannot_flush: false,
+        name: " with the write cache off",
+    },
+    Disk {
+        options: &["direct", "wce=off"],
+        cannot_flush: false,
+        name: " with the write cache off and direct I-O",
+    },
+    Disk {
+        options: &[],
+        cannot_flush: true,
+        name: " of a driver that cannot flush",
+    },
+];
+
 /// The guest writes, reads everything back, and rests; then `fate` comes.
-fn what_was_written_is_there(
-    way: Way,
-    program: Program,
-    options: &[&str],
-    fate: Fate,
-) -> Result<()> {
+fn what_was_written_is_there(way: Way, program: Program, disk: Disk, fate: Fate) -> Result<()> {
     let image = Image::new(16 << 20)?;
-    let cmdline = format!("scenario=verify,idle requests=500 depth=8 seed={SEED} flush_every=0");
-    let mut served = Served::start(way, program, &image, options, &cmdline)?;
+    let features = if disk.cannot_flush { CANNOT_FLUSH } else { "" };
+    let cmdline =
+        format!("scenario=verify,idle requests=500 depth=8 seed={SEED} flush_every=0{features}");
+    let mut served = Served::start(way, program, &image, disk.options, &cmdline)?;
     let line = served.vm.console_line("OUTBOARD verify ")?;
     let result = GuestResult::from_line(&line, "OUTBOARD verify")?.passed()?;
     let told = Content {
@@ -87,29 +123,29 @@ fn what_was_written_is_there(
 
 /// The tests of this file: how a disk is served, and what becomes of it.
 pub fn trials() -> Vec<Trial> {
-    let cached: &[&str] = &[];
-    let served = [
-        (Way::Engine("io_uring"), cached, ""),
-        (Way::Engine("threads"), cached, ""),
-        (Way::Path, &["direct"], " with direct I-O"),
-    ];
-    let all = served
-        .into_iter()
-        .flat_map(|one| FATES.map(|fate| (one, fate)));
-    let test = |((way, options, how), fate): ((Way, &'static [&'static str], &str), Fate)| {
-        trial(
-            format!("what was written and never flushed survives {fate}{how} {way}"),
+    let mut trials = Vec::new();
+    let mut add = |what: &str, way: Way, program, disk: Disk, fate: Fate| {
+        trials.push(trial(
+            format!("{what} {fate}{} {way}", disk.name),
             move || no_kvm().or_else(|| way.missing()),
-            move || what_was_written_is_there(way, FORGETFUL, options, fate),
-        )
+            move || what_was_written_is_there(way, program, disk, fate),
+        ));
     };
-    let others = |fate: Fate| {
-        let way = Way::StorageDaemon;
-        trial(
-            format!("what was written and flushed survives {fate} {way}"),
-            move || no_kvm().or_else(|| way.missing()),
-            move || what_was_written_is_there(way, Program::Sound, &[], fate),
-        )
-    };
-    all.map(test).chain(FATES.map(others)).collect()
+    for fate in FATES {
+        for disk in DISKS {
+            for way in ["io_uring", "threads"].map(Way::Engine) {
+                add(NEVER_FLUSHED, way, FORGETFUL, disk, fate);
+            }
+        }
+        let [plain, .., cannot_flush] = DISKS;
+        add(FLUSHED, Way::StorageDaemon, Program::Sound, plain, fate);
+        add(
+            NEVER_FLUSHED,
+            Way::StorageDaemon,
+            Program::Sound,
+            cannot_flush,
+            fate,
+        );
+    }
+    trials
 }
