@@ -244,15 +244,16 @@ fn a_disk_whose_cache_is_on_says_so_when_it_was_told() {
         let config = session.read_config(60).unwrap().unwrap();
         config[BlkConfig::WRITEBACK as usize]
     };
-    let set = Cache::Set { changed: true };
-    let first = Cache::Set {
-        changed: writeback(&mut session) == 0,
+    let first = match writeback(&mut session) {
+        0 => Cache::TurnedOn,
+        _ => Cache::Set,
     };
     assert_eq!(session.set_cache(true, 60).unwrap(), first);
     assert_eq!(writeback(&mut session), 1);
-    let unchanged = Cache::Set { changed: false };
-    assert_eq!(session.set_cache(true, 60).unwrap(), unchanged);
-    assert_eq!(session.set_cache(false, 60).unwrap(), set);
+    assert_eq!(session.set_cache(true, 60).unwrap(), Cache::Set);
+    assert_eq!(session.set_cache(false, 60).unwrap(), Cache::Set);
+    assert_eq!(writeback(&mut session), 0);
+    assert_eq!(session.set_cache(true, 60).unwrap(), Cache::TurnedOn);
     // Without the byte in what the driver sees there is none to be believed.
     assert_eq!(session.set_cache(true, 32).unwrap(), Cache::Unknown);
 }

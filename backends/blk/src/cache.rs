@@ -24,7 +24,7 @@ use crate::trouble::Deed;
 pub(crate) fn set_writeback(disk: &Arc<Disk>, writeback: bool) -> Change {
     match disk.file() {
         Some(file) if !writeback && disk.durability().writeback() => {
-            disk.durability().set_turning_off(true);
+            disk.durability().begin_turning_off();
             Change::After(Box::new(TurnOff {
                 disk: disk.clone(),
                 file: file.clone(),
@@ -81,6 +81,6 @@ impl Preparation for TurnOff {
 
 impl Drop for TurnOff {
     fn drop(&mut self) {
-        self.disk.durability().set_turning_off(false);
+        self.disk.durability().end_turning_off();
     }
 }

@@ -16,7 +16,7 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One disk's write cache, shared by its queues.
@@ -25,7 +25,7 @@ pub struct Durability {
     initially: bool,
     writeback: AtomicBool,
     /// It is on, and writes are durable all the same: it is being turned off.
-    turning_off: AtomicBool,
+    turning_off: AtomicUsize,
     syncs: Mutex<Syncs>,
 }
 
@@ -77,7 +77,7 @@ impl Durability {
         Arc::new(Self {
             initially: writeback,
             writeback: AtomicBool::new(writeback),
-            turning_off: AtomicBool::new(false),
+            turning_off: AtomicUsize::new(0),
             syncs: Mutex::default(),
         })
     }
@@ -91,12 +91,20 @@ impl Durability {
     /// write is with the kernel, so a sync that begins after the answer has
     /// become yes covers every write that was told no.
     pub fn write_through(&self) -> bool {
-        !self.writeback() || self.turning_off.load(Ordering::SeqCst)
+        // In this order: none under way, when asked first, means that its sync is
+        // still to begin, or that the cache has been off since, or is on again.
+        self.turning_off.load(Ordering::SeqCst) != 0 || !self.writeback()
     }
 
-    /// Says that the cache is about to be turned off, or is so no more.
-    pub fn set_turning_off(&self, turning_off: bool) {
-        self.turning_off.store(turning_off, Ordering::SeqCst);
+    /// Says that the cache is about to be turned off.
+    pub fn begin_turning_off(&self) {
+        self.turning_off.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// As often, that it is not any more. One that was given up may end when the
+    /// next has begun.
+    pub fn end_turning_off(&self) {
+        self.turning_off.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Turns the cache on or off, for requests taken from now on.

@@ -91,6 +91,11 @@ impl Console {
         }
     }
 
+    /// The guest's run is over: a terminal is the user's again.
+    pub fn ended(&mut self) {
+        self.raw = None;
+    }
+
     /// What to watch for [`Self::typed`], if anything.
     pub fn watched(&self) -> Option<io::Stdin> {
         self.raw

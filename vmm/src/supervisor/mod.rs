@@ -97,6 +97,8 @@ fn run_config(config: Config) -> Result<Exit> {
             return Ok(Exit::Success);
         };
         let verdict = watch::watch(&mut vm, &mut console, &signals);
+        // From here on a key is a signal again.
+        console.ended();
         let asked = end::end(vm, &verdict, &signals);
         let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
         if reset && on_reset == OnReset::Restart && !asked {

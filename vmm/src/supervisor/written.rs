@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_protocol::Deadline;
 
@@ -29,13 +30,16 @@ pub fn read(path: &Path, wait: Duration) -> io::Result<String> {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
     loop {
+        if deadline.passed() {
+            return Err(unfinished(wait));
+        }
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
         let ready = poll(&mut fds, deadline.poll_timeout());
         let count = match ready {
             // A FIFO that nobody has opened yet is not ready, and would read as empty.
-            Ok(0) if deadline.passed() => return Err(unfinished(wait)),
-            Ok(0) => continue,
-            _ => match file.read(&mut piece) {
+            Ok(0) | Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => match file.read(&mut piece) {
                 Ok(count) => count,
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => return Err(error),

@@ -199,3 +199,18 @@ fn while_the_cache_is_being_turned_off_it_is_on_and_writes_are_durable() {
     let change = blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap();
     assert!(matches!(change, Change::Done));
 }
+
+#[test]
+fn an_attempt_to_turn_the_cache_off_that_was_given_up_ends_no_other() {
+    let file = file(1 << 20);
+    let blk = blk(&file, Settings::default(), false);
+    let attempt = || match blk.write_config(BlkConfig::WRITEBACK, &[0]).unwrap() {
+        Change::After(preparation) => preparation,
+        Change::Done => panic!("what was written before is not synced"),
+    };
+    let (given_up, next) = (attempt(), attempt());
+    drop(given_up);
+    assert!(blk.0.durability.write_through(), "the next is under way");
+    drop(next);
+    assert!(!blk.0.durability.write_through());
+}

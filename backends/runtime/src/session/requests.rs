@@ -192,7 +192,8 @@ impl<D: Device> Session<'_, D> {
         let (index, num) = (state.index, state.num);
         if num > u32::from(most) {
             return Err(Fault::Refused(format!(
-                "queue {index} with {num} entries, {most} at most: have the front-end use smaller                  queues, or start this back-end with a larger --queue-size, if it has one"
+                "queue {index} with {num} entries, {most} at most: have the front-end use smaller \
+                 queues, or start this back-end with a larger --queue-size, if it has one"
             )));
         }
         let size = u16::try_from(num)

@@ -1073,6 +1073,8 @@ fn a_reset_after_bus_mastering_was_off_starts_nothing_of_the_driver_before() {
     master(&bench, false);
     master(&bench, true);
     bench.reset();
+    // Told to the back-end, as of a driver whose rings run: it keeps nothing.
+    fake.wait_for(FrontendReq::RESET_DEVICE);
     assert!(!starts(&bench, &fake));
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
@@ -1133,4 +1135,24 @@ fn a_broken_ring_is_not_waited_for_and_not_started_again() {
     bench.write(NOTIFY, 0, 2);
     fake.wait_for(FrontendReq::SET_FEATURES);
     assert!(!starts(&bench, &fake));
+}
+
+#[test]
+fn a_reset_waits_for_no_ring_that_was_given_up() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    let used = GuestAddress(USED + 2);
+    bench
+        .ram
+        .guest()
+        .write_obj(0u16.wrapping_sub(5), used)
+        .unwrap();
+    nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
+    eventually(|| bench.status() == 15 | status::NEEDS_RESET);
+    bench.reset();
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+    assert!(bench.events.take().is_empty(), "its back-end is there");
 }

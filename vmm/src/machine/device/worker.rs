@@ -265,7 +265,8 @@ impl Worker {
         let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
         let ring = rings.and_then(|mut rings| rings.find(|(ring, _)| ring.index == queue));
         let ring = ring.map(|(ring, _)| *ring);
-        let Some(ring) = ring.filter(|_| session.rings().contains(&queue)) else {
+        let served = session.rings().contains(&queue) && !self.errors.is_broken(queue);
+        let Some(ring) = ring.filter(|_| served) else {
             return Ok(());
         };
         let stopped = session.stop_ring(queue)?;
@@ -306,18 +307,22 @@ impl Worker {
         })
     }
 
-    /// Takes the rings back from the back-end.
+    /// Takes the rings back from the back-end, and tells it that the driver has
+    /// gone, whose rings may have been taken back before.
     fn reset(&mut self) -> Result<()> {
-        let session = match std::mem::take(&mut self.backend) {
-            Backend::Running(session) => session,
+        let mut session = match std::mem::take(&mut self.backend) {
+            Backend::Running(session) => {
+                let (mut session, stopped) = session.stop()?;
+                self.wait_for_drain(&mut session, &stopped, Keeping::Believed)?;
+                session
+            }
+            Backend::Idle(session) if self.driver.is_some() => session,
             other => {
                 self.backend = other;
                 return Ok(());
             }
         };
         self.errors.clear();
-        let (mut session, stopped) = session.stop()?;
-        self.wait_for_drain(&mut session, &stopped, Keeping::Believed)?;
         self.withdraw_all();
         session.reset_device()?;
         self.backend = Backend::Idle(session);

@@ -22,12 +22,10 @@ const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
 pub enum Cache {
     /// The back-end lets nobody change it, or nothing is written.
     Fixed,
-    /// It is as it was to be, and the byte says so; whether that said otherwise
-    /// before.
-    Set {
-        /// The byte had the other value.
-        changed: bool,
-    },
+    /// It is as it was to be, and the byte says so.
+    Set,
+    /// It is on, and the byte, which said otherwise before, says so.
+    TurnedOn,
     /// The back-end offers to change it and does not: nobody may believe what
     /// the byte says.
     Unknown,
@@ -38,7 +36,7 @@ impl Cache {
     pub fn usable(self, features: u64) -> u64 {
         match self {
             Self::Unknown => features & !CONFIG_WCE,
-            Self::Fixed | Self::Set { .. } => features,
+            Self::Fixed | Self::Set | Self::TurnedOn => features,
         }
     }
 }
@@ -64,8 +62,10 @@ impl Session<Negotiated> {
         if !obeyed.context(setting)? || self.writeback(len).context(setting)? != Some(wanted) {
             return Ok(Cache::Unknown);
         }
-        let changed = before != wanted;
-        Ok(Cache::Set { changed })
+        Ok(match (before, wanted) {
+            (0, 1) => Cache::TurnedOn,
+            _ => Cache::Set,
+        })
     }
 
     fn writeback(&mut self, len: usize) -> Result<Option<u8>> {

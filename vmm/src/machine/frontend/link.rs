@@ -255,7 +255,8 @@ impl Link {
         let reply = self.connection.recv(self.within_a_message());
         let reply = reply.map_err(|error| match error {
             WireError::TimedOut => anyhow!(
-                "the back-end was silent: its answer to {request:?} was not complete {} s after                  it had begun",
+                "the back-end was silent: its answer to {request:?} was not complete {} s after \
+                 it had begun",
                 self.limits.message.as_secs()
             ),
             error => spoke(request, &error),

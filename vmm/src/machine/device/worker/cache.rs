@@ -20,7 +20,7 @@ impl Worker {
             return Ok(Cache::Fixed);
         };
         let cache = self.set_cache(writeback)?;
-        if let (Cache::Set { changed: true }, true) = (cache, writeback) {
+        if cache == Cache::TurnedOn {
             let id = &self.spec.id;
             log::warn!(
                 "{id}: its back-end said that its write cache is off, as some do whose is on: it \

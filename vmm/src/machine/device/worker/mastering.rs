@@ -63,10 +63,13 @@ impl Worker {
         match std::mem::take(&mut self.backend) {
             Backend::Running(session) => {
                 let (mut session, stopped) = session.stop()?;
-                self.keep(&stopped);
+                if self.errors.take_broken() {
+                    self.needs_reset();
+                }
                 let drained = self.wait_for_drain(&mut session, &stopped, Keeping::Refused);
                 drained.context("the guest turned bus mastering off")?;
                 self.backend = Backend::Idle(session);
+                self.keep(&stopped);
             }
             idle @ Backend::Idle(_) => self.backend = idle,
             // Whoever was there may still have the memory.

@@ -21,7 +21,9 @@ impl Worker {
         ring::are_sound(&rings, &self.ram)
     }
 
-    /// As [`wait_drained`], of all rings that were stopped.
+    /// As [`wait_drained`], of all rings that were stopped. One that its back-end
+    /// has given up is stopped by its word alone: where it came to is not told by
+    /// the used index.
     pub(super) fn wait_for_drain<P>(
         &self,
         session: &mut Session<P>,
@@ -31,7 +33,9 @@ impl Worker {
         let whose = (&self.spec, self.whose);
         for stopped in stopped {
             let mut rings = self.served_rings().map(|(ring, _)| ring);
-            if let Some(ring) = rings.find(|ring| ring.index == stopped.queue) {
+            if let Some(ring) = rings.find(|ring| ring.index == stopped.queue)
+                && !self.errors.is_broken(ring.index)
+            {
                 wait_drained(session, whose, stopped, (&ring, &self.ram), keeping)?;
             }
         }
