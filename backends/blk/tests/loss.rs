@@ -42,15 +42,17 @@ fn data_that_is_cut_off_ends_the_session_and_the_next_is_served() {
             let guest = &memory.guest;
             guest.write_slice(&header, GuestAddress(HEADER)).unwrap();
             let header = Buffer::readable(HEADER, 16);
-            ring.add(&[header, data, Buffer::writable(STATUS, 1)])
-                .unwrap();
             // So that zeroes would be found out.
             let image = File::options()
                 .write(true)
                 .open(program.folder.path().join("image"))
                 .unwrap();
             std::os::unix::fs::FileExt::write_all_at(&image, &[7; 4096], 0).unwrap();
+            // Before the request is there: a worker that has just started looks by
+            // itself.
             file.set_len(END).unwrap();
+            ring.add(&[header, data, Buffer::writable(STATUS, 1)])
+                .unwrap();
             ring.kick().unwrap();
             assert!(
                 matches!(client.receive(), Err(WireError::Closed)),

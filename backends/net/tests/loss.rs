@@ -73,18 +73,19 @@ fn memory_that_is_cut_off_is_not_the_fault_of_the_tap() {
     make_tap("t0", "");
     let program = Program::start(&["--tap=t0", "--mac=02:00:00:00:00:01"]);
     let wire = Wire::new("t0", false);
-    // The kernel is to write there.
+    // The kernel is to write there. It is gone before the buffer is there: a worker
+    // that has just started looks by itself.
     let mut session = Session::new(&program);
-    session.rx.add(&[Buffer::writable(LEFT, 1526)]).unwrap();
     session.cut();
+    session.rx.add(&[Buffer::writable(LEFT, 1526)]).unwrap();
     session.rx.kick().unwrap();
     wire.send(Header::default(), &frame(GUEST, 64, 2));
     session.wait_for_its_end();
     // And to read there, after a header that is still there.
     let mut session = Session::new(&program);
     let parts = [Buffer::readable(THERE, 12), Buffer::readable(LEFT, 64)];
-    session.tx.add(&parts).unwrap();
     session.cut();
+    session.tx.add(&parts).unwrap();
     session.tx.kick().unwrap();
     session.wait_for_its_end();
     // The tap is as good as before.
@@ -110,8 +111,8 @@ fn memory_that_is_cut_off_is_not_the_fault_of_the_peer() {
     let mut peer = listener.accept().unwrap().0;
     let mut session = Session::new(&program);
     let parts = [Buffer::readable(THERE, 12), Buffer::readable(LEFT, 64)];
-    session.tx.add(&parts).unwrap();
     session.cut();
+    session.tx.add(&parts).unwrap();
     session.tx.kick().unwrap();
     session.wait_for_its_end();
     // The connection stays, and nothing of that frame went.

@@ -107,8 +107,11 @@ fn memory_that_is_cut_ends_the_session_and_the_next_is_served() {
         } else {
             LOW + 0x8000
         };
-        ring.add(&[Buffer::writable(buffer, 64)]).unwrap();
-        file.set_len(END - LOW).unwrap();
+        let lose = || {
+            ring.add(&[Buffer::writable(buffer, 64)]).unwrap();
+            file.set_len(END - LOW).unwrap();
+        };
+        client.unseen(0, lose).unwrap();
         ring.kick().unwrap();
         assert!(matches!(client.receive(), Err(WireError::Closed)));
         if part.is_none() {

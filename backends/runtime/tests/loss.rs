@@ -164,8 +164,11 @@ fn a_running_ring_of_which_a_part_is_cut_off_ends_the_session() {
         behind(&guest, part(&mut ring));
         client.start_ring(1, &ring, 0).unwrap();
         still_serves(&guest, &mut ring);
-        ring.add(&[Buffer::readable(THERE, 64)]).unwrap();
-        cut(&file);
+        let lose = || {
+            ring.add(&[Buffer::readable(THERE, 64)]).unwrap();
+            cut(&file);
+        };
+        client.unseen(1, lose).unwrap();
         ring.kick().unwrap();
         program.is_told(&["the guest's memory at 0x203000", "its file was cut"]);
         // Of what is still there, nothing says that the chain was used.
@@ -199,8 +202,11 @@ fn a_chain_whose_memory_is_cut_off_ends_the_session_and_is_not_returned() {
         let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
         client.start_ring(1, &ring, 0).unwrap();
         still_serves(&guest, &mut ring);
-        chain(&mut ring).unwrap();
-        cut(&file);
+        let lose = || {
+            chain(&mut ring).unwrap();
+            cut(&file);
+        };
+        client.unseen(1, lose).unwrap();
         ring.kick().unwrap();
         program.is_told(&["the guest's memory at", place]);
         assert_eq!(ring.used_idx().unwrap(), 1);
@@ -221,8 +227,9 @@ fn a_loss_is_the_loss_of_the_whole_session_and_keeps_nobody_busy() {
     // One is with the device, which waits.
     submit(&guest, &mut rings[0], LATER, 1);
     program.knobs.wait_held(1);
-    rings[1].add(&[Buffer::readable(END, 64)]).unwrap();
+    // It lies in what stays, so it can come after.
     cut(&file);
+    rings[1].add(&[Buffer::readable(END, 64)]).unwrap();
     rings[1].kick().unwrap();
     wait_event(&rings[1].err, soon()).unwrap();
     // The session waits for the device, and nobody spins meanwhile.

@@ -250,6 +250,19 @@ impl Client {
         self.tell(request, &index.to_ne_bytes(), &[event.as_fd()])
     }
 
+    /// Does something while the back-end does not look at a ring: that is disabled
+    /// meanwhile. What becomes of enabling it again is not asked.
+    ///
+    /// # Errors
+    /// It is not disabled.
+    pub fn unseen(&self, index: u8, act: impl FnOnce()) -> anyhow::Result<()> {
+        let enable = |on| self.vring_state(FrontendReq::SET_VRING_ENABLE, index.into(), on);
+        ensure!(enable(0)? == Ack::Done, "queue {index} is not disabled");
+        act();
+        let _ = enable(1);
+        Ok(())
+    }
+
     /// Describes a ring and enables it, in the order that QEMU does it.
     ///
     /// # Errors

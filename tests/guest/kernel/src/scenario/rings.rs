@@ -157,6 +157,11 @@ impl Bench {
         self.wait(|used| used == wanted, ANSWER)
     }
 
+    /// Waits until the device needs a reset; false if it does not come to that.
+    pub fn broken(&self) -> bool {
+        self.wait(|_| false, ANSWER)
+    }
+
     /// The same for a used index that is `enough`, within so many milliseconds.
     fn wait(&self, enough: impl Fn(u16) -> bool, limit: u64) -> bool {
         let begin = clock::now();
