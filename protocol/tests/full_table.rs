@@ -69,6 +69,7 @@ fn descriptors_that_find_no_room_are_told_from_a_peer_that_breaks_the_rules() {
     let (theirs, ours) = Channel::pair().unwrap();
     let message = ToMachine::Attach {
         device: "disk0".into(),
+        session: 1,
         asked: false,
         whose: outboard_protocol::launch::Whose::default(),
     };

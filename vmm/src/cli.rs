@@ -11,7 +11,7 @@ use crate::supervisor::options::{self, Size};
 use crate::supervisor::rng::{self, RngSettings};
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
 use outboard_log::Verbosity;
-use outboard_protocol::launch::{Doorbell, Ring};
+use outboard_protocol::launch::{Doorbell, KickPath};
 
 /// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
 #[derive(Debug, Parser)]
@@ -122,10 +122,9 @@ pub struct Run {
     /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
     /// thread after an exit, or a worker thread that it wakes [default: kvm]
     ///
-    /// A disk or network card has its own with `ring=kvm|exit|worker`. With
-    /// `socket=` only KVM can do it.
-    #[arg(long, value_name = "kvm|exit|worker", value_parser = ring)]
-    ring: Option<Ring>,
+    /// With `socket=` only KVM can do it.
+    #[arg(long, alias = "ring", value_name = "kvm|exit|worker", value_parser = kick_path)]
+    kick_path: Option<KickPath>,
 
     /// Add a disk (may be given several times)
     ///
@@ -223,7 +222,7 @@ impl Run {
             hugepages: self.hugepages.then_some(true),
             prefault: self.prefault.then_some(true),
             doorbell: self.doorbell,
-            ring: self.ring,
+            kick_path: self.kick_path,
             console: self.console,
             on_reset: self.on_reset,
             disk: self.disk,
@@ -244,7 +243,7 @@ fn doorbell(text: &str) -> Result<Doorbell, String> {
     options::word(text)
 }
 
-fn ring(text: &str) -> Result<Ring, String> {
+fn kick_path(text: &str) -> Result<KickPath, String> {
     options::word(text)
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 use kvm_ioctls::Kvm;
 use outboard::machine::kvm::doorbell::{Address, Doorbell};
 use outboard::machine::pci::Doorbells;
-use outboard_protocol::launch::Ring;
+use outboard_protocol::launch::KickPath;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const QUEUES: u16 = 16;
@@ -86,7 +86,7 @@ fn thousands_of_registrations_and_releases_leave_nothing() {
     let before = descriptors();
     for base in [Address::Memory(0xc000_3000), Address::Port(0xc000)] {
         let began = Instant::now();
-        let doorbells = Doorbells::new("disk0", Arc::clone(&vm), QUEUES, Ring::Kvm).unwrap();
+        let doorbells = Doorbells::new("disk0", Arc::clone(&vm), QUEUES, KickPath::Kvm).unwrap();
         doorbells.place(Some(base));
         let numbers = sessions(&doorbells, base, wanted / 2);
         eprintln!(

@@ -105,7 +105,6 @@ fn disk(queues: u16) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     }
 }
 

@@ -38,7 +38,6 @@ fn a_back_end_is_not_blamed_for_a_descriptor_that_finds_no_room() {
         queues: 1,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     };
     // One that is kept of the connection has room, one that comes over it not.
     files.pop();

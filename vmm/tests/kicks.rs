@@ -22,7 +22,7 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard::machine::kvm::doorbell::Address;
 use outboard::machine::pci::Doorbells;
-use outboard_protocol::launch::Ring;
+use outboard_protocol::launch::KickPath;
 use outboard_ring3::{DATA, DEVICES, Machine, Program};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -144,7 +144,7 @@ impl Run {
     fn new(kvm: &Kvm, base: Address) -> Self {
         let machine = Machine::new(kvm).unwrap();
         let doorbells =
-            Doorbells::new("disk0", Arc::clone(machine.vm()), QUEUES, Ring::Kvm).unwrap();
+            Doorbells::new("disk0", Arc::clone(machine.vm()), QUEUES, KickPath::Kvm).unwrap();
         doorbells.place(Some(base));
         Self {
             base,

@@ -106,9 +106,9 @@ fn spec(cpus: u8, mib: u64) -> launch::Machine {
         hugepages: false,
         prefault: false,
         doorbell: launch::Doorbell::Mmio,
+        kick_path: launch::KickPath::Kvm,
         kernel: "vmlinuz".into(),
         cmdline: "test".into(),
-        devices: Vec::new(),
     }
 }
 
@@ -121,7 +121,7 @@ struct Machine {
 
 impl Machine {
     fn start(kvm: File, spec: launch::Machine, kernel: &[u8]) -> Self {
-        Self::start_version(kvm, spec, kernel, launch::VERSION)
+        Self::start_version(kvm, spec, kernel, launch::MESSAGES_VERSION)
     }
 
     fn start_version(kvm: File, machine: launch::Machine, kernel: &[u8], version: u32) -> Self {
@@ -133,6 +133,7 @@ impl Machine {
         let start = ToMachine::Start {
             version,
             machine,
+            devices: Vec::new(),
             fds: vec![StartFd::Kvm, StartFd::Kernel, StartFd::ConsoleOut],
         };
         let fds = [kvm.as_fd(), file.as_fd(), output.as_fd()];
@@ -300,6 +301,7 @@ fn what_nothing_answers_reads_as_ones() {
 
 #[test]
 fn what_cannot_be_built_is_said() {
+    const OURS: u32 = launch::MESSAGES_VERSION;
     let program = code(&[POWER_OFF, SPIN]);
     let failure = |spec, kernel: &[u8], version| {
         let kvm = kvm()?;
@@ -308,10 +310,10 @@ fn what_cannot_be_built_is_said() {
     let kernel = elf(true, &program);
     let cases = [
         (spec(1, 16), kernel.clone(), 999, "version 999"),
-        (spec(0, 16), kernel.clone(), 1, "vCPUs"),
-        (spec(33, 16), kernel.clone(), 1, "vCPUs"),
-        (spec(1, 0), kernel.clone(), 1, "guest memory"),
-        (spec(1, 16), b"nonsense".to_vec(), 1, "not a kernel"),
+        (spec(0, 16), kernel.clone(), OURS, "vCPUs"),
+        (spec(33, 16), kernel.clone(), OURS, "vCPUs"),
+        (spec(1, 0), kernel.clone(), OURS, "guest memory"),
+        (spec(1, 16), b"nonsense".to_vec(), OURS, "not a kernel"),
     ];
     for (spec, kernel, version, expected) in cases {
         let Some(said) = failure(spec, &kernel, version) else {

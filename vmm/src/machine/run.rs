@@ -43,10 +43,10 @@ pub fn run(socket: OwnedFd) -> ExitCode {
 }
 
 fn serve(channel: &Channel) -> Result<()> {
-    let Some((spec, fds)) = receive_start(channel)? else {
+    let Some(((spec, devices), fds)) = receive_start(channel)? else {
         return Ok(());
     };
-    let machine = Machine::build(&spec, fds)?;
+    let machine = Machine::build(&spec, &devices, fds)?;
     let mut session = Session {
         channel,
         awaited: machine.device_ids().map(str::to_owned).collect(),
@@ -58,7 +58,10 @@ fn serve(channel: &Channel) -> Result<()> {
     session.finish(result)
 }
 
-type Start = (launch::Machine, BTreeMap<launch::StartFd, OwnedFd>);
+type Start = (
+    (launch::Machine, Vec<launch::Device>),
+    BTreeMap<launch::StartFd, OwnedFd>,
+);
 
 /// The first message; `None` when the supervisor has gone.
 fn receive_start(channel: &Channel) -> Result<Option<Start>> {
@@ -71,20 +74,21 @@ fn receive_start(channel: &Channel) -> Result<Option<Start>> {
     let ToMachine::Start {
         version,
         machine,
+        devices,
         fds,
     } = message
     else {
         bail!("the first message was not the start message");
     };
-    if version != launch::VERSION {
+    if version != launch::MESSAGES_VERSION {
         bail!(
-            "the supervisor speaks version {version} of the launch contract, this machine \
+            "the supervisor speaks version {version} of the messages, this machine \
              version {}: install both from one release",
-            launch::VERSION
+            launch::MESSAGES_VERSION
         );
     }
     let fds = launch::sort_fds(&fds, descriptors).context("the start message")?;
-    Ok(Some((machine, fds)))
+    Ok(Some(((machine, devices), fds)))
 }
 
 fn tell(channel: &Channel, message: &FromMachine, wait: Duration) -> std::io::Result<()> {
@@ -141,13 +145,21 @@ impl Session<'_> {
     fn pass_on(&mut self) -> Result<()> {
         for event in self.machine.events().take() {
             match event {
-                DeviceEvent::Attached { device } => {
+                DeviceEvent::Attached { device, session } => {
                     self.awaited.remove(&device);
-                    self.tell(&FromMachine::Attached { device })?;
+                    self.tell(&FromMachine::Attached { device, session })?;
                 }
-                DeviceEvent::Lost { device, cause } => {
-                    self.tell(&FromMachine::Lost { device, cause })?;
-                }
+                DeviceEvent::Lost {
+                    device,
+                    session,
+                    cause,
+                    text,
+                } => self.tell(&FromMachine::Lost {
+                    device,
+                    session,
+                    cause,
+                    text,
+                })?,
                 DeviceEvent::Failed { device, cause } => bail!("{device}: {cause}"),
             }
         }
@@ -169,6 +181,7 @@ impl Session<'_> {
             Some((
                 ToMachine::Attach {
                     device,
+                    session: number,
                     asked,
                     whose,
                 },
@@ -182,7 +195,7 @@ impl Session<'_> {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
                 };
-                self.machine.attach(&device, session.of(whose))?;
+                self.machine.attach(&device, number, session.of(whose))?;
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use kvm_ioctls::{Kvm, VmFd};
-use outboard_protocol::launch::{Ending, Machine as Spec, StartFd};
+use outboard_protocol::launch::{self, Ending, Machine as Spec, SessionNumber, StartFd};
 
 use super::bus::{Bus, Target};
 use super::config_ports::{self, ConfigPorts};
 use super::console::Console;
-use super::device::{Device, DeviceEvent, Mailbox};
+use super::device::{Device, DeviceEvent, Mailbox, Surroundings};
 use super::ending::{AcpiPorts, End, KeyboardController};
 use super::frontend::{Connected, Session};
 use super::kvm::cpuid::Cpuid;
@@ -52,7 +52,11 @@ impl Machine {
     ///
     /// # Errors
     /// What cannot be built, and what to do.
-    pub fn build(spec: &Spec, mut fds: BTreeMap<StartFd, OwnedFd>) -> Result<Self> {
+    pub fn build(
+        spec: &Spec,
+        devices: &[launch::Device],
+        mut fds: BTreeMap<StartFd, OwnedFd>,
+    ) -> Result<Self> {
         if !(1..=MAX_CPUS).contains(&spec.cpus) {
             bail!("{} vCPUs: a machine has 1 to {MAX_CPUS}", spec.cpus);
         }
@@ -77,7 +81,7 @@ impl Machine {
         let console = Arc::new(console);
         vm.register_irqfd(console.interrupt(), layout::COM1_GSI)
             .context("binding the console's interrupt")?;
-        let (devices, bus) = Devices::build(spec, &ram, &vm)?;
+        let (devices, bus) = Devices::build(spec, devices, &ram, &vm)?;
         let world = Arc::new(World {
             ports: ports(&console, &end, &bus)?,
             memory: Bus::new(vec![
@@ -131,11 +135,16 @@ impl Machine {
     ///
     /// # Errors
     /// There is no device of that id.
-    pub fn attach(&self, id: &str, session: Session<Connected>) -> Result<()> {
+    pub fn attach(
+        &self,
+        id: &str,
+        number: SessionNumber,
+        session: Session<Connected>,
+    ) -> Result<()> {
         let mut devices = self.devices.devices.iter();
         let device = devices.find(|(other, _)| other == id);
         let (_, device) = device.with_context(|| format!("this machine has no device {id}"))?;
-        device.attach(session);
+        device.attach(number, session);
         Ok(())
     }
 
@@ -177,24 +186,30 @@ impl Machine {
 
 impl Devices {
     /// Makes the devices and the bus they are on.
-    fn build(spec: &Spec, ram: &Arc<Ram>, vm: &Arc<VmFd>) -> Result<(Self, pci::Targets)> {
+    fn build(
+        spec: &Spec,
+        planned: &[launch::Device],
+        ram: &Arc<Ram>,
+        vm: &Arc<VmFd>,
+    ) -> Result<(Self, pci::Targets)> {
         let routes = Routes::new(Arc::clone(vm))?;
         let events = Arc::new(Mailbox::new().context("making an eventfd")?);
+        let surroundings = Surroundings {
+            doorbell: spec.doorbell,
+            kick_path: spec.kick_path,
+            ram: Arc::clone(ram),
+            vm: Arc::clone(vm),
+            routes,
+            events: Arc::clone(&events),
+        };
         let mut host = pci::Host::new();
         let mut devices: Vec<(String, Device)> = Vec::new();
-        for device in &spec.devices {
+        for device in planned {
             let id = &device.id;
             if devices.iter().any(|(other, _)| other == id) {
                 bail!("two devices have the id {id}");
             }
-            let made = Device::new(
-                device,
-                spec.doorbell,
-                Arc::clone(ram),
-                Arc::clone(vm),
-                Arc::clone(&routes),
-                Arc::clone(&events),
-            );
+            let made = Device::new(device, &surroundings);
             let made = made.with_context(|| format!("making the device {id}"))?;
             host.add(made.function())
                 .with_context(|| format!("putting the device {id} on the bus"))?;

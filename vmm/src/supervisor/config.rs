@@ -53,7 +53,9 @@ pub struct Config {
     pub on_reset: OnReset,
     /// What the machine is to be.
     pub machine: launch::Machine,
-    /// Who serves each of the machine's devices, in the same order.
+    /// Its devices, in slot order.
+    pub devices: Vec<launch::Device>,
+    /// Who serves each of them, in the same order.
     pub sources: Vec<Source>,
 }
 
@@ -123,28 +125,25 @@ impl Config {
             sources.push(source);
             Ok::<_, String>(())
         };
-        for (index, mut disk) in settings.disk.into_iter().enumerate() {
-            disk.ring = disk.ring.or(settings.ring);
+        for (index, disk) in settings.disk.into_iter().enumerate() {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
             add("disk", &id, self::disk(&id, disk, cpus.min(DEFAULT_QUEUES)))?;
         }
-        for (index, mut card) in settings.net.into_iter().enumerate() {
-            card.ring = card.ring.or(settings.ring);
+        for (index, card) in settings.net.into_iter().enumerate() {
             let id = card.id.clone().unwrap_or_else(|| format!("net{index}"));
             add("net", &id, net::card(&id, card))?;
         }
-        for (index, mut entropy) in settings.rng.into_iter().enumerate() {
-            entropy.ring = entropy.ring.or(settings.ring);
+        for (index, entropy) in settings.rng.into_iter().enumerate() {
             let id = entropy.id.clone().unwrap_or_else(|| format!("rng{index}"));
             add("rng", &id, rng::entropy(&id, entropy))?;
         }
-        for (index, mut device) in settings.device.into_iter().enumerate() {
-            device.ring = device.ring.or(settings.ring);
+        for (index, device) in settings.device.into_iter().enumerate() {
             let named = device.id.clone();
             let id = named.unwrap_or_else(|| format!("device{index}"));
             add("device", &id, self::device(&id, device))?;
         }
-        check(&devices, &sources)?;
+        let kick_path = settings.kick_path.unwrap_or_default();
+        check(&devices, &sources, kick_path)?;
         Ok(Self {
             logging,
             initrd: settings.initrd,
@@ -156,10 +155,11 @@ impl Config {
                 hugepages: settings.hugepages.unwrap_or(false),
                 prefault: settings.prefault.unwrap_or(false),
                 doorbell: settings.doorbell.unwrap_or_default(),
+                kick_path,
                 kernel: kernel.display().to_string(),
                 cmdline,
-                devices,
             },
+            devices,
             kernel,
             sources,
         })
@@ -196,7 +196,6 @@ fn disk(id: &str, disk: DiskSettings, queues: u64) -> Result<(launch::Device, So
         queues: self::queues(disk.queues.unwrap_or(queues))?,
         fewer: disk.queues.is_none(),
         queue_size: queue_size(disk.queue_size)?,
-        ring: disk.ring.unwrap_or_default(),
     };
     if let Some(path) = disk.socket {
         let own = [
@@ -285,7 +284,6 @@ fn device(id: &str, device: DeviceSettings) -> Result<(launch::Device, Source), 
         queues: self::queues(queues)?,
         fewer: false,
         queue_size: queue_size(device.queue_size)?,
-        ring: device.ring.unwrap_or_default(),
     };
     Ok((device, Source::Socket { path, wait }))
 }
@@ -311,7 +309,11 @@ fn is_name(text: &str) -> bool {
 }
 
 /// What no device can say alone.
-fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
+fn check(
+    devices: &[launch::Device],
+    sources: &[Source],
+    path: launch::KickPath,
+) -> Result<(), String> {
     if devices.len() > MAX_DEVICES {
         return Err(format!(
             "{} disks and devices; there are slots for {MAX_DEVICES}",
@@ -332,10 +334,10 @@ fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
     }
     for (device, source) in devices.iter().zip(sources) {
         // Their eventfds are written by the machine itself then.
-        if device.ring != launch::Ring::Kvm && matches!(source, Source::Socket { .. }) {
+        if path != launch::KickPath::Kvm && matches!(source, Source::Socket { .. }) {
             return Err(format!(
                 "`{}` has a `socket`: a back-end that somebody else runs could make the machine \
-                 wait when it is rung by other than KVM; add `ring=kvm` to it",
+                 wait when it is kicked by other than KVM; leave out --kick-path",
                 device.id
             ));
         }
@@ -398,18 +400,13 @@ mod tests {
         let config = Config::new(given).unwrap();
         assert_eq!(config.machine.memory, 512 << 20);
         assert_eq!(config.console, Console::Stdio);
-        let ids: Vec<_> = config
-            .machine
-            .devices
-            .iter()
-            .map(|d| d.id.as_str())
-            .collect();
+        let ids: Vec<_> = config.devices.iter().map(|d| d.id.as_str()).collect();
         assert_eq!(ids, ["disk0", "disk1"]);
-        assert_eq!(config.machine.devices[0].queues, 4);
-        assert!(config.machine.devices[0].fewer, "nobody asked for four");
-        assert_eq!(config.machine.devices[0].queue_size, 256);
+        assert_eq!(config.devices[0].queues, 4);
+        assert!(config.devices[0].fewer, "nobody asked for four");
+        assert_eq!(config.devices[0].queue_size, 256);
         let one = Config::new(with_disks(&["path=a"])).unwrap();
-        assert_eq!((one.machine.cpus, one.machine.devices[0].queues), (1, 1));
+        assert_eq!((one.machine.cpus, one.devices[0].queues), (1, 1));
     }
 
     #[test]
@@ -477,24 +474,24 @@ mod tests {
     }
 
     #[test]
-    fn who_rings_is_said_for_all_or_for_one_and_is_kvm_for_foreign_back_ends() {
-        let rings = |vm: Option<launch::Ring>, disks: &[&str]| {
+    fn who_kicks_is_said_once_and_is_kvm_where_a_back_end_is_somebody_else_s() {
+        use launch::KickPath::{Exit, Kvm, Worker};
+        let path = |path: Option<launch::KickPath>, disks: &[&str]| {
             let settings = Settings {
-                ring: vm,
+                kick_path: path,
                 ..with_disks(disks)
             };
-            let devices = Config::new(settings).map(|config| config.machine.devices);
-            devices.map(|devices| devices.iter().map(|d| d.ring).collect::<Vec<_>>())
+            Config::new(settings).map(|config| config.machine.kick_path)
         };
-        use launch::Ring::{Exit, Kvm, Worker};
-        assert_eq!(rings(None, &["path=a"]).unwrap(), [Kvm]);
-        let disks = ["path=a", "path=b,ring=worker", "socket=c,ring=kvm"];
-        assert_eq!(rings(Some(Exit), &disks).unwrap(), [Exit, Worker, Kvm]);
-        for (vm, disk) in [(Some(Exit), "socket=c"), (None, "socket=c,ring=worker")] {
-            let error = rings(vm, &[disk]).unwrap_err();
-            assert!(error.contains("add `ring=kvm`"), "{error}");
+        assert_eq!(path(None, &["path=a", "socket=c"]), Ok(Kvm));
+        assert_eq!(path(Some(Exit), &["path=a"]), Ok(Exit));
+        assert_eq!(path(Some(Kvm), &["socket=c"]), Ok(Kvm));
+        for other in [Exit, Worker] {
+            let error = path(Some(other), &["path=a", "socket=c"]).unwrap_err();
+            assert!(error.starts_with("`disk1` has a `socket`"), "{error}");
+            assert!(error.ends_with("leave out --kick-path"), "{error}");
         }
-        assert!(settings::disk("path=a,ring=bell").is_err());
+        assert!(settings::disk("path=a,ring=kvm").is_err());
     }
 
     #[test]
@@ -516,6 +513,6 @@ mod tests {
             refused(with_device(text), words);
         }
         let config = Config::new(with_device("virtio-id=4,socket=a,queues=1,config-size=0"));
-        assert_eq!(config.unwrap().machine.devices[0].kind.name, "virtio-4");
+        assert_eq!(config.unwrap().devices[0].kind.name, "virtio-4");
     }
 }

@@ -60,7 +60,7 @@ pub fn check(config: &Config) -> Result<()> {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };
-    let devices = &config.machine.devices;
+    let devices = &config.devices;
     fits(&needs(config.machine.cpus, devices, &config.sources), hard)
 }
 
@@ -155,11 +155,7 @@ mod tests {
     }
 
     fn refused(config: &Config, hard: u64) -> Option<String> {
-        let needs = needs(
-            config.machine.cpus,
-            &config.machine.devices,
-            &config.sources,
-        );
+        let needs = needs(config.machine.cpus, &config.devices, &config.sources);
         fits(&needs, hard).err().map(|error| error.to_string())
     }
 
@@ -189,12 +185,7 @@ mod tests {
         let disks = ["socket=a,queues=64", "socket=b,queues=64"];
         let [one, two] = [1, 2].map(|count| config(&disks[..count], &[]));
         let machine = |config: &Config| {
-            needs(
-                config.machine.cpus,
-                &config.machine.devices,
-                &config.sources,
-            )[0]
-            .descriptors
+            needs(config.machine.cpus, &config.devices, &config.sources)[0].descriptors
         };
         assert_eq!(machine(&two), machine(&one) + DEVICE + 64 * QUEUE);
         let taps = config(&[], &["tap=t0,queues=8"]);

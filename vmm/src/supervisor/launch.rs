@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{
-    Channel, Handover, StartFd, ToMachine, VERSION, VERSION_ENV, Whose,
+    Channel, Handover, MESSAGES_VERSION, StartFd, ToMachine, VERSION, VERSION_ENV, Whose,
 };
 
 use super::child::Child;
@@ -58,8 +58,7 @@ pub fn launch(
     };
     let mut vm = start_machine(resources, console)?;
     for ((device, resource), socket) in resources
-        .machine
-        .devices
+        .specs
         .iter()
         .zip(&resources.devices)
         .zip(&mut sockets)
@@ -110,7 +109,7 @@ fn backend(id: &str, name: String, child: Option<Child>) -> Backend {
 /// Connects to every external back-end, and to every peer that listens.
 fn connect(resources: &Resources, signals: &Signals) -> Result<Option<Vec<Option<OwnedFd>>>> {
     let mut sockets = Vec::new();
-    for (device, resource) in resources.machine.devices.iter().zip(&resources.devices) {
+    for (device, resource) in resources.specs.iter().zip(&resources.devices) {
         let (whom, path, wait) = match resource {
             Resource::Socket { path, wait } => (Whom::BackEnd, path, wait),
             Resource::Program {
@@ -149,8 +148,9 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
     fds.extend(input.map(|fd| (StartFd::ConsoleIn, fd)));
     let (names, fds): (_, Vec<BorrowedFd<'_>>) = fds.into_iter().unzip();
     let start = ToMachine::Start {
-        version: VERSION,
+        version: MESSAGES_VERSION,
         machine: resources.machine.clone(),
+        devices: resources.specs.clone(),
         fds: names,
     };
     // A machine that is gone already is found by its descriptor, with how it
@@ -191,6 +191,7 @@ fn start_backend(
 fn attach(channel: &Channel, id: &str, socket: &OwnedFd, asked: bool, whose: Whose) {
     let message = ToMachine::Attach {
         device: id.to_owned(),
+        session: 1,
         asked,
         whose,
     };

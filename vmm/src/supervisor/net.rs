@@ -56,8 +56,6 @@ pub struct NetSettings {
     pub queues: Option<u64>,
     /// Largest queue size.
     pub queue_size: Option<u64>,
-    /// Who signals the kick eventfds.
-    pub ring: Option<launch::Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -73,7 +71,6 @@ const KEYS: Keys = &[
     ("mtu", Type::Number),
     ("queues", Type::Number),
     ("queue-size", Type::Number),
-    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -129,7 +126,6 @@ pub fn card(id: &str, mut net: NetSettings) -> Result<(launch::Device, Source), 
         queues: 2 * pairs + 1,
         fewer: net.queues.is_none(),
         queue_size: queue_size(net.queue_size)?,
-        ring: net.ring.unwrap_or_default(),
     };
     if let Some(path) = net.socket {
         let own = [

@@ -218,7 +218,7 @@ impl<'de> Deserialize<'de> for Wait {
 
 #[cfg(test)]
 mod tests {
-    use outboard_protocol::launch::{Doorbell, Ring};
+    use outboard_protocol::launch::{Doorbell, KickPath};
     use proptest::prelude::*;
 
     use super::*;
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_wrong_word_is_named_with_the_right_ones() {
-        let error = word::<Ring>("thread").unwrap_err();
+        let error = word::<KickPath>("thread").unwrap_err();
         assert!(error.contains("expected one of `kvm`, `exit`, `worker`"));
         assert!(error.ends_with("; did you mean `worker`?"), "{error}");
         let error = word::<Doorbell>("mimo").unwrap_err();

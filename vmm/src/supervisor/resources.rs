@@ -39,7 +39,9 @@ pub struct Resources {
     pub kernel: File,
     /// The initial RAM disk.
     pub initrd: Option<File>,
-    /// Who serves each device, in the order of `machine.devices`.
+    /// Its devices.
+    pub specs: Vec<launch::Device>,
+    /// Who serves each, in the same order.
     pub devices: Vec<Resource>,
 }
 
@@ -132,7 +134,7 @@ impl Resources {
         host::check_memory(config.machine.memory, config.machine.hugepages)?;
         let mut images = Images::default();
         let mut devices = Vec::new();
-        for (device, source) in config.machine.devices.iter().zip(config.sources) {
+        for (device, source) in config.devices.iter().zip(config.sources) {
             let resource = match source {
                 Source::Socket { path, wait } => Resource::Socket { path, wait },
                 Source::Program(disk) => self::disk(device, disk, &mut images)
@@ -150,6 +152,7 @@ impl Resources {
             program: Program::this()?,
             logging: config.logging,
             machine: config.machine,
+            specs: config.devices,
             kvm,
             kernel,
             initrd,
@@ -414,6 +417,7 @@ mod tests {
         let resources = Resources {
             program: Program::this().unwrap(),
             machine: config.unwrap().machine,
+            specs: Vec::new(),
             logging: Logging::default(),
             kvm: open("log"),
             kernel: open("kernel"),
@@ -549,7 +553,7 @@ mod tests {
             panic!("a path makes a program");
         };
         assert_eq!(
-            disk_args(&config.machine.devices[0], disk),
+            disk_args(&config.devices[0], disk),
             [
                 "--fd=3",
                 "--blk-fd=4",

@@ -29,8 +29,6 @@ pub struct RngSettings {
     pub max_bytes: Option<u64>,
     /// The length of a period in milliseconds.
     pub period: Option<u64>,
-    /// Who signals the kick eventfds.
-    pub ring: Option<launch::Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -41,7 +39,6 @@ const KEYS: Keys = &[
     ("wait", Type::Text),
     ("max-bytes", Type::Number),
     ("period", Type::Number),
-    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -79,7 +76,6 @@ pub fn entropy(id: &str, rng: RngSettings) -> Result<(launch::Device, Source), S
         queues: 1,
         fewer: true,
         queue_size: queue_size(None)?,
-        ring: rng.ring.unwrap_or_default(),
     };
     if let Some(path) = rng.socket {
         let own = [

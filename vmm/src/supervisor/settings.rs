@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use outboard_log::Level;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{Doorbell, Ring};
+use outboard_protocol::launch::{Doorbell, KickPath};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
@@ -40,8 +40,8 @@ pub struct Settings {
     pub prefault: Option<bool>,
     /// Where queue notifications go.
     pub doorbell: Option<Doorbell>,
-    /// Who signals the kick eventfds, where a device does not say.
-    pub ring: Option<Ring>,
+    /// Who signals the kick eventfds.
+    pub kick_path: Option<KickPath>,
     /// The serial console.
     pub console: Option<Console>,
     /// What a guest's reset does.
@@ -104,7 +104,7 @@ impl Settings {
             hugepages: self.hugepages.or(file.hugepages),
             prefault: self.prefault.or(file.prefault),
             doorbell: self.doorbell.or(file.doorbell),
-            ring: self.ring.or(file.ring),
+            kick_path: self.kick_path.or(file.kick_path),
             console: self.console.or(file.console),
             on_reset: self.on_reset.or(file.on_reset),
             disk: file.disk.into_iter().chain(self.disk).collect(),
@@ -179,8 +179,6 @@ pub struct DiskSettings {
     pub queue_size: Option<u64>,
     /// The serial number that the guest reads.
     pub serial: Option<String>,
-    /// Who signals the kick eventfds.
-    pub ring: Option<Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -198,7 +196,6 @@ const DISK: Keys = &[
     ("queues", Type::Number),
     ("queue-size", Type::Number),
     ("serial", Type::Text),
-    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -218,8 +215,6 @@ pub struct DeviceSettings {
     pub queue_size: Option<u64>,
     /// Length of the configuration space in bytes.
     pub config_size: Option<u64>,
-    /// Who signals the kick eventfds.
-    pub ring: Option<Ring>,
     /// The name of the device.
     pub id: Option<String>,
 }
@@ -231,7 +226,6 @@ const DEVICE: Keys = &[
     ("queues", Type::Number),
     ("queue-size", Type::Number),
     ("config-size", Type::Number),
-    ("ring", Type::Text),
     ("id", Type::Text),
 ];
 
@@ -338,7 +332,7 @@ mod tests {
             kernel = "vmlinuz"
             memory = "2G"
             doorbell = "pio"
-            ring = "worker"
+            kick-path = "worker"
             console = "file=log"
             on-reset = "restart"
             [[disk]]
@@ -358,7 +352,7 @@ mod tests {
         assert_eq!(settings.log_level, Some(Level::Info));
         assert_eq!(settings.memory, Some(Size(2 << 30)));
         assert_eq!(settings.doorbell, Some(Doorbell::Pio));
-        assert_eq!(settings.ring, Some(Ring::Worker));
+        assert_eq!(settings.kick_path, Some(KickPath::Worker));
         assert_eq!(settings.console, Some(Console::File("log".into())));
         assert_eq!(settings.on_reset, Some(OnReset::Restart));
         assert_eq!(
@@ -397,7 +391,7 @@ mod tests {
             ("[[net]]\nmac_address = \"x\"", "did you mean `mac`?"),
             ("[[device]]\nchardev = \"s\"", "did you mean `socket`?"),
             ("[[rng]]\nmax_bytes = 1", "did you mean `max-bytes`?"),
-            ("[[disk]]\nring = \"kmv\"", "did you mean `kvm`?"),
+            ("kick-path = \"kmv\"", "did you mean `kvm`?"),
             ("on-reset = \"reboot\"", "did you mean `restart`?"),
             ("console = \"none\"", "did you mean `null`?"),
             ("append = \"quiet\"", "did you mean `cmdline`?"),

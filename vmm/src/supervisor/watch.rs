@@ -117,12 +117,12 @@ impl Watch<'_> {
 
     fn message(&mut self, message: FromMachine, console: &mut Console) -> Option<Verdict> {
         match message {
-            FromMachine::Attached { device } => self.attached.push(device),
+            FromMachine::Attached { device, .. } => self.attached.push(device),
             FromMachine::Running => {
                 self.running = true;
                 console.running();
             }
-            FromMachine::Lost { device, cause } => return Some(self.lost(device, cause)),
+            FromMachine::Lost { device, text, .. } => return Some(self.lost(device, text)),
             FromMachine::Failed { error } => {
                 let running = self.running;
                 return Some(Verdict::Failed { error, running });

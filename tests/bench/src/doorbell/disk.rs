@@ -4,13 +4,13 @@
 
 use super::report::{Kind, What};
 
-/// Who signals the kick, as `--ring` names it.
+/// Who signals the kick, as `--kick-path` names it.
 pub const RINGS: [&str; 3] = ["exit", "worker", "kvm"];
 
 /// A workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// `--ring`.
+    /// `--kick-path`.
     pub ring: &'static str,
     /// `--doorbell`.
     pub doorbell: &'static str,

@@ -83,7 +83,7 @@ impl<'a> Vms<'a> {
         let options = [
             "--disk",
             &options,
-            "--ring",
+            "--kick-path",
             disk.ring,
             "--doorbell",
             disk.doorbell,

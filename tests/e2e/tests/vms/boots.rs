@@ -129,7 +129,7 @@ fn rings(ring: &str, doorbell: &str) -> Result<()> {
     let cmdline = format!("scenario=verify requests=2000 depth=8 queues=2 seed={SEED}");
     let ended = Run::guest(&cmdline)?
         .with("--cpus", "2")
-        .with("--ring", ring)
+        .with("--kick-path", ring)
         .with("--doorbell", doorbell)
         .with("--disk", format!("{},queues=2", image.option()))
         .to_the_end()?

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
-use outboard_protocol::launch;
+use outboard_protocol::launch::{self, Cause, SessionNumber};
 
 pub use self::mailbox::Mailbox;
 use self::worker::Worker;
@@ -45,7 +45,7 @@ pub enum Command {
     /// The guest let it no more; it is to be told when nothing is written.
     MustNotMaster(Clearing),
     /// Here is a connection to a back-end.
-    Attach(Session<Connected>),
+    Attach(SessionNumber, Session<Connected>),
     /// End.
     Stop,
 }
@@ -86,13 +86,19 @@ pub enum DeviceEvent {
     Attached {
         /// The device's id.
         device: String,
+        /// That of the attach.
+        session: SessionNumber,
     },
     /// The session has ended, or could not begin.
     Lost {
         /// The device's id.
         device: String,
-        /// Why, to be shown to the user.
-        cause: String,
+        /// That of the attach.
+        session: SessionNumber,
+        /// Why.
+        cause: Cause,
+        /// The same, to be shown to the user.
+        text: String,
     },
     /// The machine itself cannot serve the device: its back-end is not to
     /// blame.
@@ -102,6 +108,23 @@ pub enum DeviceEvent {
         /// Why, and what to do.
         cause: String,
     },
+}
+
+/// What all devices of a machine share.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Where queue notifications go.
+    pub doorbell: launch::Doorbell,
+    /// Who signals the kick eventfds.
+    pub kick_path: launch::KickPath,
+    /// Guest memory.
+    pub ram: Arc<Ram>,
+    /// The VM in KVM.
+    pub vm: Arc<VmFd>,
+    /// Its interrupts.
+    pub routes: Arc<Routes>,
+    /// What the devices tell the main loop.
+    pub events: Arc<Mailbox<DeviceEvent>>,
 }
 
 /// A device: its PCI function, and the thread that owns its session. Dropping
@@ -116,30 +139,27 @@ pub struct Device {
 
 impl Device {
     /// Makes the function and starts the thread, which waits for an attach.
-    /// Its events are posted to `events`.
+    /// Its events are posted to those of `surroundings`.
     ///
     /// # Errors
     /// `InvalidInput` when `spec` is not possible, with the reason; else those
     /// of eventfd(2) and of starting a thread.
-    pub fn new(
-        spec: &launch::Device,
-        doorbell: launch::Doorbell,
-        ram: Arc<Ram>,
-        vm: Arc<VmFd>,
-        routes: Arc<Routes>,
-        events: Arc<Mailbox<DeviceEvent>>,
-    ) -> io::Result<Self> {
+    pub fn new(spec: &launch::Device, surroundings: &Surroundings) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new()?);
-        let function = Function::new(spec, doorbell, &vm, &routes, Arc::clone(&commands))?;
+        let Surroundings {
+            ram, vm, routes, ..
+        } = surroundings;
+        let kicks = (surroundings.doorbell, surroundings.kick_path);
+        let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands))?;
         let function = Arc::new(function);
         let interruption = Arc::new(Interruption::default());
         let worker = Worker::new(
             spec.clone(),
-            ram,
+            Arc::clone(ram),
             Arc::clone(&function),
             Arc::clone(&commands),
             Arc::clone(&interruption),
-            events,
+            Arc::clone(&surroundings.events),
         );
         let name: String = format!("device {}", spec.id).chars().take(15).collect();
         let thread = std::thread::Builder::new()
@@ -160,8 +180,8 @@ impl Device {
 
     /// Hands over a connection to a back-end. [`DeviceEvent`] tells what became
     /// of it.
-    pub fn attach(&self, session: Session<Connected>) {
-        self.commands.post(Command::Attach(session));
+    pub fn attach(&self, number: SessionNumber, session: Session<Connected>) {
+        self.commands.post(Command::Attach(number, session));
     }
 
     /// Ends the session and the thread, and waits for it: not longer than for

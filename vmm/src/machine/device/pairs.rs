@@ -124,7 +124,6 @@ mod tests {
             queues: 2 * pairs + 1,
             fewer: false,
             queue_size: 256,
-            ring: launch::Ring::Kvm,
         }
     }
 

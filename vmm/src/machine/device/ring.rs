@@ -259,7 +259,6 @@ mod tests {
             queues: 2,
             fewer: false,
             queue_size: 64,
-            ring: launch::Ring::Kvm,
         };
         let of = |num_queues| BlkConfig {
             num_queues,

@@ -42,21 +42,25 @@ struct Bench {
 
 impl Bench {
     fn new() -> Option<Self> {
-        Self::with(launch::Ring::Kvm)
+        Self::with(launch::KickPath::Kvm)
     }
 
-    fn with(ring: launch::Ring) -> Option<Self> {
-        Self::of(launch::Device {
+    fn with(kick_path: launch::KickPath) -> Option<Self> {
+        let spec = launch::Device {
             id: "disk0".into(),
             kind: Kind::blk(),
             queues: 2,
             fewer: false,
             queue_size: 64,
-            ring,
-        })
+        };
+        Self::made(spec, kick_path)
     }
 
     fn of(spec: launch::Device) -> Option<Self> {
+        Self::made(spec, launch::KickPath::Kvm)
+    }
+
+    fn made(spec: launch::Device, kick_path: launch::KickPath) -> Option<Self> {
         let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
             Ok(vm) => Arc::new(vm),
             Err(error) => {
@@ -68,10 +72,15 @@ impl Bench {
         let ram = Arc::new(Ram::new(2 << 20, Backing::default()).unwrap());
         let routes = Routes::new(Arc::clone(&vm)).unwrap();
         let events = Arc::new(Mailbox::new().unwrap());
-        let (ram_too, events_too) = (Arc::clone(&ram), Arc::clone(&events));
-        let doorbell = launch::Doorbell::Mmio;
-        let vm_too = Arc::clone(&vm);
-        let device = Device::new(&spec, doorbell, ram_too, vm_too, routes, events_too).unwrap();
+        let surroundings = Surroundings {
+            doorbell: launch::Doorbell::Mmio,
+            kick_path,
+            ram: Arc::clone(&ram),
+            vm: Arc::clone(&vm),
+            routes,
+            events: Arc::clone(&events),
+        };
+        let device = Device::new(&spec, &surroundings).unwrap();
         let mut host = Host::new();
         host.add(device.function()).unwrap();
         let bus = host.targets();
@@ -93,7 +102,7 @@ impl Bench {
     fn attach_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
         let (stream, running) = fake.start();
         self.device
-            .attach(Session::new(stream).within(limits).of(whose));
+            .attach(1, Session::new(stream).within(limits).of(whose));
         running
     }
 
@@ -104,7 +113,7 @@ impl Bench {
     fn attached_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
         let running = self.attach_within(fake, limits, whose);
         let device = "disk0".into();
-        assert_eq!(self.event(), DeviceEvent::Attached { device });
+        assert_eq!(self.event(), DeviceEvent::Attached { device, session: 1 });
         running
     }
 
@@ -119,7 +128,7 @@ impl Bench {
 
     fn lost(&self) -> String {
         match self.event() {
-            DeviceEvent::Lost { cause, .. } => cause,
+            DeviceEvent::Lost { text, .. } => text,
             other => panic!("{other:?}"),
         }
     }
@@ -284,7 +293,6 @@ fn a_number_that_nobody_asked_for_becomes_what_the_back_end_has() {
         queues: 4,
         fewer: true,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     };
     for (has, gets) in [(1, 1), (3, 3), (8, 4)] {
         let Some(bench) = Bench::of(fewer.clone()) else {
@@ -312,7 +320,6 @@ fn a_card_s_pairs_are_those_asked_for_or_it_is_refused() {
         queues: 9,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     };
     let card = Fake {
         features: Fake::default().features | 1 << 5 | 1 << 17 | 1 << 22,
@@ -659,7 +666,6 @@ fn a_card_s_buffers_are_not_waited_for_as_a_disk_s_requests() {
             queues: 3,
             fewer: true,
             queue_size: 64,
-            ring: launch::Ring::Kvm,
         };
         let Some(bench) = Bench::of(spec) else { return };
         let fake = Fake {
@@ -910,7 +916,6 @@ fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
         queues: 5,
         fewer: true,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     }) else {
         return;
     };
@@ -950,8 +955,8 @@ fn kicks(lent: &mut File) -> u64 {
 
 #[test]
 fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
-    for ring in [launch::Ring::Exit, launch::Ring::Worker] {
-        let Some(bench) = Bench::with(ring) else {
+    for path in [launch::KickPath::Exit, launch::KickPath::Worker] {
+        let Some(bench) = Bench::with(path) else {
             return;
         };
         let fake = bench.attached(Fake::default());
@@ -973,7 +978,7 @@ fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
                 count = kicks(&mut kick);
                 count != 0
             });
-            assert_eq!(count, 1, "{ring:?}");
+            assert_eq!(count, 1, "{path:?}");
         }
         // Queue 1 has no session, and there is no queue 2.
         bench.write(NOTIFY + 4, 1, 2);

@@ -26,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::{NoRoom, explain};
-use outboard_protocol::launch::{self, Whose};
+use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
 
 use self::mastering::Mastering;
 use super::backend::{Backend, Keeping, wait_drained};
@@ -61,6 +61,8 @@ pub struct Worker {
     events: Arc<Mailbox<DeviceEvent>>,
     backend: Backend,
     whose: Whose,
+    /// Of the last attach.
+    session: SessionNumber,
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
     driver: Option<Driver>,
@@ -93,6 +95,7 @@ impl Worker {
             events,
             backend: Backend::Detached,
             whose: Whose::default(),
+            session: 0,
             served: 0,
             driver: None,
             mastering: Mastering::Off,
@@ -145,7 +148,7 @@ impl Worker {
 
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Attach(session) => self.attach(session),
+            Command::Attach(number, session) => self.attach(number, session),
             Command::Kick(queue) => self.restart(queue),
             Command::MayMaster => {
                 self.may_master();
@@ -175,7 +178,7 @@ impl Worker {
     }
 
     /// The first words with a new back-end.
-    fn attach(&mut self, session: Session<Connected>) -> Result<()> {
+    fn attach(&mut self, number: SessionNumber, session: Session<Connected>) -> Result<()> {
         if !matches!(self.backend, Backend::Detached) {
             log::error!("{}: attached while it has a back-end", self.spec.id);
             return Ok(());
@@ -186,6 +189,7 @@ impl Worker {
                  the guest must reset it first"
             );
         }
+        self.session = number;
         self.whose = session.whose();
         let session = session.negotiate(&self.spec, &self.interruption)?;
         let agreement = session.agreement();
@@ -200,6 +204,7 @@ impl Worker {
         });
         self.events.post(DeviceEvent::Attached {
             device: self.spec.id.clone(),
+            session: number,
         });
         Ok(())
     }
@@ -376,10 +381,18 @@ impl Worker {
         self.withdraw_all();
         self.interruption.end_session();
         if !self.interruption.is_stopping() {
-            let (device, cause) = (self.spec.id.clone(), format!("{error:#}"));
+            let (device, text) = (self.spec.id.clone(), format!("{error:#}"));
             self.events.post(match NoRoom::within(error.as_ref()) {
-                Some(_) => DeviceEvent::Failed { device, cause },
-                None => DeviceEvent::Lost { device, cause },
+                Some(_) => DeviceEvent::Failed {
+                    device,
+                    cause: text,
+                },
+                None => DeviceEvent::Lost {
+                    device,
+                    session: self.session,
+                    cause: Cause::BrokeProtocol,
+                    text,
+                },
             });
         }
     }

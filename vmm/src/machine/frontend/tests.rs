@@ -28,7 +28,6 @@ fn spec(queues: u16) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     }
 }
 

@@ -6,7 +6,7 @@
 //! eventfd. At any other time a kick exits to us. Before the session that is
 //! only to be noted: a fresh kick eventfd has count 1.
 //!
-//! To compare, a kick can also be signalled by us ([`Ring`]): then nothing is
+//! To compare, a kick can also be signalled by us ([`KickPath`]): then nothing is
 //! registered, and every kick exits.
 
 use std::io;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
 use outboard_log::Rarely;
-use outboard_protocol::launch::Ring;
+use outboard_protocol::launch::KickPath;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupts::owing_eventfd;
@@ -62,17 +62,17 @@ impl Doorbells {
     /// For `queues` queues of the device `id`, 64 at most, nowhere yet.
     ///
     /// # Errors
-    /// Those of starting a thread, for [`Ring::Worker`].
-    pub fn new(id: &str, vm: Arc<VmFd>, queues: u16, ring: Ring) -> io::Result<Self> {
+    /// Those of starting a thread, for [`KickPath::Worker`].
+    pub fn new(id: &str, vm: Arc<VmFd>, queues: u16, path: KickPath) -> io::Result<Self> {
         let state = Arc::new(Mutex::new(State {
             base: None,
             queues: (0..queues).map(|_| Queue::default()).collect(),
             refused: Rarely::new(),
         }));
-        let way = match ring {
-            Ring::Kvm => Way::Kvm,
-            Ring::Exit => Way::Exit,
-            Ring::Worker => {
+        let way = match path {
+            KickPath::Kvm => Way::Kvm,
+            KickPath::Exit => Way::Exit,
+            KickPath::Worker => {
                 let state = Arc::clone(&state);
                 Way::Worker(Ringer::new(move |queue| signal(&state, queue))?)
             }
@@ -238,7 +238,7 @@ mod tests {
     fn a_doorbell_rings_while_it_is_placed_and_a_session_has_its_eventfd() {
         let Some(vm) = vm() else { return };
         for base in BASES {
-            let doorbells = Doorbells::new("disk0", Arc::clone(&vm), 2, Ring::Kvm).unwrap();
+            let doorbells = Doorbells::new("disk0", Arc::clone(&vm), 2, KickPath::Kvm).unwrap();
             let there = || [0, 1].map(|queue| rings(&vm, at(base, queue)));
             assert!(doorbells.place(Some(base)).is_empty());
             assert_eq!(there(), [false, false], "no session");
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_kick_that_exits_is_passed_on_where_nothing_else_makes_it_good() {
         let Some(vm) = vm() else { return };
-        let doorbells = Doorbells::new("disk0", vm, 1, Ring::Kvm).unwrap();
+        let doorbells = Doorbells::new("disk0", vm, 1, KickPath::Kvm).unwrap();
         let exited = || [true, false].map(|at_doorbell| doorbells.exited(0, at_doorbell));
         doorbells.place(Some(BASES[0]));
         assert_eq!(exited(), [false, false], "the next session's has count 1");
@@ -281,7 +281,7 @@ mod tests {
         let Some(vm) = vm() else { return };
         for base in BASES {
             let [first, second] =
-                [0, 1].map(|_| Doorbells::new("disk0", Arc::clone(&vm), 1, Ring::Kvm).unwrap());
+                [0, 1].map(|_| Doorbells::new("disk0", Arc::clone(&vm), 1, KickPath::Kvm).unwrap());
             for doorbells in [&first, &second] {
                 doorbells.place(Some(base));
                 doorbells.lend(0).unwrap();

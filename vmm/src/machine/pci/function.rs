@@ -60,7 +60,7 @@ impl Function {
     /// reason; else those of eventfd(2) and of starting a thread.
     pub fn new(
         spec: &launch::Device,
-        doorbell: launch::Doorbell,
+        (doorbell, kick_path): (launch::Doorbell, launch::KickPath),
         vm: &Arc<VmFd>,
         routes: &Arc<Routes>,
         commands: Arc<Mailbox<Command>>,
@@ -96,7 +96,7 @@ impl Function {
             doorbell,
             commands,
             interrupts: Interrupts::new(&spec.id, routes, spec.queues, vectors)?,
-            doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, spec.ring)?,
+            doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, kick_path)?,
             mastering: Mastering::default(),
             state: Mutex::new(State {
                 config,

@@ -1,4 +1,4 @@
-//! The worker thread of `--ring worker`: a vCPU's thread only wakes it, and it
+//! The worker thread of `--kick-path worker`: a vCPU's thread only wakes it, and it
 //! signals the kick eventfds. That is the design (a task queue in the VMM) that
 //! ioeventfd is compared with.
 

@@ -1,0 +1,167 @@
+//! What the machine and its supervisor say to each other.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{Device, Machine, Whose};
+
+/// Version of these messages.
+pub const MESSAGES_VERSION: u32 = 2;
+
+/// Which connection of a device is meant: they are counted, so that what is said
+/// of a session that is over is not taken for its successor's.
+pub type SessionNumber = u64;
+
+/// The descriptors of [`ToMachine::Start`], by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartFd {
+    /// /dev/kvm, opened for reading and writing.
+    Kvm,
+    /// The kernel image, opened for reading.
+    Kernel,
+    /// The initial RAM disk, if there is one.
+    Initrd,
+    /// What the guest's console reads, if anything.
+    ConsoleIn,
+    /// Where the guest's console writes.
+    ConsoleOut,
+}
+
+/// From the supervisor to the machine.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "message")]
+pub enum ToMachine {
+    /// The first message, once. Its descriptors are those of `fds`, in order.
+    Start {
+        /// [`MESSAGES_VERSION`].
+        version: u32,
+        /// What to build.
+        machine: Machine,
+        /// Its devices, in slot order.
+        devices: Vec<Device>,
+        /// What each descriptor is.
+        fds: Vec<StartFd>,
+    },
+    /// A new connection for a device: the first, a swap's or a recovery's.
+    /// Brings one descriptor, the connected vhost-user socket. Answered by
+    /// [`FromMachine::Attached`] or [`FromMachine::Lost`] of the same session.
+    Attach {
+        /// The device's id.
+        device: String,
+        /// The session that begins: greater than any before it of this device.
+        session: SessionNumber,
+        /// Whether the back-end has been asked already: GET_FEATURES has been
+        /// sent, and the first thing to be read is its answer.
+        asked: bool,
+        /// Whose the back-end is.
+        whose: Whose,
+    },
+    /// Stop the vCPUs, end every session, exit.
+    Stop,
+}
+
+/// How a guest's run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "how")]
+pub enum Ending {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest asked for a reset.
+    Reset,
+    /// [`ToMachine::Stop`] was obeyed.
+    Stopped,
+    /// A triple fault: the guest broke itself.
+    TripleFault,
+    /// KVM gave up on the guest; the text holds registers and code bytes.
+    KvmError {
+        /// What KVM said.
+        detail: String,
+    },
+}
+
+/// Why a device has no session any more, or was given none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The back-end closed its connection.
+    Gone,
+    /// The back-end did not answer within its time.
+    Silent,
+    /// The back-end said what no back-end may say, or refused what none may refuse.
+    BrokeProtocol,
+    /// The back-end cannot serve this device, or there is no such device, or it
+    /// has a back-end.
+    DoesNotFit,
+    /// The driver has rings that a successor cannot take over exactly.
+    NotRecoverable,
+}
+
+/// From the machine to the supervisor.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "message")]
+pub enum FromMachine {
+    /// The device's back-end has answered and fits; sent once per attach.
+    Attached {
+        /// The device's id.
+        device: String,
+        /// That of the attach.
+        session: SessionNumber,
+    },
+    /// Every device is attached and the vCPUs run.
+    Running,
+    /// A session ended, or could not begin. The device is without a back-end
+    /// until the next attach, unless another session of it was attached before.
+    Lost {
+        /// The device's id.
+        device: String,
+        /// That of the attach.
+        session: SessionNumber,
+        /// What happened.
+        cause: Cause,
+        /// The same, to be shown to the user.
+        text: String,
+    },
+    /// The machine cannot be built, or cannot go on; it exits after this.
+    Failed {
+        /// What was attempted, on what, what to do.
+        error: String,
+    },
+    /// The run is over; the machine exits after this.
+    Ended {
+        /// How.
+        ending: Ending,
+    },
+}
+
+/// Sorts the descriptors of a [`ToMachine::Start`] by their names.
+///
+/// # Errors
+/// `InvalidData` when there are more or fewer than names, or a name twice.
+pub fn sort_fds(names: &[StartFd], fds: Vec<OwnedFd>) -> io::Result<BTreeMap<StartFd, OwnedFd>> {
+    let count = fds.len();
+    let sorted: BTreeMap<_, _> = names.iter().copied().zip(fds).collect();
+    if count != names.len() || sorted.len() != count {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{count} descriptors for {} names", names.len()),
+        ));
+    }
+    Ok(sorted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_without_a_name_are_refused() {
+        let fd = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(sort_fds(&[StartFd::Kvm], vec![fd()]).is_ok());
+        assert!(sort_fds(&[StartFd::Kvm], vec![fd(), fd()]).is_err());
+        assert!(sort_fds(&[StartFd::Kvm, StartFd::Kvm], vec![fd(), fd()]).is_err());
+    }
+}
