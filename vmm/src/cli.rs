@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
-use crate::supervisor::logging::USUAL;
 use crate::supervisor::net::{self, NetSettings};
 use crate::supervisor::options::{self, Size};
 use crate::supervisor::rng::{self, RngSettings};
+use crate::supervisor::say::USUAL;
 use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
 use outboard_log::Verbosity;
 use outboard_protocol::launch::{Doorbell, KickPath};

@@ -6,7 +6,7 @@ use clap::Parser;
 use outboard::cli::{Cli, Command};
 use outboard::exit::Exit;
 use outboard::machine;
-use outboard::supervisor::logging::USUAL;
+use outboard::supervisor::say::{USUAL, say};
 use outboard::supervisor::{self, descriptors, spawn};
 use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
                 machine::run(socket)
             }
             None => {
-                supervisor::say("`machine` is started by `outboard run`, which see");
+                say("`machine` is started by `outboard run`, which see");
                 Exit::Usage.report()
             }
         },

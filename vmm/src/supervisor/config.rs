@@ -9,10 +9,10 @@ use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 
 use super::claims;
-use super::logging::Logging;
 use super::net::{self, Card};
 use super::options::{Size, Wait};
 use super::rng::{self, Entropy};
+use super::say::Logging;
 use super::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
 
 /// Most vCPUs.

@@ -22,7 +22,7 @@ use outboard_protocol::wire::{Connection, Header};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::options::Wait;
-use super::say;
+use super::say::say;
 use super::signals::Signals;
 
 /// Pause between two tries, in milliseconds.

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe2, read};
 
 use super::resources::Output;
-use super::say;
+use super::say::say;
 use super::terminal::{self, Input, Keys, RawMode};
 
 /// What the machine is given.

@@ -19,7 +19,7 @@ use outboard_protocol::launch::ToMachine;
 
 use super::child::{Child, Death};
 use super::launch::{Backend, Vm};
-use super::say;
+use super::say::say;
 use super::signals::Signals;
 use super::verdict::Verdict;
 

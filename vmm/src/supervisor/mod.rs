@@ -21,13 +21,13 @@ pub mod end;
 pub mod host;
 pub mod image;
 pub mod launch;
-pub mod logging;
 pub mod meant;
 pub mod net;
 pub mod options;
 pub mod program;
 pub mod resources;
 pub mod rng;
+pub mod say;
 pub mod settings;
 pub mod signals;
 #[allow(unsafe_code)]
@@ -48,6 +48,7 @@ use crate::exit::Exit;
 use config::Config;
 use console::Console;
 use resources::Resources;
+use say::say;
 use settings::{OnReset, Settings};
 use signals::Signals;
 use verdict::Verdict;
@@ -115,5 +116,3 @@ fn run_config(config: Config) -> Result<Exit> {
         return Ok(verdict.exit());
     }
 }
-
-pub use outboard_log::say;

@@ -14,11 +14,11 @@ use super::config::{Config, Disk, Source};
 use super::descriptors;
 use super::host;
 use super::image::{Identity, Images, Usage};
-use super::logging::Logging;
 use super::net;
 use super::options::Wait;
 use super::program::Program;
 use super::rng;
+use super::say::Logging;
 use super::settings::Console;
 
 /// The back-end that serves a disk if no other is named.

@@ -20,7 +20,7 @@ use outboard_protocol::launch::FromMachine;
 use super::child::Death;
 use super::console::Console;
 use super::launch::Vm;
-use super::say;
+use super::say::say;
 use super::signals::Signals;
 use super::verdict::Verdict;
 

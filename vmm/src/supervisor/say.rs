@@ -1,10 +1,13 @@
-//! What the processes of a VM are to say, and as whom: decided once, told to
-//! each by its environment (PROTOCOL.md, section 1).
+//! What the user hears: what the supervisor has to say itself ([`say()`]), and
+//! what the processes of a VM are to log, and as whom, which is decided once and
+//! told to each by its environment (PROTOCOL.md, section 1).
 
 use outboard_log::Level;
 use outboard_log::level::{FILTERS_ENV, filters};
 use outboard_log::line::Speaker;
 use outboard_protocol::launch::LABEL_ENV;
+
+pub use outboard_log::say;
 
 /// What everything that `outboard run` starts says if nobody asks for more or
 /// less.
