@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
-use crate::supervisor::net::{self, NetSettings};
-use crate::supervisor::options::{self, Size};
+use crate::supervisor::net::NetSettings;
 use crate::supervisor::rng::{self, RngSettings};
 use crate::supervisor::say::USUAL;
-use crate::supervisor::settings::{self, Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use crate::supervisor::text::options;
+use crate::supervisor::text::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use crate::supervisor::text::units::Size;
 use outboard_log::Verbosity;
 use outboard_protocol::launch::{Doorbell, KickPath};
 
@@ -116,14 +117,14 @@ pub struct Run {
     prefault: bool,
 
     /// Where the guest's drivers write to notify a device: memory or an I/O port [default: mmio]
-    #[arg(long, value_name = "mmio|pio", value_parser = doorbell)]
+    #[arg(long, value_name = "mmio|pio", value_parser = options::word::<Doorbell>)]
     doorbell: Option<Doorbell>,
 
     /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
     /// thread after an exit, or a worker thread that it wakes [default: kvm]
     ///
     /// With `socket=` only KVM can do it.
-    #[arg(long, alias = "ring", value_name = "kvm|exit|worker", value_parser = kick_path)]
+    #[arg(long, alias = "ring", value_name = "kvm|exit|worker", value_parser = options::word::<KickPath>)]
     kick_path: Option<KickPath>,
 
     /// Add a disk (may be given several times)
@@ -143,7 +144,7 @@ pub struct Run {
     /// All take `queues=N` (default: one for each CPU, up to 4 and to what the
     /// back-end has), `queue-size=N` (default: 256) and `id=NAME` (default:
     /// disk0, disk1, …). A comma within a value is written `,,`.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::disk)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DiskSettings>)]
     disk: Vec<DiskSettings>,
 
     /// Add a network card (may be given several times)
@@ -161,7 +162,7 @@ pub struct Run {
     /// All take `queues=N` (pairs of queues, default: 1; more need a tap with
     /// `multi_queue`), `queue-size=N` (default: 256; Linux needs 32, and receives
     /// whole segments from 128 on) and `id=NAME` (default: net0, net1, …).
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = net::net)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<NetSettings>)]
     net: Vec<NetSettings>,
 
     /// Add an entropy device (may be given several times)
@@ -181,7 +182,7 @@ pub struct Run {
     /// `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device of that virtio
     /// device id, whose back-end listens at PATH; further `queue-size=N`,
     /// `id=NAME` and `wait=10s|forever`.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = settings::device)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DeviceSettings>)]
     device: Vec<DeviceSettings>,
 
     /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
@@ -237,14 +238,6 @@ impl Run {
 fn cpus(text: &str) -> Result<u64, String> {
     let wrong = |_| "give a whole number, 1 to 32".to_owned();
     text.parse().map_err(wrong)
-}
-
-fn doorbell(text: &str) -> Result<Doorbell, String> {
-    options::word(text)
-}
-
-fn kick_path(text: &str) -> Result<KickPath, String> {
-    options::word(text)
 }
 
 #[cfg(test)]

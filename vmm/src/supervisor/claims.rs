@@ -139,8 +139,9 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::super::config::Config;
-    use super::super::settings::{self, Settings};
-    use super::super::{net, rng};
+    use super::super::rng;
+    use super::super::text::options;
+    use super::super::text::settings::Settings;
     use super::*;
 
     /// The devices of a VM, as its options give them.
@@ -151,10 +152,10 @@ mod tests {
         };
         for (option, value) in options {
             match *option {
-                "disk" => given.disk.push(settings::disk(value).unwrap()),
-                "net" => given.net.push(net::net(value).unwrap()),
+                "disk" => given.disk.push(options::read(value).unwrap()),
+                "net" => given.net.push(options::read(value).unwrap()),
                 "rng" => given.rng.push(rng::rng(value).unwrap()),
-                _ => given.device.push(settings::device(value).unwrap()),
+                _ => given.device.push(options::read(value).unwrap()),
             }
         }
         Config::new(given).map(drop)

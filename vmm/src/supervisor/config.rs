@@ -10,10 +10,10 @@ use outboard_protocol::launch;
 
 use super::claims;
 use super::net::{self, Card};
-use super::options::{Size, Wait};
 use super::rng::{self, Entropy};
 use super::say::Logging;
-use super::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use super::text::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use super::text::units::{Size, Wait};
 
 /// Most vCPUs.
 const MAX_CPUS: u64 = 32;
@@ -347,7 +347,7 @@ fn check(
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings;
+    use super::super::text::options;
     use super::*;
 
     fn settings() -> Settings {
@@ -361,7 +361,7 @@ mod tests {
         Settings {
             disk: disks
                 .iter()
-                .map(|text| settings::disk(text).unwrap())
+                .map(|text| options::read(text).unwrap())
                 .collect(),
             ..settings()
         }
@@ -369,7 +369,7 @@ mod tests {
 
     fn with_device(text: &str) -> Settings {
         Settings {
-            device: vec![settings::device(text).unwrap()],
+            device: vec![options::read(text).unwrap()],
             ..settings()
         }
     }
@@ -491,7 +491,7 @@ mod tests {
             assert!(error.starts_with("`disk1` has a `socket`"), "{error}");
             assert!(error.ends_with("leave out --kick-path"), "{error}");
         }
-        assert!(settings::disk("path=a,ring=kvm").is_err());
+        assert!(options::read::<DiskSettings>("path=a,ring=kvm").is_err());
     }
 
     #[test]

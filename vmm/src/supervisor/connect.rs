@@ -21,9 +21,9 @@ use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header};
 use vhost::vhost_user::message::FrontendReq;
 
-use super::options::Wait;
 use super::say::say;
 use super::signals::Signals;
+use super::text::units::Wait;
 
 /// Pause between two tries, in milliseconds.
 const PAUSE: u16 = 20;

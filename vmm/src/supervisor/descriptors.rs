@@ -135,7 +135,8 @@ fn lent(source: &Source) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{self, Settings};
+    use super::super::text::options;
+    use super::super::text::settings::Settings;
     use super::*;
 
     fn config(disk: &[&str], net: &[&str]) -> Config {
@@ -143,11 +144,11 @@ mod tests {
             kernel: Some("k".into()),
             disk: disk
                 .iter()
-                .map(|text| settings::disk(text).unwrap())
+                .map(|text| options::read(text).unwrap())
                 .collect(),
             net: net
                 .iter()
-                .map(|text| super::super::net::net(text).unwrap())
+                .map(|text| options::read(text).unwrap())
                 .collect(),
             ..Settings::default()
         })

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::options::Size;
+use super::text::units::Size;
 
 /// Size of the huge pages behind guest memory, in bytes, whatever the host's
 /// default is.

@@ -21,21 +21,18 @@ pub mod end;
 pub mod host;
 pub mod image;
 pub mod launch;
-pub mod meant;
 pub mod net;
-pub mod options;
 pub mod program;
 pub mod resources;
 pub mod rng;
 pub mod say;
-pub mod settings;
 pub mod signals;
 #[allow(unsafe_code)]
 pub mod spawn;
 pub mod terminal;
+pub mod text;
 pub mod verdict;
 pub mod watch;
-pub mod written;
 
 use std::path::PathBuf;
 
@@ -49,8 +46,8 @@ use config::Config;
 use console::Console;
 use resources::Resources;
 use say::say;
-use settings::{OnReset, Settings};
 use signals::Signals;
+use text::settings::{self, OnReset, Settings};
 use verdict::Verdict;
 
 /// Runs one VM to its end: `outboard run`.

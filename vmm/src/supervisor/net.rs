@@ -20,9 +20,9 @@ use serde::Deserialize;
 
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
 use super::connect::try_connect;
-use super::options::{self, Keys, Type, Wait};
 use super::program::Program;
 use super::resources::{Lent, Resource, whose};
+use super::text::units::Wait;
 
 /// The back-end that serves a card if no other is named.
 const NET: &str = "outboard-net";
@@ -58,28 +58,6 @@ pub struct NetSettings {
     pub queue_size: Option<u64>,
     /// The name of the device.
     pub id: Option<String>,
-}
-
-const KEYS: Keys = &[
-    ("tap", Type::Text),
-    ("peer", Type::Text),
-    ("listen", Type::Switch),
-    ("socket", Type::Text),
-    ("backend", Type::Text),
-    ("wait", Type::Text),
-    ("mac", Type::Text),
-    ("mtu", Type::Number),
-    ("queues", Type::Number),
-    ("queue-size", Type::Number),
-    ("id", Type::Text),
-];
-
-/// Reads the value of `--net`.
-///
-/// # Errors
-/// A message that names the key and what would be right.
-pub fn net(text: &str) -> Result<NetSettings, String> {
-    options::settings(options::table(text, KEYS)?)
 }
 
 /// What is behind a card.
@@ -385,15 +363,16 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
+    use super::super::text::options;
     use super::*;
 
     fn refused(text: &str, words: &str) {
-        let error = card("net0", net(text).unwrap()).unwrap_err();
+        let error = card("net0", options::read(text).unwrap()).unwrap_err();
         assert!(error.contains(words), "{text}: {error}");
     }
 
     fn accepted(text: &str) -> (launch::Device, Card) {
-        match card("net0", net(text).unwrap()).unwrap() {
+        match card("net0", options::read(text).unwrap()).unwrap() {
             (device, Source::Net(card)) => (device, card),
             other => panic!("{other:?}"),
         }
@@ -420,7 +399,8 @@ mod tests {
         ] {
             refused(text, words);
         }
-        assert!(net("tap=t,speed=9").unwrap_err().contains("unknown key"));
+        let unknown = options::read::<NetSettings>("tap=t,speed=9").unwrap_err();
+        assert!(unknown.contains("unknown key"), "{unknown}");
     }
 
     #[test]

@@ -15,11 +15,11 @@ use super::descriptors;
 use super::host;
 use super::image::{Identity, Images, Usage};
 use super::net;
-use super::options::Wait;
 use super::program::Program;
 use super::rng;
 use super::say::Logging;
-use super::settings::Console;
+use super::text::settings::Console;
+use super::text::units::Wait;
 
 /// The back-end that serves a disk if no other is named.
 const BLK: &str = "outboard-blk";
@@ -350,7 +350,8 @@ mod tests {
     use outboard_protocol::image_lock;
 
     use super::super::image;
-    use super::super::settings::{self, Settings};
+    use super::super::text::options;
+    use super::super::text::settings::Settings;
     use super::*;
 
     fn error<T>(result: Result<T>) -> String {
@@ -446,7 +447,7 @@ mod tests {
         fs::write(&plain, "text").unwrap();
         let nowhere = Path::new("/nowhere/it");
         let card = |port: &str| {
-            let settings = net::net(port).unwrap();
+            let settings = options::read(port).unwrap();
             let (device, source) = net::card("net0", settings).unwrap();
             let Source::Net(card) = source else {
                 panic!("{port}");
@@ -543,7 +544,7 @@ mod tests {
         let given = Settings {
             kernel: Some("k".into()),
             disk: vec![
-                settings::disk("path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096")
+                options::read("path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096")
                     .unwrap(),
             ],
             ..Settings::default()

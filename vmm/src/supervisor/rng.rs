@@ -8,9 +8,10 @@ use outboard_protocol::launch;
 use serde::Deserialize;
 
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
-use super::options::{self, Keys, Type, Wait};
 use super::program::Program;
 use super::resources::{Lent, Resource, whose};
+use super::text::options;
+use super::text::units::Wait;
 
 /// The back-end that serves an entropy device if no other is named.
 const RNG: &str = "outboard-rng";
@@ -33,15 +34,6 @@ pub struct RngSettings {
     pub id: Option<String>,
 }
 
-const KEYS: Keys = &[
-    ("socket", Type::Text),
-    ("backend", Type::Text),
-    ("wait", Type::Text),
-    ("max-bytes", Type::Number),
-    ("period", Type::Number),
-    ("id", Type::Text),
-];
-
 /// Reads the value of `--rng`, which may be empty.
 ///
 /// # Errors
@@ -50,7 +42,7 @@ pub fn rng(text: &str) -> Result<RngSettings, String> {
     if text.is_empty() {
         return Ok(RngSettings::default());
     }
-    options::settings(options::table(text, KEYS)?)
+    options::read(text)
 }
 
 /// An entropy device as a back-end is told to serve it; what is not said is

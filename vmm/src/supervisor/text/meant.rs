@@ -119,9 +119,13 @@ pub fn question(word: &str, known: &[&str]) -> String {
     meant.unwrap_or_default()
 }
 
-/// The same for a message of serde's about an unknown field or variant, which
-/// names those that there are; any other message has nothing after it.
-pub fn question_after(message: &str) -> String {
+/// A message of serde's as the user hears it: one about an unknown field or
+/// variant, which names those that there are, ends with that question.
+pub fn told(message: &str) -> String {
+    format!("{message}{}", question_after(message))
+}
+
+fn question_after(message: &str) -> String {
     let unknown = message.strip_prefix("unknown ");
     let Some((_, rest)) = unknown.and_then(|rest| rest.split_once(" `")) else {
         return String::new();

@@ -1,6 +1,6 @@
 //! What the user asked for, as it was written: from the command line or from
 //! a TOML file with the same names. Nothing is checked here beyond types;
-//! [`super::config`] makes one consistent whole of it.
+//! [`crate::supervisor::config`] makes one consistent whole of it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,10 @@ use outboard_protocol::launch::{Doorbell, KickPath};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::meant;
-use super::net::NetSettings;
-use super::options::{self, Keys, Size, Type, Wait};
-use super::rng::RngSettings;
-use super::written;
+use super::units::{Size, Wait};
+use super::{meant, options, written};
+use crate::supervisor::net::NetSettings;
+use crate::supervisor::rng::RngSettings;
 
 /// The settings of one source; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -40,7 +39,8 @@ pub struct Settings {
     pub prefault: Option<bool>,
     /// Where queue notifications go.
     pub doorbell: Option<Doorbell>,
-    /// Who signals the kick eventfds.
+    /// Who signals the kick eventfds; `ring` is what it was called before.
+    #[serde(alias = "ring")]
     pub kick_path: Option<KickPath>,
     /// The serial console.
     pub console: Option<Console>,
@@ -85,7 +85,7 @@ impl Settings {
                 }
                 false => "",
             };
-            let message = options::told(message);
+            let message = meant::told(message);
             format!("{shown}:{line}:{column}: {message}{hint}")
         })
     }
@@ -171,7 +171,7 @@ pub struct DiskSettings {
     /// The block size that the guest sees.
     pub block_size: Option<u64>,
     /// Whether the write cache is on.
-    #[serde(deserialize_with = "switch")]
+    #[serde(deserialize_with = "options::switch")]
     pub wce: Option<bool>,
     /// Number of queues.
     pub queues: Option<u64>,
@@ -182,22 +182,6 @@ pub struct DiskSettings {
     /// The name of the device.
     pub id: Option<String>,
 }
-
-const DISK: Keys = &[
-    ("path", Type::Text),
-    ("socket", Type::Text),
-    ("backend", Type::Text),
-    ("wait", Type::Text),
-    ("format", Type::Text),
-    ("readonly", Type::Switch),
-    ("direct", Type::Switch),
-    ("block-size", Type::Number),
-    ("wce", Type::Switch),
-    ("queues", Type::Number),
-    ("queue-size", Type::Number),
-    ("serial", Type::Text),
-    ("id", Type::Text),
-];
 
 /// `--device`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -217,43 +201,6 @@ pub struct DeviceSettings {
     pub config_size: Option<u64>,
     /// The name of the device.
     pub id: Option<String>,
-}
-
-const DEVICE: Keys = &[
-    ("virtio-id", Type::Number),
-    ("socket", Type::Text),
-    ("wait", Type::Text),
-    ("queues", Type::Number),
-    ("queue-size", Type::Number),
-    ("config-size", Type::Number),
-    ("id", Type::Text),
-];
-
-/// Reads the value of `--disk`.
-///
-/// # Errors
-/// A message that names the key and what would be right.
-pub fn disk(text: &str) -> Result<DiskSettings, String> {
-    options::settings(options::table(text, DISK)?)
-}
-
-/// Reads the value of `--device`.
-///
-/// # Errors
-/// A message that names the key and what would be right.
-pub fn device(text: &str) -> Result<DeviceSettings, String> {
-    options::settings(options::table(text, DEVICE)?)
-}
-
-/// In a file a switch is a boolean; `"on"` and `"off"` are taken as well,
-/// since the command line has them.
-fn switch<'de, D: Deserializer<'de>>(source: D) -> Result<Option<bool>, D::Error> {
-    match toml::Value::deserialize(source)? {
-        toml::Value::Boolean(on) => Ok(Some(on)),
-        toml::Value::String(text) if text == "on" => Ok(Some(true)),
-        toml::Value::String(text) if text == "off" => Ok(Some(false)),
-        _ => Err(de::Error::custom("give true or false")),
-    }
 }
 
 /// `--console`.
@@ -357,12 +304,23 @@ mod tests {
         assert_eq!(settings.on_reset, Some(OnReset::Restart));
         assert_eq!(
             settings.disk,
-            [disk("path=disk.img,queue-size=128,wce=off,format=raw,block-size=4096").unwrap()]
+            [
+                options::read("path=disk.img,queue-size=128,wce=off,format=raw,block-size=4096")
+                    .unwrap()
+            ]
         );
         assert_eq!(
             settings.device,
-            [device("virtio-id=4,socket=rng.sock,wait=10s").unwrap()]
+            [options::read("virtio-id=4,socket=rng.sock,wait=10s").unwrap()]
         );
+    }
+
+    #[test]
+    fn an_old_name_is_still_taken() {
+        let settings = read("ring = \"exit\"").unwrap();
+        assert_eq!(settings.kick_path, Some(KickPath::Exit));
+        let twice = read("ring = \"exit\"\nkick-path = \"kvm\"").unwrap_err();
+        assert!(twice.contains("duplicate field"), "{twice}");
     }
 
     #[test]
@@ -423,12 +381,12 @@ mod tests {
         let file = Settings {
             cpus: Some(2),
             memory: Some(Size(1 << 30)),
-            disk: vec![disk("path=a").unwrap()],
+            disk: vec![options::read("path=a").unwrap()],
             ..Settings::default()
         };
         let line = Settings {
             cpus: Some(4),
-            disk: vec![disk("path=b").unwrap()],
+            disk: vec![options::read("path=b").unwrap()],
             ..Settings::default()
         };
         let both = line.over(file);

@@ -1,0 +1,9 @@
+//! What the user wrote, as it was written: [`settings`] from the command line or
+//! a file, [`options`] of the form `key=value,…`, and what was [`meant`] by a word
+//! that is not known. Nothing is checked here beyond types.
+
+pub mod meant;
+pub mod options;
+pub mod settings;
+pub mod units;
+pub mod written;

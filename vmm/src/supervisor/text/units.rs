@@ -1,0 +1,142 @@
+//! Quantities with their units: sizes in bytes and waits.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Value;
+
+/// A number of bytes, written with a unit: `512M`, `4G`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+        let unit = text.get(digits.len()..).unwrap_or_default();
+        let shift = match unit.to_ascii_uppercase().as_str() {
+            "K" | "KIB" => 10,
+            "M" | "MIB" => 20,
+            "G" | "GIB" => 30,
+            "T" | "TIB" => 40,
+            _ => return Err(format!("`{text}` is not a size; write it as 512M or 4G")),
+        };
+        digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|count| count.checked_mul(1 << shift))
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is not a size; write it as 512M or 4G"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes >= 1 << 30 && bytes % (1 << 30) == 0 => write!(f, "{}G", bytes >> 30),
+            bytes => write!(f, "{}M", bytes >> 20),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        let text = match Value::deserialize(source)? {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            other => other.type_str().to_owned(),
+        };
+        text.parse().map_err(|_| {
+            de::Error::custom(format!(
+                "`{text}` is not a size; write it as \"512M\" or \"4G\""
+            ))
+        })
+    }
+}
+
+/// How long to wait for somebody to listen on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// At most this long.
+    For(Duration),
+    /// Until a signal ends it.
+    Forever,
+}
+
+impl std::str::FromStr for Wait {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "forever" {
+            return Ok(Self::Forever);
+        }
+        let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+        let scale = match text.get(digits.len()..).unwrap_or_default() {
+            "ms" => Some(1),
+            "s" => Some(1000),
+            "m" => Some(60_000),
+            _ => None,
+        };
+        let millis = digits.parse::<u32>().ok().map(u64::from);
+        match (millis, scale) {
+            (Some(count), Some(scale)) => Ok(Self::For(Duration::from_millis(count * scale))),
+            _ => Err(format!(
+                "`{text}` is not a wait; write it as 500ms, 10s, 2m or forever"
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_and_waits_need_their_unit() {
+        assert_eq!("512M".parse(), Ok(Size(512 << 20)));
+        assert_eq!("4g".parse(), Ok(Size(4 << 30)));
+        assert_eq!("0M".parse(), Ok(Size(0)));
+        for wrong in [
+            "",
+            "512",
+            "M",
+            "4X",
+            "-1G",
+            "99999999999999999999G",
+            "20000000T",
+        ] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+        assert_eq!("10s".parse(), Ok(Wait::For(Duration::from_secs(10))));
+        assert_eq!("forever".parse(), Ok(Wait::Forever));
+        for wrong in ["", "10", "s", "10h", "-1s", "1.5s", "99999999999s"] {
+            assert!(wrong.parse::<Wait>().is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_strange_to_refuse(text in ".*") {
+            let _ = text.parse::<Size>();
+            let _ = text.parse::<Wait>();
+        }
+
+        #[test]
+        fn a_size_is_written_as_it_is_read(mebibytes in 0u64..1 << 40) {
+            let size = Size(mebibytes << 20);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+    }
+}
