@@ -6,8 +6,9 @@ use clap::Parser;
 use outboard::cli::{Cli, Command};
 use outboard::exit::Exit;
 use outboard::machine;
+use outboard::supervisor::host::descriptors;
 use outboard::supervisor::say::{USUAL, say};
-use outboard::supervisor::{self, descriptors, spawn};
+use outboard::supervisor::{self, spawn};
 use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
 

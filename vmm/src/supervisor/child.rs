@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 
-use super::program::Program;
+use super::host::program::Program;
 use super::spawn::{NOT_STARTED, Spawn, Spawned};
 
 /// How a process ended.

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe2, read};
 
-use super::resources::Output;
+use super::host::output::Output;
 use super::say::say;
 use super::terminal::{self, Input, Keys, RawMode};
 

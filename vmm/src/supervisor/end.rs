@@ -248,7 +248,7 @@ mod tests {
 
     use outboard_protocol::launch::{Channel, Ending};
 
-    use super::super::program::Program;
+    use super::super::host::program::Program;
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);

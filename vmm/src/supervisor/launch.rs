@@ -16,7 +16,7 @@ use outboard_protocol::launch::{
 use super::child::Child;
 use super::connect::{Whom, connect_to};
 use super::console::Console;
-use super::resources::{Lent, Resource, Resources};
+use super::host::resources::{Lent, Resource, Resources};
 use super::signals::Signals;
 
 /// The processes of one VM.
@@ -174,7 +174,7 @@ fn copy(lent: &Lent, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
 }
 
 fn start_backend(
-    program: &super::program::Program,
+    program: &super::host::program::Program,
     args: &[String],
     mut environment: Vec<(&str, String)>,
     socket: &OwnedFd,

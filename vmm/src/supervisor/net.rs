@@ -4,24 +4,20 @@
 //! descriptors; a back-end may be started again, and finds them as they were.
 
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::errno::Errno;
+use anyhow::Result;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
-use outboard_protocol::tap::{self, Mac, parse_mac};
+use outboard_protocol::tap::{Mac, parse_mac};
 use serde::Deserialize;
 
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
-use super::connect::try_connect;
-use super::program::Program;
-use super::resources::{Lent, Resource, whose};
+use super::host::listener::Listener;
+use super::host::program::Program;
+use super::host::resources::{Lent, Resource, whose};
+use super::host::tap::TapQueues;
 use super::text::units::Wait;
 
 /// The back-end that serves a card if no other is named.
@@ -258,111 +254,8 @@ fn arguments(device: &launch::Device, card: &Card) -> Vec<String> {
     args
 }
 
-/// The queues of a tap, which every back-end of the card is lent in turn. What
-/// they have set of it is taken back when this is dropped, after the last of
-/// them, however that one ended.
-#[derive(Debug)]
-pub struct TapQueues {
-    name: String,
-    queues: Vec<OwnedFd>,
-}
-
-impl TapQueues {
-    fn open(name: &str, pairs: u16) -> Result<Self> {
-        let queues = tap::open(name, pairs).map_err(|error| anyhow!(error))?;
-        let name = name.to_owned();
-        Ok(Self { name, queues })
-    }
-
-    /// Copies of the descriptors, to be lent.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
-        self.queues.iter().map(OwnedFd::try_clone).collect()
-    }
-}
-
-impl Drop for TapQueues {
-    fn drop(&mut self) {
-        // Of one that was deleted there is nothing to be taken back.
-        if let Err(errno) = tap::make_as_new(&self.queues)
-            && errno != Errno::EBADFD
-        {
-            let name = &self.name;
-            log::warn!("tap {name}: its filter and offloads are left as they are: {errno}");
-        }
-    }
-}
-
-/// A socket at which a peer connects, with its file.
-#[derive(Debug)]
-pub struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-/// What tells the file at `path` from any other.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-impl Listener {
-    /// Listens at `path`; a socket there that nobody serves is replaced.
-    ///
-    /// # Errors
-    /// A message that says who is there and what to do.
-    fn bind(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        let mut bound = UnixListener::bind(path);
-        if matches!(&bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
-            let found = fs::symlink_metadata(path);
-            if found.is_ok_and(|found| !found.file_type().is_socket()) {
-                bail!("{shown} is there and is not a socket; remove it, or name another path");
-            }
-            match try_connect(path) {
-                Err(Errno::ECONNREFUSED) => {}
-                _ => bail!("another process serves {shown}; end that one, or name another path"),
-            }
-            fs::remove_file(path)
-                .with_context(|| format!("the stale socket {shown} cannot be removed"))?;
-            bound = UnixListener::bind(path);
-        }
-        let socket = bound.with_context(|| format!("cannot listen at {shown}"))?;
-        let identity = identity(path).with_context(|| format!("{shown} is gone again"))?;
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-            identity,
-        })
-    }
-
-    /// A copy of the descriptor, to be lent.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn copy(&self) -> io::Result<OwnedFd> {
-        Ok(self.socket.try_clone()?.into())
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Somebody may have put another in its place.
-        let ours = identity(&self.path).is_ok_and(|found| found == self.identity);
-        if ours {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
-
     use super::super::text::options;
     use super::*;
 
@@ -444,43 +337,5 @@ mod tests {
         ] {
             assert_ne!(mac, other);
         }
-    }
-
-    #[test]
-    fn a_tap_that_is_not_there_is_named() {
-        let error = tap::open("no-such-tap", 1).unwrap_err();
-        assert!(error.contains("no-such-tap does not exist"), "{error}");
-    }
-
-    #[test]
-    fn a_listener_that_does_not_accept_keeps_its_place() {
-        use nix::sys::socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peer");
-        let flags = SockFlag::empty();
-        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        listen(&busy, Backlog::new(0).unwrap()).unwrap();
-        let _first = UnixStream::connect(&path).unwrap();
-        let error = Listener::bind(&path).unwrap_err().to_string();
-        assert!(error.contains("another process serves"), "{error}");
-    }
-
-    #[test]
-    fn a_listening_socket_replaces_a_stale_one_and_goes_with_its_owner() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peer");
-        drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&path).unwrap();
-        UnixStream::connect(&path).unwrap();
-        let error = Listener::bind(&path).unwrap_err().to_string();
-        assert!(error.contains("another process serves"), "{error}");
-        drop(listener);
-        assert!(!path.exists());
-        fs::write(&path, "precious").unwrap();
-        let error = Listener::bind(&path).unwrap_err().to_string();
-        assert!(error.contains("is not a socket"), "{error}");
     }
 }

@@ -8,8 +8,8 @@ use outboard_protocol::launch;
 use serde::Deserialize;
 
 use super::config::{DEFAULT_WAIT, Source, queue_size, within};
-use super::program::Program;
-use super::resources::{Lent, Resource, whose};
+use super::host::program::Program;
+use super::host::resources::{Lent, Resource, whose};
 use super::text::options;
 use super::text::units::Wait;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::text::units::Size;
+use crate::supervisor::text::units::Size;
 
 /// Size of the huge pages behind guest memory, in bytes, whatever the host's
 /// default is.
@@ -18,7 +18,7 @@ const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 ///
 /// # Errors
 /// A message that says what there is and what to do.
-pub fn check_memory(wanted: u64, hugepages: bool) -> Result<()> {
+pub fn check(wanted: u64, hugepages: bool) -> Result<()> {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let asked = Size(wanted);
     if hugepages {
@@ -165,8 +165,8 @@ mod tests {
 
     #[test]
     fn more_than_any_host_has_is_refused_and_little_is_not() {
-        let error = check_memory(1 << 60, false).unwrap_err().to_string();
+        let error = check(1 << 60, false).unwrap_err().to_string();
         assert!(error.contains("give less"), "{error}");
-        check_memory(16 << 20, false).unwrap();
+        check(16 << 20, false).unwrap();
     }
 }

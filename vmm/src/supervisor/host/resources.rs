@@ -1,25 +1,24 @@
 //! Everything that a VM needs from the host, opened: from here on there are
 //! descriptors and no paths.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use outboard_protocol::launch::{self, Whose};
 
-use super::config::{Config, Disk, Source};
-use super::descriptors;
-use super::host;
 use super::image::{Identity, Images, Usage};
-use super::net;
+use super::listener::Listener;
+use super::output::{self, Output};
 use super::program::Program;
-use super::rng;
-use super::say::Logging;
-use super::text::settings::Console;
-use super::text::units::Wait;
+use super::tap::TapQueues;
+use super::{descriptors, kernel, kvm, memory};
+use crate::supervisor::config::{Config, Disk, Source};
+use crate::supervisor::say::Logging;
+use crate::supervisor::text::units::Wait;
+use crate::supervisor::{net, rng};
 
 /// The back-end that serves a disk if no other is named.
 const BLK: &str = "outboard-blk";
@@ -43,15 +42,6 @@ pub struct Resources {
     pub specs: Vec<launch::Device>,
     /// Who serves each, in the same order.
     pub devices: Vec<Resource>,
-}
-
-/// Where the console writes.
-#[derive(Debug)]
-pub enum Output {
-    /// Standard output; standard input is its input.
-    Stdio,
-    /// A file, without an input.
-    File(File),
 }
 
 /// Who serves a device.
@@ -83,9 +73,9 @@ pub enum Lent {
     /// These descriptors.
     Fds(Vec<OwnedFd>),
     /// The queues of a tap.
-    Tap(net::TapQueues),
+    Tap(TapQueues),
     /// A socket at which its peer connects.
-    Listening(net::Listener),
+    Listening(Listener),
     /// A socket connected to the peer that listens at a path: a new one, since
     /// a predecessor may have read part of a frame.
     Peer {
@@ -125,13 +115,13 @@ impl Resources {
     /// A message that names the thing and says what to do.
     pub fn open(config: Config) -> Result<(Self, Output)> {
         descriptors::check(&config)?;
-        let kvm = kvm(Path::new("/dev/kvm"))?;
-        let (kernel, _) = readable("kernel", &config.kernel)?;
+        let kvm = kvm::open(Path::new("/dev/kvm"))?;
+        let kernel = kernel::open(&config.kernel)?;
         let initrd = match &config.initrd {
-            Some(path) => Some(initrd(path, config.machine.memory)?),
+            Some(path) => Some(kernel::open_initrd(path, config.machine.memory)?),
             None => None,
         };
-        host::check_memory(config.machine.memory, config.machine.hugepages)?;
+        memory::check(config.machine.memory, config.machine.hugepages)?;
         let mut images = Images::default();
         let mut devices = Vec::new();
         for (device, source) in config.devices.iter().zip(config.sources) {
@@ -158,7 +148,7 @@ impl Resources {
             initrd,
             devices,
         };
-        let output = output(config.console)?;
+        let output = output::open(config.console)?;
         if let Output::File(console) = &output {
             resources.apart_from(console, &images)?;
         }
@@ -245,136 +235,23 @@ fn disk_args(device: &launch::Device, disk: &Disk) -> Vec<String> {
     args
 }
 
-fn kvm(path: &Path) -> Result<File> {
-    let shown = path.display();
-    let opened = OpenOptions::new().read(true).write(true).open(path);
-    opened.map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => anyhow!(
-            "there is no {shown}: {error}; load the module kvm_intel or kvm_amd, and turn \
-             virtualization on in the firmware, or nested virtualization in a virtual machine"
-        ),
-        Some(libc::EACCES | libc::EPERM) => {
-            anyhow!("no permission to use {shown}: {error}; {}", way_in(path))
-        }
-        _ => anyhow!("{shown} cannot be opened: {error}"),
-    })
-}
-
-/// What lets a user in who may not use the device at `path`.
-fn way_in(path: &Path) -> String {
-    let shown = path.display();
-    let has_group = |device: fs::Metadata| device.gid() != 0 && device.mode() & 0o060 == 0o060;
-    if fs::metadata(path).is_ok_and(has_group) {
-        format!(
-            "join its group (`sudo usermod -aG $(stat -c %G {shown}) $USER`, then log in again)"
-        )
-    } else {
-        format!("only root may: until the next boot, `sudo chown $USER {shown}` lets you too")
-    }
-}
-
-/// Opens a file that is to be read whole, and tells its size.
-fn readable(what: &str, path: &Path) -> Result<(File, u64)> {
-    let shown = path.display();
-    let file = OpenOptions::new()
-        .read(true)
-        // To open a FIFO would wait otherwise; files do not care.
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .with_context(|| format!("the {what} {shown} cannot be opened"))?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        let kind = if metadata.is_dir() {
-            "a directory"
-        } else {
-            "not a file"
-        };
-        bail!("the {what} {shown} is {kind}; give a file");
-    }
-    if metadata.len() == 0 {
-        bail!("the {what} {shown} is empty");
-    }
-    Ok((file, metadata.len()))
-}
-
-fn initrd(path: &Path, memory: u64) -> Result<File> {
-    let (file, size) = readable("initrd", path)?;
-    if size >= memory {
-        bail!(
-            "the initrd {} ({size} bytes) does not fit into {memory} bytes of memory; \
-             give more with --memory",
-            path.display()
-        );
-    }
-    Ok(file)
-}
-
-fn output(console: Console) -> Result<Output> {
-    let path = match console {
-        Console::Stdio => return Ok(Output::Stdio),
-        Console::Null => PathBuf::from("/dev/null"),
-        Console::File(path) => path,
-    };
-    let shown = path.display();
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        // To open a FIFO would wait for its reader otherwise, to write to it
-        // for room in it, and a terminal become ours.
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(&path)
-        .map_err(|error| {
-            let kind = fs::metadata(&path).map(|found| found.file_type());
-            let advice = match (error.raw_os_error(), kind) {
-                (Some(libc::ENXIO), Ok(kind)) if kind.is_fifo() => {
-                    format!(
-                        "; it is a FIFO that nobody reads: start its reader first (`cat {shown}`)"
-                    )
-                }
-                (Some(libc::ENXIO), Ok(kind)) if kind.is_socket() => {
-                    "; it is a socket: give a file, a FIFO or a terminal".to_owned()
-                }
-                _ => String::new(),
-            };
-            anyhow!("the console file {shown} cannot be opened: {error}{advice}")
-        })?;
-    Ok(Output::File(file))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
     use outboard_protocol::image_lock;
 
     use super::super::image;
-    use super::super::text::options;
-    use super::super::text::settings::Settings;
     use super::*;
+    use crate::supervisor::text::options;
+    use crate::supervisor::text::settings::{Console, Settings};
 
     fn error<T>(result: Result<T>) -> String {
         match result {
             Ok(_) => panic!("should have been refused"),
             Err(error) => format!("{error:#}"),
-        }
-    }
-
-    #[test]
-    fn kernels_that_cannot_be_read_are_named() {
-        let empty = tempfile::NamedTempFile::new().unwrap();
-        for (path, words) in [
-            (
-                Path::new("/nowhere/k"),
-                "the kernel /nowhere/k cannot be opened: No such file",
-            ),
-            (Path::new("/"), "the kernel / is a directory"),
-            (Path::new("/dev/null"), "is not a file"),
-            (empty.path(), "is empty"),
-        ] {
-            let error = error(readable("kernel", path));
-            assert!(error.contains(words), "{error}");
         }
     }
 
@@ -458,14 +335,14 @@ mod tests {
         let fifo = folder.path().join("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let mut failures = vec![
-            error(kvm(nowhere)),
-            error(kvm(folder.path())),
-            error(readable("kernel", nowhere)),
-            error(readable("kernel", &plain.join("below"))),
-            error(initrd(nowhere, 1 << 20)),
-            error(output(Console::File(nowhere.into()))),
-            error(output(Console::File(folder.path().into()))),
-            error(output(Console::File(fifo))),
+            error(kvm::open(nowhere)),
+            error(kvm::open(folder.path())),
+            error(kernel::open(nowhere)),
+            error(kernel::open(&plain.join("below"))),
+            error(kernel::open_initrd(nowhere, 1 << 20)),
+            error(output::open(Console::File(nowhere.into()))),
+            error(output::open(Console::File(folder.path().into()))),
+            error(output::open(Console::File(fifo))),
             error(Program::open(nowhere)),
             error(Program::open(Path::new("no-such-program"))),
             error(Program::open(&plain)),
@@ -511,32 +388,6 @@ mod tests {
             );
         }
         assert!(causes >= 15, "{causes} failures have a cause");
-    }
-
-    #[test]
-    fn an_initrd_larger_than_memory_is_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(64 << 20).unwrap();
-        assert!(error(initrd(file.path(), 64 << 20)).contains("does not fit"));
-        initrd(file.path(), 128 << 20).unwrap();
-    }
-
-    #[test]
-    fn a_missing_kvm_says_what_to_load() {
-        assert!(error(kvm(Path::new("/nowhere/kvm"))).contains("load the module"));
-    }
-
-    #[test]
-    fn who_may_not_use_kvm_hears_what_would_let_them() {
-        let device = tempfile::NamedTempFile::new().unwrap();
-        let mode = |bits| fs::set_permissions(device.path(), fs::Permissions::from_mode(bits));
-        mode(0o600).unwrap();
-        let said = way_in(device.path());
-        assert!(said.contains("sudo chown $USER"), "{said}");
-        mode(0o660).unwrap();
-        // Where the tests run as root, its group is root's.
-        let joins = nix::unistd::getgid().as_raw() != 0;
-        assert_eq!(way_in(device.path()).contains("usermod"), joins);
     }
 
     #[test]

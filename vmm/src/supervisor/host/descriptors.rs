@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use outboard_protocol::launch::Device;
 
-use super::config::{Config, Source};
-use super::net::Port;
+use crate::supervisor::config::{Config, Source};
+use crate::supervisor::net::Port;
 
 /// Soft and hard, as this process found them.
 static FOUND: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
@@ -135,9 +135,9 @@ fn lent(source: &Source) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::text::options;
-    use super::super::text::settings::Settings;
     use super::*;
+    use crate::supervisor::text::options;
+    use crate::supervisor::text::settings::Settings;
 
     fn config(disk: &[&str], net: &[&str]) -> Config {
         Config::new(Settings {
