@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
-use crate::supervisor::net::NetSettings;
-use crate::supervisor::rng::{self, RngSettings};
+use crate::supervisor::device::blk::DiskSettings;
+use crate::supervisor::device::net::NetSettings;
+use crate::supervisor::device::other::OtherSettings;
+use crate::supervisor::device::plan::DeviceOption;
+use crate::supervisor::device::rng::{self, RngSettings};
 use crate::supervisor::say::USUAL;
 use crate::supervisor::text::options;
-use crate::supervisor::text::settings::{Console, DeviceSettings, DiskSettings, OnReset, Settings};
+use crate::supervisor::text::settings::{Console, OnReset, Settings};
 use crate::supervisor::text::units::Size;
 use outboard_log::Verbosity;
 use outboard_protocol::launch::{Doorbell, KickPath};
@@ -128,62 +131,20 @@ pub struct Run {
     kick_path: Option<KickPath>,
 
     /// Add a disk (may be given several times)
-    ///
-    /// `path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts
-    /// outboard-blk on a raw image or block device; `direct` bypasses the page
-    /// cache, `wce=off` completes each write when it is durable.
-    /// `block-size=512|4096` is what the guest sees (default: 512 for a file,
-    /// its own for a block device), whether with `direct` or without. An image that
-    /// looks like another format, such as qcow2, is refused unless it is said
-    /// to be raw by `format=raw`.
-    /// `backend=EXE` starts another program by the same contract instead.
-    /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end
-    /// that listens there; `wait` (default: 2s) is for it to listen and to
-    /// answer, which it does not while it serves another front-end.
-    ///
-    /// All take `queues=N` (default: one for each CPU, up to 4 and to what the
-    /// back-end has), `queue-size=N` (default: 256) and `id=NAME` (default:
-    /// disk0, disk1, …). A comma within a value is written `,,`.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DiskSettings>)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DiskSettings>, long_help = DiskSettings::HELP)]
     disk: Vec<DiskSettings>,
 
     /// Add a network card (may be given several times)
-    ///
-    /// `tap=NAME` starts outboard-net on a tap, which must exist;
-    /// `peer=PATH[,wait=10s|forever]` on the Unix stream socket at which a
-    /// peer listens, `peer=PATH,listen` on one to which it connects: each frame
-    /// after its length as a 4-byte big-endian number, as passt and QEMU's
-    /// `-netdev stream` have it. `mac=ADDRESS` (default: locally administered, always
-    /// the same for this host, tap or socket, and id), `mtu=N`.
-    /// `backend=EXE` starts another program by the same contract instead.
-    /// `socket=PATH[,wait=10s|forever]` connects to a vhost-user-net back-end
-    /// that listens there and serves the control queue too.
-    ///
-    /// All take `queues=N` (pairs of queues, default: 1; more need a tap with
-    /// `multi_queue`), `queue-size=N` (default: 256; Linux needs 32, and receives
-    /// whole segments from 128 on) and `id=NAME` (default: net0, net1, …).
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<NetSettings>)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<NetSettings>, long_help = NetSettings::HELP)]
     net: Vec<NetSettings>,
 
     /// Add an entropy device (may be given several times)
-    ///
-    /// Without a value it starts outboard-rng. `max-bytes=N` and `period=MS`
-    /// bound what the guest gets in a period (default: 1048576 bytes in
-    /// 1000 ms). `backend=EXE` starts another program by the same contract
-    /// instead. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng
-    /// back-end that listens there.
-    ///
-    /// All take `id=NAME` (default: rng0, rng1, …).
-    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "", value_parser = rng::rng)]
+    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "", value_parser = rng::read, long_help = RngSettings::HELP)]
     rng: Vec<RngSettings>,
 
     /// Add any other vhost-user device (may be given several times)
-    ///
-    /// `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device of that virtio
-    /// device id, whose back-end listens at PATH; further `queue-size=N`,
-    /// `id=NAME` and `wait=10s|forever`.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DeviceSettings>)]
-    device: Vec<DeviceSettings>,
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<OtherSettings>, long_help = OtherSettings::HELP)]
+    device: Vec<OtherSettings>,
 
     /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
     ///

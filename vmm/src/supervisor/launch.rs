@@ -16,7 +16,8 @@ use outboard_protocol::launch::{
 use super::child::Child;
 use super::connect::{Whom, connect_to};
 use super::console::Console;
-use super::host::resources::{Lent, Resource, Resources};
+use super::host::lend::{Lent, Opened, Server};
+use super::host::resources::Resources;
 use super::signals::Signals;
 
 /// The processes of one VM.
@@ -57,24 +58,18 @@ pub fn launch(
         return Ok(None);
     };
     let mut vm = start_machine(resources, console)?;
-    for ((device, resource), socket) in resources
-        .specs
-        .iter()
-        .zip(&resources.devices)
-        .zip(&mut sockets)
-    {
-        let asked = matches!(resource, Resource::Socket { .. });
-        let whose = resource.whose();
-        let (backend, front) = match resource {
-            Resource::Socket { path, .. } => {
+    for (opened, socket) in resources.devices.iter().zip(&mut sockets) {
+        let device = &opened.spec;
+        let asked = matches!(opened.server, Server::Socket { .. });
+        let (backend, front) = match &opened.server {
+            Server::Socket { path, .. } => {
                 let name = path.display().to_string();
                 (backend(&device.id, name, None), socket.take())
             }
-            Resource::Program {
+            Server::Program {
                 program,
                 args,
                 lent,
-                ..
             } => {
                 let (front, back) = Handover::of(&device.kind)
                     .sockets()
@@ -92,7 +87,7 @@ pub fn launch(
         };
         vm.backends.push(backend);
         if let Some(front) = front {
-            attach(&vm.channel, &device.id, &front, asked, whose);
+            attach(&vm.channel, &device.id, &front, asked, opened.whose);
         }
     }
     Ok(Some(vm))
@@ -109,19 +104,19 @@ fn backend(id: &str, name: String, child: Option<Child>) -> Backend {
 /// Connects to every external back-end, and to every peer that listens.
 fn connect(resources: &Resources, signals: &Signals) -> Result<Option<Vec<Option<OwnedFd>>>> {
     let mut sockets = Vec::new();
-    for (device, resource) in resources.specs.iter().zip(&resources.devices) {
-        let (whom, path, wait) = match resource {
-            Resource::Socket { path, wait } => (Whom::BackEnd, path, wait),
-            Resource::Program {
+    for Opened { spec, server, .. } in &resources.devices {
+        let (whom, path, wait) = match server {
+            Server::Socket { path, wait } => (Whom::BackEnd, path, wait),
+            Server::Program {
                 lent: Lent::Peer { path, wait },
                 ..
             } => (Whom::Peer, path, wait),
-            Resource::Program { .. } => {
+            Server::Program { .. } => {
                 sockets.push(None);
                 continue;
             }
         };
-        match connect_to(&device.id, whom, path, *wait, signals)? {
+        match connect_to(&spec.id, whom, path, *wait, signals)? {
             None => return Ok(None),
             connected => sockets.push(connected),
         }
@@ -150,7 +145,11 @@ fn start_machine(resources: &Resources, console: &mut Console) -> Result<Vm> {
     let start = ToMachine::Start {
         version: MESSAGES_VERSION,
         machine: resources.machine.clone(),
-        devices: resources.specs.clone(),
+        devices: resources
+            .devices
+            .iter()
+            .map(|opened| opened.spec.clone())
+            .collect(),
         fds: names,
     };
     // A machine that is gone already is found by its descriptor, with how it

@@ -12,15 +12,13 @@
 #![deny(unsafe_code)]
 
 pub mod child;
-pub mod claims;
-pub mod config;
 pub mod connect;
 pub mod console;
+pub mod device;
 pub mod end;
 pub mod host;
 pub mod launch;
-pub mod net;
-pub mod rng;
+pub mod plan;
 pub mod say;
 pub mod signals;
 #[allow(unsafe_code)]
@@ -38,9 +36,9 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
-use config::Config;
 use console::Console;
 use host::resources::Resources;
+use plan::VmPlan;
 use say::say;
 use signals::Signals;
 use text::settings::{self, OnReset, Settings};
@@ -65,21 +63,21 @@ pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
     })
 }
 
-fn configure(file: Option<PathBuf>, settings: Settings) -> Result<Config, String> {
+fn configure(file: Option<PathBuf>, settings: Settings) -> Result<VmPlan, String> {
     let Some(path) = file else {
-        return Config::new(settings);
+        return VmPlan::new(settings);
     };
     let (written, text) = Settings::read(&path)?;
-    Config::new(settings.over(written.clone())).map_err(|error| {
+    VmPlan::new(settings.over(written.clone())).map_err(|error| {
         // What is wrong with the file alone has its place there.
-        match Config::new(written) {
+        match VmPlan::new(written) {
             Err(same) if same == error => settings::placed(&path, &text, &error),
             _ => error,
         }
     })
 }
 
-fn run_config(config: Config) -> Result<Exit> {
+fn run_config(config: VmPlan) -> Result<Exit> {
     let signals = Signals::block().context("signals cannot be blocked")?;
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;

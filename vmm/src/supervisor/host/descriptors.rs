@@ -8,10 +8,9 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use outboard_protocol::launch::Device;
 
-use crate::supervisor::config::{Config, Source};
-use crate::supervisor::net::Port;
+use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
+use crate::supervisor::plan::VmPlan;
 
 /// Soft and hard, as this process found them.
 static FOUND: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
@@ -27,9 +26,9 @@ const QUEUE: u64 = 3;
 /// A back-end of ours: its standard ones, socket, signals, and room for those
 /// that a message brings.
 const BACK_END: u64 = 20;
-/// A queue of a back-end of ours: kick, call, error, its worker's event and
-/// engine.
-const OWN_QUEUE: u64 = 5;
+/// A queue that has a thread of its own in a back-end of ours: that thread's event
+/// and engine as well.
+const THREAD_QUEUE: u64 = QUEUE + 2;
 /// The supervisor: its standard ones, those of the start message, the machine
 /// and the console, and what a start takes for a moment.
 const SUPERVISOR: u64 = 40;
@@ -56,12 +55,11 @@ pub fn found() -> Option<(rlim_t, rlim_t)> {
 ///
 /// # Errors
 /// A message that names the process, what is missing, and what to do.
-pub fn check(config: &Config) -> Result<()> {
+pub fn check(vm: &VmPlan) -> Result<()> {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };
-    let devices = &config.devices;
-    fits(&needs(config.machine.cpus, devices, &config.sources), hard)
+    fits(&needs(vm.machine.cpus, &vm.devices), hard)
 }
 
 /// What a process of the VM needs.
@@ -82,13 +80,13 @@ fn fits(needs: &[Need], hard: rlim_t) -> Result<()> {
     )
 }
 
-fn needs(cpus: u8, devices: &[Device], sources: &[Source]) -> Vec<Need> {
-    let queues = |device: &Device| u64::from(device.queues);
+fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
+    let queues = |device: &Plan| u64::from(device.spec.queues);
     let all: u64 = devices.iter().map(queues).sum();
     let count = devices.len() as u64;
-    let lent: Vec<_> = sources.iter().map(lent).collect();
+    let lent = devices.iter().map(lent);
     // Those that are being handed over are there twice more.
-    let largest = lent.iter().max().map_or(0, |most| 2 * most);
+    let largest = lent.clone().max().map_or(0, |most| 2 * most);
     let mut needs = vec![
         Need {
             who: "the machine process".into(),
@@ -96,40 +94,32 @@ fn needs(cpus: u8, devices: &[Device], sources: &[Source]) -> Vec<Need> {
         },
         Need {
             who: "outboard itself".into(),
-            descriptors: SUPERVISOR + SERVED * count + lent.iter().sum::<u64>() + largest,
+            descriptors: SUPERVISOR + SERVED * count + lent.sum::<u64>() + largest,
         },
     ];
-    for ((device, source), lent) in devices.iter().zip(sources).zip(lent) {
-        let (program, a_queue) = match source {
-            Source::Socket { .. } => continue,
-            Source::Program(disk) => (&disk.program, OWN_QUEUE),
-            Source::Net(card) => (&card.program, OWN_QUEUE),
-            // The daemon has one thread for all.
-            Source::Rng(entropy) => (&entropy.program, QUEUE),
+    for device in devices {
+        let ServedBy::Program { executable, .. } = &device.served_by else {
+            continue;
         };
-        // Of a foreign one this much is sure, and no more.
-        let (base, a_queue) = match program {
-            Some(_) => (0, QUEUE),
-            None => (BACK_END, a_queue),
+        let (base, a_queue) = match executable {
+            Executable::Own { threads: true, .. } => (BACK_END, THREAD_QUEUE),
+            Executable::Own { threads: false, .. } => (BACK_END, QUEUE),
+            // Of a foreign one this much is sure, and no more.
+            Executable::Named { .. } => (0, QUEUE),
         };
         needs.push(Need {
-            who: format!("the back-end of {}", device.id),
-            descriptors: base + lent + a_queue * queues(device),
+            who: format!("the back-end of {}", device.spec.id),
+            descriptors: base + self::lent(device) + a_queue * queues(device),
         });
     }
     needs
 }
 
 /// Descriptors that a back-end is lent beside its socket.
-fn lent(source: &Source) -> u64 {
-    match source {
-        Source::Net(card) => match card.port {
-            Port::Tap(_) => card.pairs.into(),
-            Port::Peer { .. } => 1,
-            Port::Program => 0,
-        },
-        Source::Program(_) => 1,
-        Source::Rng(_) | Source::Socket { .. } => 0,
+fn lent(device: &Plan) -> u64 {
+    match &device.served_by {
+        ServedBy::Program { lend, .. } => Lend::count(lend).into(),
+        ServedBy::Socket { .. } => 0,
     }
 }
 
@@ -139,8 +129,8 @@ mod tests {
     use crate::supervisor::text::options;
     use crate::supervisor::text::settings::Settings;
 
-    fn config(disk: &[&str], net: &[&str]) -> Config {
-        Config::new(Settings {
+    fn planned(disk: &[&str], net: &[&str]) -> VmPlan {
+        VmPlan::new(Settings {
             kernel: Some("k".into()),
             disk: disk
                 .iter()
@@ -155,14 +145,14 @@ mod tests {
         .unwrap()
     }
 
-    fn refused(config: &Config, hard: u64) -> Option<String> {
-        let needs = needs(config.machine.cpus, &config.devices, &config.sources);
+    fn refused(vm: &VmPlan, hard: u64) -> Option<String> {
+        let needs = needs(vm.machine.cpus, &vm.devices);
         fits(&needs, hard).err().map(|error| error.to_string())
     }
 
     #[test]
     fn what_is_missing_is_named_with_who_needs_it() {
-        let many = config(&["path=a,queues=64"], &[]);
+        let many = planned(&["path=a,queues=64"], &[]);
         let error = refused(&many, 150).unwrap();
         assert!(
             error.starts_with("the back-end of disk0 needs up to 341 descriptors"),
@@ -170,26 +160,24 @@ mod tests {
         );
         assert!(error.contains("hard limit is 150"), "{error}");
         assert_eq!(refused(&many, 1024), None);
-        let foreign = config(&["path=a,queues=64,backend=b"], &[]);
+        let foreign = planned(&["path=a,queues=64,backend=b"], &[]);
         let error = refused(&foreign, 150).unwrap();
         assert!(error.starts_with("the machine process needs"), "{error}");
     }
 
     #[test]
     fn an_ordinary_vm_needs_little() {
-        assert_eq!(refused(&config(&["path=a"], &["tap=t0"]), 128), None);
-        assert_eq!(refused(&config(&["socket=a,queues=8"], &[]), 128), None);
+        assert_eq!(refused(&planned(&["path=a"], &["tap=t0"]), 128), None);
+        assert_eq!(refused(&planned(&["socket=a,queues=8"], &[]), 128), None);
     }
 
     #[test]
     fn every_queue_of_every_device_counts() {
         let disks = ["socket=a,queues=64", "socket=b,queues=64"];
-        let [one, two] = [1, 2].map(|count| config(&disks[..count], &[]));
-        let machine = |config: &Config| {
-            needs(config.machine.cpus, &config.devices, &config.sources)[0].descriptors
-        };
+        let [one, two] = [1, 2].map(|count| planned(&disks[..count], &[]));
+        let machine = |vm: &VmPlan| needs(vm.machine.cpus, &vm.devices)[0].descriptors;
         assert_eq!(machine(&two), machine(&one) + DEVICE + 64 * QUEUE);
-        let taps = config(&[], &["tap=t0,queues=8"]);
-        assert_eq!(lent(&taps.sources[0]), 8);
+        let taps = planned(&[], &["tap=t0,queues=8"]);
+        assert_eq!(lent(&taps.devices[0]), 8);
     }
 }

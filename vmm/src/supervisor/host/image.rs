@@ -11,24 +11,13 @@ use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::image_writes::{self, Unwritable};
 
+use crate::supervisor::device::plan::Usage;
+
 /// Which file or device an image is, by whatever name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
     inode: u64,
-}
-
-/// How an image is to be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Nothing is written.
-    pub readonly: bool,
-    /// The page cache is bypassed.
-    pub direct: bool,
-    /// The block size, 512 or 4096; `None` for the image's own.
-    pub block_size: Option<u32>,
-    /// It is raw, whatever it looks like.
-    pub raw: bool,
 }
 
 /// The images of one VM.

@@ -4,6 +4,7 @@ pub mod descriptors;
 pub mod image;
 pub mod kernel;
 pub mod kvm;
+pub mod lend;
 pub mod listener;
 pub mod memory;
 pub mod output;

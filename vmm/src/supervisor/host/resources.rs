@@ -3,25 +3,18 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use outboard_protocol::launch::{self, Whose};
+use anyhow::{Result, bail};
+use outboard_protocol::launch;
 
-use super::image::{Identity, Images, Usage};
-use super::listener::Listener;
+use super::image::{Identity, Images};
+use super::lend::{self, Opened};
 use super::output::{self, Output};
 use super::program::Program;
-use super::tap::TapQueues;
 use super::{descriptors, kernel, kvm, memory};
-use crate::supervisor::config::{Config, Disk, Source};
+use crate::supervisor::plan::VmPlan;
 use crate::supervisor::say::Logging;
-use crate::supervisor::text::units::Wait;
-use crate::supervisor::{net, rng};
-
-/// The back-end that serves a disk if no other is named.
-const BLK: &str = "outboard-blk";
 
 /// What one VM runs on.
 #[derive(Debug)]
@@ -38,73 +31,8 @@ pub struct Resources {
     pub kernel: File,
     /// The initial RAM disk.
     pub initrd: Option<File>,
-    /// Its devices.
-    pub specs: Vec<launch::Device>,
-    /// Who serves each, in the same order.
-    pub devices: Vec<Resource>,
-}
-
-/// Who serves a device.
-#[derive(Debug)]
-pub enum Resource {
-    /// A program to be started.
-    Program {
-        /// The program.
-        program: Program,
-        /// What it is told beside its socket.
-        args: Vec<String>,
-        /// What it is lent.
-        lent: Lent,
-        /// Whose it is.
-        whose: Whose,
-    },
-    /// Whoever listens at a socket.
-    Socket {
-        /// Where.
-        path: PathBuf,
-        /// How long to wait for it.
-        wait: Wait,
-    },
-}
-
-/// What a program is lent beside its socket, each time it is started.
-#[derive(Debug)]
-pub enum Lent {
-    /// These descriptors.
-    Fds(Vec<OwnedFd>),
-    /// The queues of a tap.
-    Tap(TapQueues),
-    /// A socket at which its peer connects.
-    Listening(Listener),
-    /// A socket connected to the peer that listens at a path: a new one, since
-    /// a predecessor may have read part of a frame.
-    Peer {
-        /// Where.
-        path: PathBuf,
-        /// How long to wait for it.
-        wait: Wait,
-    },
-}
-
-impl Resource {
-    /// Whose back-end it is.
-    pub fn whose(&self) -> Whose {
-        match self {
-            Self::Program { whose, .. } => *whose,
-            Self::Socket { .. } => Whose::default(),
-        }
-    }
-}
-
-/// Whose a program is that the user has named, or else has not; a disk's was
-/// told this of its write cache.
-pub fn whose(named: Option<&PathBuf>, wce: Option<bool>) -> Whose {
-    match named {
-        None => Whose::Own,
-        Some(_) => Whose::Foreign {
-            writeback: wce != Some(false),
-        },
-    }
+    /// Its devices, in slot order.
+    pub devices: Vec<Opened>,
 }
 
 impl Resources {
@@ -113,42 +41,31 @@ impl Resources {
     ///
     /// # Errors
     /// A message that names the thing and says what to do.
-    pub fn open(config: Config) -> Result<(Self, Output)> {
-        descriptors::check(&config)?;
+    pub fn open(vm: VmPlan) -> Result<(Self, Output)> {
+        descriptors::check(&vm)?;
         let kvm = kvm::open(Path::new("/dev/kvm"))?;
-        let kernel = kernel::open(&config.kernel)?;
-        let initrd = match &config.initrd {
-            Some(path) => Some(kernel::open_initrd(path, config.machine.memory)?),
+        let kernel = kernel::open(&vm.kernel)?;
+        let initrd = match &vm.initrd {
+            Some(path) => Some(kernel::open_initrd(path, vm.machine.memory)?),
             None => None,
         };
-        memory::check(config.machine.memory, config.machine.hugepages)?;
+        memory::check(vm.machine.memory, vm.machine.hugepages)?;
         let mut images = Images::default();
-        let mut devices = Vec::new();
-        for (device, source) in config.devices.iter().zip(config.sources) {
-            let resource = match source {
-                Source::Socket { path, wait } => Resource::Socket { path, wait },
-                Source::Program(disk) => self::disk(device, disk, &mut images)
-                    .with_context(|| format!("--disk {}", device.id))?,
-                Source::Net(card) => {
-                    net::open(device, card).with_context(|| format!("--net {}", device.id))?
-                }
-                Source::Rng(entropy) => {
-                    rng::open(entropy).with_context(|| format!("--rng {}", device.id))?
-                }
-            };
-            devices.push(resource);
-        }
+        let devices = vm
+            .devices
+            .into_iter()
+            .map(|plan| lend::open(plan, &mut images))
+            .collect::<Result<_>>()?;
         let resources = Self {
             program: Program::this()?,
-            logging: config.logging,
-            machine: config.machine,
-            specs: config.devices,
+            logging: vm.logging,
+            machine: vm.machine,
             kvm,
             kernel,
             initrd,
             devices,
         };
-        let output = output::open(config.console)?;
+        let output = output::open(vm.console)?;
         if let Output::File(console) = &output {
             resources.apart_from(console, &images)?;
         }
@@ -184,57 +101,6 @@ impl Resources {
     }
 }
 
-fn disk(device: &launch::Device, disk: Disk, images: &mut Images) -> Result<Resource> {
-    let program = match &disk.program {
-        Some(path) => Program::open(path)?,
-        None => Program::own(BLK)?,
-    };
-    let mut fds = Vec::new();
-    if let Some(path) = &disk.image {
-        let usage = Usage {
-            readonly: disk.readonly,
-            direct: disk.direct,
-            block_size: disk.block_size,
-            raw: disk.raw,
-        };
-        let image = images.open(&device.id, path, usage)?;
-        fds.push(OwnedFd::from(image));
-    }
-    let args = disk_args(device, &disk);
-    Ok(Resource::Program {
-        program,
-        args,
-        lent: Lent::Fds(fds),
-        whose: whose(disk.program.as_ref(), disk.wce),
-    })
-}
-
-/// The command line of a block back-end (PROTOCOL.md, launch contract).
-fn disk_args(device: &launch::Device, disk: &Disk) -> Vec<String> {
-    let mut args = vec![format!("--fd={}", launch::BACKEND_FD)];
-    if disk.image.is_some() {
-        args.push(format!("--blk-fd={}", launch::BACKEND_FD + 1));
-    }
-    args.push(format!("--num-queues={}", device.queues));
-    args.push(format!("--queue-size={}", device.queue_size));
-    if disk.readonly {
-        args.push("--read-only".into());
-    }
-    if disk.direct {
-        args.push("--direct".into());
-    }
-    if let Some(bytes) = disk.block_size {
-        args.push(format!("--block-size={bytes}"));
-    }
-    if let Some(on) = disk.wce {
-        args.push(format!("--wce={}", if on { "on" } else { "off" }));
-    }
-    if let Some(serial) = &disk.serial {
-        args.push(format!("--serial={serial}"));
-    }
-    args
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -245,6 +111,8 @@ mod tests {
 
     use super::super::image;
     use super::*;
+    use crate::supervisor::device::net::NetSettings;
+    use crate::supervisor::device::plan::{DeviceOption, Usage};
     use crate::supervisor::text::options;
     use crate::supervisor::text::settings::{Console, Settings};
 
@@ -253,26 +121,6 @@ mod tests {
             Ok(_) => panic!("should have been refused"),
             Err(error) => format!("{error:#}"),
         }
-    }
-
-    #[test]
-    fn a_back_end_is_our_own_unless_its_program_is_named_or_it_listens() {
-        let named = PathBuf::from("/usr/bin/outboard-blk");
-        let foreign = |writeback| Whose::Foreign { writeback };
-        for (program, wce, expected) in [
-            (None, None, Whose::Own),
-            (None, Some(false), Whose::Own),
-            (Some(&named), None, foreign(true)),
-            (Some(&named), Some(true), foreign(true)),
-            (Some(&named), Some(false), foreign(false)),
-        ] {
-            assert_eq!(whose(program, wce), expected, "{program:?} {wce:?}");
-        }
-        let socket = Resource::Socket {
-            path: "/run/blk.sock".into(),
-            wait: Wait::Forever,
-        };
-        assert_eq!(socket.whose(), foreign(true));
     }
 
     #[test]
@@ -288,14 +136,13 @@ mod tests {
             .open("disk0", &place("disk"), Usage::default())
             .unwrap();
         let open = |name: &str| File::open(place(name)).unwrap();
-        let config = Config::new(Settings {
+        let vm = VmPlan::new(Settings {
             kernel: Some("k".into()),
             ..Settings::default()
         });
         let resources = Resources {
             program: Program::this().unwrap(),
-            machine: config.unwrap().machine,
-            specs: Vec::new(),
+            machine: vm.unwrap().machine,
             logging: Logging::default(),
             kvm: open("log"),
             kernel: open("kernel"),
@@ -324,12 +171,8 @@ mod tests {
         fs::write(&plain, "text").unwrap();
         let nowhere = Path::new("/nowhere/it");
         let card = |port: &str| {
-            let settings = options::read(port).unwrap();
-            let (device, source) = net::card("net0", settings).unwrap();
-            let Source::Net(card) = source else {
-                panic!("{port}");
-            };
-            net::open(&device, card)
+            let card: NetSettings = options::read(port).unwrap();
+            lend::open(card.plan("net0".into(), 1).unwrap(), &mut Images::default())
         };
         let here = folder.path().display();
         let fifo = folder.path().join("fifo");
@@ -388,35 +231,5 @@ mod tests {
             );
         }
         assert!(causes >= 15, "{causes} failures have a cause");
-    }
-
-    #[test]
-    fn a_back_end_is_told_what_was_asked_for() {
-        let given = Settings {
-            kernel: Some("k".into()),
-            disk: vec![
-                options::read("path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096")
-                    .unwrap(),
-            ],
-            ..Settings::default()
-        };
-        let config = Config::new(given).unwrap();
-        let Source::Program(disk) = &config.sources[0] else {
-            panic!("a path makes a program");
-        };
-        assert_eq!(
-            disk_args(&config.devices[0], disk),
-            [
-                "--fd=3",
-                "--blk-fd=4",
-                "--num-queues=2",
-                "--queue-size=256",
-                "--read-only",
-                "--direct",
-                "--block-size=4096",
-                "--wce=off",
-                "--serial=S1"
-            ]
-        );
     }
 }

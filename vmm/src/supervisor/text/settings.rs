@@ -1,6 +1,6 @@
 //! What the user asked for, as it was written: from the command line or from
 //! a TOML file with the same names. Nothing is checked here beyond types;
-//! [`crate::supervisor::config`] makes one consistent whole of it.
+//! [`crate::supervisor::plan`] makes one consistent VM of it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,12 @@ use outboard_protocol::launch::{Doorbell, KickPath};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
 
-use super::units::{Size, Wait};
+use super::units::Size;
 use super::{meant, options, written};
-use crate::supervisor::net::NetSettings;
-use crate::supervisor::rng::RngSettings;
+use crate::supervisor::device::blk::DiskSettings;
+use crate::supervisor::device::net::NetSettings;
+use crate::supervisor::device::other::OtherSettings;
+use crate::supervisor::device::rng::RngSettings;
 
 /// The settings of one source; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub struct Settings {
     /// The entropy devices.
     pub rng: Vec<RngSettings>,
     /// The other devices.
-    pub device: Vec<DeviceSettings>,
+    pub device: Vec<OtherSettings>,
 }
 
 impl Settings {
@@ -148,59 +150,6 @@ fn line_of(text: &str, error: &str) -> Option<usize> {
     let mut headers = lines.filter(|(_, line)| line.trim() == header);
     let by_number = number.and_then(|number| headers.nth(number));
     by_id.or(by_number).map(|found| found.0)
-}
-
-/// `--disk`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct DiskSettings {
-    /// The image or block device.
-    pub path: Option<PathBuf>,
-    /// The socket at which a back-end listens.
-    pub socket: Option<PathBuf>,
-    /// The program to start instead of outboard-blk.
-    pub backend: Option<PathBuf>,
-    /// How long to wait for the socket.
-    pub wait: Option<Wait>,
-    /// The format of the image: `raw`, whatever it looks like.
-    pub format: Option<String>,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// Whether the page cache is bypassed.
-    pub direct: bool,
-    /// The block size that the guest sees.
-    pub block_size: Option<u64>,
-    /// Whether the write cache is on.
-    #[serde(deserialize_with = "options::switch")]
-    pub wce: Option<bool>,
-    /// Number of queues.
-    pub queues: Option<u64>,
-    /// Largest queue size.
-    pub queue_size: Option<u64>,
-    /// The serial number that the guest reads.
-    pub serial: Option<String>,
-    /// The name of the device.
-    pub id: Option<String>,
-}
-
-/// `--device`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct DeviceSettings {
-    /// The virtio device id.
-    pub virtio_id: Option<u64>,
-    /// The socket at which the back-end listens.
-    pub socket: Option<PathBuf>,
-    /// How long to wait for the socket.
-    pub wait: Option<Wait>,
-    /// Number of queues.
-    pub queues: Option<u64>,
-    /// Largest queue size.
-    pub queue_size: Option<u64>,
-    /// Length of the configuration space in bytes.
-    pub config_size: Option<u64>,
-    /// The name of the device.
-    pub id: Option<String>,
 }
 
 /// `--console`.

@@ -1,6 +1,6 @@
 //! What only one device of a VM can have: a tap, a back-end's socket, a place
-//! to listen at. (A peer that listens may take several cards, as a switch does.) Told before anything is opened, by whatever names a path was
-//! given.
+//! to listen at. It is found before anything is opened, by whatever names a path
+//! was given. (A peer that listens may take several cards, as a switch does.)
 //!
 //! (Images are told apart where they are opened: two may share one that both
 //! only read.)
@@ -9,10 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use outboard_protocol::launch;
-
-use super::config::Source;
-use super::net::Port;
+use crate::supervisor::device::plan::{Lend, Plan, ServedBy};
 
 /// What a device wants for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +25,15 @@ enum Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    fn of(source: &'a Source) -> Option<Self> {
-        match source {
-            Source::Socket { path, .. } => Some(Self::BackEnd(path)),
-            Source::Net(card) => match &card.port {
-                Port::Tap(name) => Some(Self::Tap(name)),
-                Port::Peer { path, wait: None } => Some(Self::Listen(path)),
-                Port::Peer { path, .. } => Some(Self::Peer(path)),
-                Port::Program => None,
+    fn of(plan: &'a Plan) -> Option<Self> {
+        match &plan.served_by {
+            ServedBy::Socket { path, .. } => Some(Self::BackEnd(path)),
+            ServedBy::Program { lend, .. } => match lend {
+                Lend::Tap { name, .. } => Some(Self::Tap(name)),
+                Lend::Connect { path, .. } => Some(Self::Peer(path)),
+                Lend::Listen { path } => Some(Self::Listen(path)),
+                Lend::Image { .. } | Lend::Nothing => None,
             },
-            Source::Program(_) | Source::Rng(_) => None,
         }
     }
 
@@ -91,15 +87,14 @@ impl Place {
     }
 }
 
-/// Checks that no two devices want the same for themselves; `sources` are
-/// those of `devices`, in the same order.
+/// Checks that no two devices want the same for themselves.
 ///
 /// # Errors
 /// A message that names what is wanted twice, both devices, and what to do.
-pub fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), String> {
+pub fn check(devices: &[Plan]) -> Result<(), String> {
     let mut known: Vec<(&str, Claim<'_>, Option<Place>)> = Vec::new();
-    for (device, source) in devices.iter().zip(sources) {
-        let Some(claim) = Claim::of(source) else {
+    for device in devices {
+        let Some(claim) = Claim::of(device) else {
             continue;
         };
         let place = claim.path().map(Place::of);
@@ -109,10 +104,10 @@ pub fn check(devices: &[launch::Device], sources: &[Source]) -> Result<(), Strin
                 _ => place.is_some() && place == *other_place,
             };
             if let Some(advice) = claim.conflict(*other).filter(|_| same) {
-                return Err(twice(*other, claim, (id, &device.id), advice));
+                return Err(twice(*other, claim, (id, &device.spec.id), advice));
             }
         }
-        known.push((&device.id, claim, place));
+        known.push((&device.spec.id, claim, place));
     }
     Ok(())
 }
@@ -138,11 +133,11 @@ fn twice(first: Claim<'_>, second: Claim<'_>, ids: (&str, &str), advice: &str) -
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use super::super::config::Config;
-    use super::super::rng;
-    use super::super::text::options;
-    use super::super::text::settings::Settings;
+    use super::super::VmPlan;
     use super::*;
+    use crate::supervisor::device::rng;
+    use crate::supervisor::text::options;
+    use crate::supervisor::text::settings::Settings;
 
     /// The devices of a VM, as its options give them.
     fn checked(options: &[(&str, &str)]) -> Result<(), String> {
@@ -154,11 +149,11 @@ mod tests {
             match *option {
                 "disk" => given.disk.push(options::read(value).unwrap()),
                 "net" => given.net.push(options::read(value).unwrap()),
-                "rng" => given.rng.push(rng::rng(value).unwrap()),
+                "rng" => given.rng.push(rng::read(value).unwrap()),
                 _ => given.device.push(options::read(value).unwrap()),
             }
         }
-        Config::new(given).map(drop)
+        VmPlan::new(given).map(drop)
     }
 
     #[test]

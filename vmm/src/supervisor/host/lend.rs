@@ -1,0 +1,116 @@
+//! One device, opened: its program, and what that is lent. Whatever its kind, there
+//! are descriptors from here on, and no path but those of sockets to connect to.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use outboard_protocol::launch::{self, Whose};
+
+use super::image::Images;
+use super::listener::Listener;
+use super::program::Program;
+use super::tap::TapQueues;
+use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
+use crate::supervisor::text::units::Wait;
+
+/// One device.
+#[derive(Debug)]
+pub struct Opened {
+    /// What the machine is to build.
+    pub spec: launch::Device,
+    /// Whose its back-end is, as the machine is told.
+    pub whose: Whose,
+    /// Who serves it.
+    pub server: Server,
+}
+
+/// Who serves a device.
+#[derive(Debug)]
+pub enum Server {
+    /// A program to be started.
+    Program {
+        /// The program.
+        program: Program,
+        /// What it is told.
+        args: Vec<String>,
+        /// What it is lent.
+        lent: Lent,
+    },
+    /// Whoever listens at a socket.
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// How long to wait for it.
+        wait: Wait,
+    },
+}
+
+/// What a program is lent beside its socket, each time it is started.
+#[derive(Debug)]
+pub enum Lent {
+    /// These descriptors.
+    Fds(Vec<OwnedFd>),
+    /// The queues of a tap.
+    Tap(TapQueues),
+    /// A socket at which its peer connects.
+    Listening(Listener),
+    /// A socket connected to the peer that listens at a path: a new one, since
+    /// a predecessor may have read part of a frame.
+    Peer {
+        /// Where.
+        path: PathBuf,
+        /// How long to wait for it.
+        wait: Wait,
+    },
+}
+
+/// Opens what a device needs; `images` are those of its VM.
+///
+/// # Errors
+/// A message that names the option, the device and the thing, and says what to do.
+pub fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
+    let Plan {
+        option,
+        spec,
+        served_by,
+    } = plan;
+    let whose = served_by.whose();
+    let server = match served_by {
+        ServedBy::Socket { path, wait } => Server::Socket { path, wait },
+        ServedBy::Program {
+            executable,
+            lend,
+            args,
+        } => {
+            let named = || format!("--{option} {}", spec.id);
+            Server::Program {
+                program: program(&executable).with_context(named)?,
+                args,
+                lent: lent(lend, &spec.id, images).with_context(named)?,
+            }
+        }
+    };
+    Ok(Opened {
+        spec,
+        whose,
+        server,
+    })
+}
+
+fn program(executable: &Executable) -> Result<Program> {
+    match executable {
+        Executable::Own { name, .. } => Program::own(name),
+        Executable::Named { path, .. } => Program::open(path),
+    }
+}
+
+fn lent(lend: Lend, id: &str, images: &mut Images) -> Result<Lent> {
+    Ok(match lend {
+        Lend::Nothing => Lent::Fds(Vec::new()),
+        Lend::Image { path, usage } => Lent::Fds(vec![images.open(id, &path, usage)?.into()]),
+        Lend::Tap { name, pairs } => Lent::Tap(TapQueues::open(&name, pairs)?),
+        Lend::Connect { path, wait } => Lent::Peer { path, wait },
+        Lend::Listen { path } => Lent::Listening(Listener::bind(&path)?),
+    })
+}
