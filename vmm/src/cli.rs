@@ -3,19 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use outboard_log::Verbosity;
 
 use crate::exit::EXIT_CODES;
-use crate::supervisor::device::blk::DiskSettings;
-use crate::supervisor::device::net::NetSettings;
-use crate::supervisor::device::other::OtherSettings;
-use crate::supervisor::device::plan::DeviceOption;
-use crate::supervisor::device::rng::{self, RngSettings};
 use crate::supervisor::say::USUAL;
-use crate::supervisor::text::options;
-use crate::supervisor::text::settings::{Console, OnReset, Settings};
-use crate::supervisor::text::units::Size;
-use outboard_log::Verbosity;
-use outboard_protocol::launch::{Doorbell, KickPath};
+use crate::supervisor::text::settings::Settings;
 
 /// A thin VMM for Linux/KVM: every virtio device runs in a process of its own.
 #[derive(Debug, Parser)]
@@ -87,75 +79,8 @@ fn after_help() -> String {
 /// `outboard run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Name of the VM, which its messages begin with
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-
-    /// Guest kernel: a bzImage, an ELF vmlinux or an ELF with a PVH entry
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-
-    /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
-
-    /// Kernel command line [default: console=ttyS0]
-    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
-    cmdline: Option<String>,
-
-    /// Number of CPUs, 1 to 32 [default: 1]
-    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
-    cpus: Option<u64>,
-
-    /// Memory, a multiple of 2M, such as 512M or 4G [default: 512M]
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<Size>,
-
-    /// Back the guest's memory with huge pages
-    #[arg(long)]
-    hugepages: bool,
-
-    /// Populate the guest's memory before it starts
-    #[arg(long)]
-    prefault: bool,
-
-    /// Where the guest's drivers write to notify a device: memory or an I/O port [default: mmio]
-    #[arg(long, value_name = "mmio|pio", value_parser = options::word::<Doorbell>)]
-    doorbell: Option<Doorbell>,
-
-    /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
-    /// thread after an exit, or a worker thread that it wakes [default: kvm]
-    ///
-    /// With `socket=` only KVM can do it.
-    #[arg(long, alias = "ring", value_name = "kvm|exit|worker", value_parser = options::word::<KickPath>)]
-    kick_path: Option<KickPath>,
-
-    /// Add a disk (may be given several times)
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<DiskSettings>, long_help = DiskSettings::HELP)]
-    disk: Vec<DiskSettings>,
-
-    /// Add a network card (may be given several times)
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<NetSettings>, long_help = NetSettings::HELP)]
-    net: Vec<NetSettings>,
-
-    /// Add an entropy device (may be given several times)
-    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "", value_parser = rng::read, long_help = RngSettings::HELP)]
-    rng: Vec<RngSettings>,
-
-    /// Add any other vhost-user device (may be given several times)
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = options::read::<OtherSettings>, long_help = OtherSettings::HELP)]
-    device: Vec<OtherSettings>,
-
-    /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
-    ///
-    /// On a terminal every key is the guest's, but Ctrl-A x ends the VM
-    /// (Ctrl-A Ctrl-A sends one Ctrl-A).
-    #[arg(long, value_name = "WHERE")]
-    console: Option<Console>,
-
-    /// What a guest's reset does: end the run or start the guest again [default: exit]
-    #[arg(long, value_name = "exit|restart")]
-    on_reset: Option<OnReset>,
+    #[command(flatten)]
+    settings: Settings,
 
     /// Read these settings from a TOML file as well
     ///
@@ -174,31 +99,11 @@ impl Run {
     /// says beside it.
     pub fn settings(self) -> (Option<PathBuf>, Settings) {
         let settings = Settings {
-            name: self.name,
             log_level: self.verbosity.asked(USUAL),
-            kernel: self.kernel,
-            initrd: self.initrd,
-            cmdline: self.cmdline,
-            cpus: self.cpus,
-            memory: self.memory,
-            hugepages: self.hugepages.then_some(true),
-            prefault: self.prefault.then_some(true),
-            doorbell: self.doorbell,
-            kick_path: self.kick_path,
-            console: self.console,
-            on_reset: self.on_reset,
-            disk: self.disk,
-            net: self.net,
-            rng: self.rng,
-            device: self.device,
+            ..self.settings
         };
         (self.config, settings)
     }
-}
-
-fn cpus(text: &str) -> Result<u64, String> {
-    let wrong = |_| "give a whole number, 1 to 32".to_owned();
-    text.parse().map_err(wrong)
 }
 
 #[cfg(test)]

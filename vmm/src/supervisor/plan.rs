@@ -77,8 +77,8 @@ impl VmPlan {
             machine: launch::Machine {
                 cpus: cpus as u8,
                 memory: memory.0,
-                hugepages: settings.hugepages.unwrap_or(false),
-                prefault: settings.prefault.unwrap_or(false),
+                hugepages: settings.hugepages,
+                prefault: settings.prefault,
                 doorbell: settings.doorbell.unwrap_or_default(),
                 kick_path,
                 kernel: kernel.display().to_string(),

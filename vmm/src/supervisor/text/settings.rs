@@ -4,62 +4,114 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use outboard_log::Level;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{Doorbell, KickPath};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use toml::de::DeTable;
 
 use super::units::Size;
 use super::{meant, options, written};
 use crate::supervisor::device::blk::DiskSettings;
 use crate::supervisor::device::net::NetSettings;
 use crate::supervisor::device::other::OtherSettings;
-use crate::supervisor::device::rng::RngSettings;
+use crate::supervisor::device::plan::DeviceOption;
+use crate::supervisor::device::rng::{self, RngSettings};
 
-/// The settings of one source; what it does not say is `None` or empty.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+/// What the value of an option that adds a device looks like.
+const PAIRS: &str = "KEY=VALUE,…";
+
+/// The settings of one source; what it does not say is `None`, false or empty.
+/// Each is an option with its help, and a name in the file.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
-    /// The name of the VM.
+    /// Name of the VM, which its messages begin with
+    #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// What is logged.
+
+    /// What is logged; on the command line it is asked for in several ways
+    #[arg(skip)]
     pub log_level: Option<Level>,
-    /// The kernel image.
+
+    /// Guest kernel: a bzImage, an ELF vmlinux or an ELF with a PVH entry
+    #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// The initial RAM disk.
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// The kernel command line.
+
+    /// Kernel command line [default: console=ttyS0]
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// Number of vCPUs.
+
+    /// Number of CPUs, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     pub cpus: Option<u64>,
-    /// Guest memory.
+
+    /// Memory, a multiple of 2M, such as 512M or 4G [default: 512M]
+    #[arg(long, value_name = "SIZE")]
     pub memory: Option<Size>,
-    /// Whether guest memory is backed with huge pages.
-    pub hugepages: Option<bool>,
-    /// Whether guest memory is populated before the guest starts.
-    pub prefault: Option<bool>,
-    /// Where queue notifications go.
+
+    /// Back the guest's memory with huge pages
+    #[arg(long)]
+    pub hugepages: bool,
+
+    /// Populate the guest's memory before it starts
+    #[arg(long)]
+    pub prefault: bool,
+
+    /// Where the guest's drivers write to notify a device: memory or an I/O port [default: mmio]
+    #[arg(long, value_name = "mmio|pio", value_parser = options::word::<Doorbell>)]
     pub doorbell: Option<Doorbell>,
-    /// Who signals the kick eventfds; `ring` is what it was called before.
+
+    /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
+    /// thread after an exit, or a worker thread that it wakes [default: kvm]
+    ///
+    /// With `socket=` only KVM can do it.
+    // It was called `ring` before.
+    #[arg(long, alias = "ring", value_name = "kvm|exit|worker")]
+    #[arg(value_parser = options::word::<KickPath>)]
     #[serde(alias = "ring")]
     pub kick_path: Option<KickPath>,
-    /// The serial console.
-    pub console: Option<Console>,
-    /// What a guest's reset does.
-    pub on_reset: Option<OnReset>,
-    /// The disks.
+
+    /// Add a disk (may be given several times)
+    #[arg(long, value_name = PAIRS, value_parser = options::read::<DiskSettings>)]
+    #[arg(long_help = DiskSettings::HELP)]
     pub disk: Vec<DiskSettings>,
-    /// The network cards.
+
+    /// Add a network card (may be given several times)
+    #[arg(long, value_name = PAIRS, value_parser = options::read::<NetSettings>)]
+    #[arg(long_help = NetSettings::HELP)]
     pub net: Vec<NetSettings>,
-    /// The entropy devices.
+
+    /// Add an entropy device (may be given several times)
+    #[arg(long, value_name = PAIRS, num_args = 0..=1, default_missing_value = "")]
+    #[arg(value_parser = rng::read, long_help = RngSettings::HELP)]
     pub rng: Vec<RngSettings>,
-    /// The other devices.
+
+    /// Add any other vhost-user device (may be given several times)
+    #[arg(long, value_name = PAIRS, value_parser = options::read::<OtherSettings>)]
+    #[arg(long_help = OtherSettings::HELP)]
     pub device: Vec<OtherSettings>,
+
+    /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
+    ///
+    /// On a terminal every key is the guest's, but Ctrl-A x ends the VM
+    /// (Ctrl-A Ctrl-A sends one Ctrl-A).
+    #[arg(long, value_name = "WHERE")]
+    pub console: Option<Console>,
+
+    /// What a guest's reset does: end the run or start the guest again [default: exit]
+    #[arg(long, value_name = "exit|restart")]
+    pub on_reset: Option<OnReset>,
 }
 
 impl Settings {
-    /// Reads a configuration file; answers its text, too.
+    /// Reads a configuration file. Returns its text, too.
     ///
     /// # Errors
     /// A message with the file, the line and the column.
@@ -77,7 +129,7 @@ impl Settings {
         toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             let before = text.get(..start).unwrap_or_default();
-            let line = before.matches('\n').count() + 1;
+            let line = line_after(before);
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             let message = error.message();
             // `[disk]` is one table, and disks are a list of them.
@@ -103,8 +155,8 @@ impl Settings {
             cmdline: self.cmdline.or(file.cmdline),
             cpus: self.cpus.or(file.cpus),
             memory: self.memory.or(file.memory),
-            hugepages: self.hugepages.or(file.hugepages),
-            prefault: self.prefault.or(file.prefault),
+            hugepages: self.hugepages || file.hugepages,
+            prefault: self.prefault || file.prefault,
             doorbell: self.doorbell.or(file.doorbell),
             kick_path: self.kick_path.or(file.kick_path),
             console: self.console.or(file.console),
@@ -115,6 +167,11 @@ impl Settings {
             device: file.device.into_iter().chain(self.device).collect(),
         }
     }
+}
+
+fn cpus(text: &str) -> Result<u64, String> {
+    let wrong = |_| "give a whole number, 1 to 32".to_owned();
+    text.parse().map_err(wrong)
 }
 
 /// An error about a setting of the file `path`, which is `text`, with the line
@@ -129,27 +186,27 @@ pub fn placed(path: &Path, text: &str, error: &str) -> String {
 
 fn line_of(text: &str, error: &str) -> Option<usize> {
     let mut words = error.strip_prefix("--")?.split([' ', ':']);
-    let (key, name) = (words.next()?, words.next()?);
-    let assigns = |line: &str, key: &str, value: &str| {
-        let rest = line.trim_start().strip_prefix(key).map(str::trim_start);
-        let right = rest.and_then(|rest| rest.strip_prefix('='));
-        right.is_some_and(|right| right.contains(value))
+    let (option, name) = (words.next()?, words.next()?);
+    let file = DeTable::parse(text).ok()?;
+    let setting = file.get_ref().get(option)?;
+    let span = match setting.get_ref().as_array() {
+        // Of the devices it is the one with that name, given or by its number.
+        Some(devices) => (0..).zip(devices.iter()).find_map(|(number, device)| {
+            let id = device.get_ref().get("id");
+            let (span, is_it) = match id.and_then(|id| Some((id, id.get_ref().as_str()?))) {
+                Some((id, text)) => (id.span(), text == name),
+                None => (device.span(), name == format!("{option}{number}")),
+            };
+            is_it.then_some(span)
+        })?,
+        None => setting.span(),
     };
-    let header = format!("[[{key}]]");
-    let mut lines = (1..).zip(text.lines());
-    if !text.contains(&header) {
-        return lines
-            .find(|(_, line)| assigns(line, key, ""))
-            .map(|found| found.0);
-    }
-    let own = format!("\"{name}\"");
-    let by_id = lines.clone().find(|(_, line)| assigns(line, "id", &own));
-    let number = name
-        .strip_prefix(key)
-        .and_then(|digits| digits.parse().ok());
-    let mut headers = lines.filter(|(_, line)| line.trim() == header);
-    let by_number = number.and_then(|number| headers.nth(number));
-    by_id.or(by_number).map(|found| found.0)
+    text.get(..span.start).map(line_after)
+}
+
+/// The line that begins or goes on behind this text; the first is 1.
+fn line_after(before: &str) -> usize {
+    before.matches('\n').count() + 1
 }
 
 /// `--console`.
@@ -323,6 +380,9 @@ mod tests {
         ] {
             assert_eq!(line_of(text, error), line, "{error}");
         }
+        let inline = "disk = [\n  { path = \"id\" },\n  { id = \"b\" } ]";
+        assert_eq!(line_of(inline, "--disk disk0: no"), Some(2));
+        assert_eq!(line_of(inline, "--disk b: no"), Some(3));
     }
 
     #[test]
