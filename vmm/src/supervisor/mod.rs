@@ -3,8 +3,8 @@
 //! them and ends them. It holds no guest memory and no device.
 //!
 //! ```text
-//! settings ──▶ config ──▶ resources ──▶ launch ──▶ watch ──▶ end
-//!  (as written) (checked)  (opened)        ▲                  │
+//!  text ─────▶ device, plan ──▶ host ──▶ launch ──▶ watch ──▶ end
+//! (as written)   (checked)    (opened)     ▲                  │
 //!                                          └── guest reset ───┘
 //! ```
 //! A restart policy, the control API and the sandbox have their places in

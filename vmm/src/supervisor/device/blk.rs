@@ -68,7 +68,7 @@ device. `readonly`: the guest may only read. `direct`: bypass the page cache (O_
 write cache, so each write is on disk when it completes. `serial`: the serial number that the guest \
 reads. `block-size=512|4096` is the block size that the guest sees (default: 512 for a file, its own \
 for a block device; `direct` does not change it). An image that looks like another format, such as qcow2, is refused unless \
-`format=raw` says that it is raw. `backend=EXE` starts another program by the same contract instead. \
+`format=raw` says that it is raw. `backend=EXE` starts another program instead, by the same launch contract. \
 `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end that listens there. `wait` \
 (default: 2s) is how long it may take to listen and to answer, which it does not do while it serves \
 another front-end.
@@ -130,7 +130,7 @@ impl DiskSettings {
             block_size: block_size(self.block_size)?,
             raw: is_raw(self.format.as_deref())?,
         };
-        let args = Args::new()
+        let args = Args::with_socket()
             .value("blk-fd", self.path.is_some().then_some(LENT_FD))
             .value("num-queues", Some(spec.queues))
             .value("queue-size", Some(spec.queue_size))

@@ -64,7 +64,8 @@ Add a network card (may be given several times)
 stream socket at which a peer listens, `peer=PATH,listen` on one to which it connects. A peer gets and \
 sends each frame after its length as a 4-byte big-endian number, as passt and QEMU's `-netdev stream` \
 do. `mac=ADDRESS` (default: locally administered, always the same for this host, tap or socket, and \
-id), `mtu=N`. `backend=EXE` starts another program by the same contract instead. \
+id). `mtu=N` is the MTU that the guest is told. `backend=EXE` starts another program instead, by the \
+same launch contract. \
 `socket=PATH[,wait=10s|forever]` connects to a vhost-user-net back-end that listens there and serves \
 the control queue too.
 
@@ -164,7 +165,7 @@ impl NetSettings {
 
 /// What a back-end is told of what is behind its card.
 fn behind(lend: &Lend) -> Args {
-    let args = Args::new();
+    let args = Args::with_socket();
     match lend {
         Lend::Tap { pairs, .. } => {
             let numbers = (0..*pairs).map(|pair| (LENT_FD + i32::from(pair)).to_string());

@@ -153,8 +153,8 @@ impl ServedBy {
     ) -> Result<Self, String> {
         if let Some((key, _)) = decides.iter().find(|(_, given)| *given) {
             return Err(format!(
-                "`{key}` and `socket` exclude each other: with `socket` it is the affair of the \
-                 back-end that listens there"
+                "`{key}` and `socket` exclude each other: the back-end that listens there decides that \
+                 itself"
             ));
         }
         let wait = self::wait(wait);
@@ -203,8 +203,8 @@ impl Lend {
 pub struct Args(Vec<String>);
 
 impl Args {
-    /// With its socket, which every one has.
-    pub fn new() -> Self {
+    /// The socket, which every back-end has.
+    pub fn with_socket() -> Self {
         Self(vec![format!("--fd={}", launch::BACKEND_FD)])
     }
 
@@ -223,12 +223,6 @@ impl Args {
     /// All of it.
     pub fn all(self) -> Vec<String> {
         self.0
-    }
-}
-
-impl Default for Args {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

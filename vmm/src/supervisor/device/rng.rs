@@ -52,8 +52,8 @@ impl DeviceOption for RngSettings {
 Add an entropy device (may be given several times)
 
 Without a value it starts outboard-rng. `max-bytes=N` and `period=MS` bound what the guest gets in a \
-period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program by the same contract \
-instead. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
+period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program instead, by the \
+same launch contract. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
 
 All take `id=NAME` (default: rng0, rng1, …).";
 
@@ -100,7 +100,7 @@ impl RngSettings {
         if let Some(period) = self.period {
             within("period", period, 1, u32::MAX.into())?;
         }
-        let args = Args::new()
+        let args = Args::with_socket()
             .value("max-bytes", self.max_bytes)
             .value("period", self.period);
         Ok(ServedBy::Program {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
+use crate::supervisor::device::plan::{Executable, Plan, ServedBy};
 use crate::supervisor::plan::VmPlan;
 
 /// Soft and hard, as this process found them.
@@ -118,7 +118,7 @@ fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
 /// Descriptors that a back-end is lent beside its socket.
 fn lent(device: &Plan) -> u64 {
     match &device.served_by {
-        ServedBy::Program { lend, .. } => Lend::count(lend).into(),
+        ServedBy::Program { lend, .. } => lend.count().into(),
         ServedBy::Socket { .. } => 0,
     }
 }

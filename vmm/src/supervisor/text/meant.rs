@@ -162,7 +162,6 @@ mod tests {
         "queues",
         "queue-size",
         "serial",
-        "ring",
         "id",
     ];
 
