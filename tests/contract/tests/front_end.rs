@@ -56,7 +56,6 @@ fn spec(queues: u16, config: u32) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     }
 }
 
