@@ -25,6 +25,7 @@ const MEMORY_STEP: u64 = 2 << 20;
 const MAX_DEVICES: usize = 31;
 /// Longest kernel command line: Linux takes 2048 bytes with the final zero.
 const MAX_CMDLINE: usize = 2047;
+
 /// One VM, as it is to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
