@@ -7,7 +7,7 @@ use outboard::cli::{Cli, Command};
 use outboard::exit::Exit;
 use outboard::machine;
 use outboard::supervisor::logging::USUAL;
-use outboard::supervisor::{self, descriptors, spawn};
+use outboard::supervisor::{self, descriptors, process::spawn};
 use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
 

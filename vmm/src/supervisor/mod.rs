@@ -3,38 +3,30 @@
 //! them and ends them. It holds no guest memory and no device.
 //!
 //! ```text
-//! settings ──▶ config ──▶ resources ──▶ launch ──▶ watch ──▶ end
-//!  (as written) (checked)  (opened)        ▲                  │
-//!                                          └── guest reset ───┘
+//! settings ──▶ config ──▶ resources ──▶ vm
+//!  (as written) (checked)  (opened)     (alive, to its end)
 //! ```
-//! A restart policy, the control API and the sandbox have their places in
-//! [`watch`], beside it, and in [`spawn`].
 #![deny(unsafe_code)]
 
-pub mod child;
 pub mod claims;
 pub mod config;
 pub mod connect;
 pub mod console;
 pub mod descriptors;
-pub mod end;
 pub mod host;
 pub mod image;
-pub mod launch;
 pub mod logging;
 pub mod meant;
 pub mod net;
 pub mod options;
+pub mod process;
 pub mod program;
 pub mod resources;
 pub mod rng;
 pub mod settings;
 pub mod signals;
-#[allow(unsafe_code)]
-pub mod spawn;
 pub mod terminal;
-pub mod verdict;
-pub mod watch;
+pub mod vm;
 pub mod written;
 
 use std::path::PathBuf;
@@ -47,10 +39,14 @@ use outboard_protocol::launch::Ending;
 use crate::exit::Exit;
 use config::Config;
 use console::Console;
+use process::child::{self, Parent};
 use resources::Resources;
 use settings::{OnReset, Settings};
 use signals::Signals;
-use verdict::Verdict;
+use vm::actions::Hands;
+use vm::device::Device;
+use vm::life::Life;
+use vm::verdict::Verdict;
 
 /// Runs one VM to its end: `outboard run`.
 pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
@@ -89,31 +85,27 @@ fn run_config(config: Config) -> Result<Exit> {
     let signals = Signals::block().context("signals cannot be blocked")?;
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
-    let on_reset = config.on_reset;
+    let restarts = config.on_reset == OnReset::Restart;
     let (mut resources, output) = Resources::open(config)?;
+    let devices = resources.specs.iter().zip(&resources.devices).enumerate();
+    let devices = devices.map(|(place, (spec, resource))| {
+        let (seeks, is_ours) = (resource.sought().is_some(), resource.is_ours());
+        Device::new(place, &spec.id, &resource.name(), seeks, is_ours)
+    });
+    let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);
-    loop {
-        let Some(mut vm) = launch::launch(&mut resources, &mut console, &signals)? else {
-            return Ok(Exit::Success);
-        };
-        let verdict = watch::watch(&mut vm, &mut console, &signals);
-        // From here on a key is a signal again.
-        console.ended();
-        let asked = end::end(vm, &verdict, &signals);
-        let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
-        if reset && on_reset == OnReset::Restart && !asked {
-            continue;
-        }
-        // The terminal is put back before the last word.
-        drop(console);
-        match (verdict.text(), &verdict) {
-            // Of a guest that KVM gave up on there is more than a line.
-            (Some(text), Verdict::Ended(Ending::KvmError { .. })) => text.lines().for_each(say),
-            (Some(text), _) => say(&text),
-            (None, _) => {}
-        }
-        return Ok(verdict.exit());
+    let parent = Parent::of_all();
+    let hands = Hands::new(&mut resources, &mut console, &signals, &parent);
+    let verdict = vm::live(life, hands);
+    // The terminal is put back before the last word.
+    drop(console);
+    match (verdict.text(), &verdict) {
+        // Of a guest that KVM gave up on there is more than a line.
+        (Some(text), Verdict::Ended(Ending::KvmError { .. })) => text.lines().for_each(say),
+        (Some(text), _) => say(&text),
+        (None, _) => {}
     }
+    Ok(verdict.exit())
 }
 
 pub use outboard_log::say;

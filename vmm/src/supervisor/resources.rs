@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use outboard_protocol::launch::{self, Whose};
 
 use super::config::{Config, Disk, Source};
+use super::connect::Whom;
 use super::descriptors;
 use super::host;
 use super::image::{Identity, Images, Usage};
@@ -97,6 +98,31 @@ pub enum Lent {
 }
 
 impl Resource {
+    /// What it is called: the program's name, or the socket's path.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Program { program, .. } => program.name().to_owned(),
+            Self::Socket { path, .. } => path.display().to_string(),
+        }
+    }
+
+    /// Whether its process is ours.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Program { .. })
+    }
+
+    /// Who must be there before it can begin, where, and how long to wait for them.
+    pub fn sought(&self) -> Option<(Whom, &Path, Wait)> {
+        match self {
+            Self::Socket { path, wait } => Some((Whom::BackEnd, path, *wait)),
+            Self::Program {
+                lent: Lent::Peer { path, wait },
+                ..
+            } => Some((Whom::Peer, path, *wait)),
+            Self::Program { .. } => None,
+        }
+    }
+
     /// Whose back-end it is.
     pub fn whose(&self) -> Whose {
         match self {
