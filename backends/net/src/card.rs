@@ -12,7 +12,7 @@ use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::tap::Mac;
 
-use crate::control::Command;
+use crate::command::Command;
 use crate::counters::{Count, Counters};
 use crate::features;
 use crate::filter::Filter;

@@ -1,7 +1,7 @@
 //! A network card: a tap, or a stream socket, behind virtio-net queues.
 //!
 //! - [`header`]: the header before every frame, and what is allowed in one;
-//! - [`control`]: commands of the control queue, understood;
+//! - [`command`]: commands of the control queue, understood;
 //! - [`features`]: what a card offers;
 //! - [`filter`]: which frames the driver wants to receive;
 //! - [`iovec`]: guest buffers as the kernel takes them (the one file with
@@ -20,6 +20,7 @@
 
 pub mod card;
 pub mod cli;
+pub mod command;
 pub mod control;
 pub mod counters;
 pub mod device;
