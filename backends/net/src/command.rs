@@ -1,6 +1,6 @@
 //! The commands of the control queue (virtio 1.3, section 5.1.6.5), understood.
 
-use outboard_protocol::tap::Mac;
+use outboard_protocol::tap::{Mac, is_station};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC,
     VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ,
@@ -81,8 +81,8 @@ impl Command {
             }
             (MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
                 let own: Mac = rest.try_into().ok()?;
-                let usable = own[0] & 1 == 0 && own != [0; 6];
-                (usable && has(features, VIRTIO_NET_F_CTRL_MAC_ADDR)).then_some(Self::Address(own))
+                let usable = is_station(&own) && has(features, VIRTIO_NET_F_CTRL_MAC_ADDR);
+                usable.then_some(Self::Address(own))
             }
             (MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) if has(features, VIRTIO_NET_F_CTRL_RX) => {
                 let (unicast, rest) = table(rest)?;
