@@ -10,7 +10,6 @@
 //! - [`tap`] and [`peer`]: the two things that can be behind a card;
 //! - [`watch`] and [`rendezvous`]: how they go away and come again;
 //! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
-//! - [`pairs`]: which pairs of queues are used;
 //! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
 //! - [`waiter`]: how a queue waits for a socket;
 //! - [`link`], [`counters`]: what a card tells the driver and the user;
@@ -29,7 +28,6 @@ pub mod filter;
 pub mod header;
 pub mod iovec;
 pub mod link;
-pub mod pairs;
 pub mod peer;
 pub mod rendezvous;
 pub mod rx;
