@@ -22,6 +22,7 @@
 use std::time::{Duration, Instant};
 
 use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
 use super::event::{Action, Who};
@@ -47,6 +48,9 @@ pub enum Event {
     Attached(SessionNumber),
     /// This session is over, or could not begin, with the reason.
     Lost(SessionNumber, String),
+    /// The back-end of this session says what its successor must know. (Nobody
+    /// says so yet: our back-ends have no line to the supervisor.)
+    Keeps(SessionNumber, Kept),
     /// Its process has ended.
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.
@@ -147,6 +151,8 @@ pub struct Device {
     /// Whether that process lives.
     lives: bool,
     session: SessionNumber,
+    /// What must survive its back-end, and its driver will not say again.
+    kept: Kept,
     state: State,
 }
 
@@ -163,6 +169,7 @@ impl Device {
             is_ours,
             lives: false,
             session: 0,
+            kept: Kept::Nothing,
             state: State::Down,
         }
     }
@@ -180,6 +187,11 @@ impl Device {
     /// Where it is.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// What a successor of its back-end is to be told before its first ring.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// When time itself is the next event, if nothing else comes before.
@@ -206,6 +218,15 @@ impl Device {
         if matches!(event, Event::Died(_) | Event::CannotBegin(_)) {
             self.lives = false;
         }
+        match event {
+            // A guest that is started anew has new drivers.
+            Event::Begin => self.kept = Kept::Nothing,
+            Event::Keeps(session, kept) if session == self.session => {
+                self.keep(kept);
+                return out;
+            }
+            _ => {}
+        }
         let state = std::mem::replace(&mut self.state, State::Down);
         self.state = match state {
             State::Down | State::Seeking | State::Found => self.before(state, event, &mut out),
@@ -217,6 +238,15 @@ impl Device {
             }
         };
         out
+    }
+
+    /// What comes from a process that is not trusted is checked, and what cannot be
+    /// true is not kept.
+    fn keep(&mut self, kept: Kept) {
+        match kept.check() {
+            Ok(()) => self.kept = kept,
+            Err(error) => log::warn!("{}: {} keeps {error}", self.id, self.name),
+        }
     }
 
     /// Before there is a back-end.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::{CardState, DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine};
 
 use crate::supervisor::process::child::Death;
@@ -469,4 +470,32 @@ fn a_guest_s_reset_starts_the_machine_again_and_the_sessions_go_on_counting() {
             false => assert_eq!(*story.verdict(), Verdict::Ended(Ending::Reset)),
         }
     }
+}
+
+#[test]
+fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
+    let disk = |sync_failed| {
+        Kept::Disk(DiskState {
+            writeback: false,
+            sync_failed,
+        })
+    };
+    let device = Device::new(0, "disk0", "blk", false, true);
+    let mut story = Story::of(vec![device], true).run();
+    story.device(0, device::Event::Keeps(1, disk(true)));
+    // A predecessor's late word, and one that no card can have said.
+    story.device(0, device::Event::Keeps(0, disk(false)));
+    let impossible = Kept::Card(CardState {
+        pairs: Some(0),
+        ..CardState::default()
+    });
+    story.device(0, device::Event::Keeps(1, impossible));
+    story.on(Event::Said(FromMachine::Ended {
+        ending: Ending::Reset,
+    }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    assert_eq!(*story.life.devices()[0].kept(), disk(true));
+    story.device(0, device::Event::Died(IN_ORDER));
+    assert_eq!(*story.life.devices()[0].state(), device::State::Attaching);
+    assert_eq!(*story.life.devices()[0].kept(), Kept::Nothing);
 }
