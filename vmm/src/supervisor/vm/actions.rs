@@ -1,21 +1,21 @@
 //! The processes, sockets and searches of a VM: does what its states ask for, and
 //! waits for what happens next.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{
-    Channel, FromMachine, Handover, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine, VERSION,
-    VERSION_ENV,
+    Channel, Handover, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine, VERSION, VERSION_ENV,
 };
 
-use super::event::{Action, Event, Who};
+use super::action::{Action, Who};
+use super::event::Event;
+use super::line::Machine;
 use super::{device, machine};
 use crate::supervisor::connect::Search;
 use crate::supervisor::console::Console;
@@ -23,16 +23,6 @@ use crate::supervisor::process::child::{Child, Parent};
 use crate::supervisor::resources::{Lent, Resource, Resources};
 use crate::supervisor::say;
 use crate::supervisor::signals::Signals;
-
-/// The machine process and the socket to it.
-#[derive(Debug)]
-struct Machine {
-    child: Child,
-    /// Until it is closed, or brings what no machine says.
-    channel: Option<Channel>,
-    /// What the socket has not taken yet: a machine that is being built reads nothing.
-    unsent: VecDeque<(ToMachine, Vec<OwnedFd>)>,
-}
 
 /// What there is of one device's back-end.
 #[derive(Debug, Default)]
@@ -187,11 +177,7 @@ impl<'a> Hands<'a> {
         )
         .context("starting the machine process")?;
         drop(theirs);
-        self.machine = Some(Machine {
-            child,
-            channel: Some(channel),
-            unsent: VecDeque::new(),
-        });
+        self.machine = Some(Machine::new(child, channel));
         let ends = self.console.ends().context("the console")?;
         let mut fds = vec![
             (StartFd::Kvm, copy(&resources.kvm)?),
@@ -259,8 +245,7 @@ impl<'a> Hands<'a> {
     /// descriptor, with how it ended; so a failure to send says nothing more.
     fn send(&mut self, message: ToMachine, fds: Vec<OwnedFd>) {
         if let Some(machine) = &mut self.machine {
-            machine.unsent.push_back((message, fds));
-            machine.flush();
+            machine.send(message, fds);
         }
     }
 
@@ -325,23 +310,7 @@ impl<'a> Hands<'a> {
         let Some(machine) = &mut self.machine else {
             return Vec::new();
         };
-        machine.flush();
-        let mut events = Vec::new();
-        while let Some(channel) = &machine.channel {
-            let now = Deadline::after(Duration::ZERO);
-            match channel.recv::<FromMachine>(now) {
-                Ok(Some((message, _))) => events.push(Event::Said(message)),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
-                closed_or_nonsense => {
-                    if let Err(error) = closed_or_nonsense {
-                        say(&format!("the machine process sent nonsense: {error}"));
-                    }
-                    machine.channel = None;
-                    events.push(Event::Machine(machine::Event::HungUp));
-                }
-            }
-        }
-        events
+        machine.listen()
     }
 
     fn reap(&mut self, ready: &Ready) -> Vec<Event> {
@@ -393,35 +362,6 @@ enum Source {
 struct Ready {
     typed: bool,
     ended: Vec<Who>,
-}
-
-impl Machine {
-    /// What is polled of its socket.
-    fn watched(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let flags = match self.unsent.is_empty() {
-            true => PollFlags::POLLIN,
-            false => PollFlags::POLLIN | PollFlags::POLLOUT,
-        };
-        self.channel
-            .as_ref()
-            .map(|channel| (channel.as_fd(), flags))
-    }
-
-    /// Sends what the socket takes.
-    fn flush(&mut self) {
-        let Some(channel) = &self.channel else {
-            self.unsent.clear();
-            return;
-        };
-        while let Some((message, fds)) = self.unsent.front() {
-            let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
-            let sent = channel.send(message, &fds, Deadline::after(Duration::ZERO));
-            if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
-                return;
-            }
-            self.unsent.pop_front();
-        }
-    }
 }
 
 fn copy(file: &File) -> io::Result<OwnedFd> {

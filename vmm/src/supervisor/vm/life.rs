@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use outboard_protocol::launch::FromMachine;
 
+use super::action::Action;
 use super::device::{self, Device, Fault};
 use super::end::{self, End};
-use super::event::{Action, Event};
+use super::event::Event;
 use super::machine::{self, Machine};
 use super::verdict::Verdict;
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
-use super::event::{Action, Who};
+use super::action::{Action, Who};
 use super::verdict::Verdict;
 use crate::supervisor::process::child::Death;
 

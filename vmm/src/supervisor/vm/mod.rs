@@ -7,11 +7,13 @@
 //! ```
 //! Nothing waits but the loop itself: every patience is a deadline in a state.
 
+pub mod action;
 pub mod actions;
 pub mod device;
 pub mod end;
 pub mod event;
 pub mod life;
+pub mod line;
 pub mod machine;
 pub mod verdict;
 

@@ -9,8 +9,9 @@ use outboard_protocol::kept::{CardState, DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine};
 
 use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::device::{self, Device};
-use crate::supervisor::vm::event::{Action, Event, Who};
+use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine;
 use crate::supervisor::vm::verdict::Verdict;

@@ -10,9 +10,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::end::{self, End};
-use crate::supervisor::vm::event::{Action, Event, Who};
+use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine::{self, Machine};
 use crate::supervisor::vm::verdict::Verdict;
