@@ -26,7 +26,7 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         source: "backends/net/src",
-        files: &["card.rs", "control.rs", "features.rs"],
+        files: &["card.rs", "features.rs"],
     },
     Known {
         source: "backends/runtime/src",
