@@ -55,6 +55,11 @@ impl Deadline {
         Self(Instant::now() + wait)
     }
 
+    /// A deadline at this time.
+    pub fn at(time: Instant) -> Self {
+        Self(time)
+    }
+
     /// The time left, zero once the deadline has passed.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())

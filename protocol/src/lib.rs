@@ -12,6 +12,7 @@
 //! - [`image_writes`]: whether one that is open for writing can be written;
 //! - [`block_device`]: what the kernel says of a block device's queue;
 //! - [`inflight`]: the shared region that lets a successor take over requests;
+//! - [`kept`]: what a driver has set of a device and will not say again;
 //! - [`shared`]: memory of a file that another process can cut.
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
@@ -27,6 +28,7 @@ pub mod image_format;
 pub mod image_lock;
 pub mod image_writes;
 pub mod inflight;
+pub mod kept;
 pub mod launch;
 #[allow(unsafe_code)]
 pub mod shared;

@@ -71,12 +71,17 @@ pub fn parse_mac(text: &str) -> Result<Mac, String> {
     if parts.next().is_some() {
         return Err(wrong());
     }
-    if mac[0] & 1 == 1 || mac == [0; 6] {
+    if !is_station(&mac) {
         return Err(format!(
             "`{text}` is not the address of one station; make the first byte even, such as 02"
         ));
     }
     Ok(mac)
+}
+
+/// Whether an address is one station's: no group's, and not all zeroes.
+pub fn is_station(mac: &Mac) -> bool {
+    mac[0] & 1 == 0 && *mac != [0; 6]
 }
 
 /// The number of the interface `name` in the network namespace of this process.

@@ -14,7 +14,7 @@ pub enum Exit {
     /// The command line or the configuration file is wrong; nothing was
     /// opened or started.
     Usage = 2,
-    /// The guest broke itself by a triple fault.
+    /// The guest crashed: a triple fault.
     TripleFault = 3,
     /// KVM gave up on the guest.
     KvmError = 4,
@@ -31,7 +31,7 @@ Exit codes:
      Ctrl-A x stopped the VM in order
   1  the VM could not be started; the message says why
   2  the command line or the configuration file is wrong; nothing was started
-  3  the guest broke itself (triple fault)
+  3  the guest crashed (triple fault)
   4  KVM gave up on the guest (internal error)
   5  a back-end died or its session broke; the message names it
   6  the machine process died, or said that it cannot go on";

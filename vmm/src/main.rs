@@ -8,7 +8,7 @@ use outboard::exit::Exit;
 use outboard::machine;
 use outboard::supervisor::host::descriptors;
 use outboard::supervisor::say::{USUAL, say};
-use outboard::supervisor::{self, spawn};
+use outboard::supervisor::{self, process::spawn};
 use outboard_log::{Speaker, filters};
 use outboard_protocol::launch::MACHINE_FD;
 

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
-use outboard_runtime::device::{Change, Device};
+use outboard_protocol::kept::Kept;
+use outboard_runtime::device::{Change, Device, OTHER_KIND};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -348,6 +349,18 @@ impl Device for Blk {
         if features == 0 {
             self.0.durability.reset();
         }
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Disk(self.0.durability.kept())
+    }
+
+    fn restore(&self, kept: &Kept) -> Result<(), String> {
+        let Kept::Disk(kept) = kept else {
+            return Err(OTHER_KIND.into());
+        };
+        self.0.durability.restore(*kept);
+        Ok(())
     }
 
     fn queue(&self, _index: u16, features: u64) -> io::Result<BlkQueue> {

@@ -7,6 +7,7 @@
 //! for all queues and until this process ends: a flush after it fails. And a
 //! flush that ran at the same time as others does not believe its own success
 //! before theirs are known, since the one error may have gone to one of them.
+//! What a successor in another process must know of it is kept and restored.
 //!
 //! ```text
 //!          begin              end(ok)
@@ -18,6 +19,8 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use outboard_protocol::kept::DiskState;
 
 /// One disk's write cache, shared by its queues.
 #[derive(Debug)]
@@ -115,6 +118,26 @@ impl Durability {
     /// As it was when the device was made.
     pub fn reset(&self) {
         self.set_writeback(self.initially);
+    }
+
+    /// What a successor must know.
+    pub fn kept(&self) -> DiskState {
+        DiskState {
+            writeback: self.writeback(),
+            sync_failed: self.lock().lost,
+        }
+    }
+
+    /// Goes on as whoever this was kept by: call it before the first request.
+    pub fn restore(&self, kept: DiskState) {
+        self.set_writeback(kept.writeback);
+        if kept.sync_failed && !std::mem::replace(&mut self.lock().lost, true) {
+            log::error!(
+                "data that was written to the image may be lost: a sync failed before this \
+                 program was started, and every flush of the guest fails; look at the host's \
+                 kernel log, and check the guest's file systems"
+            );
+        }
     }
 
     /// Begins a sync; `None` when one has failed before.

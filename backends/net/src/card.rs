@@ -1,27 +1,26 @@
 //! A network card as the driver sees it: its configuration space (virtio 1.3,
-//! section 5.1), and what its control queue changes.
+//! section 5.1), and what becomes of the tap or the peer behind it. What the
+//! driver sets of it is in `driver`.
 
-use std::collections::BTreeMap;
+mod driver;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::tap::Mac;
 
-use crate::control::Command;
 use crate::counters::{Count, Counters};
 use crate::features;
-use crate::filter::Filter;
-use crate::header::offloads;
 use crate::link::Link;
-use crate::pairs::Pairs;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
 use crate::watch::Host;
+use driver::State;
 
 /// What is behind a card.
 #[derive(Debug)]
@@ -41,16 +40,6 @@ pub struct Settings {
     pub mtu: Option<u16>,
     /// Largest queue size, a power of two.
     pub queue_size: u16,
-}
-
-/// What a driver has changed, and a reset undoes.
-#[derive(Debug, Default)]
-struct State {
-    mac: Option<Mac>,
-    filter: Filter,
-    pairs: Pairs,
-    /// Entries of the receive ring of each pair that has been described.
-    sizes: BTreeMap<u16, u16>,
 }
 
 /// What all queues of a card share.
@@ -132,108 +121,11 @@ impl Card {
     /// Its configuration space as it is now.
     pub fn config(&self) -> NetConfig {
         NetConfig {
-            mac: self.state().mac.unwrap_or_default(),
+            mac: self.address().unwrap_or_default(),
             status: if self.is_up() { NetConfig::LINK_UP } else { 0 },
             max_virtqueue_pairs: self.pairs(),
             mtu: self.settings.mtu.unwrap_or(0),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Everything as for a fresh driver that has negotiated `features`.
-    pub fn reset(&self, features: u64) {
-        if features == 0 {
-            self.counters.tell_rarely();
-        }
-        *self.state() = State {
-            mac: self.settings.mac,
-            filter: Filter::default(),
-            ..State::default()
-        };
-        if let Port::Tap(tap) = &self.port
-            && !self.tap_gone.load(Ordering::Acquire)
-        {
-            // Other pairs than the first are the driver's to turn on.
-            self.check(tap.take_over(offloads(features), 1));
-        }
-    }
-
-    /// Obeys a command; whether it could be obeyed.
-    pub fn obey(&self, command: &Command, features: u64) -> bool {
-        match command {
-            Command::Mode(mode, on) => self.refilter(|state| state.filter.set(*mode, *on)),
-            Command::Address(mac) => self.refilter(|state| state.mac = Some(*mac)),
-            Command::Table(unicast, multicast) => self.refilter(|state| {
-                let (unicast, multicast) = (unicast.clone(), multicast.clone());
-                state.filter.set_table(unicast, multicast);
-            }),
-            Command::Pairs(pairs) => match &self.port {
-                Port::Tap(tap) if (1..=tap.pairs()).contains(pairs) => {
-                    let mut state = self.state();
-                    state.pairs.command(*pairs);
-                    self.check(tap.set_pairs(*pairs))
-                }
-                _ => false,
-            },
-            Command::Offloads(bits) => {
-                let known = features::guest_offloads() & features;
-                match &self.port {
-                    Port::Tap(tap) if bits & !known == 0 => {
-                        self.check(tap.set_offloads(offloads(*bits)))
-                    }
-                    _ => false,
-                }
-            }
-        }
-    }
-
-    /// The driver has its control queue here: the pair that every driver begins
-    /// with is the only one until it commands otherwise.
-    pub fn controlled(&self) {
-        let mut state = self.state();
-        if state.pairs.control()
-            && let Port::Tap(tap) = &self.port
-        {
-            self.check(tap.set_pairs(1));
-        }
-    }
-
-    /// The receive ring of a pair has this many entries.
-    pub fn set_ring_size(&self, pair: u16, size: u16) {
-        self.state().sizes.insert(pair, size);
-    }
-
-    /// Entries of the receive ring of a pair, as far as it is known.
-    pub fn ring_size(&self, pair: u16) -> u16 {
-        let known = self.state().sizes.get(&pair).copied();
-        known.unwrap_or(self.settings.queue_size)
-    }
-
-    /// A pair is served from now on, or not any more: frames are steered to it
-    /// if it is one that is used.
-    pub fn serve(&self, pair: u16, served: bool) {
-        let state = self.state();
-        if let Port::Tap(tap) = &self.port
-            && state.pairs.follow_rings()
-            && (served || pair > 0)
-        {
-            self.check(tap.attach(pair, served));
-        }
-    }
-
-    /// Changes the state and with it the filter. One that the kernel does not
-    /// take is no failure: filtering is not promised.
-    fn refilter(&self, change: impl FnOnce(&mut State)) -> bool {
-        let mut state = self.state();
-        change(&mut state);
-        let filter = state.filter.for_tap(state.mac);
-        if let Port::Tap(tap) = &self.port {
-            self.check(tap.set_filter(&filter));
-        }
-        true
     }
 
     /// Whether an ioctl has succeeded; one that found no tap any more is told.

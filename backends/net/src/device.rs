@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use outboard_protocol::kept::Kept;
 use outboard_runtime::Notifier;
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Change, Device, Memory, Outcome, Queue};
+use outboard_runtime::device::{Change, Device, Memory, OTHER_KIND, Outcome, Queue};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
@@ -35,7 +36,7 @@ impl Role {
         };
         let control = pairs.saturating_mul(2);
         // A front-end may keep the control queue to itself, and then QEMU does
-        // not acknowledge this, and cloud-hypervisor does (see `pairs`).
+        // not acknowledge this, and cloud-hypervisor does (see `card::driver`).
         if has(features, VIRTIO_NET_F_CTRL_VQ) && index == control {
             return Self::Control;
         }
@@ -103,6 +104,17 @@ impl Device for Net {
 
     fn reset(&self, features: u64) {
         self.0.reset(features);
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::Card(self.0.kept())
+    }
+
+    fn restore(&self, kept: &Kept) -> Result<(), String> {
+        match kept {
+            Kept::Card(kept) => self.0.restore(kept),
+            _ => Err(OTHER_KIND.into()),
+        }
     }
 
     fn described(&self, index: u16, size: u16, features: u64) {

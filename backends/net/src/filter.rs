@@ -1,6 +1,7 @@
 //! Which frames the driver wants to receive (virtio 1.3, section 5.1.6.5.1 and
 //! 5.1.6.5.2): its modes and addresses, and what becomes of them in a tap.
 
+use outboard_protocol::kept::{Addresses, CardState, Modes};
 use outboard_protocol::tap::Mac;
 
 /// Every station.
@@ -26,26 +27,18 @@ pub enum Mode {
     NoBroadcast,
 }
 
-const MODES: usize = 6;
-
-/// What the driver has asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter {
-    modes: [bool; MODES],
-    unicast: Vec<Mac>,
-    multicast: Vec<Mac>,
-}
-
-impl Default for Filter {
-    /// Everything, until the driver says otherwise.
-    fn default() -> Self {
-        let mut filter = Self {
-            modes: [false; MODES],
-            unicast: Vec::new(),
-            multicast: Vec::new(),
+impl Mode {
+    /// Turns it on or off.
+    pub fn turn(self, modes: &mut Modes, on: bool) {
+        let place = match self {
+            Self::Promiscuous => &mut modes.promiscuous,
+            Self::AllMulticast => &mut modes.all_multicast,
+            Self::AllUnicast => &mut modes.all_unicast,
+            Self::NoMulticast => &mut modes.no_multicast,
+            Self::NoUnicast => &mut modes.no_unicast,
+            Self::NoBroadcast => &mut modes.no_broadcast,
         };
-        filter.set(Mode::Promiscuous, true);
-        filter
+        *place = on;
     }
 }
 
@@ -58,51 +51,41 @@ pub struct TapFilter {
     pub multicast: bool,
 }
 
-impl Filter {
-    /// Turns a mode on or off.
-    pub fn set(&mut self, mode: Mode, on: bool) {
-        if let Some(place) = self.modes.get_mut(mode as usize) {
-            *place = on;
-        }
+/// What a tap is to let through to a card whose driver has set this, and which
+/// was made with the address `made`. A filter may let through more than was asked
+/// for, never less; a card whose address is not known gets everything.
+pub fn for_tap(state: &CardState, made: Option<Mac>) -> TapFilter {
+    let modes = state.modes;
+    let any_station = !modes.no_unicast && state.unicast == Addresses::TooMany;
+    let everything = modes.promiscuous || modes.all_unicast || any_station;
+    let Some(own) = state.mac.or(made).filter(|_| !everything) else {
+        return TapFilter::default();
+    };
+    let mut addresses = Vec::new();
+    if !modes.no_unicast {
+        addresses.push(own);
+        addresses.extend(listed(&state.unicast));
     }
-
-    fn is(&self, mode: Mode) -> bool {
-        self.modes.get(mode as usize).copied().unwrap_or(false)
+    if !modes.no_broadcast {
+        addresses.push(BROADCAST);
     }
-
-    /// Replaces the addresses besides the card's own (MAC_TABLE_SET).
-    pub fn set_table(&mut self, unicast: Vec<Mac>, multicast: Vec<Mac>) {
-        self.unicast = unicast;
-        self.multicast = multicast;
+    if !modes.no_multicast {
+        addresses.extend(listed(&state.multicast));
     }
+    if addresses.is_empty() {
+        addresses.push(NOBODY);
+    }
+    let any_group = modes.all_multicast || state.multicast == Addresses::TooMany;
+    TapFilter {
+        addresses,
+        multicast: any_group && !modes.no_multicast,
+    }
+}
 
-    /// What a tap is to let through to the card with the address `own`. A
-    /// filter may let through more than was asked for, never less; a card
-    /// whose address is not known gets everything.
-    pub fn for_tap(&self, own: Option<Mac>) -> TapFilter {
-        let everything = self.is(Mode::Promiscuous) || self.is(Mode::AllUnicast);
-        let Some(own) = own.filter(|_| !everything) else {
-            return TapFilter::default();
-        };
-        let mut addresses = Vec::new();
-        if !self.is(Mode::NoUnicast) {
-            addresses.push(own);
-            addresses.extend(&self.unicast);
-        }
-        if !self.is(Mode::NoBroadcast) {
-            addresses.push(BROADCAST);
-        }
-        let multicast = !self.is(Mode::NoMulticast);
-        if multicast {
-            addresses.extend(&self.multicast);
-        }
-        if addresses.is_empty() {
-            addresses.push(NOBODY);
-        }
-        TapFilter {
-            addresses,
-            multicast: multicast && self.is(Mode::AllMulticast),
-        }
+fn listed(table: &Addresses) -> &[Mac] {
+    match table {
+        Addresses::Listed(addresses) => addresses,
+        Addresses::TooMany => &[],
     }
 }
 
@@ -114,34 +97,67 @@ mod tests {
     const OTHER: Mac = [2, 0, 0, 0, 0, 2];
     const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
 
+    fn set(state: &mut CardState, mode: Mode, on: bool) {
+        mode.turn(&mut state.modes, on);
+    }
+
     #[test]
     fn everything_passes_until_the_driver_says_otherwise() {
-        let mut filter = Filter::default();
-        assert_eq!(filter.for_tap(Some(OWN)), TapFilter::default());
-        filter.set(Mode::Promiscuous, false);
-        assert_eq!(filter.for_tap(None), TapFilter::default());
-        assert_eq!(filter.for_tap(Some(OWN)).addresses, [OWN, BROADCAST]);
+        let mut state = CardState::default();
+        assert_eq!(for_tap(&state, Some(OWN)), TapFilter::default());
+        set(&mut state, Mode::Promiscuous, false);
+        assert_eq!(for_tap(&state, None), TapFilter::default());
+        assert_eq!(for_tap(&state, Some(OWN)).addresses, [OWN, BROADCAST]);
+        state.mac = Some(OTHER);
+        assert_eq!(for_tap(&state, Some(OWN)).addresses, [OTHER, BROADCAST]);
     }
 
     #[test]
     fn a_table_adds_and_modes_take_away() {
-        let mut filter = Filter::default();
-        filter.set(Mode::Promiscuous, false);
-        filter.set_table(vec![OTHER], vec![GROUP]);
-        let all = filter.for_tap(Some(OWN));
+        let mut state = CardState {
+            unicast: vec![OTHER].into(),
+            multicast: vec![GROUP].into(),
+            ..CardState::default()
+        };
+        set(&mut state, Mode::Promiscuous, false);
+        let all = for_tap(&state, Some(OWN));
         assert_eq!(all.addresses, [OWN, OTHER, BROADCAST, GROUP]);
-        filter.set(Mode::AllMulticast, true);
-        assert!(filter.for_tap(Some(OWN)).multicast);
+        set(&mut state, Mode::AllMulticast, true);
+        assert!(for_tap(&state, Some(OWN)).multicast);
         for (mode, left) in [
             (Mode::NoMulticast, &[OWN, OTHER, BROADCAST][..]),
             (Mode::NoBroadcast, &[OWN, OTHER]),
             (Mode::NoUnicast, &[NOBODY]),
         ] {
-            filter.set(mode, true);
-            let found = filter.for_tap(Some(OWN));
+            set(&mut state, mode, true);
+            let found = for_tap(&state, Some(OWN));
             assert_eq!((&*found.addresses, found.multicast), (left, false));
         }
-        filter.set(Mode::AllUnicast, true);
-        assert_eq!(filter.for_tap(Some(OWN)), TapFilter::default());
+        set(&mut state, Mode::AllUnicast, true);
+        assert_eq!(for_tap(&state, Some(OWN)), TapFilter::default());
+    }
+
+    #[test]
+    fn a_table_that_is_too_long_lets_all_of_its_kind_through() {
+        let mut state = CardState {
+            multicast: Addresses::TooMany,
+            ..CardState::default()
+        };
+        set(&mut state, Mode::Promiscuous, false);
+        let groups = TapFilter {
+            addresses: vec![OWN, BROADCAST],
+            multicast: true,
+        };
+        assert_eq!(for_tap(&state, Some(OWN)), groups);
+        state.unicast = Addresses::TooMany;
+        assert_eq!(for_tap(&state, Some(OWN)), TapFilter::default());
+        // But no kind that is not wanted at all.
+        set(&mut state, Mode::NoUnicast, true);
+        set(&mut state, Mode::NoMulticast, true);
+        let left = for_tap(&state, Some(OWN));
+        assert_eq!(
+            (&*left.addresses, left.multicast),
+            (&[BROADCAST][..], false)
+        );
     }
 }

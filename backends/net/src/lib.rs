@@ -1,7 +1,7 @@
 //! A network card: a tap, or a stream socket, behind virtio-net queues.
 //!
 //! - [`header`]: the header before every frame, and what is allowed in one;
-//! - [`control`]: commands of the control queue, understood;
+//! - [`command`]: commands of the control queue, understood;
 //! - [`features`]: what a card offers;
 //! - [`filter`]: which frames the driver wants to receive;
 //! - [`iovec`]: guest buffers as the kernel takes them (the one file with
@@ -10,7 +10,6 @@
 //! - [`tap`] and [`peer`]: the two things that can be behind a card;
 //! - [`watch`] and [`rendezvous`]: how they go away and come again;
 //! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
-//! - [`pairs`]: which pairs of queues are used;
 //! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
 //! - [`waiter`]: how a queue waits for a socket;
 //! - [`link`], [`counters`]: what a card tells the driver and the user;
@@ -20,6 +19,7 @@
 
 pub mod card;
 pub mod cli;
+pub mod command;
 pub mod control;
 pub mod counters;
 pub mod device;
@@ -28,7 +28,6 @@ pub mod filter;
 pub mod header;
 pub mod iovec;
 pub mod link;
-pub mod pairs;
 pub mod peer;
 pub mod rendezvous;
 pub mod rx;

@@ -68,8 +68,10 @@ impl Tap {
             uso,
             last,
         };
-        // One whose user was killed has everything as that user set it.
-        tap.take_over(0, 1)
+        // Which frames come is left as it is until a session begins: they may be for
+        // a driver that is there already, and a queue that is detached loses what
+        // waits in it.
+        tap.set_up(0)
             .with_context(|| format!("tap {}: cannot set it up", tap.name))?;
         Ok(tap)
     }
@@ -128,17 +130,21 @@ impl Tap {
         self.queue(0).ok_or(Errno::EBADF)
     }
 
-    /// Sets everything as it is to be for a fresh driver: header, offloads,
-    /// the first `pairs` pairs attached, no filter.
+    /// Sets everything as it is to be for a driver, whatever it was: header,
+    /// offloads, filter, the first `pairs` pairs attached.
     ///
     /// # Errors
     /// Those of the ioctls, such as EBADFD when the tap is gone.
-    pub fn take_over(&self, offloads: u32, pairs: u16) -> nix::Result<()> {
-        let first = self.first()?;
-        tap::set_header(first)?;
-        tap::set_offloads(first, offloads)?;
-        self.set_filter(&TapFilter::default())?;
+    pub fn take_over(&self, offloads: u32, filter: &TapFilter, pairs: u16) -> nix::Result<()> {
+        self.set_up(offloads)?;
+        self.set_filter(filter)?;
         self.set_pairs(pairs)
+    }
+
+    /// Sets how frames look, and not which there are.
+    fn set_up(&self, offloads: u32) -> nix::Result<()> {
+        tap::set_header(self.first()?)?;
+        self.set_offloads(offloads)
     }
 
     /// See [`tap::set_offloads`].

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use outboard_protocol::kept::Kept;
 use outboard_protocol::shared::Guard;
 
 use crate::chain::Chain;
@@ -17,6 +18,9 @@ use crate::notifier::Notifier;
 /// The guest's memory as one session has mapped it. Where it turns out not to be
 /// there any more, zeroes are read instead, and the session ends.
 pub type Memory = vm_memory::GuestMemoryMmap<Guard>;
+
+/// Why a device cannot restore what was kept of a device of another kind.
+pub const OTHER_KIND: &str = "what was kept is of another kind of device";
 
 /// A device: one value in a process, shared by its session and its workers.
 pub trait Device: Send + Sync + 'static {
@@ -57,8 +61,27 @@ pub trait Device: Send + Sync + 'static {
     fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change>;
     /// The device was reset (`features` 0): state that a driver may have changed
     /// is initial again. Or a driver has acknowledged `features`: what it wrote
-    /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds.
+    /// to the configuration before (virtio 1.3, section 3.1.1, step 7) holds, and
+    /// so does what was restored.
     fn reset(&self, features: u64);
+    /// What a driver has set of the device and would not say again to another
+    /// process that goes on with it. Called on the session's thread.
+    fn kept(&self) -> Kept {
+        Kept::Nothing
+    }
+    /// Sets what was kept of a predecessor: in place of the reset that a session
+    /// begins with, before features are acknowledged and any queue is made. A
+    /// reset undoes it as it undoes what a driver sets here.
+    ///
+    /// # Errors
+    /// A message that says what is out of bounds, or not of this device; nothing
+    /// has changed.
+    fn restore(&self, kept: &Kept) -> Result<(), String> {
+        match kept {
+            Kept::Nothing => Ok(()),
+            _ => Err(OTHER_KIND.into()),
+        }
+    }
     /// How many errors of what is behind the device there were since this was
     /// last asked: told at the end of a session. Each kind has been said by then.
     fn io_errors(&self) -> u64 {

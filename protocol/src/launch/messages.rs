@@ -74,7 +74,7 @@ pub enum Ending {
     Reset,
     /// [`ToMachine::Stop`] was obeyed.
     Stopped,
-    /// A triple fault: the guest broke itself.
+    /// A triple fault: the guest crashed.
     TripleFault,
     /// KVM gave up on the guest; the text holds registers and code bytes.
     KvmError {
@@ -101,7 +101,7 @@ pub enum Cause {
 }
 
 /// From the machine to the supervisor.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "message")]
 pub enum FromMachine {
     /// The device's back-end has answered and fits; sent once per attach.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use outboard_blk::disk::Blk;
 use outboard_blk::queue::BlkQueue;
+use outboard_protocol::kept::Kept;
 use outboard_runtime::{Buffer, Chain, Change, Device, Memory, Outcome, Queue};
 use vm_memory::{Address, Bytes, GuestAddress};
 
@@ -134,6 +135,14 @@ impl<F: Fault> Device for Faulty<F> {
 
     fn reset(&self, features: u64) {
         self.fault.reset(&self.disk, features);
+    }
+
+    fn kept(&self) -> Kept {
+        self.disk.kept()
+    }
+
+    fn restore(&self, kept: &Kept) -> Result<(), String> {
+        self.disk.restore(kept)
     }
 
     fn queue(&self, index: u16, features: u64) -> io::Result<FaultyQueue<F>> {

@@ -7,11 +7,11 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -22,11 +22,10 @@ use outboard_protocol::wire::{Connection, Header};
 use vhost::vhost_user::message::FrontendReq;
 
 use super::say::say;
-use super::signals::Signals;
 use super::text::units::Wait;
 
-/// Pause between two tries, in milliseconds.
-const PAUSE: u16 = 20;
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
 /// When a wait is mentioned.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 /// However short a wait, who has been connected to has this long to answer.
@@ -63,78 +62,120 @@ enum Missing {
     Answer,
 }
 
-/// A wait for one back-end or peer.
-struct Waiting<'a> {
-    id: &'a str,
+/// A search for one back-end or peer. It never waits itself: whoever has it polls
+/// [`Search::fd`] and looks again when that is readable, or at [`Search::due`].
+#[derive(Debug)]
+pub struct Search {
+    id: String,
     whom: Whom,
-    path: &'a Path,
+    path: PathBuf,
     wait: Wait,
-    signals: &'a Signals,
-    /// The end of the wait, if it has one.
-    end: Option<Deadline>,
-    first_word: Deadline,
+    /// The end of the search, if it has one.
+    end: Option<Instant>,
+    first_word: Instant,
     /// What has been mentioned: that nobody listens, or that whoever does is busy.
     mentioned: Option<bool>,
+    state: State,
 }
 
-/// How a try came out.
-enum Tried {
+/// How far a search has come.
+#[derive(Debug)]
+enum State {
+    /// The next try is then.
+    Trying(Instant),
+    /// Somebody is connected and was asked; until then at least the answer may come.
+    Asked(UnixStream, Instant),
+}
+
+/// What a look has shown.
+enum Found {
     /// It is there.
     There(OwnedFd),
+    /// Somebody is connected, and has not answered yet.
+    Asked(UnixStream, Instant),
     /// It is not, and may come to be.
     Missing(Missing),
-    /// A signal came.
-    Signal,
 }
 
-/// Connects to whom device `id` needs, at `path`, trying again until `wait` is
-/// over. A back-end has then been asked for its features (GET_FEATURES), and the
-/// socket has its answer, unread. `None`: a signal came first.
-///
-/// # Errors
-/// A message that names the socket and says what to do.
-pub fn connect_to(
-    id: &str,
-    whom: Whom,
-    path: &Path,
-    wait: Wait,
-    signals: &Signals,
-) -> Result<Option<OwnedFd>> {
-    let mut waiting = Waiting {
-        id,
-        whom,
-        path,
-        wait,
-        signals,
-        end: match wait {
-            Wait::For(most) => Some(Deadline::after(most)),
-            Wait::Forever => None,
-        },
-        first_word: Deadline::after(FIRST_WORD),
-        mentioned: None,
-    };
-    loop {
-        let missing = match waiting.try_once()? {
-            Tried::There(socket) => return Ok(Some(socket)),
-            Tried::Signal => return Ok(None),
-            Tried::Missing(missing) => missing,
-        };
-        if waiting.end.is_some_and(Deadline::passed) {
-            bail!(waiting.given_up(missing));
-        }
-        waiting.mention(missing);
-        if signals.wait(PAUSE).is_some() {
-            return Ok(None);
+impl Search {
+    /// Begins to look for whom device `id` needs, at `path`, again and again until
+    /// `wait` is over.
+    pub fn new(id: &str, whom: Whom, path: &Path, wait: Wait, now: Instant) -> Self {
+        Self {
+            id: id.to_owned(),
+            whom,
+            path: path.to_owned(),
+            wait,
+            end: match wait {
+                Wait::For(most) => Some(now + most),
+                Wait::Forever => None,
+            },
+            first_word: now + FIRST_WORD,
+            mentioned: None,
+            state: State::Trying(now),
         }
     }
-}
 
-impl Waiting<'_> {
-    fn try_once(&mut self) -> Result<Tried> {
-        let (id, whom, shown) = (self.id, self.whom, self.path.display());
-        let missing = match try_connect(self.path) {
-            Ok(socket) if self.whom == Whom::BackEnd => return self.ask(socket),
-            Ok(socket) => return Ok(Tried::There(socket)),
+    /// What becomes readable when there is something to be seen.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.state {
+            State::Trying(_) => None,
+            State::Asked(stream, _) => Some(stream.as_fd()),
+        }
+    }
+
+    /// When to look again, if nothing is readable before.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Trying(next) => Some(*next),
+            State::Asked(_, least) => {
+                let word = Some(self.first_word).filter(|_| self.mentioned != Some(true));
+                let end = self.end.map(|end| end.max(*least));
+                end.into_iter().chain(word).min()
+            }
+        }
+    }
+
+    /// Looks whether it is there. A back-end has then been asked for its features
+    /// (GET_FEATURES), and the socket has its answer, unread.
+    ///
+    /// # Errors
+    /// It is not, and its time is over or it cannot come to be: a message that names
+    /// the socket and says what to do.
+    pub fn look(&mut self, now: Instant) -> Result<Option<OwnedFd>> {
+        let found = match std::mem::replace(&mut self.state, State::Trying(now)) {
+            State::Trying(next) if now < next => {
+                self.state = State::Trying(next);
+                return Ok(None);
+            }
+            State::Trying(_) => self.try_once(now)?,
+            State::Asked(stream, least) => heard(stream, least),
+        };
+        let (missing, end) = match found {
+            Found::There(socket) => return Ok(Some(socket)),
+            Found::Asked(stream, least) => {
+                self.state = State::Asked(stream, least);
+                (Missing::Answer, self.end.map(|end| end.max(least)))
+            }
+            Found::Missing(missing) => {
+                self.state = State::Trying(now + PAUSE);
+                (missing, self.end)
+            }
+        };
+        if end.is_some_and(|end| now >= end) {
+            bail!(self.given_up(missing));
+        }
+        self.mention(missing, now);
+        Ok(None)
+    }
+
+    fn try_once(&self, now: Instant) -> Result<Found> {
+        let (id, whom, shown) = (&self.id, self.whom, self.path.display());
+        let missing = match try_connect(&self.path) {
+            Ok(socket) if self.whom == Whom::BackEnd => {
+                return ask(socket, now + LEAST_ANSWER);
+            }
+            Ok(socket) => return Ok(Found::There(socket)),
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => Missing::Listener,
             Err(Errno::EAGAIN) => Missing::Accept,
             Err(Errno::ENAMETOOLONG) => bail!(
@@ -153,62 +194,20 @@ impl Waiting<'_> {
                 bail!("{id}: cannot connect to the {whom} at {shown}: {error}{advice}")
             }
         };
-        if std::fs::metadata(self.path).is_ok_and(|found| !found.file_type().is_socket()) {
+        if std::fs::metadata(&self.path).is_ok_and(|found| !found.file_type().is_socket()) {
             bail!("{id}: {shown} is not a socket; give the one at which the {whom} listens");
         }
-        Ok(Tried::Missing(missing))
-    }
-
-    /// Puts the first request of a session to the back-end, and waits until
-    /// there is an answer to be read, or the end of the connection.
-    fn ask(&mut self, socket: OwnedFd) -> Result<Tried> {
-        let stream = UnixStream::from(socket);
-        let link = Connection::new(stream.try_clone().context("copying a descriptor")?);
-        let request = Header::request(FrontendReq::GET_FEATURES.into());
-        let least = Deadline::after(LEAST_ANSWER);
-        if link.send(request, &[], &[], least).is_err() {
-            return Ok(Tried::Missing(Missing::Stay));
-        }
-        let end = self.end.map(|end| end.max(least));
-        loop {
-            if end.is_some_and(Deadline::passed) {
-                return Ok(Tried::Missing(Missing::Answer));
-            }
-            self.mention(Missing::Answer);
-            let mut fds = [
-                PollFd::new(stream.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            ];
-            let word = (!self.first_word.passed()).then_some(self.first_word);
-            let next = end.into_iter().chain(word).min();
-            let _ = poll(
-                &mut fds,
-                next.map_or(PollTimeout::NONE, Deadline::poll_timeout),
-            );
-            let [answer, _] = fds;
-            let events = answer.revents().unwrap_or(PollFlags::empty());
-            if self.signals.take().is_some() {
-                return Ok(Tried::Signal);
-            }
-            // Closed, and the request unread: by a listener that is gone, or
-            // one that has a front-end and wants no other.
-            if events.contains(PollFlags::POLLERR) {
-                return Ok(Tried::Missing(Missing::Stay));
-            }
-            if !events.is_empty() {
-                return Ok(Tried::There(stream.into()));
-            }
-        }
+        Ok(Found::Missing(missing))
     }
 
     /// Says what is waited for, once it takes long, and once.
-    fn mention(&mut self, missing: Missing) {
+    fn mention(&mut self, missing: Missing, now: Instant) {
         let listens = missing != Missing::Listener;
-        if self.mentioned == Some(listens) || !self.first_word.passed() {
+        if self.mentioned == Some(listens) || now < self.first_word {
             return;
         }
         self.mentioned = Some(listens);
-        let (id, whom, shown) = (self.id, self.whom, self.path.display());
+        let (id, whom, shown) = (&self.id, self.whom, self.path.display());
         say(&match missing {
             Missing::Listener => format!("{id}: waiting for a {whom} to listen at {shown}"),
             _ => format!(
@@ -223,7 +222,7 @@ impl Waiting<'_> {
 
     /// What the user is told when the wait is over.
     fn given_up(&self, missing: Missing) -> anyhow::Error {
-        let (id, whom, shown) = (self.id, self.whom, self.path.display());
+        let (id, whom, shown) = (&self.id, self.whom, self.path.display());
         let within = match self.wait {
             Wait::For(most) => format!(" within {:?}", most.max(LEAST_ANSWER)),
             Wait::Forever => String::new(),
@@ -257,6 +256,36 @@ impl Waiting<'_> {
     }
 }
 
+/// Puts the first request of a session to a back-end.
+fn ask(socket: OwnedFd, least: Instant) -> Result<Found> {
+    let stream = UnixStream::from(socket);
+    let link = Connection::new(stream.try_clone().context("copying a descriptor")?);
+    let request = Header::request(FrontendReq::GET_FEATURES.into());
+    // A fresh socket has room for it.
+    let at_once = Deadline::after(Duration::ZERO);
+    Ok(match link.send(request, &[], &[], at_once) {
+        Ok(()) => Found::Asked(stream, least),
+        Err(_) => Found::Missing(Missing::Stay),
+    })
+}
+
+/// Whether there is an answer to be read, or the end of the connection.
+fn heard(stream: UnixStream, least: Instant) -> Found {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    let [answer] = fds;
+    let events = answer.revents().unwrap_or(PollFlags::empty());
+    // Closed, and the request unread: by a listener that is gone, or one that has
+    // a front-end and wants no other.
+    if events.contains(PollFlags::POLLERR) {
+        return Found::Missing(Missing::Stay);
+    }
+    match events.is_empty() {
+        true => Found::Asked(stream, least),
+        false => Found::There(stream.into()),
+    }
+}
+
 /// Connects at once or not at all.
 ///
 /// # Errors
@@ -275,11 +304,26 @@ mod tests {
 
     use super::*;
 
+    /// Looks until the search is over.
+    fn search(id: &str, whom: Whom, path: &Path, wait: Wait) -> Result<OwnedFd> {
+        let mut search = Search::new(id, whom, path, wait, Instant::now());
+        loop {
+            if let Some(socket) = search.look(Instant::now())? {
+                return Ok(socket);
+            }
+            let due = search.due().map_or_else(long, Deadline::at);
+            let mut fds: Vec<_> = search
+                .fd()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .into_iter()
+                .collect();
+            poll(&mut fds, due.poll_timeout()).unwrap();
+        }
+    }
+
     fn error_from(id: &str, whom: Whom, path: &Path) -> String {
-        let signals = Signals::block().unwrap();
         let wait = Wait::For(Duration::from_millis(50));
-        let result = connect_to(id, whom, path, wait, &signals);
-        result.unwrap_err().to_string()
+        search(id, whom, path, wait).unwrap_err().to_string()
     }
 
     fn error(path: &Path) -> String {
@@ -331,9 +375,7 @@ mod tests {
             io::Write::write_all(&mut stream, &[0]).unwrap();
             stream
         });
-        let signals = Signals::block().unwrap();
-        let connected = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals).unwrap();
-        assert!(connected.is_some());
+        search("disk0", Whom::BackEnd, &path, Wait::Forever).unwrap();
         listener.join().unwrap();
     }
 
@@ -375,9 +417,7 @@ mod tests {
                 link.send(answer, &7u64.to_ne_bytes(), &[], long()).unwrap();
                 asked.header
             });
-            let signals = Signals::block().unwrap();
-            let socket = connect_to("disk0", Whom::BackEnd, &path, wait, &signals);
-            let socket = socket.unwrap().unwrap();
+            let socket = search("disk0", Whom::BackEnd, &path, wait).unwrap();
             let request = Header::request(FrontendReq::GET_FEATURES.into());
             assert_eq!(server.join().unwrap(), request);
             let answer = Connection::new(socket.into()).recv(long()).unwrap();
@@ -405,25 +445,11 @@ mod tests {
             io::Write::write_all(&mut stream, &[0]).unwrap();
             stream
         });
-        let signals = Signals::block().unwrap();
-        let found = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals);
-        let mut second = UnixStream::from(found.unwrap().unwrap());
+        let found = search("disk0", Whom::BackEnd, &path, Wait::Forever);
+        let mut second = UnixStream::from(found.unwrap());
         second.set_nonblocking(false).unwrap();
         second.set_read_timeout(Some(long().left())).unwrap();
         io::Read::read_exact(&mut second, &mut [1]).unwrap();
         server.join().unwrap();
-    }
-
-    #[test]
-    fn a_signal_ends_a_wait_for_an_answer() {
-        use nix::sys::signal::{Signal, raise};
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("blk.sock");
-        let _busy = listener(&path, 9);
-        let signals = Signals::block().unwrap();
-        // To this thread, which has it blocked.
-        raise(Signal::SIGTERM).unwrap();
-        let found = connect_to("disk0", Whom::BackEnd, &path, Wait::Forever, &signals);
-        assert!(found.unwrap().is_none());
     }
 }

@@ -3,30 +3,22 @@
 //! them and ends them. It holds no guest memory and no device.
 //!
 //! ```text
-//!  text ─────▶ device, plan ──▶ host ──▶ launch ──▶ watch ──▶ end
-//! (as written)   (checked)    (opened)     ▲                  │
-//!                                          └── guest reset ───┘
+//!  text ─────▶ device, plan ──▶ host ──▶ vm
+//! (as written)   (checked)    (opened)   (alive, to its end)
 //! ```
-//! A restart policy, the control API and the sandbox have their places in
-//! [`watch`], beside it, and in [`spawn`].
 #![deny(unsafe_code)]
 
-pub mod child;
 pub mod connect;
 pub mod console;
 pub mod device;
-pub mod end;
 pub mod host;
-pub mod launch;
 pub mod plan;
+pub mod process;
 pub mod say;
 pub mod signals;
-#[allow(unsafe_code)]
-pub mod spawn;
 pub mod terminal;
 pub mod text;
-pub mod verdict;
-pub mod watch;
+pub mod vm;
 
 use std::path::PathBuf;
 
@@ -37,12 +29,17 @@ use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
 use console::Console;
+use host::lend::Opened;
 use host::resources::Resources;
 use plan::VmPlan;
+use process::child::{self, Parent};
 use say::say;
 use signals::Signals;
 use text::settings::{self, OnReset, Settings};
-use verdict::Verdict;
+use vm::actions::Hands;
+use vm::device::Device;
+use vm::life::Life;
+use vm::verdict::Verdict;
 
 /// Runs one VM to its end: `outboard run`.
 pub fn run(file: Option<PathBuf>, settings: Settings) -> Exit {
@@ -81,29 +78,25 @@ fn run_config(config: VmPlan) -> Result<Exit> {
     let signals = Signals::block().context("signals cannot be blocked")?;
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
-    let on_reset = config.on_reset;
+    let restarts = config.on_reset == OnReset::Restart;
     let (mut resources, output) = Resources::open(config)?;
+    let devices = resources.devices.iter().enumerate();
+    let devices = devices.map(|(place, Opened { spec, server, .. })| {
+        let (seeks, is_ours) = (server.sought().is_some(), server.is_ours());
+        Device::new(place, &spec.id, &server.name(), seeks, is_ours)
+    });
+    let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);
-    loop {
-        let Some(mut vm) = launch::launch(&mut resources, &mut console, &signals)? else {
-            return Ok(Exit::Success);
-        };
-        let verdict = watch::watch(&mut vm, &mut console, &signals);
-        // From here on a key is a signal again.
-        console.ended();
-        let asked = end::end(vm, &verdict, &signals);
-        let reset = matches!(verdict, Verdict::Ended(Ending::Reset));
-        if reset && on_reset == OnReset::Restart && !asked {
-            continue;
-        }
-        // The terminal is put back before the last word.
-        drop(console);
-        match (verdict.text(), &verdict) {
-            // Of a guest that KVM gave up on there is more than a line.
-            (Some(text), Verdict::Ended(Ending::KvmError { .. })) => text.lines().for_each(say),
-            (Some(text), _) => say(&text),
-            (None, _) => {}
-        }
-        return Ok(verdict.exit());
+    let parent = Parent::of_all();
+    let hands = Hands::new(&mut resources, &mut console, &signals, &parent);
+    let verdict = vm::live(life, hands);
+    // The terminal is put back before the last word.
+    drop(console);
+    match (verdict.text(), &verdict) {
+        // Of a guest that KVM gave up on there is more than a line.
+        (Some(text), Verdict::Ended(Ending::KvmError { .. })) => text.lines().for_each(say),
+        (Some(text), _) => say(&text),
+        (None, _) => {}
     }
+    Ok(verdict.exit())
 }

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -40,13 +39,6 @@ impl Signals {
     pub fn take(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         Signal::try_from(info.ssi_signo as i32).ok()
-    }
-
-    /// Waits for a signal, `millis` at most.
-    pub fn wait(&self, millis: u16) -> Option<Signal> {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, PollTimeout::from(millis));
-        self.take()
     }
 }
 

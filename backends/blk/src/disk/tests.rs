@@ -1,3 +1,4 @@
+use outboard_protocol::kept::{CardState, DiskState};
 use outboard_runtime::device::Queue as _;
 
 use super::*;
@@ -124,6 +125,82 @@ fn a_cache_turned_off_before_the_driver_is_ready_stays_off() {
     blk.reset(blk.features());
     assert_eq!(blk.config()[BlkConfig::WRITEBACK as usize], 0);
     assert!(!blk.0.durability.writeback());
+}
+
+/// What is kept of a disk, as another process reads it.
+fn kept(blk: &Blk) -> Kept {
+    let text = serde_json::to_string(&blk.kept()).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_successor_shows_the_cache_that_its_driver_was_shown_until_a_reset() {
+    let file = file(1 << 20);
+    for initially in [false, true] {
+        let settings = || Settings {
+            writeback: initially,
+            ..Settings::default()
+        };
+        let shown = |blk: &Blk| blk.config()[BlkConfig::WRITEBACK as usize];
+        for value in [0, 1] {
+            let predecessor = blk(&file, settings(), false);
+            set_writeback(&predecessor, value).unwrap();
+            let kept = kept(&predecessor);
+            drop(predecessor);
+            let successor = blk(&file, settings(), false);
+            successor.restore(&kept).unwrap();
+            assert_eq!(shown(&successor), value);
+            assert_eq!(successor.0.durability.write_through(), value == 0);
+            // Its driver's features are acknowledged again.
+            successor.reset(successor.features());
+            assert_eq!(shown(&successor), value);
+            assert_eq!(successor.kept(), kept);
+            successor.reset(0);
+            assert_eq!(shown(&successor), u8::from(initially));
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_outlives_its_process_and_every_reset() {
+    let file = file(1 << 20);
+    let predecessor = blk(&file, Settings::default(), false);
+    drop(predecessor.0.durability.begin().unwrap());
+    let kept = kept(&predecessor);
+    drop(predecessor);
+    let successor = blk(&file, Settings::default(), false);
+    successor.restore(&kept).unwrap();
+    for features in [successor.features(), 0] {
+        successor.reset(features);
+        assert!(successor.0.durability.begin().is_none());
+        assert!(set_writeback(&successor, 0).is_err());
+    }
+    // And the process after that one.
+    assert_eq!(successor.kept(), kept);
+}
+
+#[test]
+fn a_cache_that_was_not_yet_off_is_kept_on() {
+    let file = file(1 << 20);
+    let predecessor = blk(&file, Settings::default(), false);
+    let change = predecessor.write_config(BlkConfig::WRITEBACK, &[0]);
+    let on = DiskState {
+        writeback: true,
+        sync_failed: false,
+    };
+    assert_eq!(kept(&predecessor), Kept::Disk(on));
+    drop(change);
+}
+
+#[test]
+fn what_was_kept_of_another_kind_changes_nothing() {
+    let file = file(1 << 20);
+    let disk = blk(&file, Settings::default(), false);
+    let before = disk.kept();
+    for other in [Kept::Nothing, Kept::Card(CardState::default())] {
+        assert!(disk.restore(&other).unwrap_err().contains("another kind"));
+    }
+    assert_eq!(disk.kept(), before);
 }
 
 #[test]

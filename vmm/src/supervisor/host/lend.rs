@@ -2,7 +2,7 @@
 //! are descriptors from here on, and no path but those of sockets to connect to.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use outboard_protocol::launch::{self, Whose};
@@ -11,6 +11,7 @@ use super::image::Images;
 use super::listener::Listener;
 use super::program::Program;
 use super::tap::TapQueues;
+use crate::supervisor::connect::Whom;
 use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
 use crate::supervisor::text::units::Wait;
 
@@ -63,6 +64,33 @@ pub enum Lent {
         /// How long to wait for it.
         wait: Wait,
     },
+}
+
+impl Server {
+    /// What it is called: the program's name, or the socket's path.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Program { program, .. } => program.name().to_owned(),
+            Self::Socket { path, .. } => path.display().to_string(),
+        }
+    }
+
+    /// Whether its process is ours.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Program { .. })
+    }
+
+    /// Who must be there before it can begin, where, and how long to wait for them.
+    pub fn sought(&self) -> Option<(Whom, &Path, Wait)> {
+        match self {
+            Self::Socket { path, wait } => Some((Whom::BackEnd, path, *wait)),
+            Self::Program {
+                lent: Lent::Peer { path, wait },
+                ..
+            } => Some((Whom::Peer, path, *wait)),
+            Self::Program { .. } => None,
+        }
+    }
 }
 
 /// Opens what a device needs; `images` are those of its VM.

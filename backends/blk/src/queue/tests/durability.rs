@@ -73,6 +73,27 @@ fn a_failed_sync_fails_its_flush_and_all_that_follow_on_every_queue() {
 }
 
 #[test]
+fn a_successor_serves_its_first_request_as_the_one_before_would() {
+    let mut predecessor = Fixture::new();
+    let mut queue = predecessor.staged(true);
+    predecessor.set_writeback(false);
+    predecessor.fates([Fate::Fails(libc::EIO)]);
+    let chain = predecessor.flush();
+    assert_eq!(predecessor.run(&mut queue, &chain), (IOERR, 1));
+    let kept = predecessor.disk.durability().kept();
+
+    let mut successor = Fixture::new();
+    successor.disk.durability().restore(kept);
+    let mut queue = successor.staged(true);
+    let chain = successor.write(0, &[1; 512]);
+    assert_eq!(successor.run(&mut queue, &chain), (OK, 1));
+    assert_eq!(successor.log(), [(DURABLE, 0, 512)]);
+    let chain = successor.flush();
+    assert_eq!(successor.run(&mut queue, &chain), (IOERR, 1));
+    assert_eq!(successor.log(), [], "the kernel would only say success");
+}
+
+#[test]
 fn a_flush_beside_one_that_fails_fails_too() {
     let mut fixture = Fixture::new();
     let (mut queue, mut other) = (fixture.staged(true), fixture.staged(true));

@@ -19,7 +19,7 @@ use std::ptr;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
 
-use super::host::descriptors;
+use crate::supervisor::host::descriptors;
 
 /// First descriptor after standard input, output and error.
 const FIRST_FD: RawFd = 3;

@@ -9,6 +9,7 @@
 use std::ffi::CString;
 use std::fmt;
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -22,11 +23,11 @@ use nix::unistd::Pid;
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 
-use super::host::program::Program;
 use super::spawn::{NOT_STARTED, Spawn, Spawned};
+use crate::supervisor::host::program::Program;
 
 /// How a process ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Death {
     /// It never became its program.
     NotStarted(Errno),
@@ -51,6 +52,18 @@ impl fmt::Display for Death {
     }
 }
 
+/// Who starts children: the thread that made this, and no other, since a child
+/// dies with the thread that forked it. That thread lives as long as the program.
+#[derive(Debug)]
+pub struct Parent(PhantomData<*const ()>);
+
+impl Parent {
+    /// Of all children of this thread.
+    pub fn of_all() -> Self {
+        Self(PhantomData)
+    }
+}
+
 /// A child process. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Child {
@@ -66,6 +79,7 @@ impl Child {
     /// Those of fork(2) and of opening /dev/null. A program that cannot be
     /// executed is a [`Death::NotStarted`].
     pub fn start(
+        _: &Parent,
         program: &Program,
         args: &[String],
         environment: &[(&str, String)],
@@ -265,7 +279,7 @@ mod tests {
         let program = Program::open(Path::new("/bin/sh")).unwrap();
         let args = ["-c".to_owned(), script.to_owned()];
         let environment = [("OUTBOARD_LAUNCH", "1".to_owned())];
-        Child::start(&program, &args, &environment, fds).unwrap()
+        Child::start(&Parent::of_all(), &program, &args, &environment, fds).unwrap()
     }
 
     fn death(script: &str) -> Death {
@@ -341,7 +355,7 @@ mod tests {
         std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o700)).unwrap();
         let file = file.into_temp_path();
         let program = Program::open(&file).unwrap();
-        let mut child = Child::start(&program, &[], &[], &[]).unwrap();
+        let mut child = Child::start(&Parent::of_all(), &program, &[], &[], &[]).unwrap();
         let death = child.wait(soon()).unwrap();
         assert!(matches!(death, Death::NotStarted(_)), "{death}");
         assert!(death.to_string().contains("could not be executed"));
@@ -358,7 +372,7 @@ mod tests {
         let written = shell.args(["-c", write]).arg(&path).status().unwrap();
         assert!(written.success());
         let program = Program::open(&path).unwrap();
-        let mut child = Child::start(&program, &[], &[], &[]).unwrap();
+        let mut child = Child::start(&Parent::of_all(), &program, &[], &[], &[]).unwrap();
         assert_eq!(child.wait(soon()), Some(Death::Exited(7)));
     }
 

@@ -2,11 +2,11 @@
 
 use outboard_protocol::launch::Ending;
 
-use super::child::Death;
 use crate::exit::Exit;
+use crate::supervisor::process::child::Death;
 
 /// Why a run is over.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The machine said how the guest ended.
     Ended(Ending),
@@ -73,8 +73,7 @@ impl Verdict {
         };
         match self {
             Self::Ended(Ending::TripleFault) => Some(
-                "the guest broke itself: triple fault (an exception that it could not handle)"
-                    .into(),
+                "the guest crashed: triple fault (an exception that it could not handle)".into(),
             ),
             Self::Ended(Ending::KvmError { detail }) => {
                 Some(format!("KVM cannot go on with this guest: {detail}"))

@@ -1,0 +1,344 @@
+//! The life of one device, as its supervisor sees it. Nothing here waits or
+//! touches a process: an event comes in, what is to be done comes out, and every
+//! patience is a deadline in a state.
+//!
+//! ```text
+//!       Begin          Found        Go             Attached
+//!  Down ─────▶ Seeking ─────▶ Found ───▶ Attaching ────────▶ Serving
+//!   ▲             │                          │                  │
+//!   │             │                          └──┬───────────────┤ the process ended in order:
+//!   │             │       the session is lost:  ▼               ▼ was it cut off, and why?
+//!   │             │       has the process died? Lost           Left
+//!   │             │                             └─────┬─────────┘ LAG
+//!   │             └───────────▶ Over ◀────────────────┘  (a fault is told, or the VM ends)
+//!   │                            │ Leave: the machine is gone
+//!   │                            ▼
+//!   └─────────── Killed ◀──── Leaving (until it ends; TELL: SIGTERM; END)
+//! ```
+//! A process is started in one place, from `Found`, and every way there leads
+//! through `Down`, where no process is left: a predecessor and its successor
+//! never live side by side.
+
+mod ending;
+
+use std::time::{Duration, Instant};
+
+use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::SessionNumber;
+
+use super::action::{Action, Who};
+use crate::supervisor::process::child::Death;
+
+/// What happens to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is to have a back-end.
+    Begin,
+    /// Whom it needs has been found.
+    Found,
+    /// It cannot have a back-end: whom it needs was not found, or its program
+    /// was not started.
+    CannotBegin(String),
+    /// The machine is there.
+    Go,
+    /// The machine has attached this session.
+    Attached(SessionNumber),
+    /// This session is over, or could not begin, with the reason.
+    Lost(SessionNumber, String),
+    /// The back-end of this session says what its successor must know. (Nobody
+    /// says so yet: our back-ends have no line to the supervisor.)
+    Keeps(SessionNumber, Kept),
+    /// Its process has ended.
+    Died(Death),
+    /// The VM ends: what happens to its back-end is no fault any more.
+    VmEnds,
+    /// The machine is gone, and with it the session: the back-end is to end, at
+    /// once or in its time.
+    Leave {
+        /// Somebody has asked twice.
+        at_once: bool,
+    },
+    /// Somebody has asked for the end twice.
+    Hurry,
+    /// Time has passed.
+    Tick,
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This is to be done.
+    Do(Action),
+    /// The device has no back-end that can be used.
+    Fault(Fault),
+    /// The user is to hear that it has not ended, and how long it still has.
+    Mention(Duration),
+}
+
+/// Why a device has no back-end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It could not be started.
+    CannotBegin(String),
+    /// Its process has ended; what the machine said of its session, if it did.
+    Died(Death, Option<String>),
+    /// Its session is over, or could not begin.
+    Lost(String),
+}
+
+/// Where a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing of a back-end is left.
+    Down,
+    /// Somebody else's back-end, or the peer of its own, is looked for.
+    Seeking,
+    /// All that it needs is there but the machine.
+    Found,
+    /// Its back-end was handed to the machine, which has not answered yet.
+    Attaching,
+    /// Its back-end serves it.
+    Serving,
+    /// The machine has lost the session; it is not known yet whether because the
+    /// process died.
+    Lost {
+        /// What the machine said.
+        text: String,
+        /// Until then a death explains it.
+        until: Instant,
+    },
+    /// The process ended in order, as it does when it was cut off.
+    Left {
+        /// How.
+        death: Death,
+        /// What the machine said, if it did.
+        text: Option<String>,
+        /// Until then the machine may say more.
+        until: Instant,
+    },
+    /// There was a fault, or the VM ends; the machine may still hold the session.
+    Over,
+    /// The session is over, and the process is to end, once its I/O is over.
+    Leaving {
+        /// When the session was over.
+        since: Instant,
+        /// Whether it was told to end.
+        told: bool,
+        /// How long after that the user hears of it next.
+        mention: Duration,
+    },
+    /// It was killed.
+    Killed {
+        /// When it is left alone: it hangs in the kernel.
+        until: Instant,
+    },
+}
+
+/// One device.
+#[derive(Debug)]
+pub struct Device {
+    place: usize,
+    id: String,
+    /// What its back-end is called.
+    name: String,
+    /// Whether somebody must be found before it can begin.
+    seeks: bool,
+    /// Whether its back-end is a process of ours.
+    is_ours: bool,
+    /// Whether that process lives.
+    lives: bool,
+    session: SessionNumber,
+    /// What must survive its back-end, and its driver will not say again.
+    kept: Kept,
+    state: State,
+}
+
+impl Device {
+    /// The device at `place`, called `id`, whose back-end is called `name`;
+    /// `seeks` and `is_ours` tell whether somebody must be found first, and whether
+    /// the back-end is a process of ours.
+    pub fn new(place: usize, id: &str, name: &str, seeks: bool, is_ours: bool) -> Self {
+        Self {
+            place,
+            id: id.to_owned(),
+            name: name.to_owned(),
+            seeks,
+            is_ours,
+            lives: false,
+            session: 0,
+            kept: Kept::Nothing,
+            state: State::Down,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What its back-end is called: a program's name, or a socket's path.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What a successor of its back-end is to be told before its first ring.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// When time itself is the next event, if nothing else comes before.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Lost { until, .. } | State::Left { until, .. } | State::Killed { until } => {
+                Some(*until)
+            }
+            State::Leaving {
+                since,
+                told,
+                mention,
+            } => {
+                let tell = if *told { limits::END } else { limits::TELL };
+                Some(*since + tell.min(*mention).min(limits::END))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes an event; returns what becomes of it.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
+        let mut out = Vec::new();
+        if matches!(event, Event::Died(_) | Event::CannotBegin(_)) {
+            self.lives = false;
+        }
+        match event {
+            // A guest that is started anew has new drivers.
+            Event::Begin => self.kept = Kept::Nothing,
+            Event::Keeps(session, kept) if session == self.session => {
+                self.keep(kept);
+                return out;
+            }
+            _ => {}
+        }
+        let state = std::mem::replace(&mut self.state, State::Down);
+        self.state = match state {
+            State::Down | State::Seeking | State::Found => self.before(state, event, &mut out),
+            State::Attaching | State::Serving => self.serving(state, event, now, &mut out),
+            State::Lost { .. } | State::Left { .. } => self.doubtful(state, event, now, &mut out),
+            State::Over => self.over(event, now, &mut out),
+            State::Leaving { .. } | State::Killed { .. } => {
+                self.ending(state, event, now, &mut out)
+            }
+        };
+        out
+    }
+
+    /// What comes from a process that is not trusted is checked, and what cannot be
+    /// true is not kept.
+    fn keep(&mut self, kept: Kept) {
+        match kept.check() {
+            Ok(()) => self.kept = kept,
+            Err(error) => log::warn!("{}: {} keeps {error}", self.id, self.name),
+        }
+    }
+
+    /// Before there is a back-end.
+    fn before(&mut self, state: State, event: Event, out: &mut Vec<Outcome>) -> State {
+        match (state, event) {
+            (State::Down, Event::Begin) if self.seeks => {
+                out.push(Outcome::Do(Action::Seek(self.place)));
+                State::Seeking
+            }
+            (State::Down, Event::Begin) | (State::Seeking, Event::Found) => State::Found,
+            (State::Found, Event::Go) => {
+                self.session += 1;
+                self.lives = self.is_ours;
+                out.push(Outcome::Do(Action::Attach(self.place, self.session)));
+                State::Attaching
+            }
+            (State::Seeking, Event::CannotBegin(text)) => {
+                out.push(Outcome::Fault(Fault::CannotBegin(text)));
+                State::Over
+            }
+            (State::Seeking, Event::VmEnds) => {
+                out.push(Outcome::Do(Action::StopSeeking(self.place)));
+                State::Over
+            }
+            (State::Found, Event::VmEnds) => State::Over,
+            (state, _) => state,
+        }
+    }
+
+    fn serving(
+        &mut self,
+        state: State,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> State {
+        let until = now + limits::LAG;
+        match event {
+            Event::Attached(session) if session == self.session => State::Serving,
+            Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), out),
+            Event::Lost(session, text) if session == self.session => match self.lives {
+                true => State::Lost { text, until },
+                false => self.fault(Fault::Lost(text), out),
+            },
+            Event::Died(Death::Exited(0)) => State::Left {
+                death: Death::Exited(0),
+                text: None,
+                until,
+            },
+            Event::Died(death) => self.fault(Fault::Died(death, None), out),
+            Event::VmEnds => State::Over,
+            _ => state,
+        }
+    }
+
+    /// One half of the news is there: waits a little for the other.
+    fn doubtful(
+        &mut self,
+        state: State,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> State {
+        match (state, event) {
+            (State::Lost { text, .. }, Event::Died(death)) => {
+                self.fault(Fault::Died(death, Some(text)), out)
+            }
+            (State::Lost { .. }, Event::CannotBegin(text)) => {
+                self.fault(Fault::CannotBegin(text), out)
+            }
+            (State::Lost { text, until }, Event::Tick) if now >= until => {
+                // Whatever it is doing, nobody will have it any more.
+                out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
+                self.fault(Fault::Lost(text), out)
+            }
+            (State::Left { death, text, until }, Event::Lost(session, why))
+                if session == self.session =>
+            {
+                State::Left {
+                    death,
+                    text: text.or(Some(why)),
+                    until,
+                }
+            }
+            (State::Left { death, text, until }, Event::Tick) if now >= until => {
+                self.fault(Fault::Died(death, text), out)
+            }
+            (_, Event::VmEnds) => State::Over,
+            (state, _) => state,
+        }
+    }
+
+    fn fault(&self, fault: Fault, out: &mut Vec<Outcome>) -> State {
+        out.push(Outcome::Fault(fault));
+        State::Over
+    }
+}

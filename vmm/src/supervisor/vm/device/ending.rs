@@ -1,0 +1,111 @@
+//! The end of a device's back-end, once the VM ends: it has its time, it is told,
+//! it is killed, it is left alone.
+
+use std::time::{Duration, Instant};
+
+use outboard_protocol::deadline::limits;
+
+use super::{Device, Event, Outcome, State};
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Who};
+
+/// When a back-end that has not ended is mentioned first; then after twice that,
+/// and so on.
+const MENTION: Duration = Duration::from_secs(5);
+
+impl Device {
+    pub(super) fn over(&mut self, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+        match event {
+            Event::Died(death) => {
+                self.ended(&death, out);
+                State::Over
+            }
+            Event::Leave { .. } if !self.lives => State::Down,
+            Event::Leave { at_once: true } => self.kill(true, now, out),
+            Event::Leave { at_once: false } => State::Leaving {
+                since: now,
+                told: false,
+                mention: MENTION,
+            },
+            _ => State::Over,
+        }
+    }
+
+    pub(super) fn ending(
+        &mut self,
+        state: State,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> State {
+        match (state, event) {
+            (_, Event::Died(death)) => {
+                self.ended(&death, out);
+                State::Down
+            }
+            (_, Event::CannotBegin(_)) => State::Down,
+            (State::Leaving { .. }, Event::Hurry) => self.kill(true, now, out),
+            (
+                State::Leaving {
+                    since,
+                    told,
+                    mention,
+                },
+                Event::Tick,
+            ) => self.leaving((since, told, mention), now, out),
+            (State::Killed { until }, Event::Tick) if now >= until => {
+                self.lives = false;
+                out.push(Outcome::Do(Action::Abandon(Who::Device(self.place))));
+                State::Down
+            }
+            (state, _) => state,
+        }
+    }
+
+    fn leaving(
+        &mut self,
+        (since, mut told, mut mention): (Instant, bool, Duration),
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> State {
+        let waited = now.saturating_duration_since(since);
+        let rest = limits::END.saturating_sub(waited);
+        if rest.is_zero() {
+            return self.kill(false, now, out);
+        }
+        if waited >= limits::TELL && !told {
+            told = true;
+            out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
+        }
+        if waited >= mention {
+            mention = mention.saturating_mul(2);
+            out.push(Outcome::Mention(rest));
+        }
+        State::Leaving {
+            since,
+            told,
+            mention,
+        }
+    }
+
+    fn kill(&self, asked: bool, now: Instant, out: &mut Vec<Outcome>) -> State {
+        let (id, name) = (&self.id, &self.name);
+        let text = match asked {
+            true => format!("{id}: {name} is killed: the end was asked for twice"),
+            false => format!("{id}: {name} does not end; it is killed"),
+        };
+        out.push(Outcome::Do(Action::Say(text)));
+        out.push(Outcome::Do(Action::Kill(Who::Device(self.place))));
+        State::Killed {
+            until: now + limits::KILLED,
+        }
+    }
+
+    /// The process has ended while the VM did; says how, if that was not in order.
+    fn ended(&self, death: &Death, out: &mut Vec<Outcome>) {
+        if *death != Death::Exited(0) {
+            let text = format!("{}: the back-end {} {death}", self.id, self.name);
+            out.push(Outcome::Do(Action::Say(text)));
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A VM as a whole: the machine process, every device, and the end, and what each
+//! must hear of the others. Pure, as they are.
+//!
+//! ```text
+//!  Begin ─▶ every device has found whom it needs ─▶ the machine and every back-end
+//!    ▲                                              are started, side by side
+//!    │                                                       │ a verdict
+//!    └── again, or over ◀─ the back-ends end ◀─ the machine ends
+//! ```
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use outboard_protocol::launch::FromMachine;
+
+use super::action::Action;
+use super::device::{self, Device, Fault};
+use super::end::{self, End};
+use super::event::Event;
+use super::machine::{self, Machine};
+use super::verdict::Verdict;
+
+/// What is not done yet of an event.
+enum Step {
+    Machine(machine::Event),
+    Device(usize, device::Event),
+    End(end::Event),
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Life {
+    machine: Machine,
+    devices: Vec<Device>,
+    end: End,
+    /// What follows from what has happened.
+    steps: VecDeque<Step>,
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Machine(event) => event.fmt(f),
+            Self::Device(place, event) => write!(f, "{place}: {event:?}"),
+            Self::End(event) => event.fmt(f),
+        }
+    }
+}
+
+impl Life {
+    /// A VM of these devices, of which nothing has begun; `restarts`: a guest's
+    /// reset starts it again.
+    pub fn new(devices: Vec<Device>, restarts: bool) -> Self {
+        Self {
+            machine: Machine::new(),
+            devices,
+            end: End::new(restarts),
+            steps: VecDeque::new(),
+        }
+    }
+
+    /// Why it has ended, when it has.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match self.end.state() {
+            end::State::Over(verdict) => Some(verdict),
+            end::State::Alive | end::State::Ending(_) => None,
+        }
+    }
+
+    /// Its machine process.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Its devices, each at its place.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// When time itself is the next event, if nothing else comes before.
+    pub fn due(&self) -> Option<Instant> {
+        let devices = self.devices.iter().filter_map(Device::due);
+        devices.chain(self.machine.due()).min()
+    }
+
+    /// Takes an event; returns what is to be done, in this order.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.take(event);
+        loop {
+            while let Some(step) = self.steps.pop_front() {
+                self.advance(step, now, &mut actions);
+            }
+            self.follow();
+            if self.steps.is_empty() {
+                return actions;
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Begin => self.all_devices(&device::Event::Begin),
+            Event::Said(message) => self.said(message),
+            Event::Machine(event) => self.steps.push_back(Step::Machine(event)),
+            Event::Device(place, event) => self.steps.push_back(Step::Device(place, event)),
+            Event::Asked => self.steps.push_back(Step::End(end::Event::Asked)),
+            Event::Tick => {
+                self.steps.push_back(Step::Machine(machine::Event::Tick));
+                self.all_devices(&device::Event::Tick);
+            }
+        }
+    }
+
+    fn all_devices(&mut self, event: &device::Event) {
+        let places = 0..self.devices.len();
+        self.steps
+            .extend(places.map(|place| Step::Device(place, event.clone())));
+    }
+
+    fn said(&mut self, message: FromMachine) {
+        let place = |id: &str| self.devices.iter().position(|device| device.id() == id);
+        let step =
+            match message {
+                FromMachine::Attached { device, session } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::Attached(session))),
+                FromMachine::Lost {
+                    device,
+                    session,
+                    text,
+                    ..
+                } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::Lost(session, text))),
+                FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
+                FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
+                FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
+            };
+        self.steps.extend(step);
+    }
+
+    fn advance(&mut self, step: Step, now: Instant, actions: &mut Vec<Action>) {
+        match step {
+            Step::Machine(event) => {
+                for outcome in self.machine.step(event, now) {
+                    match outcome {
+                        machine::Outcome::Do(action) => actions.push(action),
+                        machine::Outcome::Verdict(verdict) => self.judge(verdict),
+                        machine::Outcome::SlowStart => actions.push(self.slow_start()),
+                    }
+                }
+            }
+            Step::Device(place, event) => {
+                let Some(device) = self.devices.get_mut(place) else {
+                    return;
+                };
+                for outcome in device.step(event, now) {
+                    match outcome {
+                        device::Outcome::Do(action) => actions.push(action),
+                        device::Outcome::Fault(fault) => self.fault(place, fault),
+                        device::Outcome::Mention(rest) => {
+                            actions.extend(self.mention(place, rest));
+                        }
+                    }
+                }
+            }
+            Step::End(event) => match self.end.step(event, now) {
+                Some(end::Outcome::VmEnds) => {
+                    actions.push(Action::GuestIsOver);
+                    self.steps.push_back(Step::Machine(machine::Event::VmEnds));
+                    self.all_devices(&device::Event::VmEnds);
+                }
+                Some(end::Outcome::Hurry) => {
+                    self.steps.push_back(Step::Machine(machine::Event::Hurry));
+                    self.all_devices(&device::Event::Hurry);
+                }
+                Some(end::Outcome::Again) => self.all_devices(&device::Event::Begin),
+                None => {}
+            },
+        }
+    }
+
+    /// What follows from where everybody is.
+    fn follow(&mut self) {
+        if !self.machine.is_off() {
+            return;
+        }
+        let all = |state: &device::State| self.devices.iter().all(|d| d.state() == state);
+        match self.end.state() {
+            end::State::Alive if all(&device::State::Found) => {
+                self.steps.push_back(Step::Machine(machine::Event::Go));
+                self.all_devices(&device::Event::Go);
+            }
+            end::State::Ending(_) if all(&device::State::Down) => {
+                self.steps.push_back(Step::End(end::Event::NothingLeft));
+            }
+            end::State::Ending(_) => {
+                let at_once = self.end.at_once();
+                for (place, device) in self.devices.iter().enumerate() {
+                    if *device.state() == device::State::Over {
+                        let leave = device::Event::Leave { at_once };
+                        self.steps.push_back(Step::Device(place, leave));
+                    }
+                }
+            }
+            end::State::Alive | end::State::Over(_) => {}
+        }
+    }
+
+    fn judge(&mut self, verdict: Verdict) {
+        self.steps
+            .push_back(Step::End(end::Event::Verdict(verdict)));
+    }
+
+    fn fault(&mut self, place: usize, fault: Fault) {
+        let Some(device) = self.devices.get(place) else {
+            return;
+        };
+        if matches!(self.machine.state(), machine::State::Silent { .. }) {
+            // The machine has died, or is taken for dead within its time: a
+            // session that ends meanwhile ends with it.
+            return;
+        }
+        let (id, running) = (device.id().to_owned(), self.machine.has_run());
+        let verdict = match fault {
+            Fault::CannotBegin(error) => Verdict::Failed { error, running },
+            Fault::Died(death, cause) => Verdict::BackEndDied {
+                id,
+                program: device.name().to_owned(),
+                death,
+                cause,
+                running,
+            },
+            Fault::Lost(cause) => Verdict::BackEndLost { id, cause, running },
+        };
+        self.judge(verdict);
+    }
+
+    /// The start takes long: what is missing.
+    fn slow_start(&self) -> Action {
+        let missing = self
+            .devices
+            .iter()
+            .filter(|device| *device.state() == device::State::Attaching);
+        let missing: Vec<_> = missing
+            .map(|device| format!("{} ({})", device.id(), device.name()))
+            .collect();
+        Action::Say(match missing.is_empty() {
+            true => "the machine is still being built".into(),
+            false => format!("still waiting for {}", missing.join(", ")),
+        })
+    }
+
+    /// A back-end takes long to end: what it does, and what would end it.
+    fn mention(&self, place: usize, rest: Duration) -> Option<Action> {
+        let device = self.devices.get(place)?;
+        let how = match self.end.asked() {
+            0 => "two signals (SIGTERM, Ctrl-C) end",
+            _ => "a second signal (SIGTERM, Ctrl-C) ends",
+        };
+        let (id, name, seconds) = (device.id(), device.name(), rest.as_secs());
+        Some(Action::Say(format!(
+            "{id}: waiting for {name} to finish its I/O and end, {seconds} s more at most; {how} \
+             it at once"
+        )))
+    }
+}

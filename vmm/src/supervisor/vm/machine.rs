@@ -1,0 +1,262 @@
+//! The life of the machine process, a sibling of the devices: it can be started
+//! again while they and the rest of the supervisor stay. Nothing here waits.
+//!
+//! ```text
+//!      Go             Running
+//!  Off ───▶ Starting ─────────▶ Running
+//!   ▲           │ Ended, Failed, │  │ its socket is closed
+//!   │           │ or the VM ends │  ▼
+//!   │           │                │ Silent ── LAG ──┐
+//!   │           ▼                ▼    │            ▼
+//!   └──ended──── Leaving ◀────────────┘         Killed ── KILLED: left alone ──▶ Off
+//!                   └──────────── MACHINE ─────────▲
+//! ```
+
+use std::time::{Duration, Instant};
+
+use outboard_protocol::deadline::limits;
+use outboard_protocol::launch::Ending;
+
+use super::action::{Action, Who};
+use super::verdict::Verdict;
+use crate::supervisor::process::child::Death;
+
+/// When a start that takes long is mentioned.
+const SLOW_START: Duration = Duration::from_secs(10);
+
+/// What happens to the machine process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is to be started.
+    Go,
+    /// It could not be started.
+    NotStarted(String),
+    /// It says that the guest runs.
+    GuestRuns,
+    /// It says how the guest's run ended.
+    Ended(Ending),
+    /// It says that it cannot be built, or cannot go on.
+    Failed(String),
+    /// Its socket is closed, or brought what no machine says.
+    HungUp,
+    /// It has ended.
+    Died(Death),
+    /// The VM ends.
+    VmEnds,
+    /// Somebody has asked for the end twice.
+    Hurry,
+    /// Time has passed.
+    Tick,
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This is to be done.
+    Do(Action),
+    /// The VM is to end, for this reason.
+    Verdict(Verdict),
+    /// The start takes long.
+    SlowStart,
+}
+
+/// Where the machine process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is none.
+    Off,
+    /// It is being built, or devices are being attached.
+    Starting {
+        /// When that is mentioned, if it was not yet.
+        mention: Option<Instant>,
+    },
+    /// The guest runs.
+    Running,
+    /// It speaks no more, and its process has not ended yet.
+    Silent {
+        /// When it is killed.
+        until: Instant,
+    },
+    /// It has had its last word, or was told to stop, and is to end.
+    Leaving {
+        /// When it is killed.
+        until: Instant,
+    },
+    /// It was killed.
+    Killed {
+        /// When it is left alone: it hangs in the kernel.
+        until: Instant,
+    },
+}
+
+/// The machine process.
+#[derive(Debug)]
+pub struct Machine {
+    state: State,
+    /// Whether the guest was ever run by this process.
+    ran: bool,
+}
+
+impl Machine {
+    /// There is none yet.
+    pub fn new() -> Self {
+        Self {
+            state: State::Off,
+            ran: false,
+        }
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether nothing of it is left.
+    pub fn is_off(&self) -> bool {
+        self.state == State::Off
+    }
+
+    /// Whether it has run the guest.
+    pub fn has_run(&self) -> bool {
+        self.ran
+    }
+
+    /// When time itself is the next event, if nothing else comes before.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::Starting { mention } => mention,
+            State::Silent { until } | State::Leaving { until } | State::Killed { until } => {
+                Some(until)
+            }
+            State::Off | State::Running => None,
+        }
+    }
+
+    /// Takes an event; returns what becomes of it.
+    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
+        let mut out = Vec::new();
+        let state = std::mem::replace(&mut self.state, State::Off);
+        match event {
+            Event::Go => self.ran = false,
+            Event::GuestRuns => self.ran = true,
+            _ => {}
+        }
+        self.state = match state {
+            State::Off => off(event, now, &mut out),
+            State::Starting { .. } | State::Running => alive(state, event, now, &mut out),
+            State::Silent { until } => silent(until, event, now, &mut out),
+            State::Leaving { until } => leaving(until, event, now, &mut out),
+            State::Killed { until } => killed(until, event, now, &mut out),
+        };
+        out
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn off(event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+    if event != Event::Go {
+        return State::Off;
+    }
+    out.push(Outcome::Do(Action::StartMachine));
+    State::Starting {
+        mention: Some(now + SLOW_START),
+    }
+}
+
+fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+    let running = state == State::Running;
+    let leaving = State::Leaving {
+        until: now + limits::MACHINE,
+    };
+    match event {
+        Event::NotStarted(error) => {
+            out.push(Outcome::Verdict(Verdict::Failed { error, running }));
+            State::Off
+        }
+        Event::GuestRuns => {
+            out.push(Outcome::Do(Action::GuestRuns));
+            State::Running
+        }
+        Event::Ended(ending) => {
+            out.push(Outcome::Verdict(Verdict::Ended(ending)));
+            leaving
+        }
+        Event::Failed(error) => {
+            out.push(Outcome::Verdict(Verdict::Failed { error, running }));
+            leaving
+        }
+        Event::HungUp => State::Silent {
+            until: now + limits::LAG,
+        },
+        Event::Died(death) => {
+            out.push(Outcome::Verdict(Verdict::MachineDied(Some(death))));
+            State::Off
+        }
+        Event::VmEnds => {
+            out.push(Outcome::Do(Action::StopMachine));
+            leaving
+        }
+        Event::Tick => match state {
+            State::Starting { mention } if mention.is_some_and(|mention| now >= mention) => {
+                out.push(Outcome::SlowStart);
+                State::Starting { mention: None }
+            }
+            _ => state,
+        },
+        Event::Go | Event::Hurry => state,
+    }
+}
+
+fn silent(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+    match event {
+        Event::Died(death) => {
+            out.push(Outcome::Verdict(Verdict::MachineDied(Some(death))));
+            State::Off
+        }
+        Event::Tick if now >= until => {
+            out.push(Outcome::Do(Action::Kill(Who::Machine)));
+            out.push(Outcome::Verdict(Verdict::MachineDied(None)));
+            State::Killed {
+                until: now + limits::KILLED,
+            }
+        }
+        Event::VmEnds => State::Leaving {
+            until: now + limits::MACHINE,
+        },
+        _ => State::Silent { until },
+    }
+}
+
+fn leaving(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+    match event {
+        Event::Died(_) => State::Off,
+        Event::Hurry => kill(now, out),
+        Event::Tick if now >= until => kill(now, out),
+        _ => State::Leaving { until },
+    }
+}
+
+fn kill(now: Instant, out: &mut Vec<Outcome>) -> State {
+    let text = "the machine process does not end; it is killed".to_owned();
+    out.push(Outcome::Do(Action::Say(text)));
+    out.push(Outcome::Do(Action::Kill(Who::Machine)));
+    State::Killed {
+        until: now + limits::KILLED,
+    }
+}
+
+fn killed(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
+    match event {
+        Event::Died(_) => State::Off,
+        Event::Tick if now >= until => {
+            out.push(Outcome::Do(Action::Abandon(Who::Machine)));
+            State::Off
+        }
+        _ => State::Killed { until },
+    }
+}

@@ -1,0 +1,5 @@
+//! The lives of a device, a machine process and a VM, and their end, without a
+//! process: what comes of each event in each state, and random walks.
+
+mod tables;
+mod walks;

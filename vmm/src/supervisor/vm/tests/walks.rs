@@ -1,0 +1,488 @@
+//! Random walks: any events in any order, and what must hold after each.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use outboard_protocol::deadline::limits;
+use outboard_protocol::launch::{Cause, Ending, FromMachine};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Who};
+use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::end::{self, End};
+use crate::supervisor::vm::event::Event;
+use crate::supervisor::vm::life::Life;
+use crate::supervisor::vm::machine::{self, Machine};
+use crate::supervisor::vm::verdict::Verdict;
+
+const WALKS: u32 = 10_000;
+/// No deadline is longer.
+const LONG: Duration = Duration::from_secs(1000);
+
+/// Dice: each throw is one number of the walk.
+struct Dice(u32);
+
+impl Dice {
+    fn throw(&mut self, sides: u32) -> u32 {
+        let thrown = self.0 % sides;
+        self.0 /= sides;
+        thrown
+    }
+
+    fn one(&mut self, of: u32) -> bool {
+        self.throw(of) == 0
+    }
+
+    fn death(&mut self) -> Death {
+        match self.throw(3) {
+            0 => Death::Exited(0),
+            1 => Death::Exited(1),
+            _ => Death::Killed(Signal::SIGKILL),
+        }
+    }
+
+    fn ending(&mut self) -> Ending {
+        match self.throw(3) {
+            0 => Ending::PowerOff,
+            1 => Ending::TripleFault,
+            _ => Ending::Reset,
+        }
+    }
+}
+
+/// A device as the world has it.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    is_ours: bool,
+    lives: bool,
+    killed: bool,
+    sought: bool,
+    /// The number of the last session.
+    session: u64,
+}
+
+/// What a VM has done to a world of processes that live and die as they please.
+struct World {
+    life: Life,
+    now: Instant,
+    machine_lives: bool,
+    machine_killed: bool,
+    /// The machine's socket is open.
+    speaks: bool,
+    slots: Vec<Slot>,
+}
+
+impl World {
+    fn new(dice: &mut Dice) -> Self {
+        let count = dice.throw(4) as usize;
+        let mut slots = vec![Slot::default(); count];
+        let mut devices = Vec::new();
+        for (place, slot) in slots.iter_mut().enumerate() {
+            slot.is_ours = !dice.one(3);
+            // Somebody else's back-end is always looked for.
+            let seeks = !slot.is_ours || dice.one(3);
+            devices.push(Device::new(
+                place,
+                &format!("d{place}"),
+                "blk",
+                seeks,
+                slot.is_ours,
+            ));
+        }
+        let restarts = dice.one(2);
+        let mut world = Self {
+            life: Life::new(devices, restarts),
+            now: Instant::now(),
+            machine_lives: false,
+            machine_killed: false,
+            speaks: false,
+            slots,
+        };
+        world.happens(Event::Begin, dice);
+        world
+    }
+
+    /// Lets this happen, does what is asked for, and checks what must hold.
+    fn happens(&mut self, event: Event, dice: &mut Dice) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.life.step(event, self.now) {
+                events.extend(self.perform(action, dice));
+            }
+            self.check(events.is_empty());
+        }
+    }
+
+    fn perform(&mut self, action: Action, dice: &mut Dice) -> Option<Event> {
+        match action {
+            Action::Seek(place) => {
+                let slot = &mut self.slots[place];
+                assert!(!slot.lives && !slot.sought);
+                slot.sought = true;
+            }
+            Action::StopSeeking(place) => self.slots[place].sought = false,
+            Action::StartMachine => {
+                assert!(!self.machine_lives, "two machines");
+                if dice.one(20) {
+                    let text = "no fork".into();
+                    return Some(Event::Machine(machine::Event::NotStarted(text)));
+                }
+                (self.machine_lives, self.speaks) = (true, true);
+                self.machine_killed = false;
+            }
+            Action::Attach(place, session) => {
+                let slot = &mut self.slots[place];
+                assert!(!slot.lives, "a successor while its predecessor lives");
+                assert!(session > slot.session);
+                slot.session = session;
+                if slot.is_ours && dice.one(20) {
+                    let text = "no fork".into();
+                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
+                }
+                (slot.lives, slot.killed) = (slot.is_ours, false);
+            }
+            Action::StopMachine => assert!(self.machine_lives),
+            Action::Terminate(who) => assert!(self.lives(who)),
+            Action::Kill(who) => {
+                assert!(self.lives(who));
+                match who {
+                    Who::Machine => self.machine_killed = true,
+                    Who::Device(place) => self.slots[place].killed = true,
+                }
+            }
+            Action::Abandon(who) => match who {
+                Who::Machine => {
+                    assert!(self.machine_lives && self.machine_killed);
+                    (self.machine_lives, self.speaks) = (false, false);
+                }
+                Who::Device(place) => {
+                    let slot = &mut self.slots[place];
+                    assert!(slot.lives && slot.killed);
+                    slot.lives = false;
+                }
+            },
+            Action::GuestRuns => assert!(self.machine_lives),
+            Action::GuestIsOver | Action::Say(_) => {}
+        }
+        None
+    }
+
+    fn lives(&self, who: Who) -> bool {
+        match who {
+            Who::Machine => self.machine_lives,
+            Who::Device(place) => self.slots[place].lives,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.life.verdict().is_some()
+    }
+
+    fn check(&self, at_rest: bool) {
+        let any = self.slots.iter().any(|slot| slot.lives || slot.sought);
+        if self.is_over() {
+            assert!(!any && !self.machine_lives, "something is left");
+        }
+        // A device that nothing serves and nobody looks after would be lost.
+        for (device, slot) in self.life.devices().iter().zip(&self.slots) {
+            let waits = match device.state() {
+                device::State::Seeking => slot.sought,
+                device::State::Found => !self.machine_lives,
+                device::State::Attaching | device::State::Serving => slot.lives == slot.is_ours,
+                device::State::Lost { .. } => slot.lives,
+                device::State::Left { .. } => !slot.lives,
+                device::State::Down => self.is_over() || !slot.lives,
+                device::State::Over => true,
+                device::State::Leaving { .. } => slot.lives && !self.machine_lives,
+                device::State::Killed { .. } => slot.lives && slot.killed,
+            };
+            assert!(waits || !at_rest, "{:?}", device.state());
+        }
+        assert!(!at_rest || self.life.machine().is_off() != self.machine_lives);
+    }
+
+    /// Something that can happen in this world.
+    fn event(&mut self, dice: &mut Dice) -> Event {
+        let places = self.slots.len() as u32;
+        if dice.one(4) {
+            let wait = match dice.throw(4) {
+                0 => Duration::ZERO,
+                1 => Duration::from_millis(700),
+                2 => limits::LAG,
+                _ => Duration::from_secs(30),
+            };
+            self.now += wait;
+            return Event::Tick;
+        }
+        if dice.one(12) {
+            return Event::Asked;
+        }
+        if places > 0 && dice.one(2) {
+            let place = dice.throw(places) as usize;
+            let slot = self.slots[place];
+            if slot.sought {
+                self.slots[place].sought = false;
+                return Event::Device(
+                    place,
+                    match dice.one(4) {
+                        true => device::Event::CannotBegin("nobody listens".into()),
+                        false => device::Event::Found,
+                    },
+                );
+            }
+            if slot.lives && dice.one(2) {
+                self.slots[place].lives = false;
+                return Event::Device(place, device::Event::Died(dice.death()));
+            }
+            if self.speaks {
+                let device = format!("d{place}");
+                // Now and then one that is over, or none that ever was.
+                let session = match dice.throw(4) {
+                    0 => slot.session.saturating_sub(1),
+                    1 => slot.session + 1,
+                    _ => slot.session,
+                };
+                return Event::Said(match dice.one(2) {
+                    true => FromMachine::Attached { device, session },
+                    false => FromMachine::Lost {
+                        device,
+                        session,
+                        cause: Cause::Gone,
+                        text: "gone".into(),
+                    },
+                });
+            }
+        }
+        if self.speaks && dice.one(2) {
+            return match dice.throw(6) {
+                0 => Event::Said(FromMachine::Failed { error: "e".into() }),
+                1 => Event::Said(FromMachine::Ended {
+                    ending: dice.ending(),
+                }),
+                2 => {
+                    self.speaks = false;
+                    Event::Machine(machine::Event::HungUp)
+                }
+                _ => Event::Said(FromMachine::Running),
+            };
+        }
+        if self.machine_lives && dice.one(3) {
+            (self.machine_lives, self.speaks) = (false, false);
+            return Event::Machine(machine::Event::Died(dice.death()));
+        }
+        Event::Tick
+    }
+
+    /// From here on nobody does anything but die when he is killed, if that.
+    fn end(&mut self, dice: &mut Dice) {
+        let mortal = dice.one(2);
+        self.now += Duration::from_secs(1);
+        let began = self.now;
+        self.happens(Event::Asked, dice);
+        for _ in 0..50 {
+            if self.is_over() {
+                let longest = limits::MACHINE + limits::END + 2 * limits::KILLED;
+                assert!(self.now - began <= longest, "{:?}", self.now - began);
+                return;
+            }
+            if self.machine_lives && self.machine_killed && mortal {
+                (self.machine_lives, self.speaks) = (false, false);
+                self.happens(Event::Machine(machine::Event::Died(dice.death())), dice);
+                continue;
+            }
+            let killed = |slot: &Slot| slot.lives && slot.killed && mortal;
+            if let Some(place) = self.slots.iter().position(killed) {
+                self.slots[place].lives = false;
+                let died = device::Event::Died(Death::Killed(Signal::SIGKILL));
+                self.happens(Event::Device(place, died), dice);
+                continue;
+            }
+            let due = self.life.due().expect("nothing would ever happen again");
+            self.now = self.now.max(due);
+            self.happens(Event::Tick, dice);
+        }
+        panic!("it does not end: {:?}", self.life);
+    }
+}
+
+/// An event of a device, whatever state it is in.
+fn device_event(dice: &mut Dice) -> device::Event {
+    match dice.throw(11) {
+        0 => device::Event::Begin,
+        1 => device::Event::Found,
+        2 => device::Event::CannotBegin("no".into()),
+        3 => device::Event::Go,
+        4 => device::Event::Attached(dice.throw(3).into()),
+        5 => device::Event::Lost(dice.throw(3).into(), "gone".into()),
+        6 => device::Event::Died(dice.death()),
+        7 => device::Event::VmEnds,
+        8 => device::Event::Leave {
+            at_once: dice.one(2),
+        },
+        9 => device::Event::Hurry,
+        _ => device::Event::Tick,
+    }
+}
+
+fn machine_event(dice: &mut Dice) -> machine::Event {
+    match dice.throw(10) {
+        0 | 1 => machine::Event::Go,
+        2 => machine::Event::NotStarted("no".into()),
+        3 => machine::Event::GuestRuns,
+        4 => machine::Event::Ended(dice.ending()),
+        5 => machine::Event::HungUp,
+        6 => machine::Event::Died(dice.death()),
+        7 => machine::Event::VmEnds,
+        8 => machine::Event::Hurry,
+        _ => machine::Event::Tick,
+    }
+}
+
+fn throws() -> impl Strategy<Value = Vec<u32>> {
+    vec(any::<u32>(), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(WALKS))]
+
+    #[test]
+    fn a_vm_loses_no_device_starts_none_twice_and_ends_when_it_is_asked(walk in throws()) {
+        let mut walk = walk.into_iter().map(Dice);
+        let mut world = World::new(&mut walk.next().unwrap_or(Dice(0)));
+        for mut dice in walk {
+            if world.is_over() {
+                break;
+            }
+            let event = world.event(&mut dice);
+            world.happens(event, &mut dice);
+        }
+        if !world.is_over() {
+            world.end(&mut Dice(0));
+        }
+    }
+
+    #[test]
+    fn a_device_starts_nothing_while_something_lives_and_has_a_way_down(
+        walk in throws(),
+        seeks: bool,
+        is_ours: bool,
+    ) {
+        let mut now = Instant::now();
+        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours);
+        let (mut lives, mut last) = (false, 0);
+        for mut dice in walk.into_iter().map(Dice) {
+            let event = device_event(&mut dice);
+            // Nobody dies who does not live, and who could not be started does not.
+            match &event {
+                device::Event::Died(_) if !lives => continue,
+                device::Event::CannotBegin(_) if *device.state() == device::State::Serving => {
+                    continue;
+                }
+                device::Event::Died(_) | device::Event::CannotBegin(_) => lives = false,
+                _ => {}
+            }
+            now += Duration::from_secs(dice.throw(3).into());
+            for outcome in device.step(event, now) {
+                match outcome {
+                    device::Outcome::Do(Action::Attach(_, session)) => {
+                        assert!(!lives && session > last);
+                        (lives, last) = (is_ours, session);
+                    }
+                    device::Outcome::Do(Action::Kill(_) | Action::Terminate(_)) => assert!(lives),
+                    device::Outcome::Do(Action::Abandon(_)) => lives = false,
+                    _ => {}
+                }
+            }
+            assert!(!lives || *device.state() != device::State::Down);
+        }
+        device.step(device::Event::VmEnds, now);
+        device.step(device::Event::Leave { at_once: false }, now);
+        for _ in 0..3 {
+            now += LONG;
+            device.step(device::Event::Tick, now);
+        }
+        assert_eq!(*device.state(), device::State::Down);
+        assert_eq!(device.due(), None);
+    }
+
+    #[test]
+    fn a_machine_is_started_once_at_a_time_and_has_a_way_off(walk in throws()) {
+        let mut now = Instant::now();
+        let mut machine = Machine::new();
+        let mut lives = false;
+        for mut dice in walk.into_iter().map(Dice) {
+            let event = machine_event(&mut dice);
+            match &event {
+                machine::Event::Died(_) if !lives => continue,
+                machine::Event::NotStarted(_)
+                    if !matches!(machine.state(), machine::State::Starting { .. }) =>
+                {
+                    continue;
+                }
+                machine::Event::Died(_) | machine::Event::NotStarted(_) => lives = false,
+                _ => {}
+            }
+            now += Duration::from_secs(dice.throw(3).into());
+            for outcome in machine.step(event, now) {
+                match outcome {
+                    machine::Outcome::Do(Action::StartMachine) => {
+                        assert!(!lives);
+                        lives = true;
+                    }
+                    machine::Outcome::Do(Action::Abandon(_)) => lives = false,
+                    machine::Outcome::Do(Action::Kill(_) | Action::StopMachine) => assert!(lives),
+                    _ => {}
+                }
+            }
+            assert_eq!(lives, !machine.is_off());
+        }
+        machine.step(machine::Event::VmEnds, now);
+        for _ in 0..2 {
+            now += LONG;
+            machine.step(machine::Event::Tick, now);
+        }
+        assert!(machine.is_off() && machine.due().is_none());
+    }
+
+    #[test]
+    fn an_end_comes_once_and_only_a_reset_that_nobody_ended_begins_anew(
+        walk in throws(),
+        restarts: bool,
+    ) {
+        let mut now = Instant::now();
+        let mut end = End::new(restarts);
+        for mut dice in walk.into_iter().map(Dice) {
+            now += Duration::from_millis(dice.throw(700).into());
+            let was_alive = *end.state() == end::State::Alive;
+            let was_over = matches!(end.state(), end::State::Over(_));
+            let event = match dice.throw(4) {
+                0 => end::Event::Asked,
+                1 => end::Event::NothingLeft,
+                2 => end::Event::Verdict(Verdict::Ended(dice.ending())),
+                _ => end::Event::Verdict(Verdict::MachineDied(None)),
+            };
+            let reason = match end.state() {
+                end::State::Ending(verdict) => Some(verdict.clone()),
+                _ => None,
+            };
+            match end.step(event, now) {
+                Some(end::Outcome::VmEnds) => assert!(was_alive),
+                Some(end::Outcome::Again) => {
+                    assert_eq!(reason, Some(Verdict::Ended(Ending::Reset)));
+                    assert!(restarts && end.asked() == 0);
+                }
+                Some(end::Outcome::Hurry) => assert!(end.at_once()),
+                None => {}
+            }
+            if was_over {
+                assert!(matches!(end.state(), end::State::Over(_)));
+            }
+        }
+        end.step(end::Event::Asked, now);
+        end.step(end::Event::NothingLeft, now);
+        assert!(matches!(end.state(), end::State::Over(_)));
+    }
+}
