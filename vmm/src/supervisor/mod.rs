@@ -8,7 +8,6 @@
 //! ```
 #![deny(unsafe_code)]
 
-pub mod connect;
 pub mod console;
 pub mod device;
 pub mod host;

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use outboard_protocol::launch::{self, Whose};
 
+use super::connect::Whom;
 use super::image::Images;
 use super::listener::Listener;
 use super::program::Program;
 use super::tap::TapQueues;
-use crate::supervisor::connect::Whom;
 use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
 use crate::supervisor::text::units::Wait;
 

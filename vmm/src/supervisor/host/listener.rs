@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
-use crate::supervisor::connect::try_connect;
+use super::connect::try_connect;
 
 /// A socket at which a peer connects, with its file.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! What a VM needs from the host, measured, opened and locked. Nothing is started.
 
+pub mod connect;
 pub mod descriptors;
 pub mod image;
 pub mod kernel;

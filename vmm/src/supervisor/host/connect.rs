@@ -21,8 +21,8 @@ use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header};
 use vhost::vhost_user::message::FrontendReq;
 
-use super::say::say;
-use super::text::units::Wait;
+use crate::supervisor::say::say;
+use crate::supervisor::text::units::Wait;
 
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
