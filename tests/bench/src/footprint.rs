@@ -4,7 +4,6 @@
 //! mappings of memfds: those are the guest's memory, not the process's.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,14 +24,15 @@ const ROUNDS: usize = 5;
 /// Runs the workload and prints what each process holds afterwards; beside
 /// another build several times in turn, and the ratios.
 pub fn run(products: &Products, other: &Other) -> Result<()> {
-    let mut ours = vec![once(&products.bin, &products.guest)?];
+    let mut ours = vec![once(products)?];
     let mut others = Vec::new();
     if let Some(bin) = &other.against {
+        let other = products.beside(bin);
         for _ in 1..ROUNDS {
-            others.push(once(bin, &products.guest)?);
-            ours.push(once(&products.bin, &products.guest)?);
+            others.push(once(&other)?);
+            ours.push(once(products)?);
         }
-        others.push(once(bin, &products.guest)?);
+        others.push(once(&other)?);
     }
     println!("private memory after 10,000 verified requests, 4 vCPUs, 4 queues, depth 32");
     let mut missed = Vec::new();
@@ -63,14 +63,14 @@ pub fn run(products: &Products, other: &Other) -> Result<()> {
 }
 
 /// One run of the workload: each process and its private memory in KiB.
-fn once(bin: &Path, guest: &Path) -> Result<Vec<(String, u64)>> {
+pub fn once(products: &Products) -> Result<Vec<(String, u64)>> {
     let directory = tempfile::tempdir()?;
     let image = directory.path().join("disk.raw");
     fs::File::create(&image)
         .and_then(|file| file.set_len(256 << 20))
         .with_context(|| format!("making {}", image.display()))?;
     let workload = "scenario=verify requests=10000 depth=32 queues=4 exit=halt";
-    let mut command = Command::new(bin.join("outboard"));
+    let mut command = Command::new(products.bin.join("outboard"));
     command
         .args([
             "run",
@@ -82,7 +82,7 @@ fn once(bin: &Path, guest: &Path) -> Result<Vec<(String, u64)>> {
             workload,
         ])
         .arg("--kernel")
-        .arg(guest)
+        .arg(&products.guest)
         .arg("--disk")
         .arg(format!("path={},queues=4", image.display()));
     let mut vm = Program::start(&mut command)?;

@@ -3,6 +3,7 @@
 //! Both sides of a comparison run in one go, interleaved, and the answer is a
 //! ratio with its spread: absolute times on a shared machine are noise.
 
+mod compare;
 mod doorbell;
 mod footprint;
 mod net;
@@ -12,7 +13,7 @@ mod reads;
 mod spread;
 mod startup;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -47,12 +48,13 @@ enum What {
         #[command(flatten)]
         other: Other,
     },
-    /// Reads of 4 KiB from a disk, beside those with another build's programs.
-    Reads {
+    /// Start-up, memory, reads, frames and round trips, beside another build's
+    /// programs.
+    Compare {
         #[command(flatten)]
         products: Products,
         #[command(flatten)]
-        options: reads::Options,
+        options: compare::Options,
     },
     /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
     /// rings.
@@ -83,6 +85,16 @@ pub struct Products {
     guest: PathBuf,
 }
 
+impl Products {
+    /// Another build's programs, with the same guest.
+    fn beside(&self, bin: &Path) -> Self {
+        Self {
+            bin: bin.to_owned(),
+            guest: self.guest.clone(),
+        }
+    }
+}
+
 /// What they are compared with.
 #[derive(Args)]
 pub struct Other {
@@ -99,7 +111,7 @@ fn main() -> ExitCode {
             other,
         } => startup::run(&products, runs, &other),
         What::Footprint { products, other } => footprint::run(&products, &other),
-        What::Reads { products, options } => reads::run(&products, &options),
+        What::Compare { products, options } => compare::run(&products, &options),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };

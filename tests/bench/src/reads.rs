@@ -1,97 +1,97 @@
-//! Reads of 4 KiB by the bundled guest from a disk of outboard-blk, beside those
-//! with another build's programs.
+//! Disks of outboard-blk from which the bundled guest reads blocks of 4 KiB.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use tempfile::TempDir;
 
 use crate::Products;
 use crate::program::{Program, passed, word};
-use crate::spread::Spread;
 
 const WAIT: Duration = Duration::from_secs(120);
 const IMAGE: u64 = 64 << 20;
+/// A tmpfs.
+const MEMORY: &str = "/dev/shm";
+/// The kernel's own disk of nothing, null_blk's.
+const NULL: &str = "/dev/nullb0";
 
-/// How long it takes, and against what.
-#[derive(Args)]
-pub struct Options {
-    /// Directory of the other build's programs.
-    #[arg(long)]
-    against: std::path::PathBuf,
-    /// Pairs of runs in each row.
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
-    /// Milliseconds of each run.
-    #[arg(long, default_value_t = 700)]
-    millis: u64,
+/// A disk, and the directory that ends with it.
+pub struct Disk {
+    /// Its part of `--disk`.
+    options: String,
+    _directory: Option<TempDir>,
 }
 
-/// Runs each row on a tmpfs and on the file system of temporary files, from the
-/// page cache, and prints it.
-pub fn run(products: &Products, options: &Options) -> Result<()> {
-    println!("4 KiB reads a second, 1 vCPU, 1 queue; this build / the other, pair by pair");
-    let places = [
-        ("tmpfs", Path::new("/dev/shm")),
-        ("cached file", &std::env::temp_dir()),
-    ];
-    for (name, place) in places {
-        let directory = tempfile::tempdir_in(place)?;
-        let image = directory.path().join("disk.raw");
-        fill(&image).with_context(|| format!("making {}", image.display()))?;
-        for depth in [1, 32] {
-            let (mut here, mut there, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-            for round in 0..=options.rounds {
-                let one = |bin: &Path| once(bin, products, &image, depth, options.millis);
-                // Each goes first in every other round.
-                let (ours, theirs) = if round % 2 == 0 {
-                    let ours = one(&products.bin)?;
-                    (ours, one(&options.against)?)
-                } else {
-                    let theirs = one(&options.against)?;
-                    (one(&products.bin)?, theirs)
-                };
-                // The first pair warms up and does not count.
-                if round > 0 {
-                    here.push(ours);
-                    there.push(theirs);
-                    ratios.push(ours / theirs);
-                }
+impl Disk {
+    /// One behind which is nothing: null_blk where that can be opened, else a
+    /// hole in a tmpfs, whose zeroes have no pages. Which it is, is printed.
+    pub fn null() -> Result<Self> {
+        match File::open(NULL) {
+            Ok(_) => {
+                println!("null is {NULL}, past the page cache");
+                Ok(Self {
+                    options: format!("path={NULL},direct,readonly"),
+                    _directory: None,
+                })
             }
-            println!("  {name}, depth {depth}");
-            println!("    this   {:.0}", Spread::new(here));
-            println!("    other  {:.0}", Spread::new(there));
-            println!("    ratio  {:.2}", Spread::new(ratios));
+            Err(why) => {
+                println!("null is a sparse file in {MEMORY}, as {NULL} cannot be opened: {why}");
+                Self::image(Path::new(MEMORY), |file| file.set_len(IMAGE))
+            }
         }
     }
-    Ok(())
+
+    /// One whose image is in a tmpfs.
+    pub fn tmpfs() -> Result<Self> {
+        Self::image(Path::new(MEMORY), fill)
+    }
+
+    /// One whose image is where temporary files are, and in the page cache.
+    pub fn cached() -> Result<Self> {
+        Self::image(&std::env::temp_dir(), fill)
+    }
+
+    fn image(place: &Path, make: fn(&mut File) -> std::io::Result<()>) -> Result<Self> {
+        let making = || format!("making an image in {}", place.display());
+        let directory = tempfile::tempdir_in(place).with_context(making)?;
+        let path: PathBuf = directory.path().join("disk.raw");
+        File::create(&path)
+            .and_then(|mut file| make(&mut file))
+            .with_context(making)?;
+        Ok(Self {
+            options: format!("path={}", path.display()),
+            _directory: Some(directory),
+        })
+    }
+
+    /// Random reads a second of a guest with one CPU and one queue, so many in
+    /// flight, in a run of so many milliseconds.
+    pub fn reads_a_second(&self, products: &Products, depth: u16, millis: u64) -> Result<f64> {
+        let scenario =
+            format!("scenario=measure rw=randread queues=1 depth={depth} millis={millis}");
+        let mut command = Command::new(products.bin.join("outboard"));
+        command
+            .args(["run", "--memory", "256M", "--cpus", "1"])
+            .args(["--cmdline", &scenario])
+            .arg("--kernel")
+            .arg(&products.guest)
+            .arg("--disk")
+            .arg(format!("{},queues=1", self.options));
+        let line = Program::start(&mut command)?.line("OUTBOARD measure", WAIT)?;
+        passed(&line)?;
+        Ok(word(&line, "iops")? as f64)
+    }
 }
 
-/// An image without holes.
-fn fill(path: &Path) -> Result<()> {
-    let mut file = File::create(path)?;
+/// Without holes.
+fn fill(file: &mut File) -> std::io::Result<()> {
     let block = vec![0xa5; 1 << 20];
     for _ in 0..IMAGE >> 20 {
         file.write_all(&block)?;
     }
-    Ok(file.sync_all()?)
-}
-
-fn once(bin: &Path, products: &Products, image: &Path, depth: u16, millis: u64) -> Result<f64> {
-    let scenario = format!("scenario=measure rw=randread queues=1 depth={depth} millis={millis}");
-    let mut command = Command::new(bin.join("outboard"));
-    command
-        .args(["run", "--memory", "256M", "--cpus", "1"])
-        .args(["--cmdline", &scenario])
-        .arg("--kernel")
-        .arg(&products.guest)
-        .arg("--disk")
-        .arg(format!("path={},queues=1", image.display()));
-    let line = Program::start(&mut command)?.line("OUTBOARD measure", WAIT)?;
-    passed(&line)?;
-    Ok(word(&line, "iops")? as f64)
+    file.sync_all()
 }

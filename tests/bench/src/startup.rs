@@ -4,11 +4,12 @@
 //! anything else. This process starts the VMM with that port on a pipe and
 //! takes the time until the byte arrives.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tempfile::TempDir;
 
 use crate::program::Program;
 use crate::spread::Spread;
@@ -17,21 +18,43 @@ use crate::{Other, Products};
 const WAIT: Duration = Duration::from_secs(60);
 const TARGET_MS: f64 = 50.0;
 
+/// The disk of each VM.
+pub struct Image {
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Image {
+    /// An empty one, where temporary files are.
+    pub fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("disk.raw");
+        std::fs::File::create(&path)
+            .and_then(|file| file.set_len(64 << 20))
+            .with_context(|| format!("making {}", path.display()))?;
+        Ok(Self {
+            path,
+            _directory: directory,
+        })
+    }
+
+    /// One start of these programs.
+    pub fn outboard(&self, products: &Products) -> Result<Duration> {
+        once(&mut outboard(products, &self.path))
+    }
+}
+
 /// Runs all sides `runs` times, interleaved, and prints what it found.
 pub fn run(products: &Products, runs: usize, other: &Other) -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let image = directory.path().join("disk.raw");
-    std::fs::File::create(&image)
-        .and_then(|file| file.set_len(64 << 20))
-        .with_context(|| format!("making {}", image.display()))?;
+    let image = Image::new()?;
+    let other = other.against.as_deref().map(|bin| products.beside(bin));
     let mut ours = Vec::new();
     let mut qemus = Vec::new();
     let mut others = Vec::new();
     for run in 0..=runs {
-        let first = once(&mut outboard(&products.bin, products, &image))?;
-        let qemu = once(&mut qemu(products, &image))?;
-        let bin = other.against.as_deref();
-        let second = bin.map(|bin| once(&mut outboard(bin, products, &image)));
+        let first = image.outboard(products)?;
+        let qemu = once(&mut qemu(products, &image.path))?;
+        let second = other.as_ref().map(|other| image.outboard(other));
         // The first of each warms the page cache and does not count.
         if run > 0 {
             ours.push(first);
@@ -51,7 +74,7 @@ pub fn run(products: &Products, runs: usize, other: &Other) -> Result<()> {
     println!("  outboard run   {ours}");
     println!("  QEMU microvm   {qemus}");
     println!("  QEMU/outboard  {ratios}");
-    if other.against.is_some() {
+    if other.is_some() {
         println!("  another build  {}", beside.0);
         println!("  this/another   {:.2}", beside.1);
     }
@@ -79,8 +102,8 @@ fn once(command: &mut Command) -> Result<Duration> {
     Program::start(command)?.hear("!", WAIT)
 }
 
-fn outboard(bin: &Path, products: &Products, image: &Path) -> Command {
-    let mut command = Command::new(bin.join("outboard"));
+fn outboard(products: &Products, image: &Path) -> Command {
+    let mut command = Command::new(products.bin.join("outboard"));
     command
         .args([
             "run",

@@ -21,7 +21,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::Products;
+pub use link::Link;
+use plan::{Load, Path, Row, Side};
 use report::Report;
+use stats::Figure;
 
 /// What to measure.
 #[derive(Args)]
@@ -46,6 +49,20 @@ pub struct Options {
     quick: bool,
 }
 
+/// Frames of 64 and 1,500 bytes, from the host to the guest and back.
+pub fn small_and_full_frames() -> impl Iterator<Item = Row> {
+    plan::rows().into_iter().filter(|row| {
+        matches!(row.path, Path::HostToGuest | Path::GuestToHost)
+            && matches!(row.load, Load::Frames(_))
+    })
+}
+
+/// One run of a row by these programs: the frames that arrived in a second.
+pub fn packets_a_second(products: &Products, link: &Link, row: &Row, millis: u64) -> Result<f64> {
+    let sample = run::Bench::new(products, link, millis, "").sample(row, Side::Outboard)?;
+    Ok(Figure::PacketsPerSecond.of(&sample))
+}
+
 /// Measures, prints, and fails when something did not run.
 pub fn run(products: &Products, options: &Options) -> Result<()> {
     let (rounds, millis) = match options.quick {
@@ -58,13 +75,13 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
         .filter(|row| row.name().contains(only))
         .collect();
     if rows.is_empty() {
-        let names: Vec<_> = plan::rows().iter().map(plan::Row::name).collect();
+        let names: Vec<_> = plan::rows().iter().map(Row::name).collect();
         bail!(
             "no row's name contains {only:?}; rows: {}",
             names.join(", ")
         );
     }
-    let link = link::Link::new()?;
+    let link = Link::new()?;
     let bench = run::Bench::new(products, &link, millis, &options.words);
     let mut report = Report::new(rounds);
     for round in 0..rounds {
