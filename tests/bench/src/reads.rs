@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,33 +16,22 @@ const WAIT: Duration = Duration::from_secs(120);
 const IMAGE: u64 = 64 << 20;
 /// A tmpfs.
 const MEMORY: &str = "/dev/shm";
-/// The kernel's own disk of nothing, null_blk's.
-const NULL: &str = "/dev/nullb0";
+const IMAGE_NAME: &str = "disk.raw";
 
 /// A disk, and the directory that ends with it.
 pub struct Disk {
-    /// Its part of `--disk`.
-    options: String,
-    _directory: Option<TempDir>,
+    directory: TempDir,
+    /// Behind which is nothing.
+    is_null: bool,
 }
 
 impl Disk {
-    /// One behind which is nothing: null_blk where that can be opened, else a
-    /// hole in a tmpfs, whose zeroes have no pages. Which it is, is printed.
+    /// One behind which is nothing: `outboard-blk --null`.
     pub fn null() -> Result<Self> {
-        match File::open(NULL) {
-            Ok(_) => {
-                println!("null is {NULL}, past the page cache");
-                Ok(Self {
-                    options: format!("path={NULL},direct,readonly"),
-                    _directory: None,
-                })
-            }
-            Err(why) => {
-                println!("null is a sparse file in {MEMORY}, as {NULL} cannot be opened: {why}");
-                Self::image(Path::new(MEMORY), |file| file.set_len(IMAGE))
-            }
-        }
+        Ok(Self {
+            directory: tempfile::tempdir().context("making a directory")?,
+            is_null: true,
+        })
     }
 
     /// One whose image is in a tmpfs.
@@ -58,19 +47,31 @@ impl Disk {
     fn image(place: &Path, make: fn(&mut File) -> std::io::Result<()>) -> Result<Self> {
         let making = || format!("making an image in {}", place.display());
         let directory = tempfile::tempdir_in(place).with_context(making)?;
-        let path: PathBuf = directory.path().join("disk.raw");
-        File::create(&path)
+        File::create(directory.path().join(IMAGE_NAME))
             .and_then(|mut file| make(&mut file))
             .with_context(making)?;
         Ok(Self {
-            options: format!("path={}", path.display()),
-            _directory: Some(directory),
+            directory,
+            is_null: false,
         })
     }
 
     /// Random reads a second of a guest with one CPU and one queue, so many in
     /// flight, in a run of so many milliseconds.
     pub fn reads_a_second(&self, products: &Products, depth: u16, millis: u64) -> Result<f64> {
+        let place = |name| self.directory.path().join(name);
+        let mut served = None;
+        let disk = match self.is_null {
+            false => format!("path={}", place(IMAGE_NAME).display()),
+            true => {
+                let socket = place("socket");
+                let mut back_end = Command::new(products.bin.join("outboard-blk"));
+                back_end.arg(format!("--null={IMAGE}"));
+                back_end.arg(format!("--socket-path={}", socket.display()));
+                served = Some(Program::start(&mut back_end)?);
+                format!("socket={},wait=20s", socket.display())
+            }
+        };
         let scenario =
             format!("scenario=measure rw=randread queues=1 depth={depth} millis={millis}");
         let mut command = Command::new(products.bin.join("outboard"));
@@ -80,8 +81,9 @@ impl Disk {
             .arg("--kernel")
             .arg(&products.guest)
             .arg("--disk")
-            .arg(format!("{},queues=1", self.options));
+            .arg(format!("{disk},queues=1"));
         let line = Program::start(&mut command)?.line("OUTBOARD measure", WAIT)?;
+        drop(served);
         passed(&line)?;
         Ok(word(&line, "iops")? as f64)
     }
