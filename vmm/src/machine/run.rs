@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
+use outboard_protocol::launch::{self, Cause, Channel, Ending, FromMachine, ToMachine};
 
 use super::device::DeviceEvent;
 use super::frontend::Session as Frontend;
@@ -195,7 +195,14 @@ impl Session<'_> {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
                 };
-                self.machine.attach(&device, number, session.of(whose))?;
+                if !self.machine.attach(&device, number, session.of(whose)) {
+                    self.tell(&FromMachine::Lost {
+                        text: format!("this machine has no device {device}"),
+                        device,
+                        session: number,
+                        cause: Cause::DoesNotFit,
+                    })?;
+                }
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }

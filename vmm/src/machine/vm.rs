@@ -131,21 +131,16 @@ impl Machine {
         self.devices.devices.iter().map(|(id, _)| id.as_str())
     }
 
-    /// Hands a device a connection to a back-end.
-    ///
-    /// # Errors
-    /// There is no device of that id.
-    pub fn attach(
-        &self,
-        id: &str,
-        number: SessionNumber,
-        session: Session<Connected>,
-    ) -> Result<()> {
+    /// Hands a device a connection to a back-end. Returns whether there is a
+    /// device of that id.
+    #[must_use]
+    pub fn attach(&self, id: &str, number: SessionNumber, session: Session<Connected>) -> bool {
         let mut devices = self.devices.devices.iter();
         let device = devices.find(|(other, _)| other == id);
-        let (_, device) = device.with_context(|| format!("this machine has no device {id}"))?;
-        device.attach(number, session);
-        Ok(())
+        if let Some((_, device)) = device {
+            device.attach(number, session);
+        }
+        device.is_some()
     }
 
     /// Ends every device's session. The vCPUs have been stopped.

@@ -5,10 +5,10 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, bail};
 use outboard_log::Rarely;
 use outboard_protocol::devices;
-use outboard_protocol::launch::{self, Whose};
+use outboard_protocol::launch::{self, Cause, Whose};
 
 use super::ring;
-use crate::machine::frontend::{Negotiated, Notices, Session, Started, Stopped};
+use crate::machine::frontend::{Negotiated, Notices, Session, Started, Stopped, because};
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
 
@@ -139,7 +139,9 @@ pub fn wait_drained<P>(
     }
     let queue = stopped.queue;
     if kind == devices::BLK || keeping == Keeping::Refused {
-        bail!("the back-end stopped queue {queue} and did not finish its requests in time");
+        let text =
+            format!("the back-end stopped queue {queue} and did not finish its requests in time");
+        bail!(because(Cause::Silent, text));
     }
     static KEPT: Rarely = Rarely::new();
     if let Some(times) = KEPT.again() {

@@ -8,7 +8,7 @@
 
 use anyhow::{Result, bail};
 use outboard_protocol::devices::{self, Kind};
-use outboard_protocol::launch;
+use outboard_protocol::launch::{self, Cause};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
@@ -18,7 +18,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 
-use crate::machine::frontend::Agreement;
+use crate::machine::frontend::{Agreement, because};
 
 /// Offset of `max_virtqueue_pairs` (virtio 1.3, section 5.1.4).
 const PAIRS_FIELD: usize = 8;
@@ -83,7 +83,8 @@ pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Re
         without.extend(WITH_PAIRS);
     }
     if !spec.fewer && asked != if several { theirs } else { 1 } {
-        bail!(refusal(if whole { theirs } else { 1 }, spec));
+        let has = if whole { theirs } else { 1 };
+        bail!(because(Cause::DoesNotFit, refusal(has, spec)));
     }
     Ok(without
         .iter()

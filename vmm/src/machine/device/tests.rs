@@ -1,3 +1,5 @@
+mod causes;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;

@@ -20,12 +20,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
-use outboard_protocol::descriptors::{NoRoom, explain};
+use outboard_protocol::descriptors::explain;
 use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
 
 use self::mastering::Mastering;
@@ -33,7 +33,7 @@ use super::backend::{Backend, Keeping, wait_drained};
 use super::errors::RingErrors;
 use super::pairs;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use crate::machine::frontend::{Connected, Inflight, RingStart, Session};
+use crate::machine::frontend::{Connected, Inflight, RingStart, Session, cause_of};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -61,8 +61,8 @@ pub struct Worker {
     events: Arc<Mailbox<DeviceEvent>>,
     backend: Backend,
     whose: Whose,
-    /// Of the last attach.
-    session: SessionNumber,
+    /// That of the session which is attached, from before anything is said of it.
+    session: Option<SessionNumber>,
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
     driver: Option<Driver>,
@@ -95,7 +95,7 @@ impl Worker {
             events,
             backend: Backend::Detached,
             whose: Whose::default(),
-            session: 0,
+            session: None,
             served: 0,
             driver: None,
             mastering: Mastering::Off,
@@ -177,19 +177,21 @@ impl Worker {
         }
     }
 
-    /// The first words with a new back-end.
+    /// The first words with a new back-end. One that cannot be taken is told so,
+    /// and all else stays as it is.
     fn attach(&mut self, number: SessionNumber, session: Session<Connected>) -> Result<()> {
-        if !matches!(self.backend, Backend::Detached) {
-            log::error!("{}: attached while it has a back-end", self.spec.id);
+        if self.session.is_some() {
+            let text = "the device has a back-end already";
+            self.refuse(number, Cause::DoesNotFit, text);
             return Ok(());
         }
         if self.driver.is_some() {
-            bail!(
-                "a back-end came back while the guest uses the device: \
-                 the guest must reset it first"
-            );
+            let text = "a back-end came back while the guest uses the device: the guest must reset \
+                        it first";
+            self.refuse(number, Cause::NotRecoverable, text);
+            return Ok(());
         }
-        self.session = number;
+        self.session = Some(number);
         self.whose = session.whose();
         let session = session.negotiate(&self.spec, &self.interruption)?;
         let agreement = session.agreement();
@@ -207,6 +209,16 @@ impl Worker {
             session: number,
         });
         Ok(())
+    }
+
+    /// Tells that a session cannot begin. It is not the one that is attached.
+    fn refuse(&self, session: SessionNumber, cause: Cause, text: &str) {
+        self.events.post(DeviceEvent::Lost {
+            device: self.spec.id.clone(),
+            session,
+            cause,
+            text: text.into(),
+        });
     }
 
     /// The driver is ready: starts its rings, if there is a back-end.
@@ -380,21 +392,24 @@ impl Worker {
         self.config_stale = None;
         self.withdraw_all();
         self.interruption.end_session();
-        if !self.interruption.is_stopping() {
-            let (device, text) = (self.spec.id.clone(), format!("{error:#}"));
-            self.events.post(match NoRoom::within(error.as_ref()) {
-                Some(_) => DeviceEvent::Failed {
-                    device,
-                    cause: text,
-                },
-                None => DeviceEvent::Lost {
-                    device,
-                    session: self.session,
-                    cause: Cause::BrokeProtocol,
-                    text,
-                },
-            });
+        let session = self.session.take();
+        if self.interruption.is_stopping() {
+            return;
         }
+        let (device, text) = (self.spec.id.clone(), format!("{error:#}"));
+        self.events.post(match (session, cause_of(&error)) {
+            (Some(session), Some(cause)) => DeviceEvent::Lost {
+                device,
+                session,
+                cause,
+                text,
+            },
+            // What goes wrong without a back-end is none's fault.
+            _ => DeviceEvent::Failed {
+                device,
+                cause: text,
+            },
+        });
     }
 
     /// From now on a kick exits to us, and nothing that was lent raises an

@@ -1,6 +1,7 @@
 //! A back-end that does as it is told, for the tests: correct, but for one
 //! fault at one request.
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -80,6 +81,7 @@ pub struct Running {
     /// The channel to the front-end, when it came.
     pub channel: Receiver<OwnedFd>,
     base: Arc<AtomicU16>,
+    stream: UnixStream,
     thread: JoinHandle<()>,
 }
 
@@ -99,6 +101,12 @@ impl Running {
         self.base.store(base, Ordering::Relaxed);
     }
 
+    /// Ends the connection, as a back-end that dies does.
+    pub fn hang_up(self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
+        self.join();
+    }
+
     /// Waits for the end of the connection.
     pub fn join(self) {
         self.thread.join().unwrap();
@@ -113,12 +121,19 @@ impl Fake {
         let (channel_in, channel) = channel();
         let base = Arc::new(AtomicU16::new(0));
         let base_too = Arc::clone(&base);
-        let serve = move || self.serve(ours, &seen_in, &channel_in, &base_too);
+        let stream = ours.try_clone().unwrap();
+        let serve = move || {
+            let ending = ours.try_clone().unwrap();
+            self.serve(ours, &seen_in, &channel_in, &base_too);
+            // There is a copy, to hang up.
+            let _ = ending.shutdown(Shutdown::Both);
+        };
         let thread = std::thread::spawn(serve);
         let running = Running {
             seen,
             channel,
             base,
+            stream,
             thread,
         };
         (theirs, running)

@@ -4,15 +4,17 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::NoRoom;
+use outboard_protocol::launch::Cause;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
+use super::cause::{because, cause_on_the_wire};
 use super::channel::{Channel, Notices};
 use super::limits::{Limits, Wait, may_need_io};
 
@@ -186,17 +188,20 @@ impl Link {
         }
         if main {
             let message = self.connection.recv(self.within_a_message());
-            match message {
-                Err(WireError::Closed) => bail!("the back-end closed its connection"),
-                Err(WireError::Io(error)) => {
-                    bail!("the connection to the back-end failed: {error}")
-                }
-                Err(error) => bail!("the back-end broke its connection: {error}"),
-                Ok(message) => bail!(
-                    "the back-end sent a message that nobody asked for (request {})",
-                    message.header.request
-                ),
-            }
+            let message = message.map_err(|error| {
+                let text = match &error {
+                    WireError::Closed => "the back-end closed its connection".into(),
+                    WireError::Io(error) => {
+                        format!("the connection to the back-end failed: {error}")
+                    }
+                    error => format!("the back-end broke its connection: {error}"),
+                };
+                because(cause_on_the_wire(&error), text)
+            })?;
+            bail!(
+                "the back-end sent a message that nobody asked for (request {})",
+                message.header.request
+            );
         }
         Ok(())
     }
@@ -223,10 +228,13 @@ impl Link {
         end = self.unanswered.map_or(end, |wait| wait.end().max(end));
         let sent = self.connection.send(header, payload, fds, end);
         sent.map_err(|error| match error {
-            WireError::TimedOut => anyhow!(
-                "the back-end was silent: it did not read {request:?} within {} s",
-                self.limits.message.as_secs()
-            ),
+            WireError::TimedOut => {
+                let within = self.limits.message.as_secs();
+                let text = format!(
+                    "the back-end was silent: it did not read {request:?} within {within} s"
+                );
+                because(Cause::Silent, text)
+            }
             error => spoke(request, &error),
         })
     }
@@ -245,20 +253,24 @@ impl Link {
                 break;
             }
             if wait.end().passed() {
-                bail!(
-                    "the back-end was silent: {request:?} was not answered within {} s",
-                    wait.limit().as_secs()
+                let within = wait.limit().as_secs();
+                let text = format!(
+                    "the back-end was silent: {request:?} was not answered within {within} s"
                 );
+                bail!(because(Cause::Silent, text));
             }
             self.mention(&mut wait);
         }
         let reply = self.connection.recv(self.within_a_message());
         let reply = reply.map_err(|error| match error {
-            WireError::TimedOut => anyhow!(
-                "the back-end was silent: its answer to {request:?} was not complete {} s after \
-                 it had begun",
-                self.limits.message.as_secs()
-            ),
+            WireError::TimedOut => {
+                let text = format!(
+                    "the back-end was silent: its answer to {request:?} was not complete {} s \
+                     after it had begun",
+                    self.limits.message.as_secs()
+                );
+                because(Cause::Silent, text)
+            }
             error => spoke(request, &error),
         })?;
         let header = reply.header;
@@ -317,13 +329,12 @@ fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {
 
 /// What became of `request` on the wire.
 pub fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
-    match error {
-        WireError::Closed => {
-            anyhow!("the back-end closed its connection at {request:?}")
-        }
-        error => match NoRoom::within(error) {
-            Some(no_room) => anyhow::Error::new(no_room).context(format!("{request:?}")),
-            None => anyhow!("{request:?}: {error}"),
-        },
+    if let Some(no_room) = NoRoom::within(error) {
+        return anyhow::Error::new(no_room).context(format!("{request:?}"));
     }
+    let text = match error {
+        WireError::Closed => format!("the back-end closed its connection at {request:?}"),
+        error => format!("{request:?}: {error}"),
+    };
+    because(cause_on_the_wire(error), text)
 }

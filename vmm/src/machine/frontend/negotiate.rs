@@ -4,11 +4,12 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
 use outboard_protocol::devices;
-use outboard_protocol::launch::Device as Spec;
+use outboard_protocol::launch::{Cause, Device as Spec};
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures,
 };
 
+use super::cause::because;
 use super::channel::Channel;
 use super::kinds;
 use super::{Connected, Interruption, Negotiated, Session};
@@ -106,7 +107,7 @@ impl Session<Connected> {
             max_queues,
             protocol: link.protocol(),
         };
-        fits(&agreement, spec)?;
+        fits(&agreement, spec).map_err(|why| because(Cause::DoesNotFit, why.to_string()))?;
         Ok(Session {
             link: self.link,
             phase: Negotiated {
