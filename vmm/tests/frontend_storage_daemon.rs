@@ -192,7 +192,7 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
     // The kick that every start owes is enough for what is there already.
     make_available(&ram, 0, 100, 1);
     let mut session = session
-        .start(&ram, F_VERSION_1, (1, 64), None, &[ring_start(0)])
+        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     wait_used(&ram, 1);
     assert_eq!(session.stop_ring(0).unwrap().base, 1);
@@ -226,7 +226,7 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
     }
     make_available(&ram, 0, 8, 1);
     let session = session
-        .start(&ram, F_VERSION_1, (1, 64), None, &[ring_start(0)])
+        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     wait_used(&ram, 1);
     drop(session);

@@ -56,7 +56,6 @@ fn spec(queues: u16, config: u32) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
-        ring: launch::Ring::Kvm,
     }
 }
 
@@ -81,11 +80,11 @@ fn drive_stream(stream: std::os::unix::net::UnixStream, queues: u16) -> anyhow::
     let sizes = (queues, 64);
     let all: Vec<_> = (0..queues).map(ring).collect();
     let (first, late) = all.split_at(1);
-    let session = session.start(&ram, VERSION_1, sizes, None, &all)?;
+    let session = session.start(&ram, VERSION_1, sizes, &mut None, &all)?;
     let (mut session, bases) = session.stop()?;
     assert_eq!(bases.len(), usize::from(queues));
     session.reset_device()?;
-    let mut session = session.start(&ram, VERSION_1 | 1 << 29, sizes, None, first)?;
+    let mut session = session.start(&ram, VERSION_1 | 1 << 29, sizes, &mut None, first)?;
     session.start_rings(late)?;
     let mut session = session.stop()?.0;
     session.reset_device()
@@ -357,7 +356,7 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
         let session = Session::<Connected>::new(stream)
             .negotiate(&spec(1, 0), &Interruption::default())
             .unwrap();
-        let result = session.start(&ram, VERSION_1, (1, 64), None, &[ring(0)]);
+        let result = session.start(&ram, VERSION_1, (1, 64), &mut None, &[ring(0)]);
         let result = result.map(drop).map_err(|error| format!("{error:#}"));
         let memory = [R::SET_MEM_TABLE, R::ADD_MEM_REG].map(u32::from);
         let messages = running.messages();

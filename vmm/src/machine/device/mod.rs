@@ -7,6 +7,7 @@
 //! the device's thread.
 
 mod backend;
+mod driver;
 mod errors;
 mod mailbox;
 mod pairs;

@@ -1070,6 +1070,27 @@ fn rings_go_on_where_they_were_with_a_kick_or_without_one() {
     }
 }
 
+#[test]
+fn a_region_is_asked_for_once_and_anew_after_a_reset() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    master(&bench, false);
+    master(&bench, true);
+    bench.write(NOTIFY, 0, 2);
+    let mut seen = Vec::new();
+    while seen.last() != Some(&FrontendReq::SET_VRING_KICK) {
+        seen.push(fake.seen.recv_timeout(PATIENCE).unwrap().0);
+    }
+    assert!(seen.contains(&FrontendReq::SET_INFLIGHT_FD), "{seen:?}");
+    assert!(!seen.contains(&FrontendReq::GET_INFLIGHT_FD), "{seen:?}");
+    bench.reset();
+    bench.drive();
+    fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
+}
+
 /// A kernel that was entered by kexec sets the bit, then resets the device.
 #[test]
 fn a_reset_after_bus_mastering_was_off_starts_nothing_of_the_driver_before() {

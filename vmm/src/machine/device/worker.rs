@@ -7,9 +7,8 @@
 //!     │ └──── lost ───────┘    └───────── reset ────────┘      │
 //!     └─────────────────────── lost ───────────────────────────┘
 //! ```
-//! A driver that is ready while no back-end is attached stays noted, and so
-//! does the inflight region of a back-end that was lost: a successor will start
-//! from them.
+//! What the driver has set up stays noted while no back-end is attached
+//! ([`Driver`]): a successor will start from it.
 
 mod cache;
 mod config;
@@ -30,10 +29,11 @@ use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
 
 use self::mastering::Mastering;
 use super::backend::{Backend, Keeping, wait_drained};
+use super::driver::Driver;
 use super::errors::RingErrors;
 use super::pairs;
 use super::{Command, DeviceEvent, Interruption, Mailbox};
-use crate::machine::frontend::{Connected, Inflight, RingStart, Session, cause_of};
+use crate::machine::frontend::{Connected, RingStart, Session, cause_of};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -43,13 +43,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Between two answers to a back-end that says again and again that its
 /// configuration has changed.
 const CONFIG_PAUSE: Duration = Duration::from_millis(10);
-
-/// A driver that is ready.
-struct Driver {
-    features: u64,
-    /// Each with the index at which it begins, or goes on.
-    rings: Vec<(Ring, u16)>,
-}
 
 /// The thread's own.
 pub struct Worker {
@@ -65,11 +58,9 @@ pub struct Worker {
     session: Option<SessionNumber>,
     /// How many queues it serves; any other that a driver enables stays unserved.
     served: u16,
-    driver: Option<Driver>,
+    driver: Driver,
     mastering: Mastering,
     errors: RingErrors,
-    /// Of a back-end that was lost, for its successor.
-    inflight: Option<Inflight>,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
     /// What a guest can cause: that it must be reset.
@@ -97,10 +88,9 @@ impl Worker {
             whose: Whose::default(),
             session: None,
             served: 0,
-            driver: None,
+            driver: Driver::default(),
             mastering: Mastering::Off,
             errors: RingErrors::default(),
-            inflight: None,
             config_stale: None,
             broken: Rarely::new(),
         }
@@ -156,18 +146,14 @@ impl Worker {
             }
             Command::MustNotMaster(clearing) => self.must_not_master(clearing),
             Command::Guest(Event::DriverOk { features, rings }) => {
-                // A driver that has just reset the device begins at 0 (virtio
-                // 1.3, section 2.7.13).
-                let rings = rings.into_iter().map(|ring| (ring, 0)).collect();
-                self.driver = Some(Driver { features, rings });
+                self.driver.is_ready_with(features, rings);
                 self.start()
             }
             Command::Guest(Event::RingEnabled(ring)) => self.start_one_more(ring),
             Command::Guest(Event::Reset) => {
                 let result = self.reset();
-                self.driver = None;
+                self.driver.is_gone();
                 self.mastering.rested();
-                self.inflight = None;
                 self.function.with_registers(Registers::reset_done);
                 result
             }
@@ -185,7 +171,7 @@ impl Worker {
             self.refuse(number, Cause::DoesNotFit, text);
             return Ok(());
         }
-        if self.driver.is_some() {
+        if self.driver.uses_the_device() {
             let text = "a back-end came back while the guest uses the device: the guest must reset \
                         it first";
             self.refuse(number, Cause::NotRecoverable, text);
@@ -223,13 +209,12 @@ impl Worker {
 
     /// The driver is ready: starts its rings, if there is a back-end.
     fn start(&mut self) -> Result<()> {
-        let (Backend::Idle(_), Some(driver)) = (&self.backend, &self.driver) else {
+        let (Backend::Idle(_), Some(features)) = (&self.backend, self.driver.features()) else {
             return Ok(());
         };
         if !self.may_start() {
             return Ok(());
         }
-        let features = driver.features;
         if !self.rings_are_sound() {
             self.needs_reset();
             return Ok(());
@@ -242,7 +227,8 @@ impl Worker {
             return Ok(());
         };
         let queues = (self.served, self.spec.queue_size);
-        let session = session.start(&self.ram, features, queues, self.inflight.take(), &starts)?;
+        let inflight = self.driver.inflight();
+        let session = session.start(&self.ram, features, queues, inflight, &starts)?;
         for start in starts {
             self.errors.watch(start.ring.index, start.error);
         }
@@ -251,11 +237,7 @@ impl Worker {
     }
 
     fn start_one_more(&mut self, ring: Ring) -> Result<()> {
-        let Some(driver) = &mut self.driver else {
-            return Ok(());
-        };
-        driver.rings.push((ring, 0));
-        if ring.index >= self.served {
+        if !self.driver.adds(ring) || ring.index >= self.served {
             return Ok(());
         }
         if !self.rings_are_sound() {
@@ -279,14 +261,12 @@ impl Worker {
         let Backend::Running(session) = &mut self.backend else {
             return self.resume();
         };
-        let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
-        let ring = rings.and_then(|mut rings| rings.find(|(ring, _)| ring.index == queue));
-        let ring = ring.map(|(ring, _)| *ring);
         let served = session.rings().contains(&queue) && !self.errors.is_broken(queue);
-        let Some(ring) = ring.filter(|_| served) else {
+        let Some(ring) = self.driver.ring(queue).filter(|_| served) else {
             return Ok(());
         };
         let stopped = session.stop_ring(queue)?;
+        self.driver.rests(&stopped);
         let whose = (&self.spec, self.whose);
         wait_drained(
             session,
@@ -333,7 +313,7 @@ impl Worker {
                 self.wait_for_drain(&mut session, &stopped, Keeping::Believed)?;
                 session
             }
-            Backend::Idle(session) if self.driver.is_some() => session,
+            Backend::Idle(session) if self.driver.uses_the_device() => session,
             other => {
                 self.backend = other;
                 return Ok(());
@@ -385,9 +365,7 @@ impl Worker {
     /// After an error there is no session any more.
     fn lose_on_error(&mut self, result: Result<()>) {
         let Err(error) = result else { return };
-        if let Backend::Running(session) = std::mem::take(&mut self.backend) {
-            self.inflight = session.into_inflight();
-        }
+        self.backend = Backend::Detached;
         self.errors.clear();
         self.config_stale = None;
         self.withdraw_all();

@@ -20,6 +20,14 @@ pub fn is_writable(kind: &Kind, features: u64, offset: u32, data: &[u8]) -> bool
     }
 }
 
+/// The byte that such a write sets a disk's cache to.
+pub fn cache_byte(kind: &Kind, offset: u32, data: &[u8]) -> Option<u8> {
+    match data {
+        [byte] if kind.virtio_id == BLK && offset == BlkConfig::WRITEBACK => Some(*byte),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

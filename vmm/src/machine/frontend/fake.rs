@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::wire::{Connection, Header, Message};
@@ -228,7 +229,8 @@ impl Fake {
 }
 
 fn send(connection: &Connection, request: FrontendReq, mut payload: Vec<u8>, fault: Option<Fault>) {
-    let file = std::fs::File::open("/dev/null").unwrap();
+    // Another one for each question.
+    let file = memfd_create(c"fake", MFdFlags::MFD_CLOEXEC).unwrap();
     let mut fds = Vec::new();
     if request == FrontendReq::GET_INFLIGHT_FD {
         fds.push(file.as_fd());

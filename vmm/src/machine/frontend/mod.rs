@@ -17,6 +17,7 @@
 mod cache;
 mod cause;
 mod channel;
+mod inflight;
 mod interruption;
 mod kinds;
 mod limits;
@@ -37,11 +38,12 @@ use vm_memory::ByteValued;
 pub use self::cache::Cache;
 pub use self::cause::{because, cause_of};
 pub use self::channel::Notices;
+pub use self::inflight::Inflight;
 pub use self::interruption::Interruption;
 pub use self::limits::Limits;
 use self::link::Link;
 pub use self::negotiate::Agreement;
-pub use self::rings::{Inflight, RingStart, Stopped};
+pub use self::rings::{RingStart, Stopped};
 
 /// Nothing has been heard yet.
 #[derive(Debug)]
@@ -63,7 +65,6 @@ pub struct Negotiated {
 pub struct Started {
     agreement: Agreement,
     rings: Vec<u16>,
-    inflight: Option<Inflight>,
 }
 
 /// One connection to one back-end, in phase `P`.

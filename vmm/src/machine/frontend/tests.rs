@@ -1,3 +1,5 @@
+mod regions;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +58,7 @@ fn drive(stream: std::os::unix::net::UnixStream) -> Result<()> {
     assert_eq!(config[..2], [0, 8]);
     session.write_config(32, &[1])?;
     let rings = [ring_start(0), ring_start(1)];
-    let session = session.start(&ram, 1 << 32, (2, 64), None, &rings)?;
+    let session = session.start(&ram, 1 << 32, (2, 64), &mut None, &rings)?;
     assert_eq!(session.rings(), [0, 1]);
     let (mut session, stopped) = session.stop()?;
     let stopped: Vec<_> = stopped.iter().map(|ring| (ring.queue, ring.base)).collect();
@@ -238,7 +240,7 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
     assert_eq!(session.read_config(0).unwrap(), None);
     session.reset_device().unwrap();
     let session = session
-        .start(&ram, 1 << 32, (1, 64), None, &[ring_start(0)])
+        .start(&ram, 1 << 32, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     session.stop().unwrap();
     let seen: Vec<_> = fake.seen.iter().collect();

@@ -19,7 +19,10 @@ impl Worker {
         self.function.with_registers(Registers::config_written);
         // What the back-end made of it.
         self.config_stale = Some(Deadline::after(Duration::ZERO));
-        result.map(drop)
+        if result? && let Some(byte) = writable::cache_byte(&self.spec.kind, offset, data) {
+            self.driver.has_set_cache(byte);
+        }
+        Ok(())
     }
 
     /// The configuration as the driver is to see it, if there is a back-end.

@@ -47,9 +47,9 @@ impl Worker {
     /// The guest set the bit.
     pub(super) fn may_master(&mut self) {
         self.function.interrupts.set_master(true);
-        self.mastering = match self.driver {
-            Some(_) => Mastering::Resting(Deadline::after(NO_RESET)),
-            None => Mastering::On,
+        self.mastering = match self.driver.uses_the_device() {
+            true => Mastering::Resting(Deadline::after(NO_RESET)),
+            false => Mastering::On,
         };
     }
 
@@ -111,22 +111,16 @@ impl Worker {
     /// Notes where the rings go on. One that has broken does not: it was given
     /// up, and its used index is not where the back-end came to.
     fn keep(&mut self, stopped: &[Stopped]) {
-        if let Some(driver) = &mut self.driver {
-            driver
-                .rings
-                .retain(|(ring, _)| !self.errors.is_broken(ring.index));
-            for (ring, base) in &mut driver.rings {
-                let stopped = stopped.iter().find(|stopped| stopped.queue == ring.index);
-                *base = stopped.map_or(*base, |stopped| stopped.base);
-            }
+        self.driver.gives_up(|queue| self.errors.is_broken(queue));
+        for stopped in stopped {
+            self.driver.rests(stopped);
         }
         self.errors.clear();
     }
 
     fn rest(&self) {
         self.withdraw_all();
-        let rings = self.driver.as_ref().map(|driver| driver.rings.iter());
-        for (ring, _) in rings.into_iter().flatten() {
+        for (ring, _) in self.driver.rings() {
             self.function.doorbells.rest(ring.index);
         }
     }

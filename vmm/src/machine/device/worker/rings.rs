@@ -11,8 +11,8 @@ use crate::machine::virtio::Ring;
 impl Worker {
     /// The rings that the driver has enabled and the back-end has.
     pub(super) fn served_rings(&self) -> impl Iterator<Item = (Ring, u16)> {
-        let rings = self.driver.iter().flat_map(|driver| &driver.rings);
-        rings.filter(|(ring, _)| ring.index < self.served).copied()
+        let rings = self.driver.rings();
+        rings.filter(|(ring, _)| ring.index < self.served)
     }
 
     /// Whether a back-end can serve them side by side.
