@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod pci;
+pub mod post;
 mod run;
 mod signal;
 pub mod threads;

@@ -20,8 +20,8 @@ use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{self, Cause, Channel, Ending, FromMachine, ToMachine};
 
-use super::device::DeviceEvent;
 use super::frontend::Session as Frontend;
+use super::post::DeviceEvent;
 use super::threads::Threads;
 use super::vm::Machine;
 

@@ -15,7 +15,7 @@ use outboard_protocol::launch::{self, Ending, Machine as Spec, SessionNumber, St
 use super::bus::{Bus, Target};
 use super::config_ports::{self, ConfigPorts};
 use super::console::Console;
-use super::device::{Device, DeviceEvent, Mailbox, Surroundings};
+use super::device::{Device, Surroundings};
 use super::ending::{AcpiPorts, End, KeyboardController};
 use super::frontend::{Connected, Session};
 use super::kvm::cpuid::Cpuid;
@@ -24,6 +24,7 @@ use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
 use super::kvm::{self};
 use super::memory::{Backing, Ram};
 use super::pci;
+use super::post::{DeviceEvent, Mailbox};
 use super::threads::Threads;
 use super::vcpu::{self, World};
 use super::{acpi, boot, layout};

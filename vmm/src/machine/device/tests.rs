@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
-use outboard_protocol::launch::Whose;
+use outboard_protocol::launch::{Cause, Whose};
 use outboard_protocol::wire::{Connection, Header, WireError};
 use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};

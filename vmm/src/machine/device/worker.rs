@@ -32,10 +32,10 @@ use super::backend::{Backend, Keeping, wait_drained};
 use super::driver::Driver;
 use super::errors::RingErrors;
 use super::pairs;
-use super::{Command, DeviceEvent, Interruption, Mailbox};
-use crate::machine::frontend::{Connected, RingStart, Session, cause_of};
+use crate::machine::frontend::{Connected, Interruption, RingStart, Session, cause_of};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
+use crate::machine::post::{Command, DeviceEvent, Mailbox};
 use crate::machine::virtio::{Event, Registers, Ring};
 
 /// Between two waits that fail at once.

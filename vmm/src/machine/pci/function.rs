@@ -17,10 +17,10 @@ use super::doorbells::Doorbells;
 use super::interrupts::Interrupts;
 use super::layout::{self as bars, Capabilities, Offsets, Part};
 use super::mastering::{Clearing, Mastering};
-use crate::machine::device::{Command, Mailbox};
 use crate::machine::kvm::doorbell::Address;
 use crate::machine::kvm::irq::Routes;
 use crate::machine::layout;
+use crate::machine::post::{Command, Mailbox};
 use crate::machine::virtio::{Event, Registers, Shape};
 
 const VENDOR_VIRTIO: u16 = 0x1af4;
