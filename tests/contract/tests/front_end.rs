@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
+use outboard::machine::device::kinds;
 use outboard::machine::frontend::{Connected, Interruption, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::Ring;
@@ -73,8 +74,10 @@ fn drive(script: Scripted, queues: u16) -> (anyhow::Result<()>, Vec<Message>) {
 
 fn drive_stream(stream: std::os::unix::net::UnixStream, queues: u16) -> anyhow::Result<()> {
     let ram = ram(2 << 20);
+    let spec = spec(queues, 8);
     let mut session =
-        Session::<Connected>::new(stream).negotiate(&spec(queues, 8), &Interruption::default())?;
+        Session::<Connected>::new(stream).negotiate(&spec.id, &Interruption::default())?;
+    kinds::fits(&session.agreement(), &spec)?;
     session.read_config(8)?;
     session.write_config(4, &[1])?;
     let sizes = (queues, 64);
@@ -354,7 +357,7 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
             .on(R::GET_MAX_MEM_SLOTS, reply);
         let (stream, running) = script.start().unwrap();
         let session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1, 0), &Interruption::default())
+            .negotiate("some0", &Interruption::default())
             .unwrap();
         let result = session.start(&ram, VERSION_1, (1, 64), &mut None, &[ring(0)]);
         let result = result.map(drop).map_err(|error| format!("{error:#}"));
@@ -449,7 +452,7 @@ fn a_configuration_is_asked_for_once_and_whole() {
         let script = Scripted::new(VERSION_1, 1, config.clone());
         let (stream, running) = script.start().unwrap();
         let mut session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1, length), &Interruption::default())
+            .negotiate("some0", &Interruption::default())
             .unwrap();
         let read = session.read_config(length as usize).unwrap();
         assert_eq!(read, Some(config));

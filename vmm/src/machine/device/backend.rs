@@ -4,10 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, bail};
 use outboard_log::Rarely;
-use outboard_protocol::devices;
 use outboard_protocol::launch::{self, Cause, Whose};
 
-use super::ring;
+use super::{kinds, ring};
 use crate::machine::frontend::{Negotiated, Notices, Session, Started, Stopped, because};
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
@@ -132,13 +131,13 @@ pub fn wait_drained<P>(
     let Whose::Foreign { .. } = whose else {
         return Ok(());
     };
-    let kind = spec.kind.virtio_id;
+    let may_hold = kinds::may_hold(&spec.kind);
     let under_way = || ring::is_under_way(ring, stopped.base, ram);
-    if session.wait_drained(stopped, kind == devices::NET, under_way)? {
+    if session.wait_drained(stopped, may_hold, under_way)? {
         return Ok(());
     }
     let queue = stopped.queue;
-    if kind == devices::BLK || keeping == Keeping::Refused {
+    if kinds::must_finish(&spec.kind) || keeping == Keeping::Refused {
         let text =
             format!("the back-end stopped queue {queue} and did not finish its requests in time");
         bail!(because(Cause::Silent, text));

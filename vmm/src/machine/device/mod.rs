@@ -9,10 +9,9 @@
 mod backend;
 mod driver;
 mod errors;
-mod pairs;
+pub mod kinds;
 mod ring;
 mod worker;
-mod writable;
 
 use std::io;
 use std::sync::Arc;

@@ -31,7 +31,7 @@ use self::mastering::Mastering;
 use super::backend::{Backend, Keeping, wait_drained};
 use super::driver::Driver;
 use super::errors::RingErrors;
-use super::pairs;
+use super::kinds;
 use crate::machine::frontend::{Connected, Interruption, RingStart, Session, cause_of};
 use crate::machine::memory::Ram;
 use crate::machine::pci::Function;
@@ -179,13 +179,14 @@ impl Worker {
         }
         self.session = Some(number);
         self.whose = session.whose();
-        let session = session.negotiate(&self.spec, &self.interruption)?;
+        let session = session.negotiate(&self.spec.id, &self.interruption)?;
         let agreement = session.agreement();
-        self.served = agreement.serves(&self.spec);
+        kinds::fits(&agreement, &self.spec)?;
+        self.served = kinds::served(&agreement, &self.spec);
         self.backend = Backend::Idle(session);
         let cache = self.attach_cache()?;
         let config = self.read_config()?.unwrap_or_default();
-        let features = cache.usable(pairs::usable(&agreement, &config, &self.spec)?);
+        let features = cache.usable(kinds::usable(&agreement, &config, &self.spec)?);
         self.function.with_registers(|registers| {
             registers.offer(features);
             registers.set_config(&config);

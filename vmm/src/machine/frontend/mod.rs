@@ -14,12 +14,10 @@
 //! checked for its request, flags, size and descriptors, and waited for no
 //! longer than its [`Limits`] allow.
 
-mod cache;
 mod cause;
 mod channel;
 mod inflight;
 mod interruption;
-mod kinds;
 mod limits;
 mod link;
 mod memory;
@@ -35,7 +33,6 @@ use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserConfigFlags};
 use vm_memory::ByteValued;
 
-pub use self::cache::Cache;
 pub use self::cause::{because, cause_of};
 pub use self::channel::Notices;
 pub use self::inflight::Inflight;

@@ -5,21 +5,21 @@ use std::time::Duration;
 use anyhow::Result;
 use outboard_protocol::Deadline;
 
-use super::super::{ring, writable};
+use super::super::kinds;
 use super::Worker;
 use crate::machine::virtio::Registers;
 
 impl Worker {
     pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         let features = self.function.with_registers(|r| r.driver_features());
-        let result = match writable::is_writable(&self.spec.kind, features, offset, data) {
+        let result = match kinds::may_write(&self.spec.kind, features, offset, data) {
             true => self.backend.write_config(offset, data),
             false => Ok(false),
         };
         self.function.with_registers(Registers::config_written);
         // What the back-end made of it.
         self.config_stale = Some(Deadline::after(Duration::ZERO));
-        if result? && let Some(byte) = writable::cache_byte(&self.spec.kind, offset, data) {
+        if result? && let Some(byte) = kinds::cache_byte(&self.spec.kind, offset, data) {
             self.driver.has_set_cache(byte);
         }
         Ok(())
@@ -30,7 +30,7 @@ impl Worker {
         let Some(mut config) = self.backend.read_config(&self.spec)? else {
             return Ok(None);
         };
-        ring::limit_queues(&mut config, &self.spec, self.served);
+        kinds::limit_queues(&mut config, &self.spec, self.served);
         Ok(Some(config))
     }
 

@@ -22,7 +22,7 @@ impl Bench {
     fn start(&mut self, fake: Fake) -> (Result<Session<Started>>, Running) {
         let (stream, running) = fake.start();
         let session = Session::<Connected>::new(stream).within(SHORT);
-        let session = session.negotiate(&spec(1), &Interruption::default());
+        let session = session.negotiate("disk0", &Interruption::default());
         (self.start_again(session.unwrap()), running)
     }
 

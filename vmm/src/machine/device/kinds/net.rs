@@ -7,7 +7,7 @@
 //! it too, whatever it offers; we have none, so then there is neither.
 
 use anyhow::{Result, bail};
-use outboard_protocol::devices::{self, Kind};
+use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::{self, Cause};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_net::{
@@ -57,9 +57,6 @@ const WITH_CONFIG: [u32; 4] = [
 /// It has another number of pairs than somebody has asked for.
 pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     let features = agreement.features;
-    if spec.kind.virtio_id != devices::NET {
-        return Ok(features);
-    }
     let has = |bit: u32| features >> bit & 1 == 1;
     let configured = agreement.protocol.contains(Protocol::CONFIG);
     // Receive, transmit, control.
@@ -233,10 +230,5 @@ mod tests {
         let features = usable(&agreement, &[0; NetConfig::LEN], &spec(1));
         let left_out = bits(&WITH_CONTROL) | bits(&WITH_CONFIG);
         assert_eq!(features.unwrap(), !left_out);
-        let disk = launch::Device {
-            kind: Kind::blk(),
-            ..spec(1)
-        };
-        assert_eq!(usable(&agreement, &[], &disk).unwrap(), u64::MAX);
     }
 }
