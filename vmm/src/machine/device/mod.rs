@@ -1,17 +1,28 @@
-//! A device: its PCI function, and the thread that owns its session with its
-//! back-end (`worker`).
+//! A device: its PCI function, and the thread that owns what becomes of it
+//! (`owner.rs`).
 //!
-//! The two meet in three places: commands go to the thread through a mailbox,
-//! the thread changes the registers under the function's lock, and both see to
+//! The two meet in three places: commands go to the owner through its mailbox, the
+//! owner changes the registers under the function's lock, and both see to
 //! doorbells and interrupts under locks of those. A vCPU thread never waits for
-//! the device's thread.
+//! the owner, but where the guest turns bus mastering off.
+//!
+//! | what | lives |
+//! |---|---|
+//! | `seat.rs`: what the device is, its function, guest memory | as long as the device |
+//! | `driver.rs`: what the driver has set up | until the driver resets the device |
+//! | `serving.rs`: a session whose back-end fits | until the back-end is lost |
+//! | `introduce.rs`: a connection that may become one | for one attach |
 
 mod backend;
 mod driver;
 mod errors;
+mod introduce;
 pub mod kinds;
+mod mastering;
+mod owner;
 mod ring;
-mod worker;
+mod seat;
+mod serving;
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +31,8 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VmFd;
 use outboard_protocol::launch::{self, SessionNumber};
 
-use self::worker::Worker;
+use self::owner::Owner;
+use self::seat::Seat;
 use super::frontend::{Connected, Interruption, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
@@ -44,8 +56,7 @@ pub struct Surroundings {
     pub events: Arc<Mailbox<DeviceEvent>>,
 }
 
-/// A device: its PCI function, and the thread that owns its session. Dropping
-/// it ends both.
+/// A device: its PCI function and its owner. Dropping it ends both.
 #[derive(Debug)]
 pub struct Device {
     function: Arc<Function>,
@@ -55,8 +66,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes the function and starts the thread, which waits for an attach.
-    /// Its events are posted to those of `surroundings`.
+    /// Makes the function and starts the owner, which waits for an attach. What it
+    /// tells is posted to the events of `surroundings`.
     ///
     /// # Errors
     /// `InvalidInput` when `spec` is not possible, with the reason; else those
@@ -70,18 +81,21 @@ impl Device {
         let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands))?;
         let function = Arc::new(function);
         let interruption = Arc::new(Interruption::default());
-        let worker = Worker::new(
-            spec.clone(),
-            Arc::clone(ram),
-            Arc::clone(&function),
+        let seat = Seat {
+            spec: spec.clone(),
+            function: Arc::clone(&function),
+            ram: Arc::clone(ram),
+        };
+        let owner = Owner::new(
+            seat,
             Arc::clone(&commands),
-            Arc::clone(&interruption),
             Arc::clone(&surroundings.events),
+            Arc::clone(&interruption),
         );
         let name: String = format!("device {}", spec.id).chars().take(15).collect();
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || worker.run())?;
+            .spawn(move || owner.run())?;
         Ok(Self {
             function,
             commands,
@@ -115,7 +129,7 @@ impl Drop for Device {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("a device's thread ended by a panic");
+            log::error!("a device's owner ended by a panic");
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The questions are here, whatever the kind: does a back-end fit, what of it can
 //! a driver use, what may a driver write, what is waited for. What there is to be
-//! answered of one kind alone is in [`blk`] and [`net`].
+//! answered of one kind alone is in `blk.rs` and `net.rs`.
 
 use anyhow::Result;
 use outboard_protocol::devices::{BLK, Kind, NET, RNG};
