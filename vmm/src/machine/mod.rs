@@ -6,6 +6,7 @@ pub mod bus;
 pub mod config_ports;
 pub mod console;
 pub mod device;
+pub mod devices;
 pub mod ending;
 pub mod frontend;
 pub mod kvm;

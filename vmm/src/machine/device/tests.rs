@@ -562,7 +562,7 @@ fn stopping_does_not_wait_for_a_request_that_is_not_completed() {
     let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
     let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
     theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
-    // Some time for the device's thread to begin to read it.
+    // Some time for the device's owner to begin to read it.
     std::thread::sleep(Duration::from_millis(50));
     stopped(bench);
     fake.join();

@@ -115,7 +115,7 @@ impl Running {
 }
 
 impl Fake {
-    /// Serves until the connection ends; answers the front-end's socket.
+    /// Serves until the connection ends; returns the front-end's socket.
     pub fn start(self) -> (UnixStream, Running) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (seen_in, seen) = channel();

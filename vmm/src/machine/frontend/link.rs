@@ -155,7 +155,7 @@ impl Link {
         }
     }
 
-    /// As [`Self::command`], for what may be refused: answers the back-end's
+    /// As [`Self::command`], for what may be refused: returns the back-end's
     /// code, 0 for success.
     pub fn attempt(
         &mut self,

@@ -137,7 +137,7 @@ impl<P> Session<P> {
 
     /// Writes to the device configuration (SET_CONFIG). A back-end without
     /// configuration is not asked, and one may refuse, as far as it can say so:
-    /// the driver then reads what it had before. Answers whether it obeyed.
+    /// the driver then reads what it had before. Returns whether it obeyed.
     ///
     /// # Errors
     /// The back-end has gone.

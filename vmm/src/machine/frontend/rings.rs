@@ -114,7 +114,7 @@ impl<P> Session<P> {
     /// Waits until the back-end has returned what it had taken of a ring before
     /// it stopped that: `under_way` says whether there is any. It and the stop
     /// have one deadline together; one that may hold what the guest has lent it
-    /// until something comes (`holds`) has no more than a message. Answers whether
+    /// until something comes (`holds`) has no more than a message. Returns whether
     /// everything was returned.
     ///
     /// # Errors
@@ -195,7 +195,7 @@ impl Session<Started> {
         &self.phase.rings
     }
 
-    /// Stops every ring; answers each with its next available index.
+    /// Stops every ring; returns each with its next available index.
     ///
     /// # Errors
     /// As [`Self::stop_ring`].

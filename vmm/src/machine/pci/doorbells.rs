@@ -83,7 +83,7 @@ impl Doorbells {
 
     /// Puts the doorbells where the driver has put their BAR, or nowhere. On
     /// the vCPU thread that moved it: from its next instruction on they ring
-    /// there. Answers the queues of a live session, if the doorbells are
+    /// there. Returns the queues of a live session, if the doorbells are
     /// somewhere new: a kick that another vCPU made meanwhile must be made good.
     pub fn place(&self, base: Option<Address>) -> Vec<u16> {
         let mut state = self.state();
@@ -136,7 +136,7 @@ impl Doorbells {
         }
     }
 
-    /// A kick has exited to us. Answers whether it must be passed on, since
+    /// A kick has exited to us. Returns whether it must be passed on, since
     /// there is a session that waits for it and it is not ours to ring. One at
     /// the address of a registered doorbell (`at_doorbell`) exited before that
     /// was registered, and so before the back-end was lent an eventfd of count 1.

@@ -1,6 +1,6 @@
 //! A virtio function on the PCI bus: where an access to configuration space or
 //! to a BAR becomes an access to the registers, and where what the registers
-//! ask for is done or posted to the device's thread.
+//! ask for is done or posted to the device's owner.
 //!
 //! Locks, in this order: the function's own, then that of its interrupts, its
 //! doorbells or its bus mastering. Nothing is waited for under any of them but
@@ -118,7 +118,7 @@ impl Function {
         }
     }
 
-    /// Does something to the registers from the device's thread.
+    /// Does something to the registers from the owner's thread.
     pub fn with_registers<T>(&self, action: impl FnOnce(&mut Registers) -> T) -> T {
         action(&mut self.state().registers)
     }
@@ -192,7 +192,7 @@ impl Function {
         cleared
     }
 
-    /// The guest reads a guest-physical address in the PCI window; answers
+    /// The guest reads a guest-physical address in the PCI window; returns
     /// whether it is this function's.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
         let mut state = self.state();
@@ -203,7 +203,7 @@ impl Function {
         true
     }
 
-    /// The guest writes a guest-physical address in the PCI window; answers
+    /// The guest writes a guest-physical address in the PCI window; returns
     /// whether it is this function's.
     pub fn write_memory(&self, address: u64, data: &[u8]) -> bool {
         let mut state = self.state();
@@ -214,7 +214,7 @@ impl Function {
         true
     }
 
-    /// The guest accesses a port; answers whether it is this function's. All
+    /// The guest accesses a port; returns whether it is this function's. All
     /// there is are doorbells, which read as zero.
     pub fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
         let hit = part_of_ports(&self.state(), port).is_some();
@@ -224,7 +224,7 @@ impl Function {
         hit
     }
 
-    /// The guest writes a port; answers whether it is this function's.
+    /// The guest writes a port; returns whether it is this function's.
     pub fn write_port(&self, port: u16, data: &[u8]) -> bool {
         let mut state = self.state();
         let Some(part) = part_of_ports(&state, port) else {

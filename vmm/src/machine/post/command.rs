@@ -12,7 +12,7 @@ use crate::machine::virtio::Event;
 /// at once has no driver, and what it writes beyond is dropped.
 const MAX_CONFIG_WRITES: usize = 64;
 
-/// What a device's thread is asked to do.
+/// What a device's owner is asked to do.
 #[derive(Debug)]
 pub enum Command {
     /// The guest did something to the registers.
@@ -58,7 +58,7 @@ impl Command {
     }
 }
 
-/// What a device's thread tells the machine's main loop.
+/// What a device's owner tells the machine's main loop.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DeviceEvent {
     /// The back-end has answered and fits; once per attach.
