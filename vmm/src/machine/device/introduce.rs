@@ -37,8 +37,8 @@ pub fn introduce(
     if cache == Cache::TurnedOn {
         let id = &spec.id;
         log::warn!(
-            "{id}: its back-end said that its write cache is off, as some do whose is on: it has \
-             been turned on, and the guest flushes it"
+            "{id}: its back-end said that its write cache is off, which some say although it is \
+             on: it has been turned on, and the guest flushes it"
         );
     }
     let served = kinds::served(&agreement, spec);

@@ -1,12 +1,15 @@
 //! The bus master bit as a device's owner obeys it.
 //!
 //! ```text
-//!  On ──bit cleared──▶ Off: rings stopped and drained, then the guest's write returns
-//!  ▲ ▲                  │
-//!  │ └─ bit set, no driver
-//!  │                    │
-//!  └── a kick, a reset, or a second later ── Resting ◀── bit set, there is a driver
+//!           bit cleared
+//!  Off ◀───────────────────────────────────────────────────────── On
+//!   │ rings stopped and drained, then the guest's write returns    ▲ ▲
+//!   │                                                              │ │
+//!   ├── bit set, no driver ────────────────────────────────────────┘ │
+//!   └── bit set, a driver ──▶ Resting ── a kick, a reset, a second ──┘
 //! ```
+//! The bit is cleared from Resting, too.
+//!
 //! Rings do not go on with the bit itself: a kernel that was entered by kexec
 //! sets it first and resets the device then, and where the rings were is its own
 //! memory by now.

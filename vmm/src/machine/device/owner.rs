@@ -35,10 +35,10 @@ use crate::machine::pci::Clearing;
 use crate::machine::post::{Command, DeviceEvent, Mailbox};
 use crate::machine::virtio::{Event, Registers, Ring};
 
-/// Between two waits that fail at once.
+/// Between two calls of poll that fail at once.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Between two answers to a back-end that says again and again that its
-/// configuration has changed.
+/// Least time between two looks at a configuration of which the back-end says
+/// again and again that it has changed.
 const CONFIG_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the thread has.
@@ -52,7 +52,8 @@ pub struct Owner {
     mastering: Mastering,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
-    /// What a guest can cause: that it must be reset.
+    /// That the driver must reset the device; a guest can cause it, so it is
+    /// rate-limited: logged at powers of two.
     broken: Rarely,
 }
 
@@ -111,7 +112,7 @@ impl Owner {
             Err(errno) => {
                 static FAILED: Rarely = Rarely::new();
                 if let Some(times) = FAILED.again() {
-                    log::error!("{}: waiting: {errno}{times}", self.seat.spec.id);
+                    log::error!("{}: poll failed: {errno}{times}", self.seat.spec.id);
                 }
                 std::thread::sleep(PAUSE);
             }
@@ -284,8 +285,8 @@ impl Owner {
         };
         if notices.unread {
             log::warn!(
-                "{}: its back-end does not read the answers to its own requests, so it gets no \
-                 more of them: a change of its configuration will not be seen",
+                "{}: its back-end asks and does not read our answers, so it is not listened to any \
+                 more: a change of its configuration will not be seen",
                 self.seat.spec.id
             );
         }

@@ -909,7 +909,6 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
     eventually(|| bench.read(CONFIG, 8) == 2048);
 }
 
-/// The kicks since the last look, at the eventfd that a back-end was lent.
 #[test]
 fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
     let Some(bench) = Bench::of(launch::Device {
@@ -946,6 +945,7 @@ fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
     assert!(bench.events.take().is_empty());
 }
 
+/// The kicks since the last look, at the eventfd that a back-end was lent.
 fn kicks(lent: &mut File) -> u64 {
     let mut count = [0; 8];
     match lent.read(&mut count) {

@@ -1,5 +1,5 @@
 //! Requests and replies on one connection: what is asked, by when it must be
-//! answered, and that the answer is one to what was asked.
+//! answered, and whether the answer belongs to the question.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::cause::{because, cause_on_the_wire};
 use super::channel::{Channel, Notices};
 use super::limits::{Limits, Wait, may_need_io};
 
-/// Between two looks at what a back-end does without a word.
+/// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A connection, and what both sides agreed to use on it.
@@ -34,7 +34,8 @@ pub struct Link {
     /// What was sent without asking for an answer may need I/O, and a back-end
     /// obeys in order: the next answer may have to wait for it.
     unanswered: Option<Wait>,
-    /// How often a wait for I/O grew long, which a guest can cause.
+    /// That a wait for I/O has grown long; a guest can cause it, so it is
+    /// rate-limited: logged at powers of two.
     long: Rarely,
 }
 
@@ -206,8 +207,8 @@ impl Link {
         Ok(())
     }
 
-    /// Waits a moment for what the back-end does without a word, and listens
-    /// meanwhile; false when `wait` is over.
+    /// Waits a moment for what the back-end does without saying so, and listens
+    /// meanwhile; returns false when `wait` is over.
     pub fn pause(&mut self, wait: &mut Wait) -> Result<bool> {
         let moment = Deadline::after(LOOK);
         self.readable(moment.min(wait.end()))?;

@@ -111,11 +111,11 @@ impl Session<Negotiated> {
 }
 
 impl<P> Session<P> {
-    /// Waits until the back-end has returned what it had taken of a ring before
-    /// it stopped that: `under_way` says whether there is any. It and the stop
-    /// have one deadline together; one that may hold what the guest has lent it
-    /// until something comes (`holds`) has no more than a message. Returns whether
-    /// everything was returned.
+    /// Waits until the back-end has returned what it had taken of a ring before it
+    /// stopped that: `under_way` says whether there still is any. This wait and the
+    /// stop have one deadline together. A back-end that may keep what it has taken
+    /// until something comes (`holds`) has only the time of a message. Returns
+    /// whether everything was returned.
     ///
     /// # Errors
     /// The back-end has gone.
@@ -139,11 +139,11 @@ impl<P> Session<P> {
 }
 
 impl Session<Started> {
-    /// Starts rings, each whole, and enables them when all of them are; then
-    /// each is kicked once more. The kick that was there from the start is
-    /// lost on a back-end that reads it before it learns that the ring is
-    /// enabled (`vhost-user-backend`, if its thread is faster than our next
-    /// message), so this one comes when a query says that it has learnt it.
+    /// Starts rings: describes each, enables them when all are described, and then
+    /// kicks each once more. The first kick, which is in the eventfd from the start,
+    /// is lost on a back-end that reads it before it learns that the ring is enabled
+    /// (`vhost-user-backend`, if its thread is faster than our next message). This
+    /// one comes when the answer to a query shows that it has learnt that.
     ///
     /// # Errors
     /// The back-end refuses or has gone.

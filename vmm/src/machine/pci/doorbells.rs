@@ -46,7 +46,7 @@ enum Way {
 struct State {
     base: Option<Address>,
     queues: Vec<Queue>,
-    /// The doorbells that KVM has refused.
+    /// The doorbells that KVM has refused; rate-limited: logged at powers of two.
     refused: Rarely,
 }
 
@@ -171,8 +171,8 @@ impl Doorbells {
         };
         match Doorbell::register(&self.vm, at(base, index), kick) {
             Ok(doorbell) => queue.doorbell = Some(doorbell),
-            // Then a kick exits to us and is passed on, slowly. A guest can
-            // cause it again and again, by one BAR upon another.
+            // Then a kick exits to us and is passed on, slowly. A guest can cause
+            // it again and again, by putting one BAR over another.
             Err(error) => {
                 if let Some(times) = state.refused.again() {
                     let id = &self.id;
