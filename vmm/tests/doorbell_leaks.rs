@@ -41,7 +41,7 @@ fn number(of: &EventFd) -> u32 {
 }
 
 /// Sessions of all queues begin and end, until there were `wanted` registrations
-/// in all; answers the eventfds' numbers.
+/// in all; returns the eventfds' numbers.
 fn sessions(doorbells: &Doorbells, base: Address, wanted: usize) -> BTreeSet<u32> {
     let mut numbers = BTreeSet::new();
     let mut former: Vec<Option<Arc<EventFd>>> = vec![None; QUEUES.into()];

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
-use outboard::machine::frontend::{Cache, Connected, Interruption, Negotiated, RingStart, Session};
+use outboard::machine::device::kinds;
+use outboard::machine::device::kinds::blk::{Cache, set_cache};
+use outboard::machine::frontend::{Connected, Interruption, Negotiated, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::{F_VERSION_1, Ring};
 use outboard_protocol::devices::{BlkConfig, Kind};
@@ -109,8 +111,14 @@ fn disk(queues: u16) -> launch::Device {
 }
 
 fn negotiated(daemon: &Daemon, queues: u16) -> Session<Negotiated> {
+    let session = connected(daemon);
+    kinds::fits(&session.agreement(), &disk(queues)).unwrap();
+    session
+}
+
+fn connected(daemon: &Daemon) -> Session<Negotiated> {
     Session::<Connected>::new(daemon.connect())
-        .negotiate(&disk(queues), &Interruption::default())
+        .negotiate("disk0", &Interruption::default())
         .unwrap()
 }
 
@@ -192,7 +200,7 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
     // The kick that every start owes is enough for what is there already.
     make_available(&ram, 0, 100, 1);
     let mut session = session
-        .start(&ram, F_VERSION_1, (1, 64), None, &[ring_start(0)])
+        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     wait_used(&ram, 1);
     assert_eq!(session.stop_ring(0).unwrap().base, 1);
@@ -226,7 +234,7 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
     }
     make_available(&ram, 0, 8, 1);
     let session = session
-        .start(&ram, F_VERSION_1, (1, 64), None, &[ring_start(0)])
+        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     wait_used(&ram, 1);
     drop(session);
@@ -247,14 +255,14 @@ fn a_disk_whose_cache_is_on_says_so_when_it_was_told() {
         0 => Cache::TurnedOn,
         _ => Cache::Set,
     };
-    assert_eq!(session.set_cache(true, 60).unwrap(), first);
+    assert_eq!(set_cache(&mut session, true, 60).unwrap(), first);
     assert_eq!(writeback(&mut session), 1);
-    assert_eq!(session.set_cache(true, 60).unwrap(), Cache::Set);
-    assert_eq!(session.set_cache(false, 60).unwrap(), Cache::Set);
+    assert_eq!(set_cache(&mut session, true, 60).unwrap(), Cache::Set);
+    assert_eq!(set_cache(&mut session, false, 60).unwrap(), Cache::Set);
     assert_eq!(writeback(&mut session), 0);
-    assert_eq!(session.set_cache(true, 60).unwrap(), Cache::TurnedOn);
+    assert_eq!(set_cache(&mut session, true, 60).unwrap(), Cache::TurnedOn);
     // Without the byte in what the driver sees there is none to be believed.
-    assert_eq!(session.set_cache(true, 32).unwrap(), Cache::Unknown);
+    assert_eq!(set_cache(&mut session, true, 32).unwrap(), Cache::Unknown);
 }
 
 /// It knows 60 bytes of a disk's configuration, and answers each offset with what
@@ -279,19 +287,13 @@ fn more_queues_than_the_back_end_has_are_refused_with_advice() {
     let Some(daemon) = Daemon::start(2) else {
         return;
     };
-    let session = Session::<Connected>::new(daemon.connect());
-    let error = session
-        .negotiate(&disk(4), &Interruption::default())
-        .unwrap_err()
-        .to_string();
+    let agreement = connected(&daemon).agreement();
+    let error = kinds::fits(&agreement, &disk(4)).unwrap_err().to_string();
     assert_eq!(
         error,
         "the back-end offers 2 queues, 4 were asked: use queues=2"
     );
-    let session = Session::<Connected>::new(daemon.connect());
-    session
-        .negotiate(&disk(2), &Interruption::default())
-        .unwrap();
+    negotiated(&daemon, 2);
 }
 
 #[test]

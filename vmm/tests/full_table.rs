@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outboard::machine::frontend::{Connected, Interruption, Session};
+use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::NoRoom;
-use outboard_protocol::devices::Kind;
 use outboard_protocol::wire::{Connection, Header};
-use outboard_protocol::{Deadline, launch};
+
 use vhost::vhost_user::message::FrontendReq;
 
 #[test]
@@ -32,16 +32,9 @@ fn a_back_end_is_not_blamed_for_a_descriptor_that_finds_no_room() {
     while let Ok(file) = File::open("/dev/null") {
         files.push(file);
     }
-    let disk = launch::Device {
-        id: "disk0".into(),
-        kind: Kind::blk(),
-        queues: 1,
-        fewer: false,
-        queue_size: 64,
-    };
     // One that is kept of the connection has room, one that comes over it not.
     files.pop();
-    let result = Session::<Connected>::new(ours).negotiate(&disk, &Interruption::default());
+    let result = Session::<Connected>::new(ours).negotiate("disk0", &Interruption::default());
     drop(files);
     let error = result.unwrap_err();
     assert!(NoRoom::within(error.as_ref()).is_some(), "{error:#}");

@@ -255,6 +255,33 @@ fn a_guest_that_spins_or_halts_is_stopped_when_it_is_asked_for() {
 }
 
 #[test]
+fn an_attach_of_a_device_that_is_not_there_is_refused_and_the_guest_runs_on() {
+    let Some(kvm) = kvm() else { return };
+    let machine = Machine::start(kvm, spec(1, 16), &elf(true, &code(&[SPIN])));
+    machine.running();
+    let channel = machine.channel.as_ref().unwrap();
+    for session in [7, 8] {
+        let attach = ToMachine::Attach {
+            device: "disk9".into(),
+            session,
+            asked: false,
+            whose: launch::Whose::Own,
+        };
+        let (theirs, _ours) = UnixStream::pair().unwrap();
+        channel.send(&attach, &[theirs.as_fd()], soon()).unwrap();
+        let refused = FromMachine::Lost {
+            device: "disk9".into(),
+            session,
+            cause: launch::Cause::DoesNotFit,
+            text: "this machine has no device disk9".into(),
+        };
+        assert_eq!(machine.hear(), Some(refused));
+    }
+    channel.send(&ToMachine::Stop, &[], soon()).unwrap();
+    assert_eq!(machine.ending(), Ending::Stopped);
+}
+
+#[test]
 fn a_machine_whose_supervisor_has_gone_ends() {
     let Some(kvm) = kvm() else { return };
     let mut machine = Machine::start(kvm, spec(2, 16), &elf(true, &code(&[SAY, SPIN])));

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
+use outboard::machine::device::kinds;
 use outboard::machine::frontend::{Connected, Interruption, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::Ring;
@@ -73,18 +74,20 @@ fn drive(script: Scripted, queues: u16) -> (anyhow::Result<()>, Vec<Message>) {
 
 fn drive_stream(stream: std::os::unix::net::UnixStream, queues: u16) -> anyhow::Result<()> {
     let ram = ram(2 << 20);
+    let spec = spec(queues, 8);
     let mut session =
-        Session::<Connected>::new(stream).negotiate(&spec(queues, 8), &Interruption::default())?;
+        Session::<Connected>::new(stream).negotiate(&spec.id, &Interruption::default())?;
+    kinds::fits(&session.agreement(), &spec)?;
     session.read_config(8)?;
     session.write_config(4, &[1])?;
     let sizes = (queues, 64);
     let all: Vec<_> = (0..queues).map(ring).collect();
     let (first, late) = all.split_at(1);
-    let session = session.start(&ram, VERSION_1, sizes, None, &all)?;
+    let session = session.start(&ram, VERSION_1, sizes, &mut None, &all)?;
     let (mut session, bases) = session.stop()?;
     assert_eq!(bases.len(), usize::from(queues));
     session.reset_device()?;
-    let mut session = session.start(&ram, VERSION_1 | 1 << 29, sizes, None, first)?;
+    let mut session = session.start(&ram, VERSION_1 | 1 << 29, sizes, &mut None, first)?;
     session.start_rings(late)?;
     let mut session = session.stop()?.0;
     session.reset_device()
@@ -354,9 +357,9 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
             .on(R::GET_MAX_MEM_SLOTS, reply);
         let (stream, running) = script.start().unwrap();
         let session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1, 0), &Interruption::default())
+            .negotiate("some0", &Interruption::default())
             .unwrap();
-        let result = session.start(&ram, VERSION_1, (1, 64), None, &[ring(0)]);
+        let result = session.start(&ram, VERSION_1, (1, 64), &mut None, &[ring(0)]);
         let result = result.map(drop).map_err(|error| format!("{error:#}"));
         let memory = [R::SET_MEM_TABLE, R::ADD_MEM_REG].map(u32::from);
         let messages = running.messages();
@@ -449,7 +452,7 @@ fn a_configuration_is_asked_for_once_and_whole() {
         let script = Scripted::new(VERSION_1, 1, config.clone());
         let (stream, running) = script.start().unwrap();
         let mut session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1, length), &Interruption::default())
+            .negotiate("some0", &Interruption::default())
             .unwrap();
         let read = session.read_config(length as usize).unwrap();
         assert_eq!(read, Some(config));

@@ -55,7 +55,7 @@ struct Blob {
 }
 
 impl Blob {
-    /// Appends a table; answers its guest-physical address.
+    /// Appends a table; returns its guest-physical address.
     fn add(&mut self, table: &dyn Aml) -> u64 {
         self.bytes
             .resize(self.bytes.len().next_multiple_of(ALIGN), 0);

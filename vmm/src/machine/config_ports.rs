@@ -1,9 +1,9 @@
 //! The chipset's ports 0xcf8 to 0xcff: PCI configuration mechanism #1 (PCI
 //! Local Bus 3.0, section 3.2.2.3.2) and the reset control register between.
 //!
-//! Everything on the bus is reached by ECAM; but before Linux has read the
-//! DSDT it believes in no ECAM, and without these ports it complains of a fatal
-//! lack on its console.
+//! Everything on the bus is reached by ECAM; but Linux does not use ECAM before it
+//! has read the DSDT, and without these ports it says on its console "PCI: Fatal:
+//! No config space access function found".
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -20,8 +20,8 @@ use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
-use super::device::DeviceEvent;
 use super::frontend::Session as Frontend;
+use super::post::DeviceEvent;
 use super::threads::Threads;
 use super::vm::Machine;
 
@@ -35,8 +35,8 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     let failed = FromMachine::Failed {
         error: format!("{error:#}"),
     };
-    if tell(&channel, &failed, limits::LAG).is_err() {
-        // Nobody is left to tell it to.
+    if send(&channel, &failed, limits::LAG).is_err() {
+        // Nobody is left to send it to.
         log::error!("{error:#}");
     }
     ExitCode::FAILURE
@@ -49,7 +49,7 @@ fn serve(channel: &Channel) -> Result<()> {
     let machine = Machine::build(&spec, &devices, fds)?;
     let mut session = Session {
         channel,
-        awaited: machine.device_ids().map(str::to_owned).collect(),
+        awaited: machine.devices().ids().map(str::to_owned).collect(),
         machine,
         threads: None,
         gone: false,
@@ -91,7 +91,7 @@ fn receive_start(channel: &Channel) -> Result<Option<Start>> {
     Ok(Some(((machine, devices), fds)))
 }
 
-fn tell(channel: &Channel, message: &FromMachine, wait: Duration) -> std::io::Result<()> {
+fn send(channel: &Channel, message: &FromMachine, wait: Duration) -> std::io::Result<()> {
     channel.send(message, &[], Deadline::after(wait))
 }
 
@@ -113,7 +113,7 @@ impl Session<'_> {
         while self.machine.end().get().is_none() {
             let mut fds = [
                 PollFd::new(self.machine.end().as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.machine.events().as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.machine.devices().events().as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut fds, PollTimeout::NONE) {
@@ -136,25 +136,25 @@ impl Session<'_> {
     fn start_if_attached(&mut self) -> Result<()> {
         if self.threads.is_none() && self.awaited.is_empty() {
             self.threads = Some(self.machine.start()?);
-            self.tell(&FromMachine::Running)?;
+            self.send(&FromMachine::Running)?;
         }
         Ok(())
     }
 
-    /// Tells the supervisor what the devices tell.
+    /// Sends the supervisor what the devices tell.
     fn pass_on(&mut self) -> Result<()> {
-        for event in self.machine.events().take() {
+        for event in self.machine.devices().events().take() {
             match event {
                 DeviceEvent::Attached { device, session } => {
                     self.awaited.remove(&device);
-                    self.tell(&FromMachine::Attached { device, session })?;
+                    self.send(&FromMachine::Attached { device, session })?;
                 }
                 DeviceEvent::Lost {
                     device,
                     session,
                     cause,
                     text,
-                } => self.tell(&FromMachine::Lost {
+                } => self.send(&FromMachine::Lost {
                     device,
                     session,
                     cause,
@@ -195,7 +195,8 @@ impl Session<'_> {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
                 };
-                self.machine.attach(&device, number, session.of(whose))?;
+                let devices = self.machine.devices();
+                devices.attach(&device, number, session.of(whose));
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }
@@ -215,14 +216,15 @@ impl Session<'_> {
         let told = result.and_then(|()| {
             let ending = self.machine.end().get().cloned();
             let ending = ending.context("the run is over without a reason")?;
-            self.tell(&FromMachine::Ended { ending })
+            self.send(&FromMachine::Ended { ending })
         });
         self.machine.stop_devices();
         told.and(stopped)
     }
 
-    /// Tells the supervisor; that it has gone is not an error but an end.
-    fn tell(&mut self, message: &FromMachine) -> Result<()> {
+    /// Sends a message to the supervisor; that it has gone is not an error but an
+    /// end.
+    fn send(&mut self, message: &FromMachine) -> Result<()> {
         if self.gone {
             return Ok(());
         }
@@ -231,13 +233,13 @@ impl Session<'_> {
             FromMachine::Ended { .. } => limits::LAG,
             _ => limits::MESSAGE,
         };
-        match tell(self.channel, message, wait) {
+        match send(self.channel, message, wait) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                 self.gone = true;
                 self.machine.end().set(Ending::Stopped);
                 Ok(())
             }
-            result => result.context("telling the supervisor"),
+            result => result.context("sending to the supervisor"),
         }
     }
 }

@@ -10,20 +10,22 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use kvm_ioctls::{Kvm, VmFd};
-use outboard_protocol::launch::{self, Ending, Machine as Spec, SessionNumber, StartFd};
+use outboard_protocol::launch::{self, Ending, Machine as Spec, StartFd};
 
 use super::bus::{Bus, Target};
 use super::config_ports::{self, ConfigPorts};
 use super::console::Console;
-use super::device::{Device, DeviceEvent, Mailbox, Surroundings};
+use super::device::Surroundings;
+use super::devices::Devices;
 use super::ending::{AcpiPorts, End, KeyboardController};
-use super::frontend::{Connected, Session};
 use super::kvm::cpuid::Cpuid;
 use super::kvm::irq::Routes;
+use super::kvm::registers::Entry;
 use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
 use super::kvm::{self};
 use super::memory::{Backing, Ram};
 use super::pci;
+use super::post::Mailbox;
 use super::threads::Threads;
 use super::vcpu::{self, World};
 use super::{acpi, boot, layout};
@@ -35,13 +37,6 @@ pub struct Machine {
     console: Arc<Console>,
     console_in: Option<File>,
     devices: Devices,
-}
-
-/// The devices, and what they tell.
-struct Devices {
-    /// By id, in slot order.
-    devices: Vec<(String, Device)>,
-    events: Arc<Mailbox<DeviceEvent>>,
 }
 
 /// Most vCPUs of a machine.
@@ -77,17 +72,19 @@ impl Machine {
         let vm = kvm::create_vm(&kvm, &ram)?;
 
         let end = Arc::new(End::new().context("making an eventfd")?);
-        let console = Console::new(output, Arc::clone(&end)).context("making the console")?;
-        let console = Arc::new(console);
-        vm.register_irqfd(console.interrupt(), layout::COM1_GSI)
-            .context("binding the console's interrupt")?;
-        let (devices, bus) = Devices::build(spec, devices, &ram, &vm)?;
+        let console = console(output, &end, &vm)?;
+        let surroundings = Surroundings {
+            doorbell: spec.doorbell,
+            kick_path: spec.kick_path,
+            ram: Arc::clone(&ram),
+            vm: Arc::clone(&vm),
+            routes: Routes::new(Arc::clone(&vm))?,
+            events: Arc::new(Mailbox::new().context("making an eventfd")?),
+        };
+        let (devices, bus) = Devices::new(devices, &surroundings)?;
         let world = Arc::new(World {
             ports: ports(&console, &end, &bus)?,
-            memory: Bus::new(vec![
-                (layout::PCI_MEMORY, bus.memory),
-                (layout::ECAM, bus.ecam),
-            ])?,
+            memory: memory(bus)?,
             ram: Arc::clone(&ram),
             end,
         });
@@ -100,15 +97,8 @@ impl Machine {
         };
         let tables = acpi::tables(spec.cpus, boot::map::ACPI.start);
         let entry = boot::load(&ram, kernel, &tables)?;
-        let cpuid = Cpuid::new(&kvm, spec.cpus)?;
-        let vcpus: Vec<_> = (0..spec.cpus)
-            .map(|id| Vcpu::new(&vm, &cpuid, id))
-            .collect::<Result<_>>()?;
-        if let Some(first) = vcpus.first() {
-            first.enter_at(&entry)?;
-        }
         Ok(Self {
-            vcpus,
+            vcpus: vcpus(&kvm, &vm, spec.cpus, &entry)?,
             world,
             console,
             console_in,
@@ -121,38 +111,14 @@ impl Machine {
         &self.world.end
     }
 
-    /// What the devices tell; readable when there is something.
-    pub fn events(&self) -> &Mailbox<DeviceEvent> {
-        &self.devices.events
-    }
-
-    /// The devices' ids, in slot order.
-    pub fn device_ids(&self) -> impl Iterator<Item = &str> {
-        self.devices.devices.iter().map(|(id, _)| id.as_str())
-    }
-
-    /// Hands a device a connection to a back-end.
-    ///
-    /// # Errors
-    /// There is no device of that id.
-    pub fn attach(
-        &self,
-        id: &str,
-        number: SessionNumber,
-        session: Session<Connected>,
-    ) -> Result<()> {
-        let mut devices = self.devices.devices.iter();
-        let device = devices.find(|(other, _)| other == id);
-        let (_, device) = device.with_context(|| format!("this machine has no device {id}"))?;
-        device.attach(number, session);
-        Ok(())
+    /// Its devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// Ends every device's session. The vCPUs have been stopped.
     pub fn stop_devices(self) {
-        for (_, device) in self.devices.devices {
-            device.stop();
-        }
+        self.devices.stop();
     }
 
     /// Starts the vCPUs and the console's input. They run until [`Self::end`]
@@ -184,39 +150,15 @@ impl Machine {
     }
 }
 
-impl Devices {
-    /// Makes the devices and the bus they are on.
-    fn build(
-        spec: &Spec,
-        planned: &[launch::Device],
-        ram: &Arc<Ram>,
-        vm: &Arc<VmFd>,
-    ) -> Result<(Self, pci::Targets)> {
-        let routes = Routes::new(Arc::clone(vm))?;
-        let events = Arc::new(Mailbox::new().context("making an eventfd")?);
-        let surroundings = Surroundings {
-            doorbell: spec.doorbell,
-            kick_path: spec.kick_path,
-            ram: Arc::clone(ram),
-            vm: Arc::clone(vm),
-            routes,
-            events: Arc::clone(&events),
-        };
-        let mut host = pci::Host::new();
-        let mut devices: Vec<(String, Device)> = Vec::new();
-        for device in planned {
-            let id = &device.id;
-            if devices.iter().any(|(other, _)| other == id) {
-                bail!("two devices have the id {id}");
-            }
-            let made = Device::new(device, &surroundings);
-            let made = made.with_context(|| format!("making the device {id}"))?;
-            host.add(made.function())
-                .with_context(|| format!("putting the device {id} on the bus"))?;
-            devices.push((id.clone(), made));
-        }
-        Ok((Self { devices, events }, host.targets()))
+/// The vCPUs, of which the first enters the kernel.
+fn vcpus(kvm: &Kvm, vm: &Arc<VmFd>, count: u8, entry: &Entry) -> Result<Vec<Vcpu>> {
+    let cpuid = Cpuid::new(kvm, count)?;
+    let vcpus = (0..count).map(|id| Vcpu::new(vm, &cpuid, id));
+    let vcpus: Vec<_> = vcpus.collect::<Result<_>>()?;
+    if let Some(first) = vcpus.first() {
+        first.enter_at(entry)?;
     }
+    Ok(vcpus)
 }
 
 fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
@@ -227,6 +169,14 @@ fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
     Ok(())
 }
 
+fn console(output: File, end: &Arc<End>, vm: &VmFd) -> Result<Arc<Console>> {
+    let console = Console::new(output, Arc::clone(end)).context("making the console")?;
+    vm.register_irqfd(console.interrupt(), layout::COM1_GSI)
+        .context("binding the console's interrupt")?;
+    Ok(Arc::new(console))
+}
+
+/// What is behind port instructions.
 fn ports(console: &Arc<Console>, end: &Arc<End>, bus: &pci::Targets) -> Result<Bus> {
     let com1 = u64::from(layout::COM1);
     let keyboard = KeyboardController::PORT;
@@ -244,5 +194,13 @@ fn ports(console: &Arc<Console>, end: &Arc<End>, bus: &pci::Targets) -> Result<B
             config_ports::PORTS,
             Arc::new(ConfigPorts::new(Arc::clone(&bus.ecam), Arc::clone(end))),
         ),
+    ])
+}
+
+/// What is behind addresses that are not RAM.
+fn memory(bus: pci::Targets) -> Result<Bus> {
+    Bus::new(vec![
+        (layout::PCI_MEMORY, bus.memory),
+        (layout::ECAM, bus.ecam),
     ])
 }

@@ -34,9 +34,13 @@ pub fn limits(header: &setup_header) -> Limits {
     }
 }
 
-/// Writes the zero page and the page tables; answers the mode of the entry and
+/// Writes the zero page and the page tables; returns the mode of the entry and
 /// its argument.
-pub fn tell(ram: &Ram, header: Option<&setup_header>, told: &Told) -> Result<(Mode, u64)> {
+pub fn write_zero_page(
+    ram: &Ram,
+    header: Option<&setup_header>,
+    told: &Told,
+) -> Result<(Mode, u64)> {
     let mut zero_page = boot_params {
         hdr: header.copied().unwrap_or_else(made_up_header),
         acpi_rsdp_addr: map::ACPI.start,

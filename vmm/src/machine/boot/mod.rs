@@ -107,8 +107,8 @@ pub fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
         map: &map::memory_map(ram),
     };
     let (mode, argument) = match loaded.protocol {
-        Protocol::Linux(header) => linux::tell(ram, header.as_deref(), &told)?,
-        Protocol::Pvh => pvh::tell(ram, &told)?,
+        Protocol::Linux(header) => linux::write_zero_page(ram, header.as_deref(), &told)?,
+        Protocol::Pvh => pvh::write_start_info(ram, &told)?,
     };
     for (address, descriptor) in (map::GDT..).step_by(8).zip(gdt(mode)) {
         put(ram, &descriptor.to_le_bytes(), address)?;
@@ -141,7 +141,7 @@ fn load_kernel(ram: &Ram, file: &mut File, name: &str) -> Result<Loaded> {
     Ok(loaded)
 }
 
-/// Puts the initial RAM disk as high as it may lie; answers where.
+/// Puts the initial RAM disk as high as it may lie; returns where.
 fn load_initrd(ram: &Ram, mut file: File, kernel: &Loaded, end: u64) -> Result<Range<u64>> {
     const PAGE: u64 = 4096;
     let size = image::size(&file).context("the initrd")?;

@@ -13,9 +13,9 @@ use super::{Told, map, put};
 const MODULES: u64 = map::START_INFO + size_of::<hvm_start_info>() as u64;
 const MEMORY_MAP: u64 = MODULES + size_of::<hvm_modlist_entry>() as u64;
 
-/// Writes the start information; answers the mode of the entry and its
+/// Writes the start information; returns the mode of the entry and its
 /// argument.
-pub fn tell(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
+pub fn write_start_info(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
     put_words(
         ram,
         map::START_INFO,

@@ -1,5 +1,5 @@
-//! The error eventfds of a device's rings (vhost-user, SET_VRING_ERR): those
-//! that are listened to, of the rings that are started and not broken.
+//! The error eventfds of a device's rings (vhost-user, SET_VRING_ERR). Those of
+//! rings that are started and not broken are listened to.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// What the thread listens to, by queue, until it was told.
+/// What is listened to, by queue, and which rings have broken.
 #[derive(Debug, Default)]
 pub struct RingErrors {
     rings: Vec<(u16, Arc<EventFd>)>,

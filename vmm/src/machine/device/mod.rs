@@ -1,114 +1,43 @@
-//! A device: its PCI function, and the thread that owns its session with its
-//! back-end (`worker`).
+//! A device: its PCI function, and the thread that owns what becomes of it
+//! (`owner.rs`).
 //!
-//! The two meet in three places: commands go to the thread through a mailbox,
-//! the thread changes the registers under the function's lock, and both see to
+//! The two meet in three places: commands go to the owner through its mailbox, the
+//! owner changes the registers under the function's lock, and both see to
 //! doorbells and interrupts under locks of those. A vCPU thread never waits for
-//! the device's thread.
+//! the owner, but where the guest turns bus mastering off.
+//!
+//! | what | lives |
+//! |---|---|
+//! | `seat.rs`: what the device is, its function, guest memory | as long as the device |
+//! | `driver.rs`: what the driver has set up | until the driver resets the device |
+//! | `serving.rs`: a session whose back-end fits | until the back-end is lost |
+//! | `introduce.rs`: a connection that may become one | for one attach |
 
 mod backend;
+mod driver;
 mod errors;
-mod mailbox;
-mod pairs;
+mod introduce;
+pub mod kinds;
+mod mastering;
+mod owner;
 mod ring;
-mod worker;
-mod writable;
+mod seat;
+mod serving;
 
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
-use outboard_protocol::launch::{self, Cause, SessionNumber};
+use outboard_protocol::launch::{self, SessionNumber};
 
-pub use self::mailbox::Mailbox;
-use self::worker::Worker;
+use self::owner::Owner;
+use self::seat::Seat;
 use super::frontend::{Connected, Interruption, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
-use super::pci::{Clearing, Function};
-use super::virtio::Event;
-
-/// Most configuration writes that wait for a back-end; a guest that does more
-/// at once has no driver, and what it writes beyond is dropped.
-const MAX_CONFIG_WRITES: usize = 64;
-
-/// What a device's thread is asked to do.
-#[derive(Debug)]
-pub enum Command {
-    /// The guest did something to the registers.
-    Guest(Event),
-    /// The guest kicked a queue of a live session, and KVM did not see it.
-    Kick(u16),
-    /// The guest let the device touch its memory.
-    MayMaster,
-    /// The guest let it no more; it is to be told when nothing is written.
-    MustNotMaster(Clearing),
-    /// Here is a connection to a back-end.
-    Attach(SessionNumber, Session<Connected>),
-    /// End.
-    Stop,
-}
-
-impl Command {
-    /// Posts a command; however many a guest causes, few wait. Answers whether
-    /// a configuration write was dropped for it.
-    #[must_use]
-    pub fn post_to(self, mailbox: &Mailbox<Self>) -> bool {
-        let mut dropped = false;
-        let is_write = |command: &Self| matches!(command, Self::Guest(Event::ConfigWrite { .. }));
-        mailbox.change(|queue| match &self {
-            Self::Kick(queue_index) => {
-                let same = |other: &Self| matches!(other, Self::Kick(q) if q == queue_index);
-                if !queue.iter().any(same) {
-                    queue.push_back(self);
-                }
-            }
-            command if is_write(command) => {
-                let waiting = queue.iter().filter(|other| is_write(other)).count();
-                if waiting < MAX_CONFIG_WRITES {
-                    queue.push_back(self);
-                } else if let Some(last) = queue.iter_mut().rfind(|other| is_write(other)) {
-                    *last = self;
-                    dropped = true;
-                }
-            }
-            _ => queue.push_back(self),
-        });
-        dropped
-    }
-}
-
-/// What a device's thread tells the machine's main loop.
-#[derive(Debug, PartialEq, Eq)]
-pub enum DeviceEvent {
-    /// The back-end has answered and fits; once per attach.
-    Attached {
-        /// The device's id.
-        device: String,
-        /// That of the attach.
-        session: SessionNumber,
-    },
-    /// The session has ended, or could not begin.
-    Lost {
-        /// The device's id.
-        device: String,
-        /// That of the attach.
-        session: SessionNumber,
-        /// Why.
-        cause: Cause,
-        /// The same, to be shown to the user.
-        text: String,
-    },
-    /// The machine itself cannot serve the device: its back-end is not to
-    /// blame.
-    Failed {
-        /// The device's id.
-        device: String,
-        /// Why, and what to do.
-        cause: String,
-    },
-}
+use super::pci::Function;
+use super::post::{Command, DeviceEvent, Mailbox};
 
 /// What all devices of a machine share.
 #[derive(Clone, Debug)]
@@ -127,8 +56,7 @@ pub struct Surroundings {
     pub events: Arc<Mailbox<DeviceEvent>>,
 }
 
-/// A device: its PCI function, and the thread that owns its session. Dropping
-/// it ends both.
+/// A device: its PCI function and its owner. Dropping it ends both.
 #[derive(Debug)]
 pub struct Device {
     function: Arc<Function>,
@@ -138,8 +66,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes the function and starts the thread, which waits for an attach.
-    /// Its events are posted to those of `surroundings`.
+    /// Makes the function and starts the owner, which waits for an attach. What it
+    /// tells is posted to the events of `surroundings`.
     ///
     /// # Errors
     /// `InvalidInput` when `spec` is not possible, with the reason; else those
@@ -153,18 +81,21 @@ impl Device {
         let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands))?;
         let function = Arc::new(function);
         let interruption = Arc::new(Interruption::default());
-        let worker = Worker::new(
-            spec.clone(),
-            Arc::clone(ram),
-            Arc::clone(&function),
+        let seat = Seat {
+            spec: spec.clone(),
+            function: Arc::clone(&function),
+            ram: Arc::clone(ram),
+        };
+        let owner = Owner::new(
+            seat,
             Arc::clone(&commands),
-            Arc::clone(&interruption),
             Arc::clone(&surroundings.events),
+            Arc::clone(&interruption),
         );
         let name: String = format!("device {}", spec.id).chars().take(15).collect();
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || worker.run())?;
+            .spawn(move || owner.run())?;
         Ok(Self {
             function,
             commands,
@@ -198,7 +129,7 @@ impl Drop for Device {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("a device's thread ended by a panic");
+            log::error!("a device's owner ended by a panic");
         }
     }
 }

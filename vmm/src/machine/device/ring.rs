@@ -1,18 +1,12 @@
-//! What the machine itself looks at in a ring, and in a configuration space:
-//! where a ring lies, how far its device has come, how many queues there are.
+//! What the machine itself looks at in a ring: where it lies, and how far its
+//! device has come.
 
 use std::sync::atomic::Ordering;
 
-use outboard_protocol::devices;
-use outboard_protocol::launch;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
-
-/// Offset of `num_queues` in a block device's configuration (virtio 1.3,
-/// section 5.2.4).
-const BLK_NUM_QUEUES: usize = 34;
 
 /// Where a part of a ring lies.
 struct Part {
@@ -82,24 +76,8 @@ fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
     Some(u16::from_le(index))
 }
 
-/// Makes the configuration agree with the number of queues that the driver can
-/// reach, which may be fewer than the back-end has or than it says there.
-pub fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
-    if spec.kind.virtio_id != devices::BLK {
-        return;
-    }
-    if let Some(field) = config.get_mut(BLK_NUM_QUEUES..BLK_NUM_QUEUES + 2)
-        && let &mut [low, high] = field
-    {
-        let queues = u16::from_le_bytes([low, high]).min(served);
-        field.copy_from_slice(&queues.to_le_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use outboard_protocol::devices::{BlkConfig, Kind};
-
     use super::*;
     use crate::machine::memory::Backing;
 
@@ -249,31 +227,5 @@ mod tests {
             ram.guest().write_obj(used, GuestAddress(0x3002)).unwrap();
             assert_eq!(is_under_way(&ring, base, &ram), under_way, "{base} {used}");
         }
-    }
-
-    #[test]
-    fn a_disk_never_says_more_queues_than_the_driver_can_reach() {
-        let mut spec = launch::Device {
-            id: "disk0".into(),
-            kind: Kind::blk(),
-            queues: 2,
-            fewer: false,
-            queue_size: 64,
-        };
-        let of = |num_queues| BlkConfig {
-            num_queues,
-            capacity: 8,
-            ..BlkConfig::default()
-        };
-        for (has, says) in [(1, 1), (2, 2), (4, 2), (u16::MAX, 2)] {
-            let mut config = of(has).to_bytes();
-            limit_queues(&mut config, &spec, 2);
-            assert_eq!(config, of(says).to_bytes());
-        }
-        limit_queues(&mut [0; 20], &spec, 2);
-        spec.kind = Kind::unnamed(4, 60);
-        let mut config = [0xff; 60];
-        limit_queues(&mut config, &spec, 2);
-        assert_eq!(config, [0xff; 60]);
     }
 }

@@ -1,3 +1,5 @@
+mod causes;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -6,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
-use outboard_protocol::launch::Whose;
+use outboard_protocol::launch::{Cause, Whose};
 use outboard_protocol::wire::{Connection, Header, WireError};
 use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
@@ -560,7 +562,7 @@ fn stopping_does_not_wait_for_a_request_that_is_not_completed() {
     let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
     let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
     theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
-    // Some time for the device's thread to begin to read it.
+    // Some time for the device's owner to begin to read it.
     std::thread::sleep(Duration::from_millis(50));
     stopped(bench);
     fake.join();
@@ -907,7 +909,6 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
     eventually(|| bench.read(CONFIG, 8) == 2048);
 }
 
-/// The kicks since the last look, at the eventfd that a back-end was lent.
 #[test]
 fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
     let Some(bench) = Bench::of(launch::Device {
@@ -944,6 +945,7 @@ fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
     assert!(bench.events.take().is_empty());
 }
 
+/// The kicks since the last look, at the eventfd that a back-end was lent.
 fn kicks(lent: &mut File) -> u64 {
     let mut count = [0; 8];
     match lent.read(&mut count) {
@@ -1066,6 +1068,27 @@ fn rings_go_on_where_they_were_with_a_kick_or_without_one() {
         assert_eq!(message.payload[4..6], base.to_ne_bytes());
         fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     }
+}
+
+#[test]
+fn a_region_is_asked_for_once_and_anew_after_a_reset() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    master(&bench, false);
+    master(&bench, true);
+    bench.write(NOTIFY, 0, 2);
+    let mut seen = Vec::new();
+    while seen.last() != Some(&FrontendReq::SET_VRING_KICK) {
+        seen.push(fake.seen.recv_timeout(PATIENCE).unwrap().0);
+    }
+    assert!(seen.contains(&FrontendReq::SET_INFLIGHT_FD), "{seen:?}");
+    assert!(!seen.contains(&FrontendReq::GET_INFLIGHT_FD), "{seen:?}");
+    bench.reset();
+    bench.drive();
+    fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
 }
 
 /// A kernel that was entered by kexec sets the bit, then resets the device.

@@ -1,5 +1,5 @@
-//! The channel on which the back-end asks (SET_BACKEND_REQ_FD; vhost-user,
-//! "Back-end message types").
+//! The channel on which the back-end itself sends requests (SET_BACKEND_REQ_FD;
+//! vhost-user, "Back-end message types").
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,8 @@ use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{BackendReq, VhostUserVringState};
 
-/// What the back-end has told us. A storm of one kind is one notice.
+/// What the back-end has told us since it was asked last: each kind once, however
+/// often it came.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Notices {
     /// The device configuration has changed (CONFIG_CHANGE_MSG).
@@ -46,10 +47,10 @@ impl Channel {
         Ok((Self { connection }, theirs.into()))
     }
 
-    /// Receives and answers one request; false when the channel is over: the
-    /// back-end has closed it, which it may, or does not read its answers. Those
-    /// are not waited for, since whoever asks one question at a time, as one does
-    /// that waits for answers, has room for each. The channel is optional
+    /// Receives and answers one request. Returns false when the channel is over:
+    /// the back-end has closed it, which it may, or does not read our answers. An
+    /// answer that finds no room is not waited for: a back-end that reads each
+    /// before it asks again always has room for one. The channel is optional
     /// ("Back-end communication"), so the session goes on without it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! A back-end that does as it is told, for the tests: correct, but for one
 //! fault at one request.
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::wire::{Connection, Header, Message};
@@ -80,6 +82,7 @@ pub struct Running {
     /// The channel to the front-end, when it came.
     pub channel: Receiver<OwnedFd>,
     base: Arc<AtomicU16>,
+    stream: UnixStream,
     thread: JoinHandle<()>,
 }
 
@@ -99,6 +102,12 @@ impl Running {
         self.base.store(base, Ordering::Relaxed);
     }
 
+    /// Ends the connection, as a back-end that dies does.
+    pub fn hang_up(self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
+        self.join();
+    }
+
     /// Waits for the end of the connection.
     pub fn join(self) {
         self.thread.join().unwrap();
@@ -106,19 +115,26 @@ impl Running {
 }
 
 impl Fake {
-    /// Serves until the connection ends; answers the front-end's socket.
+    /// Serves until the connection ends; returns the front-end's socket.
     pub fn start(self) -> (UnixStream, Running) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (seen_in, seen) = channel();
         let (channel_in, channel) = channel();
         let base = Arc::new(AtomicU16::new(0));
         let base_too = Arc::clone(&base);
-        let serve = move || self.serve(ours, &seen_in, &channel_in, &base_too);
+        let stream = ours.try_clone().unwrap();
+        let serve = move || {
+            let ending = ours.try_clone().unwrap();
+            self.serve(ours, &seen_in, &channel_in, &base_too);
+            // There is a copy, to hang up.
+            let _ = ending.shutdown(Shutdown::Both);
+        };
         let thread = std::thread::spawn(serve);
         let running = Running {
             seen,
             channel,
             base,
+            stream,
             thread,
         };
         (theirs, running)
@@ -213,7 +229,8 @@ impl Fake {
 }
 
 fn send(connection: &Connection, request: FrontendReq, mut payload: Vec<u8>, fault: Option<Fault>) {
-    let file = std::fs::File::open("/dev/null").unwrap();
+    // Another one for each question.
+    let file = memfd_create(c"fake", MFdFlags::MFD_CLOEXEC).unwrap();
     let mut fds = Vec::new();
     if request == FrontendReq::GET_INFLIGHT_FD {
         fds.push(file.as_fd());

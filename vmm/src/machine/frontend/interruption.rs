@@ -1,5 +1,5 @@
-//! How the thread of a session is interrupted in whatever it waits for: every
-//! wait is one for a socket, and a socket can be shut down from another thread.
+//! How a device's owner is interrupted, whatever it waits for: it only ever waits
+//! for a socket, and a socket can be shut down from another thread.
 
 use std::io;
 use std::net::Shutdown;

@@ -1,22 +1,24 @@
 //! Requests and replies on one connection: what is asked, by when it must be
-//! answered, and that the answer is one to what was asked.
+//! answered, and whether the answer belongs to the question.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::NoRoom;
+use outboard_protocol::launch::Cause;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
+use super::cause::{because, cause_on_the_wire};
 use super::channel::{Channel, Notices};
 use super::limits::{Limits, Wait, may_need_io};
 
-/// Between two looks at what a back-end does without a word.
+/// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A connection, and what both sides agreed to use on it.
@@ -32,7 +34,8 @@ pub struct Link {
     /// What was sent without asking for an answer may need I/O, and a back-end
     /// obeys in order: the next answer may have to wait for it.
     unanswered: Option<Wait>,
-    /// How often a wait for I/O grew long, which a guest can cause.
+    /// That a wait for I/O has grown long; a guest can cause it, so it is
+    /// rate-limited: logged at powers of two.
     long: Rarely,
 }
 
@@ -153,7 +156,7 @@ impl Link {
         }
     }
 
-    /// As [`Self::command`], for what may be refused: answers the back-end's
+    /// As [`Self::command`], for what may be refused: returns the back-end's
     /// code, 0 for success.
     pub fn attempt(
         &mut self,
@@ -186,23 +189,26 @@ impl Link {
         }
         if main {
             let message = self.connection.recv(self.within_a_message());
-            match message {
-                Err(WireError::Closed) => bail!("the back-end closed its connection"),
-                Err(WireError::Io(error)) => {
-                    bail!("the connection to the back-end failed: {error}")
-                }
-                Err(error) => bail!("the back-end broke its connection: {error}"),
-                Ok(message) => bail!(
-                    "the back-end sent a message that nobody asked for (request {})",
-                    message.header.request
-                ),
-            }
+            let message = message.map_err(|error| {
+                let text = match &error {
+                    WireError::Closed => "the back-end closed its connection".into(),
+                    WireError::Io(error) => {
+                        format!("the connection to the back-end failed: {error}")
+                    }
+                    error => format!("the back-end broke its connection: {error}"),
+                };
+                because(cause_on_the_wire(&error), text)
+            })?;
+            bail!(
+                "the back-end sent a message that nobody asked for (request {})",
+                message.header.request
+            );
         }
         Ok(())
     }
 
-    /// Waits a moment for what the back-end does without a word, and listens
-    /// meanwhile; false when `wait` is over.
+    /// Waits a moment for what the back-end does without saying so, and listens
+    /// meanwhile; returns false when `wait` is over.
     pub fn pause(&mut self, wait: &mut Wait) -> Result<bool> {
         let moment = Deadline::after(LOOK);
         self.readable(moment.min(wait.end()))?;
@@ -223,10 +229,13 @@ impl Link {
         end = self.unanswered.map_or(end, |wait| wait.end().max(end));
         let sent = self.connection.send(header, payload, fds, end);
         sent.map_err(|error| match error {
-            WireError::TimedOut => anyhow!(
-                "the back-end was silent: it did not read {request:?} within {} s",
-                self.limits.message.as_secs()
-            ),
+            WireError::TimedOut => {
+                let within = self.limits.message.as_secs();
+                let text = format!(
+                    "the back-end was silent: it did not read {request:?} within {within} s"
+                );
+                because(Cause::Silent, text)
+            }
             error => spoke(request, &error),
         })
     }
@@ -245,20 +254,24 @@ impl Link {
                 break;
             }
             if wait.end().passed() {
-                bail!(
-                    "the back-end was silent: {request:?} was not answered within {} s",
-                    wait.limit().as_secs()
+                let within = wait.limit().as_secs();
+                let text = format!(
+                    "the back-end was silent: {request:?} was not answered within {within} s"
                 );
+                bail!(because(Cause::Silent, text));
             }
             self.mention(&mut wait);
         }
         let reply = self.connection.recv(self.within_a_message());
         let reply = reply.map_err(|error| match error {
-            WireError::TimedOut => anyhow!(
-                "the back-end was silent: its answer to {request:?} was not complete {} s after \
-                 it had begun",
-                self.limits.message.as_secs()
-            ),
+            WireError::TimedOut => {
+                let text = format!(
+                    "the back-end was silent: its answer to {request:?} was not complete {} s \
+                     after it had begun",
+                    self.limits.message.as_secs()
+                );
+                because(Cause::Silent, text)
+            }
             error => spoke(request, &error),
         })?;
         let header = reply.header;
@@ -317,13 +330,12 @@ fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {
 
 /// What became of `request` on the wire.
 pub fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
-    match error {
-        WireError::Closed => {
-            anyhow!("the back-end closed its connection at {request:?}")
-        }
-        error => match NoRoom::within(error) {
-            Some(no_room) => anyhow::Error::new(no_room).context(format!("{request:?}")),
-            None => anyhow!("{request:?}: {error}"),
-        },
+    if let Some(no_room) = NoRoom::within(error) {
+        return anyhow::Error::new(no_room).context(format!("{request:?}"));
     }
+    let text = match error {
+        WireError::Closed => format!("the back-end closed its connection at {request:?}"),
+        error => format!("{request:?}: {error}"),
+    };
+    because(cause_on_the_wire(error), text)
 }

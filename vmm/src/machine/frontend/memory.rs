@@ -3,12 +3,14 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Result, bail};
+use outboard_protocol::launch::Cause;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
     VhostUserSingleMemoryRegion,
 };
 use vm_memory::ByteValued;
 
+use super::cause::because;
 use super::link::Link;
 use crate::machine::memory::{Ram, Region};
 
@@ -27,11 +29,12 @@ pub fn lend(link: &mut Link, ram: &Ram) -> Result<()> {
 fn lend_slots(link: &mut Link, regions: &[Region]) -> Result<()> {
     let slots = link.query_u64(FrontendReq::GET_MAX_MEM_SLOTS)?;
     if slots < regions.len() as u64 {
-        bail!(
-            "the back-end has {slots} memory slots, the guest's memory needs {}: \
-             use less memory or another back-end",
-            regions.len()
+        let needed = regions.len();
+        let text = format!(
+            "the back-end has {slots} memory slots, the guest's memory needs {needed}: use less \
+             memory or another back-end"
         );
+        bail!(because(Cause::DoesNotFit, text));
     }
     for region in regions {
         let payload = VhostUserSingleMemoryRegion::new(

@@ -14,10 +14,10 @@
 //! checked for its request, flags, size and descriptors, and waited for no
 //! longer than its [`Limits`] allow.
 
-mod cache;
+mod cause;
 mod channel;
+mod inflight;
 mod interruption;
-mod kinds;
 mod limits;
 mod link;
 mod memory;
@@ -28,18 +28,19 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
-use outboard_protocol::launch::Whose;
+use outboard_protocol::launch::{Cause, Whose};
 use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserConfigFlags};
 use vm_memory::ByteValued;
 
-pub use self::cache::Cache;
+pub use self::cause::{because, cause_of};
 pub use self::channel::Notices;
+pub use self::inflight::Inflight;
 pub use self::interruption::Interruption;
 pub use self::limits::Limits;
 use self::link::Link;
 pub use self::negotiate::Agreement;
-pub use self::rings::{Inflight, RingStart, Stopped};
+pub use self::rings::{RingStart, Stopped};
 
 /// Nothing has been heard yet.
 #[derive(Debug)]
@@ -61,7 +62,6 @@ pub struct Negotiated {
 pub struct Started {
     agreement: Agreement,
     rings: Vec<u16>,
-    inflight: Option<Inflight>,
 }
 
 /// One connection to one back-end, in phase `P`.
@@ -109,24 +109,35 @@ impl<P> Session<P> {
         payload.resize(payload.len() + len, 0);
         let reply = self.link.query(FrontendReq::GET_CONFIG, &payload)?;
         let Some((answered, bytes)) = reply.payload.split_at_checked(head.as_slice().len()) else {
-            bail!("the back-end refused GET_CONFIG: it has no configuration of that length");
+            bail!(because(
+                Cause::DoesNotFit,
+                "the back-end refused GET_CONFIG: it has no configuration of that length"
+            ));
         };
         let mut echo = VhostUserConfig::default();
         echo.as_mut_slice().copy_from_slice(answered);
         let (got_offset, got_size) = (echo.offset as usize, echo.size as usize);
         if (got_offset, got_size) != (0, len) || bytes.len() != len {
-            bail!(
+            let text = format!(
                 "the back-end answered GET_CONFIG with {} bytes (said to be {got_size} at \
                  {got_offset}) instead of {len} at 0",
                 bytes.len()
             );
+            let another_length = (got_offset, got_size) == (0, bytes.len());
+            bail!(because(
+                match another_length {
+                    true => Cause::DoesNotFit,
+                    false => Cause::BrokeProtocol,
+                },
+                text
+            ));
         }
         Ok(Some(bytes.to_vec()))
     }
 
     /// Writes to the device configuration (SET_CONFIG). A back-end without
     /// configuration is not asked, and one may refuse, as far as it can say so:
-    /// the driver then reads what it had before. Answers whether it obeyed.
+    /// the driver then reads what it had before. Returns whether it obeyed.
     ///
     /// # Errors
     /// The back-end has gone.

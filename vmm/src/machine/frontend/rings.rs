@@ -1,7 +1,6 @@
-//! Starting and stopping rings (vhost-user, "Ring states" and "Inflight I/O
-//! tracking").
+//! Starting and stopping rings (vhost-user, "Ring states").
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +12,7 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::inflight::{self, Inflight};
 use super::limits::Wait;
 use super::link::spoke;
 use super::negotiate::protocol_bit;
@@ -21,11 +21,6 @@ use crate::machine::kvm::irq::descriptor;
 use crate::machine::memory::Ram;
 use crate::machine::signal::signal;
 use crate::machine::virtio::Ring;
-
-/// Bytes of the inflight description: 20, and 4 of padding at its end, which
-/// QEMU and the `vhost` crate send.
-const INFLIGHT_LEN: usize = 20;
-const INFLIGHT_PADDED: usize = 24;
 
 /// Everything a ring needs to be started.
 #[derive(Debug)]
@@ -53,13 +48,13 @@ pub struct Stopped {
     wait: Wait,
 }
 
-/// The region in which a back-end notes what it has taken and not answered. We
-/// keep it and pass it on, and never look into it.
-#[derive(Debug)]
-pub struct Inflight {
-    fd: OwnedFd,
-    size: u64,
-    offset: u64,
+#[cfg(test)]
+impl Stopped {
+    /// A queue, handed back at `base`.
+    pub fn at(queue: u16, base: u16) -> Self {
+        let wait = super::Limits::default().for_a_message();
+        Self { queue, base, wait }
+    }
 }
 
 impl Session<Negotiated> {
@@ -68,9 +63,10 @@ impl Session<Negotiated> {
         self.phase.agreement
     }
 
-    /// Starts rings for a driver that acknowledged `features`. An `inflight`
-    /// region from before is handed on; without one a fresh one is asked for
-    /// where the back-end keeps one.
+    /// Starts rings for a driver that acknowledged `features`. `inflight` is lent:
+    /// the region from before is handed on, or a fresh one is asked for and left
+    /// there, if the back-end keeps one; it is there also when the start fails.
+    /// `queues` are how many there are and the size of the largest.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
@@ -79,7 +75,7 @@ impl Session<Negotiated> {
         ram: &Ram,
         features: u64,
         queues: (u16, u16),
-        inflight: Option<Inflight>,
+        inflight: &mut Option<Inflight>,
         rings: &[RingStart],
     ) -> Result<Session<Started>> {
         let agreement = self.phase.agreement;
@@ -94,10 +90,9 @@ impl Session<Negotiated> {
             phase: Started {
                 agreement,
                 rings: Vec::new(),
-                inflight,
             },
         };
-        session.share_inflight(queues)?;
+        inflight::share(&mut session.link, inflight, queues)?;
         session.start_rings(rings)?;
         Ok(session)
     }
@@ -116,11 +111,11 @@ impl Session<Negotiated> {
 }
 
 impl<P> Session<P> {
-    /// Waits until the back-end has returned what it had taken of a ring before
-    /// it stopped that: `under_way` says whether there is any. It and the stop
-    /// have one deadline together; one that may hold what the guest has lent it
-    /// until something comes (`holds`) has no more than a message. Answers whether
-    /// everything was returned.
+    /// Waits until the back-end has returned what it had taken of a ring before it
+    /// stopped that: `under_way` says whether there still is any. This wait and the
+    /// stop have one deadline together. A back-end that may keep what it has taken
+    /// until something comes (`holds`) has only the time of a message. Returns
+    /// whether everything was returned.
     ///
     /// # Errors
     /// The back-end has gone.
@@ -144,11 +139,11 @@ impl<P> Session<P> {
 }
 
 impl Session<Started> {
-    /// Starts rings, each whole, and enables them when all of them are; then
-    /// each is kicked once more. The kick that was there from the start is
-    /// lost on a back-end that reads it before it learns that the ring is
-    /// enabled (`vhost-user-backend`, if its thread is faster than our next
-    /// message), so this one comes when a query says that it has learnt it.
+    /// Starts rings: describes each, enables them when all are described, and then
+    /// kicks each once more. The first kick, which is in the eventfd from the start,
+    /// is lost on a back-end that reads it before it learns that the ring is enabled
+    /// (`vhost-user-backend`, if its thread is faster than our next message). This
+    /// one comes when the answer to a query shows that it has learnt that.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
@@ -200,7 +195,7 @@ impl Session<Started> {
         &self.phase.rings
     }
 
-    /// Stops every ring; answers each with its next available index.
+    /// Stops every ring; returns each with its next available index.
     ///
     /// # Errors
     /// As [`Self::stop_ring`].
@@ -217,11 +212,6 @@ impl Session<Started> {
             },
         };
         Ok((session, bases))
-    }
-
-    /// The region to be handed to a successor, when this back-end is gone.
-    pub fn into_inflight(self) -> Option<Inflight> {
-        self.phase.inflight
     }
 
     fn start_ring(&mut self, start: &RingStart) -> Result<()> {
@@ -263,59 +253,4 @@ impl Session<Started> {
         let request = FrontendReq::SET_VRING_ENABLE;
         self.link.command(request, state.as_slice(), &[])
     }
-
-    /// Gives the back-end its inflight region: the one from before, or a fresh
-    /// one of its own making.
-    fn share_inflight(&mut self, queues: (u16, u16)) -> Result<()> {
-        if !self.link.protocol().contains(Protocol::INFLIGHT_SHMFD) {
-            self.phase.inflight = None;
-            return Ok(());
-        }
-        if self.phase.inflight.is_none() {
-            self.phase.inflight = Some(self.ask_inflight(queues)?);
-        }
-        if let Some(inflight) = &self.phase.inflight {
-            let payload = inflight_payload(inflight.size, inflight.offset, queues);
-            let fd = inflight.fd.as_fd();
-            self.link
-                .command(FrontendReq::SET_INFLIGHT_FD, &payload, &[fd])?;
-        }
-        Ok(())
-    }
-
-    fn ask_inflight(&mut self, queues: (u16, u16)) -> Result<Inflight> {
-        let request = FrontendReq::GET_INFLIGHT_FD;
-        let payload = inflight_payload(0, 0, queues);
-        let mut reply = self.link.query_with_fd(request, &payload)?;
-        let length = reply.payload.len();
-        if !matches!(length, INFLIGHT_LEN | INFLIGHT_PADDED) {
-            bail!("the back-end answered {request:?} with {length} bytes instead of 20 or 24");
-        }
-        let fd = reply.one_fd().map_err(|error| spoke(request, &error))?;
-        let eight = |at: usize| {
-            let bytes = reply.payload.get(at..at + 8);
-            bytes.and_then(|eight| eight.try_into().ok())
-        };
-        let size = eight(0).map_or(0, u64::from_ne_bytes);
-        let offset = eight(8).map_or(0, u64::from_ne_bytes);
-        if size == 0 || size.checked_add(offset).is_none() {
-            bail!("the back-end answered {request:?} with {size} bytes at {offset} of a file");
-        }
-        Ok(Inflight { fd, size, offset })
-    }
-}
-
-/// `VhostUserInflight`, padded as everybody sends it; `queues` are their number
-/// and their largest size.
-fn inflight_payload(size: u64, offset: u64, queues: (u16, u16)) -> [u8; INFLIGHT_PADDED] {
-    let mut bytes = Vec::with_capacity(INFLIGHT_PADDED);
-    bytes.extend(size.to_ne_bytes());
-    bytes.extend(offset.to_ne_bytes());
-    bytes.extend(queues.0.to_ne_bytes());
-    bytes.extend(queues.1.to_ne_bytes());
-    let mut payload = [0; INFLIGHT_PADDED];
-    for (to, from) in payload.iter_mut().zip(bytes) {
-        *to = from;
-    }
-    payload
 }

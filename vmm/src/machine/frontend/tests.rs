@@ -1,11 +1,11 @@
+mod regions;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
 use outboard_protocol::Deadline;
-use outboard_protocol::devices::Kind;
-use outboard_protocol::launch;
 use outboard_protocol::wire::{Header, WireError};
 use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures as Protocol};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,16 +20,6 @@ const SHORT: Limits = Limits {
     message: Duration::from_secs(5),
     answer: Duration::from_secs(5),
 };
-
-fn spec(queues: u16) -> launch::Device {
-    launch::Device {
-        id: "disk0".into(),
-        kind: Kind::blk(),
-        queues,
-        fewer: false,
-        queue_size: 64,
-    }
-}
 
 fn ring_start(index: u16) -> RingStart {
     RingStart {
@@ -51,12 +41,12 @@ fn ring_start(index: u16) -> RingStart {
 fn drive(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let ram = Ram::new(2 << 20, Backing::default())?;
     let session = Session::<Connected>::new(stream).within(SHORT);
-    let mut session = session.negotiate(&spec(2), &Interruption::default())?;
+    let mut session = session.negotiate("disk0", &Interruption::default())?;
     let config = session.read_config(60)?.context("no configuration")?;
     assert_eq!(config[..2], [0, 8]);
     session.write_config(32, &[1])?;
     let rings = [ring_start(0), ring_start(1)];
-    let session = session.start(&ram, 1 << 32, (2, 64), None, &rings)?;
+    let session = session.start(&ram, 1 << 32, (2, 64), &mut None, &rings)?;
     assert_eq!(session.rings(), [0, 1]);
     let (mut session, stopped) = session.stop()?;
     let stopped: Vec<_> = stopped.iter().map(|ring| (ring.queue, ring.base)).collect();
@@ -110,7 +100,7 @@ fn a_back_end_that_was_asked_already_is_not_asked_again() {
     let long = Deadline::after(Duration::from_secs(60));
     asked.send(request, &[], &[], long).unwrap();
     let session = Session::asked(stream)
-        .negotiate(&spec(2), &Interruption::default())
+        .negotiate("disk0", &Interruption::default())
         .unwrap();
     assert_eq!(session.agreement().features, Fake::default().features);
     drop((session, asked));
@@ -140,8 +130,10 @@ fn every_fault_at_every_request_ends_the_session_with_a_reason() {
         .collect();
     for thread in threads {
         let ((request, fault), result) = thread.join().unwrap();
-        // A driver's write to the configuration may be refused.
-        if (request, fault) == (FrontendReq::SET_CONFIG, Fault::Value) {
+        // A driver's write to the configuration may be refused, and whether no
+        // queue is enough is for who knows the device (`device/kinds`).
+        let may_be = [FrontendReq::SET_CONFIG, FrontendReq::GET_QUEUE_NUM];
+        if fault == Fault::Value && may_be.contains(&request) {
             result.unwrap();
             continue;
         }
@@ -168,60 +160,6 @@ fn one_fault(case: (FrontendReq, Fault)) -> Result<()> {
     result
 }
 
-fn refusal(fake: Fake, queues: u16) -> String {
-    let (stream, _fake) = fake.start();
-    let session =
-        Session::<Connected>::new(stream).negotiate(&spec(queues), &Interruption::default());
-    format!("{:#}", session.unwrap_err())
-}
-
-#[test]
-fn a_back_end_that_does_not_fit_is_refused_with_advice() {
-    let legacy = Fake {
-        features: 1 << 30,
-        ..Fake::default()
-    };
-    assert!(refusal(legacy, 1).contains("VIRTIO_F_VERSION_1"));
-    let small = Fake {
-        queues: 1,
-        ..Fake::default()
-    };
-    let text = "the back-end offers 1 queue, 4 were asked: use queues=1";
-    assert_eq!(refusal(small, 4), text);
-    let single = Fake {
-        queues: 1,
-        ..Fake::default()
-    };
-    let (stream, _fake) = single.start();
-    let nobody_asked = launch::Device {
-        fewer: true,
-        ..spec(4)
-    };
-    let session =
-        Session::<Connected>::new(stream).negotiate(&nobody_asked, &Interruption::default());
-    assert_eq!(session.unwrap().agreement().serves(&nobody_asked), 1);
-    let none = Fake {
-        queues: 0,
-        ..Fake::default()
-    };
-    assert!(refusal(none, 1).contains("0 queues"));
-    let single = Fake {
-        protocol: Fake::default().protocol & !Protocol::MQ,
-        ..Fake::default()
-    };
-    assert!(refusal(single, 2).contains("use queues=1"));
-    let blind = Fake {
-        protocol: Fake::default().protocol & !Protocol::CONFIG,
-        ..Fake::default()
-    };
-    assert!(refusal(blind, 1).contains("configuration"));
-    let simple = Fake {
-        features: 1 << 32,
-        ..Fake::default()
-    };
-    assert!(refusal(simple, 1).contains("configuration"));
-}
-
 #[test]
 fn a_back_end_without_protocol_features_is_never_asked_for_them() {
     let fake = Fake {
@@ -229,16 +167,14 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
         ..Fake::default()
     };
     let (stream, fake) = fake.start();
-    let mut entropy = spec(1);
-    entropy.kind = Kind::unnamed(4, 0);
     let ram = Ram::new(2 << 20, Backing::default()).unwrap();
     let mut session = Session::<Connected>::new(stream)
-        .negotiate(&entropy, &Interruption::default())
+        .negotiate("rng0", &Interruption::default())
         .unwrap();
     assert_eq!(session.read_config(0).unwrap(), None);
     session.reset_device().unwrap();
     let session = session
-        .start(&ram, 1 << 32, (1, 64), None, &[ring_start(0)])
+        .start(&ram, 1 << 32, (1, 64), &mut None, &[ring_start(0)])
         .unwrap();
     session.stop().unwrap();
     let seen: Vec<_> = fake.seen.iter().collect();
@@ -283,7 +219,7 @@ fn a_ring_is_described_as_the_specification_says() {
 fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
     let (stream, fake) = Fake::default().start();
     let mut session = Session::<Connected>::new(stream)
-        .negotiate(&spec(1), &Interruption::default())
+        .negotiate("disk0", &Interruption::default())
         .unwrap();
     let theirs = fake.channel.recv_timeout(Duration::from_secs(60)).unwrap();
     let theirs = Connection::new(theirs.into());
@@ -324,7 +260,7 @@ fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
 fn answers_that_are_not_read_are_not_waited_for() {
     let (stream, fake) = Fake::default().start();
     let mut session = Session::<Connected>::new(stream)
-        .negotiate(&spec(1), &Interruption::default())
+        .negotiate("disk0", &Interruption::default())
         .unwrap();
     let theirs = fake.channel.recv_timeout(Duration::from_secs(60)).unwrap();
     let theirs = Connection::new(theirs.into());
@@ -384,7 +320,7 @@ fn what_follows_an_unanswered_request_may_need_as_long() {
     };
     let mut session = Session::<Connected>::new(stream)
         .within(limits)
-        .negotiate(&spec(1), &Interruption::default())
+        .negotiate("disk0", &Interruption::default())
         .unwrap();
     session.write_config(32, &[1]).unwrap();
     assert!(session.read_config(60).unwrap().is_some());
@@ -401,7 +337,7 @@ fn a_configuration_is_read_whole_or_not_at_all() {
         }
         .start();
         let mut session = Session::<Connected>::new(stream)
-            .negotiate(&spec(1), &Interruption::default())
+            .negotiate("disk0", &Interruption::default())
             .unwrap();
         let config = session.read_config(len).unwrap().unwrap();
         assert!((0..len).all(|at| config[at] == at as u8));

@@ -104,7 +104,7 @@ impl ConfigSpace {
     }
 
     /// Appends a capability: its id, then a link, then `body`; `writable` masks
-    /// the body. Answers the offset of the capability.
+    /// the body. Returns the offset of the capability.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
         let at = self.end;
         self.put(at, &[id, 0]);

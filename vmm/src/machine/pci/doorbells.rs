@@ -46,7 +46,7 @@ enum Way {
 struct State {
     base: Option<Address>,
     queues: Vec<Queue>,
-    /// The doorbells that KVM has refused.
+    /// The doorbells that KVM has refused; rate-limited: logged at powers of two.
     refused: Rarely,
 }
 
@@ -83,7 +83,7 @@ impl Doorbells {
 
     /// Puts the doorbells where the driver has put their BAR, or nowhere. On
     /// the vCPU thread that moved it: from its next instruction on they ring
-    /// there. Answers the queues of a live session, if the doorbells are
+    /// there. Returns the queues of a live session, if the doorbells are
     /// somewhere new: a kick that another vCPU made meanwhile must be made good.
     pub fn place(&self, base: Option<Address>) -> Vec<u16> {
         let mut state = self.state();
@@ -136,7 +136,7 @@ impl Doorbells {
         }
     }
 
-    /// A kick has exited to us. Answers whether it must be passed on, since
+    /// A kick has exited to us. Returns whether it must be passed on, since
     /// there is a session that waits for it and it is not ours to ring. One at
     /// the address of a registered doorbell (`at_doorbell`) exited before that
     /// was registered, and so before the back-end was lent an eventfd of count 1.
@@ -171,8 +171,8 @@ impl Doorbells {
         };
         match Doorbell::register(&self.vm, at(base, index), kick) {
             Ok(doorbell) => queue.doorbell = Some(doorbell),
-            // Then a kick exits to us and is passed on, slowly. A guest can
-            // cause it again and again, by one BAR upon another.
+            // Then a kick exits to us and is passed on, slowly. A guest can cause
+            // it again and again, by putting one BAR over another.
             Err(error) => {
                 if let Some(times) = state.refused.again() {
                     let id = &self.id;

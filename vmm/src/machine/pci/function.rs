@@ -1,6 +1,6 @@
 //! A virtio function on the PCI bus: where an access to configuration space or
 //! to a BAR becomes an access to the registers, and where what the registers
-//! ask for is done or posted to the device's thread.
+//! ask for is done or posted to the device's owner.
 //!
 //! Locks, in this order: the function's own, then that of its interrupts, its
 //! doorbells or its bus mastering. Nothing is waited for under any of them but
@@ -13,14 +13,15 @@ use kvm_ioctls::VmFd;
 use outboard_protocol::launch;
 
 use super::config::{self, ConfigSpace, Identity};
+use super::decoded::Decoded;
 use super::doorbells::Doorbells;
 use super::interrupts::Interrupts;
 use super::layout::{self as bars, Capabilities, Offsets, Part};
 use super::mastering::{Clearing, Mastering};
-use crate::machine::device::{Command, Mailbox};
 use crate::machine::kvm::doorbell::Address;
 use crate::machine::kvm::irq::Routes;
 use crate::machine::layout;
+use crate::machine::post::{Command, Mailbox};
 use crate::machine::virtio::{Event, Registers, Shape};
 
 const VENDOR_VIRTIO: u16 = 0x1af4;
@@ -38,6 +39,7 @@ pub struct Function {
     /// Its doorbells.
     pub doorbells: Doorbells,
     mastering: Mastering,
+    decoded: Decoded,
     state: Mutex<State>,
 }
 
@@ -45,10 +47,6 @@ pub struct Function {
 struct State {
     config: ConfigSpace,
     registers: Registers,
-    /// Guest-physical address of the memory BAR, while it is decoded.
-    memory: Option<u64>,
-    /// First port of the I/O BAR, while it is decoded.
-    ports: Option<u16>,
 }
 
 impl Function {
@@ -98,12 +96,8 @@ impl Function {
             interrupts: Interrupts::new(&spec.id, routes, spec.queues, vectors)?,
             doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, kick_path)?,
             mastering: Mastering::default(),
-            state: Mutex::new(State {
-                config,
-                registers,
-                memory: None,
-                ports: None,
-            }),
+            decoded: Decoded::default(),
+            state: Mutex::new(State { config, registers }),
         })
     }
 
@@ -118,7 +112,12 @@ impl Function {
         }
     }
 
-    /// Does something to the registers from the device's thread.
+    /// Where its BARs are decoded, to be asked without its lock.
+    pub fn decoded(&self) -> &Decoded {
+        &self.decoded
+    }
+
+    /// Does something to the registers from the owner's thread.
     pub fn with_registers<T>(&self, action: impl FnOnce(&mut Registers) -> T) -> T {
         action(&mut self.state().registers)
     }
@@ -174,7 +173,7 @@ impl Function {
             self.interrupts.set_control(control);
         }
         if touches(config::COMMAND..config::COMMAND + 2) || touches(0x10..0x28) {
-            self.decode(&mut state);
+            self.decode(&state);
         }
         self.master(before, state.config.command())
     }
@@ -192,42 +191,42 @@ impl Function {
         cleared
     }
 
-    /// The guest reads a guest-physical address in the PCI window; answers
+    /// The guest reads a guest-physical address in the PCI window; returns
     /// whether it is this function's.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
         let mut state = self.state();
-        let Some(part) = part_of_memory(&state, address) else {
+        let Some(part) = self.decoded.in_memory(address).map(Part::at) else {
             return false;
         };
         self.read_part(&mut state, part, data);
         true
     }
 
-    /// The guest writes a guest-physical address in the PCI window; answers
+    /// The guest writes a guest-physical address in the PCI window; returns
     /// whether it is this function's.
     pub fn write_memory(&self, address: u64, data: &[u8]) -> bool {
         let mut state = self.state();
-        let Some(part) = part_of_memory(&state, address) else {
+        let Some(part) = self.decoded.in_memory(address).map(Part::at) else {
             return false;
         };
         self.write_part(&mut state, part, data);
         true
     }
 
-    /// The guest accesses a port; answers whether it is this function's. All
+    /// The guest accesses a port; returns whether it is this function's. All
     /// there is are doorbells, which read as zero.
     pub fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
-        let hit = part_of_ports(&self.state(), port).is_some();
+        let hit = self.decoded.in_ports(port).is_some();
         if hit {
             data.fill(0);
         }
         hit
     }
 
-    /// The guest writes a port; answers whether it is this function's.
+    /// The guest writes a port; returns whether it is this function's.
     pub fn write_port(&self, port: u16, data: &[u8]) -> bool {
         let mut state = self.state();
-        let Some(part) = part_of_ports(&state, port) else {
+        let Some(part) = self.decoded.in_ports(port).map(Part::notify) else {
             return false;
         };
         self.write_part(&mut state, part, data);
@@ -240,28 +239,30 @@ impl Function {
 
     /// Command or BARs were written: what is decoded now, and where. Sizing a
     /// BAR while it is decoded moves nothing.
-    fn decode(&self, state: &mut State) {
+    fn decode(&self, state: &State) {
         let command = state.config.command();
         let (address, sizing) = state.config.bar(bars::MEMORY_BAR);
         if command & config::COMMAND_MEMORY == 0 {
-            state.memory = None;
+            self.decoded.set_memory(None);
         } else if !sizing {
             let range = address.into()..u64::from(address) + u64::from(bars::MEMORY_SIZE);
-            state.memory = inside(&range, &layout::PCI_MEMORY).then_some(range.start);
+            let base = inside(&range, &layout::PCI_MEMORY).then_some(range.start);
+            self.decoded.set_memory(base);
         }
         let (address, sizing) = state.config.bar(bars::IO_BAR);
         if command & config::COMMAND_IO == 0 || self.doorbell != launch::Doorbell::Pio {
-            state.ports = None;
+            self.decoded.set_ports(None);
         } else if !sizing {
             let range = address.into()..u64::from(address) + u64::from(bars::IO_SIZE);
             let port = inside(&range, &layout::PCI_IO).then(|| u16::try_from(range.start));
-            state.ports = port.and_then(Result::ok);
+            self.decoded.set_ports(port.and_then(Result::ok));
         }
         let moved = self.doorbells.place(match self.doorbell {
-            launch::Doorbell::Mmio => state
-                .memory
-                .map(|base| Address::Memory(base + u64::from(bars::NOTIFY))),
-            launch::Doorbell::Pio => state.ports.map(Address::Port),
+            launch::Doorbell::Mmio => {
+                let base = self.decoded.memory();
+                base.map(|base| Address::Memory(base + u64::from(bars::NOTIFY)))
+            }
+            launch::Doorbell::Pio => self.decoded.ports().map(Address::Port),
         });
         for queue in moved {
             // Only configuration writes are ever dropped.
@@ -340,16 +341,6 @@ impl Function {
             }
         }
     }
-}
-
-fn part_of_memory(state: &State, address: u64) -> Option<Part> {
-    let offset = u32::try_from(address.checked_sub(state.memory?)?).ok()?;
-    (offset < bars::MEMORY_SIZE).then(|| Part::at(offset))
-}
-
-fn part_of_ports(state: &State, port: u16) -> Option<Part> {
-    let offset = u32::from(port.checked_sub(state.ports?)?);
-    (offset < bars::IO_SIZE).then(|| Part::notify(offset))
 }
 
 fn inside(inner: &std::ops::Range<u64>, outer: &std::ops::Range<u64>) -> bool {

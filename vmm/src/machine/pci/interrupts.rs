@@ -95,7 +95,8 @@ impl Line {
         self.bound = None;
         match route.bind(event) {
             Ok(irqfd) => self.bound = Some((self.vector, irqfd)),
-            // A guest can ask for it again and again.
+            // A guest can cause it again and again, so it is rate-limited: logged
+            // at powers of two.
             Err(error) => {
                 static UNBOUND: Rarely = Rarely::new();
                 if let Some(times) = UNBOUND.again() {
@@ -164,7 +165,7 @@ impl Interrupts {
     /// Takes a queue's call eventfd out of use.
     pub fn withdraw(&self, queue: u16) {
         if let Err(error) = self.set_event(queue, None) {
-            log::error!("withdrawing a call: {error}");
+            log::error!("taking a call eventfd back: {error}");
         }
     }
 

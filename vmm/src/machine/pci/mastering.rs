@@ -4,7 +4,7 @@
 //! A kernel that hands over to another (kexec) turns it off first, and then
 //! gives the memory that it had lent away. So the write that clears the bit
 //! returns when nothing will be written any more, and a vCPU waits for a
-//! back-end here and nowhere else. The device's thread ends the wait; where it
+//! back-end here and nowhere else. The device's owner ends the wait; where it
 //! cannot, because the back-end does not stop, the VM ends instead.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

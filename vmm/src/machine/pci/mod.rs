@@ -6,6 +6,7 @@
 //! that overlap the one in the lower slot answers.
 
 mod config;
+mod decoded;
 mod doorbells;
 mod function;
 mod interrupts;
@@ -13,21 +14,21 @@ mod layout;
 mod mastering;
 mod msix;
 mod ringer;
+mod slots;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use self::config::{ConfigSpace, Identity};
 pub use self::doorbells::Doorbells;
 pub use self::function::Function;
 pub use self::interrupts::Interrupts;
 pub use self::mastering::Clearing;
+use self::slots::Slots;
 use crate::machine::bus::Target;
 use crate::machine::layout as map;
 
-/// Slots for functions: all but the host bridge's.
-const MAX_FUNCTIONS: usize = 31;
 /// Bytes of configuration space that ECAM gives each function.
 const ECAM_FUNCTION: u64 = 0x1000;
 /// ECAM functions in a slot.
@@ -37,7 +38,7 @@ const FUNCTIONS_PER_SLOT: u64 = 8;
 #[derive(Debug)]
 pub struct Host {
     bridge: Mutex<ConfigSpace>,
-    functions: Vec<Arc<Function>>,
+    slots: Slots,
 }
 
 impl Default for Host {
@@ -60,7 +61,7 @@ impl Host {
         });
         Self {
             bridge: Mutex::new(bridge),
-            functions: Vec::new(),
+            slots: Slots::default(),
         }
     }
 
@@ -69,12 +70,7 @@ impl Host {
     /// # Errors
     /// The bus is full.
     pub fn add(&mut self, function: Arc<Function>) -> Result<()> {
-        if self.functions.len() >= MAX_FUNCTIONS {
-            bail!("more than {MAX_FUNCTIONS} devices: the PCI bus has no more slots");
-        }
-        self.functions.push(Arc::clone(&function));
-        function.place(self.functions.len() as u8);
-        Ok(())
+        self.slots.add(function)
     }
 
     /// What answers in the three ranges: ECAM, the memory window, the I/O
@@ -96,9 +92,9 @@ impl Host {
             return None;
         }
         let slot = usize::try_from(device / FUNCTIONS_PER_SLOT).ok()?;
-        let located = match slot.checked_sub(1) {
-            None => Located::Bridge(&self.bridge),
-            Some(index) => Located::Function(self.functions.get(index)?),
+        let located = match slot {
+            0 => Located::Bridge(&self.bridge),
+            slot => Located::Function(self.slots.get(slot)?),
         };
         Some((located, register))
     }
@@ -152,13 +148,13 @@ impl Target for Ecam {
 impl Target for Memory {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let address = map::PCI_MEMORY.start.saturating_add(offset);
-        let mut functions = self.0.functions.iter();
+        let mut functions = self.0.slots.at_address(address);
         functions.any(|function| function.read_memory(address, data));
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let address = map::PCI_MEMORY.start.saturating_add(offset);
-        let mut functions = self.0.functions.iter();
+        let mut functions = self.0.slots.at_address(address);
         functions.any(|function| function.write_memory(address, data));
     }
 }
@@ -166,13 +162,13 @@ impl Target for Memory {
 impl Target for Io {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let Some(port) = port(offset) else { return };
-        let mut functions = self.0.functions.iter();
+        let mut functions = self.0.slots.at_port(port);
         functions.any(|function| function.read_port(port, data));
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         let Some(port) = port(offset) else { return };
-        let mut functions = self.0.functions.iter();
+        let mut functions = self.0.slots.at_port(port);
         functions.any(|function| function.write_port(port, data));
     }
 }

@@ -37,7 +37,7 @@ impl Table {
         }
     }
 
-    /// Sets what message control says. Answers whether it changed anything.
+    /// Sets what message control says. Returns whether it changed anything.
     pub fn set_control(&mut self, control: u16) -> bool {
         let (enabled, masked) = (control & ENABLE != 0, control & FUNCTION_MASK != 0);
         let changed = (enabled, masked) != (self.enabled, self.function_masked);
@@ -63,7 +63,7 @@ impl Table {
     }
 
     /// Writes to the table: aligned 4 or 8 bytes, all else is ignored (PCI
-    /// 6.8.2 leaves it undefined). Answers the vector that it concerned.
+    /// 6.8.2 leaves it undefined). Returns the vector that it concerned.
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Option<u16> {
         if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len()) {
             return None;

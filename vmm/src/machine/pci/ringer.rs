@@ -1,13 +1,12 @@
-//! The worker thread of `--kick-path worker`: a vCPU's thread only wakes it, and it
-//! signals the kick eventfds. That is the design (a task queue in the VMM) that
-//! ioeventfd is compared with.
+//! The thread of `--kick-path worker`: a vCPU's thread only wakes it, and it signals
+//! the kick eventfds. Many VMMs have such a task queue; ioeventfd is compared with it.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// A worker thread, ended by dropping it.
+/// The thread, ended by dropping this.
 #[derive(Debug)]
 pub struct Ringer {
     bell: Arc<Bell>,
@@ -76,7 +75,7 @@ impl Drop for Ringer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("the worker that rings doorbells ended by a panic");
+            log::error!("the thread that rings doorbells ended by a panic");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What the registers are made for, and what an access to them asks for.
+//! What registers are made for (`Shape`), and what an access to them asks for
+//! (`Event`).
 
 use super::queue::Ring;
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! In `resetting` the status still reads as before: the guest sees the reset
-//! as done when the device's thread has taken the rings back from the back-end.
+//! as done when the device's owner has taken the rings back from the back-end.
 //! Writes other than to the selectors are ignored until then.
 
 use super::event::{Event, Shape, Source};
@@ -67,7 +67,7 @@ impl Registers {
 
     /// Sets what the driver is offered: of the back-end's features those that
     /// this kind of device lets through, and those of transport and rings that
-    /// the machine knows. Answers the features offered.
+    /// the machine knows. Returns the features offered.
     pub fn offer(&mut self, backend_features: u64) -> u64 {
         self.offered = backend_features & (self.shape.device_features | TRANSPORT_FEATURES);
         self.offered
@@ -146,7 +146,7 @@ impl Registers {
         self.config_writes = self.config_writes.saturating_sub(1);
     }
 
-    /// The configuration as the back-end gives it. Answers whether the driver
+    /// The configuration as the back-end gives it. Returns whether the driver
     /// is to be told, by a configuration interrupt. Nothing happens while a
     /// write of the driver's is still under way: a later call will have both.
     pub fn set_config(&mut self, bytes: &[u8]) -> bool {
@@ -160,17 +160,17 @@ impl Registers {
         }
         self.config = config;
         self.generation = self.generation.wrapping_add(1);
-        self.tell()
+        self.set_isr()
     }
 
-    /// The device is broken until the driver resets it. Answers whether the
+    /// The device is broken until the driver resets it. Returns whether the
     /// driver is to be told, by a configuration interrupt (section 2.1.2).
     pub fn needs_reset(&mut self) -> bool {
         if self.status & status::DRIVER_OK == 0 || self.resetting {
             return false;
         }
         self.status |= status::NEEDS_RESET;
-        self.tell()
+        self.set_isr()
     }
 
     /// The rings are back: the reset that the driver asked for is done.
@@ -180,8 +180,8 @@ impl Registers {
         }
     }
 
-    /// Sets the ISR if the driver listens; answers whether it does.
-    fn tell(&mut self) -> bool {
+    /// Sets the ISR if the driver listens; returns whether it does.
+    fn set_isr(&mut self) -> bool {
         let listens = self.status & status::DRIVER_OK != 0 && !self.resetting;
         if listens {
             self.isr |= ISR_CONFIG;

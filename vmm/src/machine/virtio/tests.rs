@@ -420,7 +420,7 @@ fn a_broken_device_says_so_until_it_is_reset() {
     assert_eq!(device.status(), 0, "not the driver's to set");
 }
 
-/// One access of a guest that has no driver, or of the device's thread.
+/// One access of a guest that has no driver, or of the device's owner.
 #[derive(Clone, Debug)]
 enum Step {
     Common(usize, Vec<u8>),

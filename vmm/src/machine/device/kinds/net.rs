@@ -7,8 +7,8 @@
 //! it too, whatever it offers; we have none, so then there is neither.
 
 use anyhow::{Result, bail};
-use outboard_protocol::devices::{self, Kind};
-use outboard_protocol::launch;
+use outboard_protocol::devices::Kind;
+use outboard_protocol::launch::{self, Cause};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
@@ -18,7 +18,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS, VIRTIO_NET_F_VQ_NOTF_COAL,
 };
 
-use crate::machine::frontend::Agreement;
+use crate::machine::frontend::{Agreement, because};
 
 /// Offset of `max_virtqueue_pairs` (virtio 1.3, section 5.1.4).
 const PAIRS_FIELD: usize = 8;
@@ -57,9 +57,6 @@ const WITH_CONFIG: [u32; 4] = [
 /// It has another number of pairs than somebody has asked for.
 pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     let features = agreement.features;
-    if spec.kind.virtio_id != devices::NET {
-        return Ok(features);
-    }
     let has = |bit: u32| features >> bit & 1 == 1;
     let configured = agreement.protocol.contains(Protocol::CONFIG);
     // Receive, transmit, control.
@@ -83,7 +80,8 @@ pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Re
         without.extend(WITH_PAIRS);
     }
     if !spec.fewer && asked != if several { theirs } else { 1 } {
-        bail!(refusal(if whole { theirs } else { 1 }, spec));
+        let has = if whole { theirs } else { 1 };
+        bail!(because(Cause::DoesNotFit, refusal(has, spec)));
     }
     Ok(without
         .iter()
@@ -232,10 +230,5 @@ mod tests {
         let features = usable(&agreement, &[0; NetConfig::LEN], &spec(1));
         let left_out = bits(&WITH_CONTROL) | bits(&WITH_CONFIG);
         assert_eq!(features.unwrap(), !left_out);
-        let disk = launch::Device {
-            kind: Kind::blk(),
-            ..spec(1)
-        };
-        assert_eq!(usable(&agreement, &[], &disk).unwrap(), u64::MAX);
     }
 }

@@ -1,0 +1,151 @@
+//! What the driver has set up, and will not say again. It belongs to the device:
+//! it outlives back-ends, is lent to each that starts, and ends with a reset.
+
+use crate::machine::frontend::{Inflight, Stopped};
+use crate::machine::virtio::Ring;
+
+/// What is known of the driver since the last reset.
+#[derive(Debug, Default)]
+pub struct Driver {
+    ready: Option<Ready>,
+    cache: Option<u8>,
+    inflight: Option<Inflight>,
+}
+
+/// A driver that uses the device.
+#[derive(Debug)]
+struct Ready {
+    features: u64,
+    /// Each with the index at which it begins, or goes on.
+    rings: Vec<(Ring, u16)>,
+}
+
+impl Driver {
+    /// It is ready, with these rings, and has acknowledged `features`. One that has
+    /// just reset the device begins at 0 (virtio 1.3, section 2.7.13).
+    pub fn is_ready_with(&mut self, features: u64, rings: Vec<Ring>) {
+        let rings = rings.into_iter().map(|ring| (ring, 0)).collect();
+        self.ready = Some(Ready { features, rings });
+    }
+
+    /// It has enabled one more ring. Returns whether it is ready: if it is not,
+    /// the ring is among those that it will be ready with.
+    pub fn adds(&mut self, ring: Ring) -> bool {
+        if let Some(ready) = &mut self.ready {
+            ready.rings.push((ring, 0));
+        }
+        self.uses_the_device()
+    }
+
+    /// Whether it is ready.
+    pub fn uses_the_device(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// The features that it has acknowledged, if it is ready.
+    pub fn features(&self) -> Option<u64> {
+        self.ready.as_ref().map(|ready| ready.features)
+    }
+
+    /// Its rings, each with the index at which it begins, or goes on.
+    pub fn rings(&self) -> impl Iterator<Item = (Ring, u16)> {
+        let rings = self.ready.iter().flat_map(|ready| &ready.rings);
+        rings.copied()
+    }
+
+    /// The ring of a queue.
+    pub fn ring(&self, queue: u16) -> Option<Ring> {
+        let mut rings = self.rings().map(|(ring, _)| ring);
+        rings.find(|ring| ring.index == queue)
+    }
+
+    /// This ring was handed back and goes on where it was.
+    pub fn rests(&mut self, stopped: &Stopped) {
+        let rings = self.ready.iter_mut().flat_map(|ready| &mut ready.rings);
+        for (_, base) in rings.filter(|(ring, _)| ring.index == stopped.queue) {
+            *base = stopped.base;
+        }
+    }
+
+    /// The rings of which `is_lost` is true do not go on, whoever serves them.
+    pub fn gives_up(&mut self, is_lost: impl Fn(u16) -> bool) {
+        if let Some(ready) = &mut self.ready {
+            ready.rings.retain(|(ring, _)| !is_lost(ring.index));
+        }
+    }
+
+    /// It has written this byte to a disk's cache setting, and the back-end took
+    /// it: 0 for off, 1 for on.
+    pub fn has_set_cache(&mut self, byte: u8) {
+        self.cache = Some(byte);
+    }
+
+    /// That byte; `None` while the disk's cache is as the back-end began with it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no successor is set to it yet"))]
+    pub fn cache(&self) -> Option<u8> {
+        self.cache
+    }
+
+    /// Where the inflight region is: that of the last back-end which kept one.
+    pub fn inflight(&mut self) -> &mut Option<Inflight> {
+        &mut self.inflight
+    }
+
+    /// It has reset the device: there is nothing of it any more.
+    pub fn is_gone(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring(index: u16) -> Ring {
+        Ring {
+            index,
+            size: 64,
+            descriptors: 0x1000,
+            available: 0x2000,
+            used: 0x3000,
+        }
+    }
+
+    fn bases(driver: &Driver) -> Vec<(u16, u16)> {
+        driver
+            .rings()
+            .map(|(ring, base)| (ring.index, base))
+            .collect()
+    }
+
+    #[test]
+    fn a_ring_that_was_handed_back_goes_on_where_it_was_and_a_lost_one_not_at_all() {
+        let mut driver = Driver::default();
+        assert!(!driver.adds(ring(3)), "it is not ready");
+        driver.is_ready_with(7, vec![ring(0), ring(2)]);
+        assert!(driver.adds(ring(1)));
+        assert_eq!(bases(&driver), [(0, 0), (2, 0), (1, 0)]);
+        driver.rests(&Stopped::at(2, 9));
+        driver.rests(&Stopped::at(1, 5));
+        assert_eq!(bases(&driver), [(0, 0), (2, 9), (1, 5)]);
+        driver.gives_up(|queue| queue == 2);
+        assert_eq!(bases(&driver), [(0, 0), (1, 5)]);
+        assert_eq!(driver.ring(2), None);
+        assert_eq!(driver.features(), Some(7));
+    }
+
+    #[test]
+    fn nothing_of_it_outlives_a_reset() {
+        let mut driver = Driver::default();
+        driver.has_set_cache(1);
+        assert!(!driver.uses_the_device());
+        driver.is_ready_with(7, vec![ring(0)]);
+        driver.has_set_cache(0);
+        assert_eq!(driver.cache(), Some(0));
+        *driver.inflight() = Some(Inflight::some());
+        driver.is_gone();
+        assert!(!driver.uses_the_device());
+        assert_eq!((driver.cache(), bases(&driver)), (None, vec![]));
+        assert!(driver.inflight().is_none());
+    }
+}

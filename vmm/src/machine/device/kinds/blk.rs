@@ -1,0 +1,144 @@
+//! What the VMM knows of a disk: its write cache, its number of queues, what a
+//! driver may write.
+//!
+//! A driver that has CONFIG_WCE goes by the byte `writeback` alone (virtio 1.3,
+//! sections 5.2.5 and 5.2.6.2): where it is 0, it sends no flush. Back-ends say 0
+//! whose cache is on (qemu-storage-daemon until it was told once), so what was
+//! synced would be lost in a power cut. The byte of a back-end that is not our own
+//! is therefore written before a driver sees it, and read back. Where that fails,
+//! CONFIG_WCE is not offered: a driver then takes the cache for on where it can
+//! flush, and goes by FLUSH.
+
+use anyhow::{Context, Result};
+use outboard_log::Rarely;
+use outboard_protocol::devices::{BLK, BlkConfig};
+use outboard_protocol::launch::{self, Whose};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO};
+
+use crate::machine::frontend::{Negotiated, Session};
+
+const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
+const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
+const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
+
+/// What became of a disk's write cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// The back-end lets nobody change it, or nothing is written.
+    Fixed,
+    /// It is as it was to be, and the byte says so.
+    Set,
+    /// It is on, and the byte, which said otherwise before, says so.
+    TurnedOn,
+    /// The back-end offers to change it and does not: nobody may believe what
+    /// the byte says.
+    Unknown,
+}
+
+impl Cache {
+    /// The features that a driver can be offered of these.
+    pub fn usable(self, features: u64) -> u64 {
+        match self {
+            Self::Unknown => features & !CONFIG_WCE,
+            Self::Fixed | Self::Set | Self::TurnedOn => features,
+        }
+    }
+}
+
+/// Sets the write cache of a disk before a driver sees it, or goes on without
+/// flushing it: to what whoever runs the back-end said of it, and to off for a
+/// driver that does not flush (`flushes`), since that takes each write for durable
+/// (section 5.2.6.2). A back-end of ours says what is true; of other devices
+/// nothing is set.
+///
+/// # Errors
+/// The back-end has gone, or does not answer.
+pub fn settle_cache(
+    session: &mut Session<Negotiated>,
+    (spec, whose): (&launch::Device, Whose),
+    flushes: bool,
+) -> Result<Cache> {
+    let Whose::Foreign { writeback } = whose else {
+        return Ok(Cache::Fixed);
+    };
+    if spec.kind.virtio_id != BLK {
+        return Ok(Cache::Fixed);
+    }
+    let len = spec.kind.config_len as usize;
+    let cache = set_cache(session, writeback && flushes, len)?;
+    static UNKNOWN: Rarely = Rarely::new();
+    if cache == Cache::Unknown
+        && let Some(times) = UNKNOWN.again()
+    {
+        let id = &spec.id;
+        log::warn!(
+            "{id}: its back-end does not let its write cache be set: the guest takes it for on if \
+             it can be flushed{times}"
+        );
+    }
+    Ok(cache)
+}
+
+/// Whether a driver with these features flushes.
+pub fn flushes(features: u64) -> bool {
+    features & FLUSH != 0
+}
+
+/// Turns the write cache of a disk on or off, whatever the back-end says of it.
+/// One that cannot flush must not have any (section 5.2.5.2). The driver is to see
+/// `len` bytes of configuration.
+///
+/// # Errors
+/// The back-end has gone, or does not answer.
+pub fn set_cache(session: &mut Session<Negotiated>, writeback: bool, len: usize) -> Result<Cache> {
+    let features = session.agreement().features;
+    if features & CONFIG_WCE == 0 || features & READ_ONLY != 0 {
+        return Ok(Cache::Fixed);
+    }
+    let wanted = u8::from(writeback && features & FLUSH != 0);
+    let setting = "setting the disk's write cache";
+    let Some(before) = byte(session, len).context(setting)? else {
+        return Ok(Cache::Unknown);
+    };
+    let obeyed = session.write_config(BlkConfig::WRITEBACK, &[wanted]);
+    if !obeyed.context(setting)? || byte(session, len).context(setting)? != Some(wanted) {
+        return Ok(Cache::Unknown);
+    }
+    Ok(match (before, wanted) {
+        (0, 1) => Cache::TurnedOn,
+        _ => Cache::Set,
+    })
+}
+
+/// The byte `writeback`, as the back-end has it.
+fn byte(session: &mut Session<Negotiated>, len: usize) -> Result<Option<u8>> {
+    let config = session.read_config(len)?;
+    let at = BlkConfig::WRITEBACK as usize;
+    Ok(config.and_then(|config| config.get(at).copied()))
+}
+
+/// A driver may write the byte that turns the cache on and off (section 5.2.4).
+pub(super) fn may_write(features: u64, offset: u32, data: &[u8]) -> bool {
+    features & CONFIG_WCE != 0 && matches!(cache_byte(offset, data), Some(0 | 1))
+}
+
+/// What a write to the configuration sets the byte to, if it is one to that.
+pub(super) fn cache_byte(offset: u32, data: &[u8]) -> Option<u8> {
+    match data {
+        [byte] if offset == BlkConfig::WRITEBACK => Some(*byte),
+        _ => None,
+    }
+}
+
+/// Offset of `num_queues` in the configuration (section 5.2.4).
+const NUM_QUEUES: usize = 34;
+
+/// Makes the configuration say no more queues than these.
+pub(super) fn limit_queues(config: &mut [u8], served: u16) {
+    if let Some(field) = config.get_mut(NUM_QUEUES..NUM_QUEUES + 2)
+        && let &mut [low, high] = field
+    {
+        let queues = u16::from_le_bytes([low, high]).min(served);
+        field.copy_from_slice(&queues.to_le_bytes());
+    }
+}

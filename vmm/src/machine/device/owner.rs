@@ -1,0 +1,388 @@
+//! The owner of a device: the thread that owns what the driver set up and the
+//! session with the back-end, and does whatever either asks for.
+//!
+//! ```text
+//!                attach                     DRIVER_OK
+//!  no session ───────────▶ Serving, idle ─────────────▶ Serving, running
+//!     ▲  ▲                   │    ▲                        │       │
+//!     │  └────── lost ───────┘    └──── reset, or no ──────┘       │
+//!     │                                 bus mastering              │
+//!     └────────────────────────── lost ────────────────────────────┘
+//! ```
+//! What the driver has set up stays noted while there is no session ([`Driver`]).
+//! Whatever is said of a session carries its number.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Error, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_log::Rarely;
+use outboard_protocol::Deadline;
+use outboard_protocol::launch::{Cause, SessionNumber};
+
+use super::driver::Driver;
+use super::introduce::introduce;
+use super::kinds;
+use super::kinds::blk::{self, Cache};
+use super::mastering::Mastering;
+use super::seat::Seat;
+use super::serving::{Keeping, Serving};
+use crate::machine::frontend::{Connected, Interruption, Session, cause_of};
+use crate::machine::pci::Clearing;
+use crate::machine::post::{Command, DeviceEvent, Mailbox};
+use crate::machine::virtio::{Event, Registers, Ring};
+
+/// Between two calls of poll that fail at once.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Least time between two looks at a configuration of which the back-end says
+/// again and again that it has changed.
+const CONFIG_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the thread has.
+pub struct Owner {
+    seat: Seat,
+    commands: Arc<Mailbox<Command>>,
+    events: Arc<Mailbox<DeviceEvent>>,
+    interruption: Arc<Interruption>,
+    driver: Driver,
+    serving: Option<Serving>,
+    mastering: Mastering,
+    /// The configuration is to be read again, and not before this.
+    config_stale: Option<Deadline>,
+    /// That the driver must reset the device; a guest can cause it, so it is
+    /// rate-limited: logged at powers of two.
+    broken: Rarely,
+}
+
+impl Owner {
+    /// Before its first attach. It obeys `commands` and tells `events`;
+    /// `interruption` ends whatever it waits for.
+    pub fn new(
+        seat: Seat,
+        commands: Arc<Mailbox<Command>>,
+        events: Arc<Mailbox<DeviceEvent>>,
+        interruption: Arc<Interruption>,
+    ) -> Self {
+        Self {
+            seat,
+            commands,
+            events,
+            interruption,
+            driver: Driver::default(),
+            serving: None,
+            mastering: Mastering::Off,
+            config_stale: None,
+            broken: Rarely::new(),
+        }
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(mut self) {
+        loop {
+            self.wait();
+            for command in self.commands.take() {
+                if matches!(command, Command::Stop) {
+                    self.seat.withdraw_all();
+                    return;
+                }
+                let result = self.obey(command);
+                self.lose_on_error(result);
+            }
+            let result = self.attend();
+            self.lose_on_error(result);
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) {
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
+        fds.extend(self.serving.iter().flat_map(Serving::fds));
+        let mut fds: Vec<_> = fds
+            .into_iter()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        let due = [self.config_stale, self.mastering.resumes_at()];
+        let due = due.into_iter().flatten().min();
+        let timeout = due.map_or(PollTimeout::NONE, Deadline::poll_timeout);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                static FAILED: Rarely = Rarely::new();
+                if let Some(times) = FAILED.again() {
+                    log::error!("{}: poll failed: {errno}{times}", self.seat.spec.id);
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Attach(number, session) => {
+                self.attach(number, session);
+                Ok(())
+            }
+            Command::Kick(queue) => self.kick(queue),
+            Command::MayMaster => {
+                self.seat.function.interrupts.set_master(true);
+                self.mastering = Mastering::allowed(self.driver.uses_the_device());
+                Ok(())
+            }
+            Command::MustNotMaster(clearing) => self.must_not_master(clearing),
+            Command::Guest(Event::DriverOk { features, rings }) => {
+                self.driver.is_ready_with(features, rings);
+                self.start()
+            }
+            Command::Guest(Event::RingEnabled(ring)) => self.start_one_more(ring),
+            Command::Guest(Event::Reset) => {
+                let result = self.reset_backend();
+                self.driver.is_gone();
+                self.mastering.rested();
+                self.seat.function.with_registers(Registers::reset_done);
+                result
+            }
+            Command::Guest(Event::ConfigWrite { offset, data }) => self.write_config(offset, &data),
+            // The function has seen to those itself.
+            Command::Guest(Event::Vector { .. } | Event::VectorsCleared) | Command::Stop => Ok(()),
+        }
+    }
+
+    /// A back-end has come. One that cannot be taken is told so, and all else
+    /// stays as it is.
+    fn attach(&mut self, number: SessionNumber, session: Session<Connected>) {
+        if self.serving.is_some() {
+            let text = "the device has a back-end already";
+            return self.post_lost(number, Cause::DoesNotFit, text.into());
+        }
+        if self.driver.uses_the_device() {
+            let text = "a back-end came back while the guest uses the device: the guest must reset \
+                        it first";
+            return self.post_lost(number, Cause::NotRecoverable, text.into());
+        }
+        match introduce(&self.seat.spec, number, session, &self.interruption) {
+            Ok((serving, offer)) => {
+                self.serving = Some(serving);
+                self.seat.function.with_registers(|registers| {
+                    registers.offer(offer.features);
+                    registers.set_config(&offer.config);
+                });
+                self.events.post(DeviceEvent::Attached {
+                    device: self.seat.spec.id.clone(),
+                    session: number,
+                });
+            }
+            Err(error) => self.lose(Some(number), &error),
+        }
+    }
+
+    /// Starts the rings of the driver, if it is ready, there is a back-end, and
+    /// they may be started.
+    fn start(&mut self) -> Result<()> {
+        let idle = self.serving.as_mut().filter(|serving| serving.is_idle());
+        let (Some(serving), Some(features)) = (idle, self.driver.features()) else {
+            return Ok(());
+        };
+        if !self.mastering.is_on() {
+            self.seat.rest(&self.driver);
+            return Ok(());
+        }
+        if !serving.can_serve(&self.driver, &self.seat.ram) {
+            self.needs_reset();
+            return Ok(());
+        }
+        let spec = &self.seat.spec;
+        if !blk::flushes(features) && serving.settle_cache(spec, false)? != Cache::Fixed {
+            self.config_stale = Some(Deadline::after(Duration::ZERO));
+        }
+        serving.start(&self.seat, &mut self.driver)
+    }
+
+    fn start_one_more(&mut self, ring: Ring) -> Result<()> {
+        let is_ready = self.driver.adds(ring);
+        let has = |serving: &&mut Serving| serving.serves(ring.index);
+        let Some(serving) = self.serving.as_mut().filter(has).filter(|_| is_ready) else {
+            return Ok(());
+        };
+        if !serving.can_serve(&self.driver, &self.seat.ram) {
+            self.needs_reset();
+            return Ok(());
+        }
+        serving.start_ring(&self.seat, ring, 0)
+    }
+
+    /// A kick that KVM could not deliver: for a ring that runs, or for all of
+    /// them while they rest.
+    fn kick(&mut self, queue: u16) -> Result<()> {
+        match &mut self.serving {
+            Some(serving) if serving.is_running() => {
+                serving.restart(&self.seat, &mut self.driver, queue)
+            }
+            _ => self.resume(),
+        }
+    }
+
+    /// Rings that rest go on.
+    fn resume(&mut self) -> Result<()> {
+        match self.mastering.rested() {
+            true => self.start(),
+            false => Ok(()),
+        }
+    }
+
+    /// The guest turned bus mastering off, and a vCPU waits: takes the rings back,
+    /// and lets it go on when nothing is written any more.
+    ///
+    /// # Errors
+    /// That cannot be had: the vCPU waits on, for the end of the VM.
+    fn must_not_master(&mut self, clearing: Clearing) -> Result<()> {
+        self.mastering = Mastering::Off;
+        // Without a session, whoever was there may still have the memory.
+        let Some(serving) = &mut self.serving else {
+            return Ok(());
+        };
+        if serving.take_back(&self.seat, &mut self.driver, Keeping::Refused)? {
+            self.needs_reset();
+        }
+        self.seat.rest(&self.driver);
+        self.seat.function.interrupts.set_master(false);
+        self.seat.function.is_quiet(clearing);
+        Ok(())
+    }
+
+    /// Takes the rings back from the back-end, and tells it that the driver has
+    /// gone, whose rings may have been taken back before. It may go back to a
+    /// write cache of its own then, so that is set anew; the driver sees the
+    /// device only afterwards.
+    fn reset_backend(&mut self) -> Result<()> {
+        let is_used = self.driver.uses_the_device();
+        let concerned = |serving: &&mut Serving| serving.is_running() || is_used;
+        let Some(serving) = self.serving.as_mut().filter(concerned) else {
+            return Ok(());
+        };
+        let Seat { spec, function, .. } = &self.seat;
+        serving.take_back(&self.seat, &mut self.driver, Keeping::Believed)?;
+        self.seat.withdraw_all();
+        serving.reset_device()?;
+        let cache = serving.settle_cache(spec, true)?;
+        if cache != Cache::Fixed {
+            let config = serving.read_config(spec)?;
+            function.with_registers(|registers| {
+                registers.offer(cache.usable(registers.offered()));
+                registers.set_config(&config);
+            });
+        }
+        Ok(())
+    }
+
+    /// What the back-end has to say, and what is due.
+    fn attend(&mut self) -> Result<()> {
+        let notices = match &mut self.serving {
+            Some(serving) => serving.listen()?,
+            None => Default::default(),
+        };
+        if notices.unread {
+            log::warn!(
+                "{}: its back-end asks and does not read our answers, so it is not listened to any \
+                 more: a change of its configuration will not be seen",
+                self.seat.spec.id
+            );
+        }
+        if notices.config_changed && self.config_stale.is_none() {
+            self.config_stale = Some(Deadline::after(CONFIG_PAUSE));
+        }
+        if notices.ring_broken {
+            self.needs_reset();
+        }
+        let resumes_at = self.mastering.resumes_at();
+        if resumes_at.is_some_and(Deadline::passed) {
+            self.resume()?;
+        }
+        if self.config_stale.is_some_and(Deadline::passed) {
+            self.config_stale = None;
+            self.refresh_config()?;
+        }
+        Ok(())
+    }
+
+    /// The driver wrote to the configuration. What it may write is passed on, and
+    /// then it sees what the back-end made of it.
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
+        let Seat { spec, function, .. } = &self.seat;
+        let features = function.with_registers(|registers| registers.driver_features());
+        let result = match &mut self.serving {
+            Some(serving) if kinds::may_write(&spec.kind, features, offset, data) => {
+                serving.write_config(offset, data)
+            }
+            _ => Ok(false),
+        };
+        function.with_registers(Registers::config_written);
+        self.config_stale = Some(Deadline::after(Duration::ZERO));
+        if result? && let Some(byte) = kinds::cache_byte(&spec.kind, offset, data) {
+            self.driver.has_set_cache(byte);
+        }
+        Ok(())
+    }
+
+    fn refresh_config(&mut self) -> Result<()> {
+        let Some(serving) = &mut self.serving else {
+            return Ok(());
+        };
+        let Seat { spec, function, .. } = &self.seat;
+        let config = serving.read_config(spec)?;
+        if function.with_registers(|registers| registers.set_config(&config)) {
+            function.interrupts.config_changed();
+        }
+        Ok(())
+    }
+
+    fn needs_reset(&mut self) {
+        if let Some(times) = self.broken.again() {
+            let id = &self.seat.spec.id;
+            log::warn!("{id}: it needs a reset by its driver{times}");
+        }
+        let function = &self.seat.function;
+        if function.with_registers(Registers::needs_reset) {
+            function.interrupts.config_changed();
+        }
+    }
+
+    /// After an error there is no session any more.
+    fn lose_on_error(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            let number = self.serving.as_ref().map(Serving::number);
+            self.lose(number, &error);
+        }
+    }
+
+    /// Ends the session, and tells why, unless the device ends anyway.
+    fn lose(&mut self, number: Option<SessionNumber>, error: &Error) {
+        self.serving = None;
+        self.config_stale = None;
+        self.seat.withdraw_all();
+        self.interruption.end_session();
+        if self.interruption.is_stopping() {
+            return;
+        }
+        let text = format!("{error:#}");
+        match (number, cause_of(error)) {
+            (Some(number), Some(cause)) => self.post_lost(number, cause, text),
+            // What goes wrong without a back-end is none's fault.
+            _ => self.events.post(DeviceEvent::Failed {
+                device: self.seat.spec.id.clone(),
+                cause: text,
+            }),
+        }
+    }
+
+    fn post_lost(&self, session: SessionNumber, cause: Cause, text: String) {
+        self.events.post(DeviceEvent::Lost {
+            device: self.seat.spec.id.clone(),
+            session,
+            cause,
+            text,
+        });
+    }
+}

@@ -1,0 +1,313 @@
+//! A session whose back-end fits, until it is lost. What is here ends with it;
+//! what outlives it is the [`Driver`]'s, and is lent.
+//!
+//! ```text
+//!  Idle ────start────▶ Running
+//!   ▲                     │
+//!   └──────take back──────┘        after any error there is no session
+//! ```
+
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context, Result, bail};
+use outboard_log::Rarely;
+use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
+
+use super::backend::Backend;
+use super::driver::Driver;
+use super::errors::RingErrors;
+use super::kinds::blk::{self, Cache};
+use super::seat::Seat;
+use super::{kinds, ring};
+use crate::machine::frontend::{Negotiated, Notices, RingStart, Session, Stopped, because};
+use crate::machine::memory::Ram;
+use crate::machine::virtio::Ring;
+
+/// A session with a back-end that fits.
+#[derive(Debug)]
+pub struct Serving {
+    number: SessionNumber,
+    whose: Whose,
+    /// How many queues it serves; any other that a driver enables stays unserved.
+    served: u16,
+    backend: Backend,
+    errors: RingErrors,
+}
+
+/// What becomes of a card's back-end that keeps what it has taken to receive into
+/// after it has stopped the ring, or of one of a kind that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// It must not touch that any more (vhost-user, "Suspended device state"), so
+    /// it is said and believed.
+    Believed,
+    /// Its session is over: the guest turned bus mastering off, and nobody else
+    /// may have the memory before.
+    Refused,
+}
+
+impl Serving {
+    /// A session that has been introduced: its number, whose the back-end is, and
+    /// how many queues that serves.
+    pub fn new(
+        (number, whose): (SessionNumber, Whose),
+        served: u16,
+        session: Session<Negotiated>,
+    ) -> Self {
+        Self {
+            number,
+            whose,
+            served,
+            backend: Backend::Idle(session),
+            errors: RingErrors::default(),
+        }
+    }
+
+    /// Which of the device's sessions it is.
+    pub fn number(&self) -> SessionNumber {
+        self.number
+    }
+
+    /// What must be polled for input.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let mut fds = self.backend.fds();
+        fds.extend(self.errors.fds());
+        fds
+    }
+
+    /// What the back-end says unasked, also by the error eventfd of a ring.
+    ///
+    /// # Errors
+    /// It has gone, or broke the specification.
+    pub fn listen(&mut self) -> Result<Notices> {
+        let mut notices = self.backend.listen()?;
+        notices.ring_broken |= self.errors.take_broken();
+        Ok(notices)
+    }
+
+    /// Whether it can be started.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.backend, Backend::Idle(_))
+    }
+
+    /// Whether it has been started.
+    pub fn is_running(&self) -> bool {
+        matches!(self.backend, Backend::Running(_))
+    }
+
+    /// Whether the back-end has this queue.
+    pub fn serves(&self, queue: u16) -> bool {
+        queue < self.served
+    }
+
+    /// The configuration as the driver is to see it.
+    ///
+    /// # Errors
+    /// The back-end has gone, or refuses.
+    pub fn read_config(&mut self, spec: &launch::Device) -> Result<Vec<u8>> {
+        let mut config = self.backend.read_config(spec)?;
+        kinds::limit_queues(&mut config, spec, self.served);
+        Ok(config)
+    }
+
+    /// Passes on what the driver wrote to the configuration. Returns whether the
+    /// back-end took it.
+    ///
+    /// # Errors
+    /// The back-end has gone.
+    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
+        self.backend.write_config(offset, data)
+    }
+
+    /// [`blk::settle_cache`], while no ring runs.
+    ///
+    /// # Errors
+    /// The back-end has gone, or does not answer.
+    pub fn settle_cache(&mut self, spec: &launch::Device, flushes: bool) -> Result<Cache> {
+        match &mut self.backend {
+            Backend::Idle(session) => blk::settle_cache(session, (spec, self.whose), flushes),
+            Backend::Running(_) | Backend::Lost => Ok(Cache::Fixed),
+        }
+    }
+
+    /// Whether the back-end can serve the driver's rings side by side.
+    pub fn can_serve(&self, driver: &Driver, ram: &Ram) -> bool {
+        let rings: Vec<_> = self.served_rings(driver).map(|(ring, _)| ring).collect();
+        ring::are_sound(&rings, ram)
+    }
+
+    /// The rings that the driver has enabled and the back-end has.
+    fn served_rings(&self, driver: &Driver) -> impl Iterator<Item = (Ring, u16)> {
+        let rings = driver.rings();
+        rings.filter(|(ring, _)| self.serves(ring.index))
+    }
+
+    /// Starts the rings of a driver that is ready, if none of them runs.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone, or an eventfd cannot be had.
+    pub fn start(&mut self, seat: &Seat, driver: &mut Driver) -> Result<()> {
+        let Some(features) = driver.features() else {
+            return Ok(());
+        };
+        let starts = self.served_rings(driver);
+        let starts = starts.map(|(ring, base)| seat.lend(ring, base));
+        let starts: Vec<_> = starts.collect::<Result<_>>()?;
+        let session = match std::mem::take(&mut self.backend) {
+            Backend::Idle(session) => session,
+            other => {
+                self.backend = other;
+                return Ok(());
+            }
+        };
+        let queues = (self.served, seat.spec.queue_size);
+        let session = session.start(&seat.ram, features, queues, driver.inflight(), &starts)?;
+        self.backend = Backend::Running(session);
+        starts.into_iter().for_each(|start| self.watch(start));
+        Ok(())
+    }
+
+    /// Starts one ring beside those that run.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_ring(&mut self, seat: &Seat, ring: Ring, base: u16) -> Result<()> {
+        let Backend::Running(session) = &mut self.backend else {
+            return Ok(());
+        };
+        let start = seat.lend(ring, base)?;
+        session.start_rings(std::slice::from_ref(&start))?;
+        self.watch(start);
+        Ok(())
+    }
+
+    /// From now on the back-end gives up on the ring by this error eventfd.
+    fn watch(&mut self, start: RingStart) {
+        self.errors.watch(start.ring.index, start.error);
+    }
+
+    /// Makes good a kick that KVM could not deliver. A lent eventfd is never
+    /// written, so the ring is taken back and started again, and with that comes
+    /// the one kick that every start owes.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the ring is not handed back.
+    pub fn restart(&mut self, seat: &Seat, driver: &mut Driver, queue: u16) -> Result<()> {
+        let Backend::Running(session) = &mut self.backend else {
+            return Ok(());
+        };
+        let runs = session.rings().contains(&queue) && !self.errors.is_broken(queue);
+        let Some(ring) = driver.ring(queue).filter(|_| runs) else {
+            return Ok(());
+        };
+        let stopped = session.stop_ring(queue)?;
+        driver.rests(&stopped);
+        let whose = (&seat.spec, self.whose);
+        let place = (&ring, &*seat.ram);
+        wait_drained(session, whose, &stopped, place, Keeping::Believed)?;
+        self.start_ring(seat, ring, stopped.base)
+    }
+
+    /// Takes all rings back, and waits until what the back-end had taken of them
+    /// has been returned. The driver's go on where they were; one that has broken
+    /// does not: it was given up, and its used index is not where the back-end came
+    /// to. Returns whether any has broken that nobody was told of.
+    ///
+    /// # Errors
+    /// A ring is not handed back, or what was taken of it not returned.
+    pub fn take_back(
+        &mut self,
+        seat: &Seat,
+        driver: &mut Driver,
+        keeping: Keeping,
+    ) -> Result<bool> {
+        let session = match std::mem::take(&mut self.backend) {
+            Backend::Running(session) => session,
+            other => {
+                self.backend = other;
+                return Ok(false);
+            }
+        };
+        let (mut session, stopped) = session.stop()?;
+        let drained = self.wait_for_all(&mut session, (seat, driver), &stopped, keeping);
+        match keeping {
+            Keeping::Refused => drained.context("the guest turned bus mastering off")?,
+            Keeping::Believed => drained?,
+        }
+        self.backend = Backend::Idle(session);
+        let has_broken = self.errors.take_broken();
+        driver.gives_up(|queue| self.errors.is_broken(queue));
+        stopped.iter().for_each(|stopped| driver.rests(stopped));
+        self.errors.clear();
+        Ok(has_broken)
+    }
+
+    /// As [`wait_drained`], of all rings that were stopped. One that its back-end
+    /// has given up is stopped by its word alone: where it came to is not told by
+    /// the used index.
+    fn wait_for_all(
+        &self,
+        session: &mut Session<Negotiated>,
+        (seat, driver): (&Seat, &Driver),
+        stopped: &[Stopped],
+        keeping: Keeping,
+    ) -> Result<()> {
+        let whose = (&seat.spec, self.whose);
+        for stopped in stopped {
+            if let Some(ring) = driver.ring(stopped.queue)
+                && !self.errors.is_broken(ring.index)
+            {
+                wait_drained(session, whose, stopped, (&ring, &seat.ram), keeping)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the back-end that the driver has gone, whose rings have been taken
+    /// back.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub fn reset_device(&mut self) -> Result<()> {
+        match &mut self.backend {
+            Backend::Idle(session) => session.reset_device(),
+            Backend::Running(_) | Backend::Lost => Ok(()),
+        }
+    }
+}
+
+/// Waits until the back-end has returned what it had taken of a ring before it
+/// stopped that. Ours have when they say so; others may be late. A disk's goes no
+/// further before that, since it would write into what the guest uses for other
+/// things by then.
+///
+/// # Errors
+/// It does not finish, or has gone.
+fn wait_drained<P>(
+    session: &mut Session<P>,
+    (spec, whose): (&launch::Device, Whose),
+    stopped: &Stopped,
+    (ring, ram): (&Ring, &Ram),
+    keeping: Keeping,
+) -> Result<()> {
+    let Whose::Foreign { .. } = whose else {
+        return Ok(());
+    };
+    let may_hold = kinds::may_hold(&spec.kind);
+    let under_way = || ring::is_under_way(ring, stopped.base, ram);
+    if session.wait_drained(stopped, may_hold, under_way)? {
+        return Ok(());
+    }
+    let queue = stopped.queue;
+    if kinds::must_finish(&spec.kind) || keeping == Keeping::Refused {
+        let text =
+            format!("the back-end stopped queue {queue} and did not finish its requests in time");
+        bail!(because(Cause::Silent, text));
+    }
+    static KEPT: Rarely = Rarely::new();
+    if let Some(times) = KEPT.again() {
+        let id = &spec.id;
+        log::warn!("{id}: its back-end stopped queue {queue} and kept what it had taken{times}");
+    }
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! Why a session is over, and that every attach is answered with its number.
+
+use super::*;
+
+impl Bench {
+    /// As [`Bench::attach`], with a number of its own.
+    fn attach_as(&self, number: SessionNumber, fake: Fake) -> Running {
+        let (stream, running) = fake.start();
+        self.device.attach(number, Session::new(stream));
+        running
+    }
+
+    fn lost_session(&self) -> (SessionNumber, Cause, String) {
+        match self.event() {
+            DeviceEvent::Lost {
+                device,
+                session,
+                cause,
+                text,
+            } => {
+                assert_eq!(device, "disk0");
+                (session, cause, text)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lost_by(&self, expected: Cause) -> String {
+        let (session, cause, text) = self.lost_session();
+        assert_eq!((session, cause), (1, expected), "{text}");
+        text
+    }
+}
+
+fn faulty(request: FrontendReq, fault: Fault) -> Fake {
+    Fake {
+        fault: Some((request, fault)),
+        ..Fake::default()
+    }
+}
+
+/// Long enough for an answer, and short enough for a test.
+const SHORT: Limits = Limits {
+    message: Duration::from_secs(2),
+    answer: Duration::from_secs(2),
+};
+
+/// What a fault costs while the back-end is attached, and while its rings are
+/// started.
+fn cause_of_fault(fault: Fault, expected: Cause) {
+    for request in [
+        FrontendReq::GET_FEATURES,
+        FrontendReq::SET_OWNER,
+        FrontendReq::SET_FEATURES,
+        FrontendReq::SET_INFLIGHT_FD,
+        FrontendReq::SET_VRING_ENABLE,
+    ] {
+        let Some(bench) = Bench::new() else { return };
+        let _fake = bench.attach_within(faulty(request, fault), SHORT, Whose::Own);
+        if matches!(request, FrontendReq::GET_FEATURES | FrontendReq::SET_OWNER) {
+            bench.lost_by(expected);
+            continue;
+        }
+        assert!(matches!(bench.event(), DeviceEvent::Attached { .. }));
+        bench.drive();
+        bench.lost_by(expected);
+    }
+}
+
+#[test]
+fn one_that_closes_its_connection_is_gone() {
+    cause_of_fault(Fault::Close, Cause::Gone);
+}
+
+#[test]
+fn one_that_closes_its_connection_unasked_is_gone() {
+    let Some(bench) = Bench::new() else { return };
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let theirs = Connection::new(theirs);
+    bench.device.attach(1, Session::new(ours));
+    theirs.recv(Deadline::after(PATIENCE)).unwrap();
+    drop(theirs);
+    bench.lost_by(Cause::Gone);
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    fake.hang_up();
+    // Asked or unasked.
+    bench.lost_by(Cause::Gone);
+}
+
+#[test]
+fn one_that_does_not_answer_or_does_not_finish_is_silent() {
+    cause_of_fault(Fault::Silence, Cause::Silent);
+    cause_of_fault(Fault::Half, Cause::Silent);
+    let Some(bench) = Bench::new() else { return };
+    let foreign = Whose::Foreign { writeback: true };
+    let _fake = bench.attached_within(Fake::default(), SHORT, foreign);
+    bench.drive();
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.reset();
+    bench.lost_by(Cause::Silent);
+}
+
+/// Half a request of its own, on its channel.
+#[test]
+fn one_that_does_not_end_what_it_has_begun_is_silent() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached_within(Fake::default(), SHORT, Whose::Own);
+    let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
+    theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
+    bench.lost_by(Cause::Silent);
+}
+
+#[test]
+fn one_that_answers_wrongly_or_refuses_broke_the_protocol() {
+    cause_of_fault(Fault::Other, Cause::BrokeProtocol);
+    cause_of_fault(Fault::Long, Cause::BrokeProtocol);
+    let Some(bench) = Bench::new() else { return };
+    let _fake = bench.attached(faulty(FrontendReq::SET_VRING_ADDR, Fault::Value));
+    bench.drive();
+    assert!(bench.lost_by(Cause::BrokeProtocol).contains("refused"));
+}
+
+#[test]
+fn one_that_cannot_serve_the_device_does_not_fit() {
+    let plain = Fake::default;
+    for (fake, words) in [
+        (
+            Fake {
+                queues: 1,
+                ..plain()
+            },
+            "use queues=1",
+        ),
+        (
+            Fake {
+                features: 1 << 30,
+                ..plain()
+            },
+            "VIRTIO_F_VERSION_1",
+        ),
+        (
+            Fake {
+                features: plain().features | 1 << 22,
+                ..plain()
+            },
+            "another kind of device",
+        ),
+        (
+            Fake {
+                protocol: plain().protocol & !Protocol::CONFIG,
+                ..plain()
+            },
+            "does not serve the configuration",
+        ),
+        (
+            Fake {
+                config: vec![0; 36],
+                ..plain()
+            },
+            "another length",
+        ),
+    ] {
+        let Some(bench) = Bench::new() else { return };
+        let _fake = bench.attach(fake);
+        let text = bench.lost_by(Cause::DoesNotFit);
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn one_with_other_pairs_than_were_asked_for_does_not_fit() {
+    let Some(bench) = Bench::of(launch::Device {
+        id: "disk0".into(),
+        kind: Kind::net(),
+        queues: 9,
+        fewer: false,
+        queue_size: 64,
+    }) else {
+        return;
+    };
+    let _fake = bench.attach(Fake {
+        features: Fake::default().features | 1 << 5 | 1 << 17 | 1 << 22,
+        queues: 5,
+        config: [&[0; 8][..], &[2, 0, 0, 0]].concat(),
+        ..Fake::default()
+    });
+    bench.lost_by(Cause::DoesNotFit);
+}
+
+#[test]
+fn one_with_too_few_slots_for_memory_does_not_fit() {
+    let Some(bench) = Bench::new() else { return };
+    let none = faulty(FrontendReq::GET_MAX_MEM_SLOTS, Fault::Value);
+    let _fake = bench.attached(none);
+    bench.drive();
+    let text = bench.lost_by(Cause::DoesNotFit);
+    assert!(text.contains("0 memory slots"), "{text}");
+}
+
+#[test]
+fn a_second_one_is_refused_and_the_first_serves_on() {
+    let Some(bench) = Bench::new() else { return };
+    let first = bench.attached(Fake::default());
+    for driven in [false, true] {
+        if driven {
+            bench.drive();
+            first.wait_for(FrontendReq::SET_VRING_ENABLE);
+        }
+        let second = bench.attach_as(2, Fake::default());
+        let (session, cause, text) = bench.lost_session();
+        assert_eq!((session, cause), (2, Cause::DoesNotFit));
+        assert!(text.contains("has a back-end already"), "{text}");
+        // Nothing was said to it.
+        second.join();
+    }
+    assert_eq!(bench.status(), 15);
+    bench.reset();
+    first.wait_for(FrontendReq::RESET_DEVICE);
+    bench.drive();
+    first.wait_for(FrontendReq::SET_VRING_ENABLE);
+    // What is said of the first one still has its number.
+    first.hang_up();
+    bench.lost_by(Cause::Gone);
+}
+
+#[test]
+fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
+    let Some(bench) = Bench::new() else { return };
+    let first = bench.attached(Fake::default());
+    bench.drive();
+    first.wait_for(FrontendReq::SET_VRING_ENABLE);
+    first.hang_up();
+    bench.lost_by(Cause::Gone);
+    for number in [2, 3] {
+        let refused = bench.attach_as(number, Fake::default());
+        let (session, cause, text) = bench.lost_session();
+        assert_eq!((session, cause), (number, Cause::NotRecoverable));
+        assert!(text.contains("the guest must reset it first"), "{text}");
+        refused.join();
+        assert_eq!(bench.status(), 15, "the driver knows nothing of it");
+    }
+    bench.reset();
+    let fourth = bench.attach_as(4, Fake::default());
+    let attached = DeviceEvent::Attached {
+        device: "disk0".into(),
+        session: 4,
+    };
+    assert_eq!(bench.event(), attached);
+    bench.drive();
+    fourth.wait_for(FrontendReq::SET_VRING_ENABLE);
+    assert!(bench.events.take().is_empty());
+}

@@ -1,0 +1,134 @@
+//! The slots of the bus, and which function an access is for. To find it takes
+//! no lock: only the function that an address belongs to takes its own.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+
+use super::function::Function;
+
+/// Slots for functions: all but the host bridge's.
+pub const MAX_FUNCTIONS: usize = 31;
+
+/// The functions, each in its slot: the first in slot 1.
+#[derive(Debug, Default)]
+pub struct Slots {
+    functions: Vec<Arc<Function>>,
+}
+
+impl Slots {
+    /// Puts a function in the next slot, and its BARs in the windows.
+    ///
+    /// # Errors
+    /// All slots are taken.
+    pub fn add(&mut self, function: Arc<Function>) -> Result<()> {
+        if self.functions.len() >= MAX_FUNCTIONS {
+            bail!("more than {MAX_FUNCTIONS} devices: the PCI bus has no more slots");
+        }
+        self.functions.push(Arc::clone(&function));
+        function.place(self.functions.len() as u8);
+        Ok(())
+    }
+
+    /// The function in a slot, from 1 on.
+    pub fn get(&self, slot: usize) -> Option<&Function> {
+        let function = self.functions.get(slot.checked_sub(1)?)?;
+        Some(function.as_ref())
+    }
+
+    /// The functions whose memory BAR has this guest-physical address, by slot. It
+    /// may have been moved since, so the function itself has the last word.
+    pub fn at_address(&self, address: u64) -> impl Iterator<Item = &Function> {
+        let functions = self.functions.iter().map(AsRef::as_ref);
+        functions
+            .filter(move |function: &&Function| function.decoded().in_memory(address).is_some())
+    }
+
+    /// As [`Self::at_address`], for a port.
+    pub fn at_port(&self, port: u16) -> impl Iterator<Item = &Function> {
+        let functions = self.functions.iter().map(AsRef::as_ref);
+        functions.filter(move |function: &&Function| function.decoded().in_ports(port).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use kvm_ioctls::Kvm;
+    use outboard_protocol::devices::Kind;
+    use outboard_protocol::launch;
+
+    use super::*;
+    use crate::machine::kvm::irq::Routes;
+    use crate::machine::pci::Host;
+    use crate::machine::post::Mailbox;
+
+    fn functions() -> Option<Vec<Arc<Function>>> {
+        let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+            Ok(vm) => Arc::new(vm),
+            Err(error) => {
+                eprintln!("SKIP: no usable /dev/kvm: {error}");
+                return None;
+            }
+        };
+        vm.create_irq_chip().unwrap();
+        let routes = Routes::new(Arc::clone(&vm)).unwrap();
+        let spec = |id| launch::Device {
+            id,
+            kind: Kind::blk(),
+            queues: 1,
+            fewer: false,
+            queue_size: 64,
+        };
+        let kicks = (launch::Doorbell::Mmio, launch::KickPath::Kvm);
+        let made = (0..=MAX_FUNCTIONS).map(|number| {
+            let spec = spec(format!("disk{number}"));
+            let commands = Arc::new(Mailbox::new().unwrap());
+            Arc::new(Function::new(&spec, kicks, &vm, &routes, commands).unwrap())
+        });
+        Some(made.collect())
+    }
+
+    #[test]
+    fn the_last_function_is_reached_while_all_others_are_locked() {
+        let Some(mut functions) = functions() else {
+            return;
+        };
+        let mut host = Host::new();
+        let one_more = functions.pop().unwrap();
+        for function in &functions {
+            host.add(Arc::clone(function)).unwrap();
+        }
+        assert!(host.add(one_more).is_err(), "the bus is full");
+        let bus = host.targets();
+        for slot in 1..=MAX_FUNCTIONS as u64 {
+            bus.ecam.write((slot << 15) + 4, &[2, 0]);
+        }
+        let (sender, receiver) = channel();
+        let read = move || {
+            // The number of queues, of the common configuration.
+            let mut queues = [0xff; 2];
+            bus.memory
+                .read(0x8000 * MAX_FUNCTIONS as u64 + 18, &mut queues);
+            sender.send(queues).unwrap();
+        };
+        let last = functions.pop().unwrap();
+        locked(&functions, || {
+            thread::spawn(read);
+            let queues = receiver.recv_timeout(Duration::from_secs(60));
+            assert_eq!(queues, Ok([1, 0]));
+        });
+        drop(last);
+    }
+
+    /// Does something with the lock of each function held.
+    fn locked(functions: &[Arc<Function>], action: impl FnOnce()) {
+        match functions.split_first() {
+            Some((first, rest)) => first.with_registers(|_| locked(rest, action)),
+            None => action(),
+        }
+    }
+}

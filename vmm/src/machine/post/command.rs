@@ -1,0 +1,90 @@
+//! What the owner of a device is asked, and what it tells: which of the device's
+//! sessions is meant is said by its number.
+
+use outboard_protocol::launch::{Cause, SessionNumber};
+
+use super::mailbox::Mailbox;
+use crate::machine::frontend::{Connected, Session};
+use crate::machine::pci::Clearing;
+use crate::machine::virtio::Event;
+
+/// Most configuration writes that wait for a back-end; a guest that does more
+/// at once has no driver, and what it writes beyond is dropped.
+const MAX_CONFIG_WRITES: usize = 64;
+
+/// What a device's owner is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// The guest did something to the registers.
+    Guest(Event),
+    /// The guest kicked a queue of a live session, and KVM did not see it.
+    Kick(u16),
+    /// The guest let the device touch its memory.
+    MayMaster,
+    /// The guest let it no more; it is to be told when nothing is written.
+    MustNotMaster(Clearing),
+    /// Here is a connection to a back-end.
+    Attach(SessionNumber, Session<Connected>),
+    /// End.
+    Stop,
+}
+
+impl Command {
+    /// Posts a command; however many a guest causes, few wait. Returns whether
+    /// a configuration write was dropped for it.
+    #[must_use]
+    pub fn post_to(self, mailbox: &Mailbox<Self>) -> bool {
+        let mut dropped = false;
+        let is_write = |command: &Self| matches!(command, Self::Guest(Event::ConfigWrite { .. }));
+        mailbox.change(|queue| match &self {
+            Self::Kick(queue_index) => {
+                let same = |other: &Self| matches!(other, Self::Kick(q) if q == queue_index);
+                if !queue.iter().any(same) {
+                    queue.push_back(self);
+                }
+            }
+            command if is_write(command) => {
+                let waiting = queue.iter().filter(|other| is_write(other)).count();
+                if waiting < MAX_CONFIG_WRITES {
+                    queue.push_back(self);
+                } else if let Some(last) = queue.iter_mut().rfind(|other| is_write(other)) {
+                    *last = self;
+                    dropped = true;
+                }
+            }
+            _ => queue.push_back(self),
+        });
+        dropped
+    }
+}
+
+/// What a device's owner tells the machine's main loop.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// The back-end has answered and fits; once per attach.
+    Attached {
+        /// The device's id.
+        device: String,
+        /// That of the attach.
+        session: SessionNumber,
+    },
+    /// The session has ended, or could not begin.
+    Lost {
+        /// The device's id.
+        device: String,
+        /// That of the attach.
+        session: SessionNumber,
+        /// Why.
+        cause: Cause,
+        /// The same, to be shown to the user.
+        text: String,
+    },
+    /// The machine itself cannot serve the device: its back-end is not to
+    /// blame.
+    Failed {
+        /// The device's id.
+        device: String,
+        /// Why, and what to do.
+        cause: String,
+    },
+}
