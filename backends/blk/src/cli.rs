@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser};
 use outboard_protocol::image_blocks;
 use outboard_runtime::device::Device;
 use outboard_runtime::inherited;
@@ -13,7 +13,6 @@ use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities};
 
 use crate::disk::{Blk, Disk, Settings, Storage};
-use crate::engine::Choice;
 use crate::image::{Image, Options};
 
 const USAGE: &str = "outboard-blk [--socket-path PATH | --fd FDNUM] \
@@ -55,69 +54,11 @@ pub struct Cli {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     null: Option<u64>,
 
-    /// Format of the image; raw serves one that looks like another format
-    #[arg(long, value_name = "raw", value_parser = format)]
-    format: Option<Raw>,
+    #[command(flatten)]
+    options: Options,
 
-    /// Open the image read-only, and show the driver a read-only disk
-    #[arg(long)]
-    read_only: bool,
-
-    /// Bypass the page cache (O_DIRECT)
-    #[arg(long)]
-    direct: bool,
-
-    /// Block size that the guest sees, 512 or 4096 [default: 512, a block device's own]
-    #[arg(long, value_name = "BYTES", value_parser = block_size)]
-    block_size: Option<u32>,
-
-    /// Number of queues
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    num_queues: u16,
-
-    /// Largest queue size, a power of two from 2 to 32768
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
-    queue_size: u16,
-
-    /// Serial number that the guest reads, 20 bytes at most; without it there is none
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = serial)]
-    serial: String,
-
-    /// Write cache, until the driver changes it; off: a write is done when it is durable
-    #[arg(long, value_name = "STATE", default_value = "on")]
-    wce: OnOff,
-
-    /// How to do I/O; auto: io_uring if the kernel permits it, else threads
-    #[arg(long, value_name = "ENGINE", default_value = "auto")]
-    engine: EngineName,
-}
-
-/// The only format there is.
-#[derive(Clone, Copy, Debug)]
-struct Raw;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OnOff {
-    On,
-    Off,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineName {
-    Auto,
-    #[value(name = "io_uring")]
-    IoUring,
-    Threads,
-}
-
-impl From<EngineName> for Choice {
-    fn from(name: EngineName) -> Self {
-        match name {
-            EngineName::Auto => Self::Auto,
-            EngineName::IoUring => Self::IoUring,
-            EngineName::Threads => Self::Threads,
-        }
-    }
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// A size in bytes, with a suffix or without; whole sectors.
@@ -145,39 +86,6 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn block_size(text: &str) -> Result<u32, String> {
-    match text {
-        "512" => Ok(512),
-        "4096" => Ok(4096),
-        _ => Err("give 512 or 4096".into()),
-    }
-}
-
-fn format(text: &str) -> Result<Raw, String> {
-    match text {
-        "raw" => Ok(Raw),
-        _ => Err(
-            "images are served raw; convert it with `qemu-img convert -O raw`, \
-                  or have qemu-storage-daemon serve it"
-                .into(),
-        ),
-    }
-}
-
-fn queue_size(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(size) if size.is_power_of_two() && (2..=32768).contains(&size) => Ok(size),
-        _ => Err("it must be a power of two from 2 to 32768".into()),
-    }
-}
-
-fn serial(text: &str) -> Result<String, String> {
-    match text.len() {
-        0..=20 => Ok(text.to_owned()),
-        length => Err(format!("it has {length} bytes, 20 are the most")),
-    }
-}
-
 impl Cli {
     /// Serves the disk that the command line asks for, as `device` makes it
     /// of ours: `outboard-blk` takes it as it is. Call it first of all, since
@@ -191,29 +99,16 @@ impl Cli {
         // Before anything else opens descriptors, and that number with it.
         let inherited = self.blk_fd.map(inherited::take);
         program::run(&self.program, capabilities, || {
-            let options = Options {
-                read_only: self.read_only,
-                direct: self.direct,
-                block_size: self.block_size,
-                raw: self.format.is_some(),
-            };
             let storage = match (inherited, &self.blk_file, self.null) {
                 (Some(fd), _, _) => {
                     let fd = fd.context("cannot use --blk-fd")?;
-                    Storage::Image(Image::inherit(fd, options)?)
+                    Storage::Image(Image::inherit(fd, self.options)?)
                 }
-                (None, Some(path), _) => Storage::Image(Image::open(path, options)?),
-                (None, None, Some(size)) => null(size, self.block_size)?,
+                (None, Some(path), _) => Storage::Image(Image::open(path, self.options)?),
+                (None, None, Some(size)) => null(size, self.options.block_size)?,
                 (None, None, None) => anyhow::bail!("no disk: give --blk-file=PATH"),
             };
-            let settings = Settings {
-                queues: self.num_queues,
-                queue_size: self.queue_size,
-                serial: self.serial.clone(),
-                writeback: self.wce == OnOff::On,
-                engine: self.engine.into(),
-            };
-            Disk::new(storage, settings).map(|disk| device(Blk::new(disk)))
+            Disk::new(storage, self.settings.clone()).map(|disk| device(Blk::new(disk)))
         })
     }
 }
@@ -250,10 +145,23 @@ mod tests {
     }
 
     #[test]
-    fn queue_sizes_are_powers_of_two() {
-        assert_eq!(queue_size("128"), Ok(128));
+    fn queue_sizes_are_powers_of_two_and_what_is_not_given_has_its_default() {
+        let with = |option: &str| {
+            let given = ["outboard-blk", "--null=1M", option];
+            Cli::try_parse_from(given.into_iter().filter(|word| !word.is_empty()))
+        };
+        let settings = with("").unwrap().settings;
+        assert_eq!(
+            format!("{settings:?}"),
+            format!("{:?}", Settings::default())
+        );
+        let options = with("").unwrap().options;
+        assert_eq!(format!("{options:?}"), format!("{:?}", Options::default()));
+        assert_eq!(with("--queue-size=128").unwrap().settings.queue_size, 128);
+        assert!(!with("--wce=off").unwrap().settings.writeback);
+        assert!(with("--format=raw").unwrap().options.raw);
         for wrong in ["0", "1", "100", "65536", "x"] {
-            assert!(queue_size(wrong).is_err(), "{wrong:?}");
+            assert!(with(&format!("--queue-size={wrong}")).is_err(), "{wrong:?}");
         }
     }
 }

@@ -1,29 +1,29 @@
 //! A disk as the driver sees it: features, configuration space, queues
 //! (virtio 1.3, section 5.2).
 
+mod device;
+
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
-use outboard_protocol::kept::Kept;
-use outboard_runtime::device::{Change, Device, OTHER_KIND};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use crate::cache;
+pub use self::device::Blk;
 use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
 use crate::image::{Alignment, Image};
 use crate::iovec::Iovecs;
-use crate::queue::BlkQueue;
 use crate::request::{
     ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
 };
@@ -50,19 +50,50 @@ pub enum Storage {
     },
 }
 
-/// How a disk is to appear.
-#[derive(Clone, Debug)]
+/// How a disk is to appear: each is an option of the program, with its help.
+#[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Number of queues, at least 1.
+    /// Number of queues
+    #[arg(long = "num-queues", value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     pub queues: u16,
-    /// Largest queue size, a power of two.
+
+    /// Largest queue size, a power of two from 2 to 32768
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
     pub queue_size: u16,
-    /// Serial number; up to 20 bytes are shown.
+
+    /// Serial number that the guest reads, 20 bytes at most; without it there is none
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    #[arg(value_parser = serial)]
     pub serial: String,
-    /// The write cache is on until the driver says otherwise.
+
+    /// Write cache, until the driver changes it; off: a write is done when it is durable
+    #[arg(long = "wce", value_name = "STATE", default_value = "on", action = clap::ArgAction::Set)]
+    #[arg(value_parser = PossibleValuesParser::new(["on", "off"]).map(|state| state == "on"))]
     pub writeback: bool,
-    /// The way to the kernel.
+
+    /// How to do I/O
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub engine: Choice,
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size.is_power_of_two() && (2..=32768).contains(&size) => Ok(size),
+        _ => Err("it must be a power of two from 2 to 32768".into()),
+    }
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=20 => Ok(text.to_owned()),
+        length => Err(format!("it has {length} bytes, 20 are the most")),
+    }
 }
 
 impl Default for Settings {
@@ -285,87 +316,6 @@ impl Disk {
             config.write_zeroes_may_unmap = self.limits.discard.into();
         }
         config
-    }
-}
-
-/// A disk as the runtime takes it.
-#[derive(Clone, Debug)]
-pub struct Blk(Arc<Disk>);
-
-impl Blk {
-    /// The device of a disk.
-    pub fn new(disk: Disk) -> Self {
-        Self(Arc::new(disk))
-    }
-}
-
-impl Device for Blk {
-    type Queue = BlkQueue;
-
-    fn virtio_id(&self) -> u16 {
-        VIRTIO_ID_BLOCK as u16
-    }
-
-    fn attend(&self) {
-        self.0.measure();
-    }
-
-    fn features(&self) -> u64 {
-        self.0.features()
-    }
-
-    fn queues(&self) -> u16 {
-        self.0.settings.queues
-    }
-
-    fn max_queue_size(&self) -> u16 {
-        self.0.settings.queue_size
-    }
-
-    fn config(&self) -> Vec<u8> {
-        self.0.config().to_bytes().to_vec()
-    }
-
-    fn write_config(&self, offset: u32, data: &[u8]) -> io::Result<Change> {
-        match (offset, data) {
-            (BlkConfig::WRITEBACK, [value]) if !self.0.limits.read_only => {
-                Ok(cache::set_writeback(&self.0, *value != 0))
-            }
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "only the writeback byte of a block device's configuration can be written",
-            )),
-        }
-    }
-
-    fn io_errors(&self) -> u64 {
-        self.0.troubles.take_count()
-    }
-
-    fn reset(&self, features: u64) {
-        // Not when features are acknowledged: with a front-end that sends them
-        // at DRIVER_OK, the driver may have turned the cache off before (virtio
-        // 1.3, section 3.1.1, step 7), and sends no flush from then on.
-        if features == 0 {
-            self.0.durability.reset();
-        }
-    }
-
-    fn kept(&self) -> Kept {
-        Kept::Disk(self.0.durability.kept())
-    }
-
-    fn restore(&self, kept: &Kept) -> Result<(), String> {
-        let Kept::Disk(kept) = kept else {
-            return Err(OTHER_KIND.into());
-        };
-        self.0.durability.restore(*kept);
-        Ok(())
-    }
-
-    fn queue(&self, _index: u16, features: u64) -> io::Result<BlkQueue> {
-        let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
-        Ok(BlkQueue::new(self.0.clone(), self.0.engine()?, flushes))
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use clap::{ArgAction, Args};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use outboard_protocol::block_device::queue_attribute;
@@ -24,18 +25,49 @@ use outboard_protocol::image_writes::{self, Unwritable};
 
 use crate::request::Limits;
 
-/// How an image is to be used.
-#[derive(Clone, Copy, Debug, Default)]
+/// What no word of a command line can be.
+const NOT_GIVEN: &str = "\0";
+
+/// How an image is to be used: each is an option of the program, with its help.
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Nothing is written.
-    pub read_only: bool,
-    /// The page cache is passed by (`O_DIRECT`).
-    pub direct: bool,
-    /// The block size, 512 or 4096; `None` for 512 of a file, and a block
-    /// device's own.
-    pub block_size: Option<u32>,
-    /// It is raw, whatever it looks like; one that is inherited always is.
+    /// Format of the image; raw serves one that looks like another format
+    #[arg(long = "format", value_name = "raw", value_parser = is_raw)]
+    #[arg(action = ArgAction::Set, default_value = NOT_GIVEN, hide_default_value = true)]
     pub raw: bool,
+
+    /// Open the image read-only, and show the driver a read-only disk
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Bypass the page cache (O_DIRECT)
+    #[arg(long)]
+    pub direct: bool,
+
+    /// Block size that the guest sees, 512 or 4096 [default: 512, a block device's own]
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
+    pub block_size: Option<u32>,
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("give 512 or 4096".into()),
+    }
+}
+
+/// What `--format` says: that the image is not to be looked at, if it is given.
+fn is_raw(text: &str) -> Result<bool, String> {
+    match text {
+        NOT_GIVEN => Ok(false),
+        "raw" => Ok(true),
+        _ => Err(
+            "images are served raw; convert it with `qemu-img convert -O raw`, or have \
+                  qemu-storage-daemon serve it"
+                .into(),
+        ),
+    }
 }
 
 impl Options {

@@ -18,10 +18,6 @@ pub struct Known {
 pub const KNOWN: &[Known] = &[
     Known {
         source: "backends/blk/src",
-        files: &["cache.rs", "disk.rs", "queue.rs"],
-    },
-    Known {
-        source: "backends/blk/src",
         files: &["engine/mod.rs", "engine/uring/probe.rs"],
     },
     Known {

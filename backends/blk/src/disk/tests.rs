@@ -1,5 +1,5 @@
-use outboard_protocol::kept::{CardState, DiskState};
-use outboard_runtime::device::Queue as _;
+use outboard_protocol::kept::{CardState, DiskState, Kept};
+use outboard_runtime::device::{Change, Device as _, Queue as _};
 
 use super::*;
 use crate::image::Options;

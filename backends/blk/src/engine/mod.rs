@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use nix::fcntl::{FallocateFlags, fallocate};
 use outboard_log::Rarely;
 
@@ -112,14 +113,15 @@ pub trait Engine {
 }
 
 /// Which engine to use (`--engine`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Choice {
-    /// `io_uring`, or threads where it is not to be had.
+    /// io_uring if the kernel permits it, else threads
     #[default]
     Auto,
-    /// `io_uring`, or an error.
+    /// io_uring, or an error where the kernel does not permit it
+    #[value(name = "io_uring")]
     IoUring,
-    /// Threads.
+    /// Threads, with system calls that wait
     Threads,
 }
 
