@@ -70,7 +70,13 @@ impl Channel {
     ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; MAX_PACKET];
         let mut fds = Vec::new();
-        match socket::receive(self.socket.as_fd(), &mut buffer, &mut fds, deadline) {
+        let mut receive = || socket::receive(self.socket.as_fd(), &mut buffer, &mut fds, deadline);
+        let received = match receive() {
+            // It left with something unread. What it had said before comes next.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
+            received => received,
+        };
+        match received {
             Ok(0) => Ok(None),
             Ok(length) => {
                 let message = serde_json::from_slice(buffer.get(..length).unwrap_or_default())?;
@@ -136,6 +142,17 @@ mod tests {
             let error = a.send(&stop, &[], soon()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "{reads}");
         }
+    }
+
+    #[test]
+    fn the_last_word_of_one_who_left_something_unread_is_heard() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&ToMachine::Stop, &[], soon()).unwrap();
+        b.send(&"a last word", &[], soon()).unwrap();
+        drop(b);
+        let (word, _) = a.recv::<String>(soon()).unwrap().unwrap();
+        assert_eq!(word, "a last word");
+        assert!(a.recv::<String>(soon()).unwrap().is_none());
     }
 
     #[test]

@@ -78,7 +78,7 @@ fn run_config(config: VmPlan) -> Result<Exit> {
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
     let restarts = config.on_reset == OnReset::Restart;
-    let (mut resources, output) = Resources::open(config)?;
+    let (resources, output) = Resources::open(config)?;
     let devices = resources.devices.iter().enumerate();
     let devices = devices.map(|(place, Opened { spec, server, .. })| {
         let (seeks, is_ours) = (server.sought().is_some(), server.is_ours());
@@ -87,7 +87,7 @@ fn run_config(config: VmPlan) -> Result<Exit> {
     let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);
     let parent = Parent::of_all();
-    let hands = Hands::new(&mut resources, &mut console, &signals, &parent);
+    let hands = Hands::new(&resources, &mut console, &signals, &parent);
     let verdict = vm::live(life, hands);
     // The terminal is put back before the last word.
     drop(console);

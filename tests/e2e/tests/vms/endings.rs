@@ -96,6 +96,11 @@ pub fn tests() -> Vec<Test> {
         ),
         test("a kernel that is none ends with 1", KVM, no_kernel),
         test(
+            "a start that fails is over at once, with its reason",
+            KVM,
+            cut_short,
+        ),
+        test(
             "a console that nobody reads does not hold up the end",
             KVM,
             unread_console,
@@ -300,9 +305,35 @@ fn no_kernel() -> Result<()> {
     let image = Image::new(MIB)?;
     let text = image.directory().join("kernel");
     fs::write(&text, "This is not a kernel. ".repeat(1000))?;
-    let mut vm = Run::plain()?.with("--kernel", &text).start()?;
-    vm.wait()?.with_code(1)?;
-    vm.check_nothing_is_left()
+    // With devices the machine is not told of all of them before it has failed.
+    for devices in 0..4 {
+        let mut run = Run::plain()?.with("--kernel", &text);
+        for _ in 0..devices {
+            run = run.with("--rng", "");
+        }
+        let mut vm = run.start()?;
+        let ended = vm.wait()?.with_code(1)?;
+        ended.saying(&["it is not a kernel"])?;
+        vm.check_nothing_is_left()?;
+    }
+    Ok(())
+}
+
+/// One of three programs cannot be started: nothing has anything to finish, and
+/// nothing is said but why.
+fn cut_short() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let deaf = script(&image, "trap '' TERM; while :; do sleep 0.1; done")?;
+    let disk = format!("{},backend={}", image.option(), deaf.display());
+    let run = Run::guest("scenario=verify")?
+        .with("--disk", disk)
+        .with("--rng", "");
+    let mut vm = run.under(&["env", "TMPDIR=/nowhere"]).start()?;
+    let ended = vm.wait()?.with_code(1)?;
+    ensure!(ended.messages.lines().count() == 1, "{ended}");
+    ended.saying(&["rng0: making a socket: the folder /nowhere/"])?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
 }
 
 /// A child that has ended is reaped at once then, unless its parent says no.

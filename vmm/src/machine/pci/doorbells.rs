@@ -1,10 +1,11 @@
 //! The doorbells of one function: where the driver kicks its queues, and which
 //! eventfd a kick signals.
 //!
-//! A doorbell is registered in KVM while three things hold: the driver has
-//! turned decoding on, the queue is enabled, and a session has been lent a kick
-//! eventfd. At any other time a kick exits to us. Before the session that is
-//! only to be noted: a fresh kick eventfd has count 1.
+//! A doorbell is registered in KVM while two things hold: the driver has turned
+//! decoding on, and a session has been lent a kick eventfd for the queue, which a
+//! device's owner does when it starts the ring. At any other time a kick exits to
+//! us, and is dropped: a fresh kick eventfd has count 1. While rings rest (bus
+//! mastering is off, or has just been turned on) it is passed to the owner.
 //!
 //! To compare, a kick can also be signalled by us ([`KickPath`]): then nothing is
 //! registered, and every kick exits.

@@ -452,4 +452,39 @@ mod tests {
         io::Read::read_exact(&mut second, &mut [1]).unwrap();
         server.join().unwrap();
     }
+
+    #[test]
+    fn a_search_says_when_to_look_again_and_is_quiet_in_between() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blk.sock");
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let wait = Wait::For(Duration::from_millis(50));
+        let mut search = Search::new("disk0", Whom::BackEnd, &path, wait, start);
+        assert_eq!((search.due(), search.fd().is_some()), (Some(start), false));
+        assert!(search.look(start).unwrap().is_none());
+        assert_eq!(search.due(), Some(start + PAUSE));
+        // Too early: nothing is tried, so nothing is found.
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(search.look(after(10)).unwrap().is_none());
+        assert!(search.fd().is_none());
+        // Whoever is connected to has a second to answer, however short the wait.
+        assert!(search.look(after(40)).unwrap().is_none());
+        assert!(search.fd().is_some());
+        assert_eq!(search.due(), Some(after(1000)), "when it is mentioned");
+        assert!(search.look(after(1000)).unwrap().is_none());
+        assert_eq!(search.mentioned, Some(true));
+        assert_eq!(search.due(), Some(after(1040)));
+        assert!(search.look(after(1039)).unwrap().is_none());
+        let error = search.look(after(1040)).unwrap_err().to_string();
+        assert!(error.contains("did not answer"), "{error}");
+        drop(listener);
+        // Without an end there is nothing to wait for but the answer.
+        let _busy = UnixListener::bind(directory.path().join("other")).unwrap();
+        let path = directory.path().join("other");
+        let mut search = Search::new("disk0", Whom::BackEnd, &path, Wait::Forever, start);
+        assert!(search.look(start).unwrap().is_none());
+        assert!(search.look(after(1000)).unwrap().is_none());
+        assert_eq!(search.due(), None);
+    }
 }

@@ -2,7 +2,6 @@
 //! descriptors and no paths.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -87,23 +86,12 @@ impl Resources {
         };
         bail!("the console would be written to {other}; give it a file of its own");
     }
-
-    /// Makes them as new: who read before may have moved a file's position.
-    ///
-    /// # Errors
-    /// Those of lseek(2).
-    pub fn rewind(&mut self) -> io::Result<()> {
-        self.kernel.seek(SeekFrom::Start(0))?;
-        if let Some(initrd) = &mut self.initrd {
-            initrd.seek(SeekFrom::Start(0))?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;

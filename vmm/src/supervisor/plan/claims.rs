@@ -1,6 +1,6 @@
-//! What only one device of a VM can have: a tap, a back-end's socket, a place
-//! to listen at. It is found before anything is opened, by whatever names a path
-//! was given. (A peer that listens may take several cards, as a switch does.)
+//! What only one device of a VM can have: a tap, a back-end's socket, a place to
+//! listen at. Two devices that want the same one are refused before anything is
+//! opened, even where they name it by different paths. (A peer that listens may take several cards, as a switch does.)
 //!
 //! (Images are told apart where they are opened: two may share one that both
 //! only read.)

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{
@@ -15,7 +15,7 @@ use outboard_protocol::launch::{
 
 use super::action::{Action, Who};
 use super::event::Event;
-use super::line::Machine;
+use super::line::Line;
 use super::{device, machine};
 use crate::supervisor::console::Console;
 use crate::supervisor::host::connect::Search;
@@ -24,6 +24,13 @@ use crate::supervisor::host::resources::Resources;
 use crate::supervisor::process::child::{Child, Parent};
 use crate::supervisor::say::say;
 use crate::supervisor::signals::Signals;
+
+/// The machine process.
+#[derive(Debug)]
+struct Machine {
+    child: Child,
+    line: Line,
+}
 
 /// What there is of one device's back-end.
 #[derive(Debug, Default)]
@@ -36,11 +43,13 @@ struct Backend {
 
 /// All that a VM holds of the host while it lives.
 pub struct Hands<'a> {
-    resources: &'a mut Resources,
+    resources: &'a Resources,
     console: &'a mut Console,
     signals: &'a Signals,
     parent: &'a Parent,
     machine: Option<Machine>,
+    /// Whatever was to be started since the machine process was.
+    is_whole: bool,
     /// Each at its device's place.
     backends: Vec<Backend>,
 }
@@ -48,7 +57,7 @@ pub struct Hands<'a> {
 impl<'a> Hands<'a> {
     /// Nothing is started yet.
     pub fn new(
-        resources: &'a mut Resources,
+        resources: &'a Resources,
         console: &'a mut Console,
         signals: &'a Signals,
         parent: &'a Parent,
@@ -61,6 +70,7 @@ impl<'a> Hands<'a> {
             signals,
             parent,
             machine: None,
+            is_whole: false,
         }
     }
 
@@ -75,12 +85,14 @@ impl<'a> Hands<'a> {
             }
             Action::StartMachine => {
                 if let Err(error) = self.start_machine() {
+                    self.is_whole = false;
                     let text = format!("{error:#}");
                     return Some(Event::Machine(machine::Event::NotStarted(text)));
                 }
             }
             Action::Attach(place, session) => {
                 if let Err(error) = self.attach(place, session) {
+                    self.is_whole = false;
                     let text = format!("{error:#}");
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
@@ -159,23 +171,10 @@ impl<'a> Hands<'a> {
     }
 
     fn start_machine(&mut self) -> Result<()> {
-        self.resources
-            .rewind()
-            .context("reading the kernel again")?;
-        let resources = &*self.resources;
+        let resources = self.resources;
         let (channel, theirs) = Channel::pair().context("a socket pair")?;
         let args = ["machine".to_owned()];
         let environment = resources.logging.environment(None);
-        let child = Child::start(
-            self.parent,
-            &resources.program,
-            &args,
-            &environment,
-            &[theirs.as_fd()],
-        )
-        .context("starting the machine process")?;
-        drop(theirs);
-        self.machine = Some(Machine::new(child, channel));
         let ends = self.console.ends().context("the console")?;
         let mut fds = vec![
             (StartFd::Kvm, copy(&resources.kvm)?),
@@ -197,18 +196,36 @@ impl<'a> Hands<'a> {
                 .collect(),
             fds: names,
         };
+        let theirs = [theirs.as_fd()];
+        let child = Child::start(
+            self.parent,
+            &resources.program,
+            &args,
+            &environment,
+            &theirs,
+        );
+        let child = child.context("starting the machine process")?;
+        let line = Line::new(channel);
+        self.machine = Some(Machine { child, line });
         self.send(start, fds);
+        self.is_whole = true;
         Ok(())
     }
 
     fn attach(&mut self, place: usize, session: SessionNumber) -> Result<()> {
-        let resources = &*self.resources;
+        let resources = self.resources;
         let opened = resources.devices.get(place);
         let (opened, backend) = opened
             .zip(self.backends.get_mut(place))
             .context("there is no such device")?;
         let spec = &opened.spec;
         let found = backend.found.take();
+        if !self.is_whole {
+            bail!(
+                "{}: not started, as another part of the VM was not",
+                spec.id
+            );
+        }
         let front = match &opened.server {
             Server::Socket { .. } => found.context("nobody was found")?,
             Server::Program {
@@ -247,7 +264,7 @@ impl<'a> Hands<'a> {
     /// descriptor, with how it ended; so a failure to send says nothing more.
     fn send(&mut self, message: ToMachine, fds: Vec<OwnedFd>) {
         if let Some(machine) = &mut self.machine {
-            machine.send(message, fds);
+            machine.line.send(message, fds);
         }
     }
 
@@ -279,7 +296,7 @@ impl<'a> Hands<'a> {
         if let Some(machine) = &self.machine {
             let gone = Some(Source::Process(Who::Machine));
             watched.push((gone, machine.child.pidfd(), PollFlags::POLLIN));
-            watched.extend(machine.watched().map(|(fd, flags)| (None, fd, flags)));
+            watched.extend(machine.line.watched().map(|(fd, flags)| (None, fd, flags)));
         }
         for (place, backend) in self.backends.iter().enumerate() {
             let gone = Some(Source::Process(Who::Device(place)));
@@ -312,7 +329,7 @@ impl<'a> Hands<'a> {
         let Some(machine) = &mut self.machine else {
             return Vec::new();
         };
-        machine.listen()
+        machine.line.listen()
     }
 
     fn reap(&mut self, ready: &Ready) -> Vec<Event> {

@@ -28,6 +28,7 @@ use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
 use super::action::{Action, Who};
+use super::end::Patience;
 use crate::supervisor::process::child::Death;
 
 /// What happens to a device.
@@ -53,12 +54,11 @@ pub enum Event {
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.
     VmEnds,
-    /// The machine is gone, and with it the session: the back-end is to end, at
-    /// once or in its time.
-    Leave {
-        /// Somebody has asked twice.
-        at_once: bool,
-    },
+    /// What comes next can have nothing to do with what its back-end has already
+    /// shown: the fault is told now, as far as it is known.
+    Settle,
+    /// The machine is gone, and with it the session: the back-end is to end.
+    Leave(Patience),
     /// Somebody has asked for the end twice.
     Hurry,
     /// Time has passed.
@@ -130,6 +130,8 @@ pub enum State {
     },
     /// It was killed.
     Killed {
+        /// The user hears nothing of it.
+        quietly: bool,
         /// When it is left alone: it hangs in the kernel.
         until: Instant,
     },
@@ -195,7 +197,7 @@ impl Device {
     /// When time itself is the next event, if nothing else comes before.
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
-            State::Lost { until, .. } | State::Left { until, .. } | State::Killed { until } => {
+            State::Lost { until, .. } | State::Left { until, .. } | State::Killed { until, .. } => {
                 Some(*until)
             }
             State::Leaving {
@@ -315,10 +317,10 @@ impl Device {
             (State::Lost { .. }, Event::CannotBegin(text)) => {
                 self.fault(Fault::CannotBegin(text), out)
             }
-            (State::Lost { text, until }, Event::Tick) if now >= until => {
-                // Whatever it is doing, nobody will have it any more.
-                out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
-                self.fault(Fault::Lost(text), out)
+            (State::Lost { text, until }, Event::Tick) if now >= until => self.lost(text, out),
+            (State::Lost { text, .. }, Event::Settle) => self.lost(text, out),
+            (State::Left { death, text, .. }, Event::Settle) => {
+                self.fault(Fault::Died(death, text), out)
             }
             (State::Left { death, text, until }, Event::Lost(session, why))
                 if session == self.session =>
@@ -335,6 +337,13 @@ impl Device {
             (_, Event::VmEnds) => State::Over,
             (state, _) => state,
         }
+    }
+
+    /// The session is lost, and the process lives: whatever it is doing, nobody
+    /// will have it any more.
+    fn lost(&self, text: String, out: &mut Vec<Outcome>) -> State {
+        out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
+        self.fault(Fault::Lost(text), out)
     }
 
     fn fault(&self, fault: Fault, out: &mut Vec<Outcome>) -> State {

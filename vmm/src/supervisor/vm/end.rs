@@ -20,11 +20,24 @@ use super::verdict::Verdict;
 /// own to the process and to its group.
 const ONE_ASKING: Duration = Duration::from_millis(500);
 
+/// How much patience there is with those that do not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Each has its time.
+    Whole,
+    /// Somebody has asked for the end twice.
+    Lost,
+    /// The VM could not be started: nothing of it has anything to finish.
+    Needless,
+}
+
 /// What bears on the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// There is a reason.
     Verdict(Verdict),
+    /// A part of the VM could not be started, and what to do.
+    CannotStart(String),
     /// Somebody asks for it.
     Asked,
     /// Every process has ended.
@@ -34,9 +47,9 @@ pub enum Event {
 /// What becomes of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The VM is to end.
-    VmEnds,
-    /// It is to end at once.
+    /// The VM is to end, with this patience.
+    VmEnds(Patience),
+    /// There is no patience left.
     Hurry,
     /// It is to be started again.
     Again,
@@ -60,6 +73,8 @@ pub struct End {
     restarts: bool,
     asked: u32,
     last_asked: Option<Instant>,
+    /// Not all of the VM was started.
+    cut_short: bool,
 }
 
 impl End {
@@ -70,6 +85,7 @@ impl End {
             restarts,
             asked: 0,
             last_asked: None,
+            cut_short: false,
         }
     }
 
@@ -83,28 +99,33 @@ impl End {
         self.asked
     }
 
-    /// Whether it is to come at once.
-    pub fn at_once(&self) -> bool {
-        self.asked >= 2
+    /// How much patience there is.
+    pub fn patience(&self) -> Patience {
+        match (self.asked, self.cut_short) {
+            (2.., _) => Patience::Lost,
+            (_, true) => Patience::Needless,
+            (_, false) => Patience::Whole,
+        }
     }
 
     /// Takes an event; returns what becomes of it.
     pub fn step(&mut self, event: Event, now: Instant) -> Option<Outcome> {
         let state = std::mem::replace(&mut self.state, State::Alive);
         let (state, outcome) = match (state, event) {
-            (State::Alive, Event::Verdict(verdict)) => {
-                (State::Ending(verdict), Some(Outcome::VmEnds))
+            (State::Alive, Event::Verdict(verdict)) => self.begins(verdict),
+            (State::Alive, Event::CannotStart(error)) => {
+                self.cut_short = true;
+                let running = false;
+                self.begins(Verdict::Failed { error, running })
             }
             (State::Alive, Event::Asked) => {
                 self.count(now);
-                (State::Ending(Verdict::Interrupted), Some(Outcome::VmEnds))
+                self.begins(Verdict::Interrupted)
             }
             (State::Ending(verdict), Event::Asked) => {
                 self.count(now);
-                (
-                    State::Ending(verdict),
-                    self.at_once().then_some(Outcome::Hurry),
-                )
+                let lost = self.patience() == Patience::Lost;
+                (State::Ending(verdict), lost.then_some(Outcome::Hurry))
             }
             (State::Ending(Verdict::Ended(Ending::Reset)), Event::NothingLeft)
                 if self.restarts && self.asked == 0 =>
@@ -116,6 +137,11 @@ impl End {
         };
         self.state = state;
         outcome
+    }
+
+    fn begins(&self, verdict: Verdict) -> (State, Option<Outcome>) {
+        let outcome = Outcome::VmEnds(self.patience());
+        (State::Ending(verdict), Some(outcome))
     }
 
     fn count(&mut self, now: Instant) {

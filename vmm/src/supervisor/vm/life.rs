@@ -15,7 +15,7 @@ use outboard_protocol::launch::FromMachine;
 
 use super::action::Action;
 use super::device::{self, Device, Fault};
-use super::end::{self, End};
+use super::end::{self, End, Patience};
 use super::event::Event;
 use super::machine::{self, Machine};
 use super::verdict::Verdict;
@@ -24,6 +24,8 @@ use super::verdict::Verdict;
 enum Step {
     Machine(machine::Event),
     Device(usize, device::Event),
+    /// A device has told this.
+    Fault(usize, Fault),
     End(end::Event),
 }
 
@@ -42,6 +44,7 @@ impl std::fmt::Debug for Step {
         match self {
             Self::Machine(event) => event.fmt(f),
             Self::Device(place, event) => write!(f, "{place}: {event:?}"),
+            Self::Fault(place, fault) => write!(f, "{place}: {fault:?}"),
             Self::End(event) => event.fmt(f),
         }
     }
@@ -98,7 +101,30 @@ impl Life {
         }
     }
 
+    /// Every device of which one half of the news is there tells its fault before
+    /// anything else counts: a lost session in any case, a process that has ended in
+    /// order unless the machine has a word to say about that.
+    fn settle(&mut self, also_left: bool) {
+        for (place, device) in self.devices.iter().enumerate() {
+            let settles = match device.state() {
+                device::State::Lost { .. } => true,
+                device::State::Left { .. } => also_left,
+                _ => false,
+            };
+            if settles {
+                let settle = Step::Device(place, device::Event::Settle);
+                self.steps.push_back(settle);
+            }
+        }
+    }
+
     fn take(&mut self, event: Event) {
+        match &event {
+            Event::Asked => self.settle(true),
+            Event::Said(FromMachine::Attached { .. } | FromMachine::Lost { .. }) => {}
+            Event::Said(_) | Event::Machine(_) => self.settle(false),
+            Event::Begin | Event::Device(..) | Event::Tick => {}
+        }
         match event {
             Event::Begin => self.all_devices(&device::Event::Begin),
             Event::Said(message) => self.said(message),
@@ -144,7 +170,12 @@ impl Life {
                 for outcome in self.machine.step(event, now) {
                     match outcome {
                         machine::Outcome::Do(action) => actions.push(action),
-                        machine::Outcome::Verdict(verdict) => self.judge(verdict),
+                        machine::Outcome::Verdict(verdict) => {
+                            self.judge(end::Event::Verdict(verdict));
+                        }
+                        machine::Outcome::NotStarted(error) => {
+                            self.judge(end::Event::CannotStart(error));
+                        }
                         machine::Outcome::SlowStart => actions.push(self.slow_start()),
                     }
                 }
@@ -163,14 +194,15 @@ impl Life {
                     }
                 }
             }
+            Step::Fault(place, fault) => self.fault(place, fault),
             Step::End(event) => match self.end.step(event, now) {
-                Some(end::Outcome::VmEnds) => {
+                Some(end::Outcome::VmEnds(patience)) => {
                     actions.push(Action::GuestIsOver);
-                    self.steps.push_back(Step::Machine(machine::Event::VmEnds));
-                    self.all_devices(&device::Event::VmEnds);
+                    self.vm_ends(patience);
                 }
                 Some(end::Outcome::Hurry) => {
-                    self.steps.push_back(Step::Machine(machine::Event::Hurry));
+                    let hurry = machine::Event::Hurry(self.end.patience());
+                    self.steps.push_back(Step::Machine(hurry));
                     self.all_devices(&device::Event::Hurry);
                 }
                 Some(end::Outcome::Again) => self.all_devices(&device::Event::Begin),
@@ -194,10 +226,10 @@ impl Life {
                 self.steps.push_back(Step::End(end::Event::NothingLeft));
             }
             end::State::Ending(_) => {
-                let at_once = self.end.at_once();
+                let patience = self.end.patience();
                 for (place, device) in self.devices.iter().enumerate() {
                     if *device.state() == device::State::Over {
-                        let leave = device::Event::Leave { at_once };
+                        let leave = device::Event::Leave(patience);
                         self.steps.push_back(Step::Device(place, leave));
                     }
                 }
@@ -206,12 +238,32 @@ impl Life {
         }
     }
 
-    fn judge(&mut self, verdict: Verdict) {
-        self.steps
-            .push_back(Step::End(end::Event::Verdict(verdict)));
+    /// Everybody hears of it, before anything else that has happened.
+    fn vm_ends(&mut self, patience: Patience) {
+        let later = std::mem::take(&mut self.steps);
+        self.steps.push_back(Step::Machine(machine::Event::VmEnds));
+        if patience != Patience::Whole {
+            let hurry = machine::Event::Hurry(patience);
+            self.steps.push_back(Step::Machine(hurry));
+        }
+        self.all_devices(&device::Event::VmEnds);
+        self.steps.extend(later);
+    }
+
+    /// A reason for the end: what follows from it comes before what has happened
+    /// since.
+    fn judge(&mut self, event: end::Event) {
+        self.steps.push_front(Step::End(event));
     }
 
     fn fault(&mut self, place: usize, fault: Fault) {
+        // One whose session was lost before is first.
+        let is_lost = |device: &Device| matches!(device.state(), device::State::Lost { .. });
+        if let Some(first) = self.devices.iter().position(is_lost) {
+            self.steps.push_front(Step::Fault(place, fault));
+            let settle = Step::Device(first, device::Event::Settle);
+            return self.steps.push_front(settle);
+        }
         let Some(device) = self.devices.get(place) else {
             return;
         };
@@ -222,7 +274,7 @@ impl Life {
         }
         let (id, running) = (device.id().to_owned(), self.machine.has_run());
         let verdict = match fault {
-            Fault::CannotBegin(error) => Verdict::Failed { error, running },
+            Fault::CannotBegin(error) => return self.judge(end::Event::CannotStart(error)),
             Fault::Died(death, cause) => Verdict::BackEndDied {
                 id,
                 program: device.name().to_owned(),
@@ -232,7 +284,7 @@ impl Life {
             },
             Fault::Lost(cause) => Verdict::BackEndLost { id, cause, running },
         };
-        self.judge(verdict);
+        self.judge(end::Event::Verdict(verdict));
     }
 
     /// The start takes long: what is missing.

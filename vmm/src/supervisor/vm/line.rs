@@ -1,4 +1,4 @@
-//! The machine process and the line to it: the supervisor's end of their socket.
+//! The line to the machine process: the supervisor's end of their socket.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,26 +11,28 @@ use outboard_protocol::launch::{Channel, FromMachine, ToMachine};
 
 use super::event::Event;
 use super::machine;
-use crate::supervisor::process::child::Child;
 use crate::supervisor::say::say;
 
-/// The machine process and the socket to it.
+/// Messages that are taken before anything else is looked at: a machine that never
+/// stops speaking must not keep us from hearing a signal.
+const AT_ONCE: usize = 64;
+
+/// The line to one machine process.
 #[derive(Debug)]
-pub struct Machine {
-    /// Its process.
-    pub child: Child,
-    /// Until it is closed, or brings what no machine says.
-    channel: Option<Channel>,
+pub struct Line {
+    channel: Channel,
+    /// It was closed, or brought what no machine says: nobody listens any more.
+    is_over: bool,
     /// What the socket has not taken yet: a machine that is being built reads nothing.
     unsent: VecDeque<(ToMachine, Vec<OwnedFd>)>,
 }
 
-impl Machine {
-    /// A process that has just been started, and our end of its socket.
-    pub fn new(child: Child, channel: Channel) -> Self {
+impl Line {
+    /// Our end of the socket of a process that has just been started.
+    pub fn new(channel: Channel) -> Self {
         Self {
-            child,
-            channel: Some(channel),
+            channel,
+            is_over: false,
             unsent: VecDeque::new(),
         }
     }
@@ -41,8 +43,7 @@ impl Machine {
             true => PollFlags::POLLIN,
             false => PollFlags::POLLIN | PollFlags::POLLOUT,
         };
-        let channel = self.channel.as_ref()?;
-        Some((channel.as_fd(), flags))
+        (!self.is_over).then(|| (self.channel.as_fd(), flags))
     }
 
     /// Sends this, now or when the machine reads. One that is gone is found by its
@@ -54,13 +55,14 @@ impl Machine {
 
     /// Sends what the socket takes.
     fn flush(&mut self) {
-        let Some(channel) = &self.channel else {
+        if self.is_over {
             self.unsent.clear();
-            return;
-        };
+        }
         while let Some((message, fds)) = self.unsent.front() {
             let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
-            let sent = channel.send(message, &fds, Deadline::after(Duration::ZERO));
+            let sent = self
+                .channel
+                .send(message, &fds, Deadline::after(Duration::ZERO));
             if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::TimedOut) {
                 return;
             }
@@ -68,23 +70,122 @@ impl Machine {
         }
     }
 
-    /// All that it has sent, after what it had no room for before.
+    /// What it has sent, [`AT_ONCE`] at most, after what it had no room for before.
     pub fn listen(&mut self) -> Vec<Event> {
         self.flush();
         let mut events = Vec::new();
-        while let Some(channel) = &self.channel {
-            match channel.recv::<FromMachine>(Deadline::after(Duration::ZERO)) {
+        while !self.is_over && events.len() < AT_ONCE {
+            match self
+                .channel
+                .recv::<FromMachine>(Deadline::after(Duration::ZERO))
+            {
                 Ok(Some((message, _))) => events.push(Event::Said(message)),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 closed_or_nonsense => {
                     if let Err(error) = closed_or_nonsense {
                         say(&format!("the machine process sent nonsense: {error}"));
                     }
-                    self.channel = None;
+                    self.is_over = true;
                     events.push(Event::Machine(machine::Event::HungUp));
                 }
             }
         }
         events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, poll};
+    use nix::sys::socket::setsockopt;
+    use nix::sys::socket::sockopt::SndBuf;
+    use outboard_protocol::launch::{Ending, Whose};
+
+    use super::*;
+
+    fn pair() -> (Line, Channel) {
+        let (ours, theirs) = Channel::pair().unwrap();
+        (Line::new(ours), theirs)
+    }
+
+    /// Waits as the loop does.
+    fn wait(line: &Line) {
+        let (fd, flags) = line.watched().unwrap();
+        let soon = Deadline::after(Duration::from_secs(60));
+        assert_eq!(
+            poll(&mut [PollFd::new(fd, flags)], soon.poll_timeout()),
+            Ok(1)
+        );
+    }
+
+    fn attach(session: u64) -> ToMachine {
+        ToMachine::Attach {
+            device: "disk0".into(),
+            session,
+            asked: false,
+            whose: Whose::Own,
+        }
+    }
+
+    #[test]
+    fn what_a_machine_does_not_read_yet_waits_and_comes_in_order() {
+        const COUNT: u64 = 100;
+        let (mut line, theirs) = pair();
+        setsockopt(&line.channel, SndBuf, &1).unwrap();
+        assert_eq!(line.watched().unwrap().1, PollFlags::POLLIN);
+        for session in 0..COUNT {
+            let fd = std::fs::File::open("/dev/null").unwrap().into();
+            line.send(attach(session), vec![fd]);
+        }
+        assert!(!line.unsent.is_empty(), "the socket took them all");
+        for session in 0..COUNT {
+            let now = Deadline::after(Duration::ZERO);
+            let (message, fds) = match theirs.recv::<ToMachine>(now) {
+                Ok(message) => message.unwrap(),
+                Err(_) => {
+                    wait(&line);
+                    assert_eq!(line.listen(), []);
+                    theirs.recv(now).unwrap().unwrap()
+                }
+            };
+            assert_eq!((message, fds.len()), (attach(session), 1));
+        }
+        assert!(line.unsent.is_empty());
+    }
+
+    #[test]
+    fn its_words_are_heard_to_the_last_and_its_end_once() {
+        let (mut line, theirs) = pair();
+        let ending = Ending::PowerOff;
+        let words = [FromMachine::Running, FromMachine::Ended { ending }];
+        for word in &words {
+            theirs
+                .send(word, &[], Deadline::after(Duration::ZERO))
+                .unwrap();
+        }
+        drop(theirs);
+        let [running, ended] = words.map(Event::Said);
+        let hung_up = Event::Machine(machine::Event::HungUp);
+        assert_eq!(line.listen(), [running, ended, hung_up]);
+        assert_eq!(line.listen(), []);
+        assert!(line.watched().is_none(), "it would be readable for ever");
+        line.send(ToMachine::Stop, Vec::new());
+        assert!(line.unsent.is_empty());
+    }
+
+    #[test]
+    fn nonsense_ends_the_line_and_what_never_ends_is_taken_in_turns() {
+        let (mut line, theirs) = pair();
+        let now = || Deadline::after(Duration::ZERO);
+        theirs.send(&"nonsense", &[], now()).unwrap();
+        theirs.send(&FromMachine::Running, &[], now()).unwrap();
+        assert_eq!(line.listen(), [Event::Machine(machine::Event::HungUp)]);
+        let (mut line, theirs) = pair();
+        let mut sent = 0;
+        while sent <= AT_ONCE && theirs.send(&FromMachine::Running, &[], now()).is_ok() {
+            sent += 1;
+        }
+        assert_eq!(line.listen().len(), sent.min(AT_ONCE));
+        assert_eq!(line.listen().len(), sent.saturating_sub(AT_ONCE));
     }
 }

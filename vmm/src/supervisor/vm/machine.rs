@@ -18,6 +18,7 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
 use super::action::{Action, Who};
+use super::end::Patience;
 use super::verdict::Verdict;
 use crate::supervisor::process::child::Death;
 
@@ -43,8 +44,8 @@ pub enum Event {
     Died(Death),
     /// The VM ends.
     VmEnds,
-    /// Somebody has asked for the end twice.
-    Hurry,
+    /// There is no patience left.
+    Hurry(Patience),
     /// Time has passed.
     Tick,
 }
@@ -54,6 +55,8 @@ pub enum Event {
 pub enum Outcome {
     /// This is to be done.
     Do(Action),
+    /// It could not be started, for this reason.
+    NotStarted(String),
     /// The VM is to end, for this reason.
     Verdict(Verdict),
     /// The start takes long.
@@ -175,7 +178,7 @@ fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> St
     };
     match event {
         Event::NotStarted(error) => {
-            out.push(Outcome::Verdict(Verdict::Failed { error, running }));
+            out.push(Outcome::NotStarted(error));
             State::Off
         }
         Event::GuestRuns => {
@@ -208,7 +211,7 @@ fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> St
             }
             _ => state,
         },
-        Event::Go | Event::Hurry => state,
+        Event::Go | Event::Hurry(_) => state,
     }
 }
 
@@ -235,15 +238,17 @@ fn silent(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) ->
 fn leaving(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
     match event {
         Event::Died(_) => State::Off,
-        Event::Hurry => kill(now, out),
-        Event::Tick if now >= until => kill(now, out),
+        Event::Hurry(patience) => kill(patience, now, out),
+        Event::Tick if now >= until => kill(Patience::Whole, now, out),
         _ => State::Leaving { until },
     }
 }
 
-fn kill(now: Instant, out: &mut Vec<Outcome>) -> State {
-    let text = "the machine process does not end; it is killed".to_owned();
-    out.push(Outcome::Do(Action::Say(text)));
+fn kill(patience: Patience, now: Instant, out: &mut Vec<Outcome>) -> State {
+    if patience != Patience::Needless {
+        let text = "the machine process does not end; it is killed".to_owned();
+        out.push(Outcome::Do(Action::Say(text)));
+    }
     out.push(Outcome::Do(Action::Kill(Who::Machine)));
     State::Killed {
         until: now + limits::KILLED,

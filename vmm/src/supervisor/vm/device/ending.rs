@@ -8,6 +8,7 @@ use outboard_protocol::deadline::limits;
 use super::{Device, Event, Outcome, State};
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
+use crate::supervisor::vm::end::Patience;
 
 /// When a back-end that has not ended is mentioned first; then after twice that,
 /// and so on.
@@ -21,12 +22,12 @@ impl Device {
                 State::Over
             }
             Event::Leave { .. } if !self.lives => State::Down,
-            Event::Leave { at_once: true } => self.kill(true, now, out),
-            Event::Leave { at_once: false } => State::Leaving {
+            Event::Leave(Patience::Whole) => State::Leaving {
                 since: now,
                 told: false,
                 mention: MENTION,
             },
+            Event::Leave(patience) => self.kill(patience, now, out),
             _ => State::Over,
         }
     }
@@ -39,12 +40,13 @@ impl Device {
         out: &mut Vec<Outcome>,
     ) -> State {
         match (state, event) {
+            (State::Killed { quietly: true, .. }, Event::Died(_)) => State::Down,
             (_, Event::Died(death)) => {
                 self.ended(&death, out);
                 State::Down
             }
             (_, Event::CannotBegin(_)) => State::Down,
-            (State::Leaving { .. }, Event::Hurry) => self.kill(true, now, out),
+            (State::Leaving { .. }, Event::Hurry) => self.kill(Patience::Lost, now, out),
             (
                 State::Leaving {
                     since,
@@ -53,7 +55,7 @@ impl Device {
                 },
                 Event::Tick,
             ) => self.leaving((since, told, mention), now, out),
-            (State::Killed { until }, Event::Tick) if now >= until => {
+            (State::Killed { until, .. }, Event::Tick) if now >= until => {
                 self.lives = false;
                 out.push(Outcome::Do(Action::Abandon(Who::Device(self.place))));
                 State::Down
@@ -71,7 +73,7 @@ impl Device {
         let waited = now.saturating_duration_since(since);
         let rest = limits::END.saturating_sub(waited);
         if rest.is_zero() {
-            return self.kill(false, now, out);
+            return self.kill(Patience::Whole, now, out);
         }
         if waited >= limits::TELL && !told {
             told = true;
@@ -88,15 +90,19 @@ impl Device {
         }
     }
 
-    fn kill(&self, asked: bool, now: Instant, out: &mut Vec<Outcome>) -> State {
+    fn kill(&self, patience: Patience, now: Instant, out: &mut Vec<Outcome>) -> State {
         let (id, name) = (&self.id, &self.name);
-        let text = match asked {
-            true => format!("{id}: {name} is killed: the end was asked for twice"),
-            false => format!("{id}: {name} does not end; it is killed"),
+        let text = match patience {
+            Patience::Whole => Some(format!("{id}: {name} does not end; it is killed")),
+            Patience::Lost => Some(format!(
+                "{id}: {name} is killed: the end was asked for twice"
+            )),
+            Patience::Needless => None,
         };
-        out.push(Outcome::Do(Action::Say(text)));
+        out.extend(text.map(|text| Outcome::Do(Action::Say(text))));
         out.push(Outcome::Do(Action::Kill(Who::Device(self.place))));
         State::Killed {
+            quietly: patience == Patience::Needless,
             until: now + limits::KILLED,
         }
     }

@@ -177,15 +177,24 @@ fn a_start_that_takes_long_is_mentioned_once_with_what_is_missing() {
 }
 
 #[test]
-fn a_program_that_cannot_be_started_ends_the_vm() {
-    let mut story = Story::of_ours(1);
+fn a_program_that_cannot_be_started_ends_the_vm_at_once() {
+    let mut story = Story::of_ours(2);
     story.on(Event::Begin);
     let failed = device::Event::CannotBegin("no fork".into());
+    // Nothing of it has anything to finish, and nothing but the reason is said.
     assert_eq!(
         story.device(0, failed),
-        [Action::GuestIsOver, Action::StopMachine]
+        [
+            Action::GuestIsOver,
+            Action::StopMachine,
+            Action::Kill(Who::Machine)
+        ]
     );
-    story.machine(machine::Event::Died(IN_ORDER));
+    assert_eq!(
+        story.machine(machine::Event::Died(KILLED)),
+        [Action::Kill(Who::Device(1))]
+    );
+    assert_eq!(story.device(1, device::Event::Died(KILLED)), []);
     let error = "no fork".to_owned();
     let running = false;
     assert_eq!(*story.verdict(), Verdict::Failed { error, running });
@@ -499,4 +508,145 @@ fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
     story.device(0, device::Event::Died(IN_ORDER));
     assert_eq!(*story.life.devices()[0].state(), device::State::Attaching);
     assert_eq!(*story.life.devices()[0].kept(), Kept::Nothing);
+}
+
+#[test]
+fn who_is_not_found_after_a_guest_s_reset_was_not_started_either() {
+    let sought = Device::new(0, "disk0", "/run/s", true, false);
+    let mut story = Story::of(vec![sought], true);
+    story.on(Event::Begin);
+    story.device(0, device::Event::Found);
+    story.attached(0, 1);
+    story.on(Event::Said(FromMachine::Running));
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    assert_eq!(
+        story.machine(machine::Event::Died(IN_ORDER)),
+        [Action::Seek(0)]
+    );
+    story.device(0, device::Event::CannotBegin("nobody listens".into()));
+    let error = "nobody listens".to_owned();
+    let running = false;
+    assert_eq!(*story.verdict(), Verdict::Failed { error, running });
+}
+
+/// A session that was lost is a fault, whatever comes while it is not known yet
+/// whether the process died.
+#[test]
+fn nothing_overtakes_a_session_that_is_lost() {
+    let lost = |id: &str| Verdict::BackEndLost {
+        id: id.into(),
+        cause: "nonsense".into(),
+        running: true,
+    };
+    let others: [fn(&mut Story); 6] = [
+        |story| drop(story.on(Event::Asked)),
+        |story| drop(story.machine(machine::Event::HungUp)),
+        |story| drop(story.machine(machine::Event::Died(KILLED))),
+        |story| {
+            let ending = Ending::Reset;
+            story.on(Event::Said(FromMachine::Ended { ending }));
+        },
+        |story| {
+            let error = "e".into();
+            story.on(Event::Said(FromMachine::Failed { error }));
+        },
+        |story| drop(story.device(1, device::Event::Died(KILLED))),
+    ];
+    for other in others {
+        let mut story = Story::of_ours(2).run();
+        story.lost(0, 1, "nonsense");
+        other(&mut story);
+        story.machine(machine::Event::Died(IN_ORDER));
+        story.device(0, device::Event::Died(IN_ORDER));
+        story.device(1, device::Event::Died(IN_ORDER));
+        assert_eq!(*story.verdict(), lost("disk0"));
+    }
+    // Nor does the guest begin to run meanwhile.
+    let mut story = Story::of_ours(1);
+    story.on(Event::Begin);
+    story.attached(0, 1);
+    story.lost(0, 1, "nonsense");
+    let actions = story.on(Event::Said(FromMachine::Running));
+    assert!(!actions.contains(&Action::GuestRuns), "{actions:?}");
+    story.machine(machine::Event::Died(IN_ORDER));
+    story.device(0, device::Event::Died(IN_ORDER));
+    assert!(matches!(
+        story.verdict(),
+        Verdict::BackEndLost { running: false, .. }
+    ));
+}
+
+#[test]
+fn one_who_asks_does_not_hide_a_back_end_that_has_ended() {
+    let mut story = Story::of_ours(1).run();
+    story.device(0, device::Event::Died(IN_ORDER));
+    story.lost(0, 2, "of another session");
+    story.lost(0, 1, "it closed its connection");
+    story.lost(0, 1, "a second word");
+    story.on(Event::Asked);
+    story.machine(machine::Event::Died(IN_ORDER));
+    assert_eq!(
+        *story.verdict(),
+        died(IN_ORDER, Some("it closed its connection"))
+    );
+}
+
+#[test]
+fn what_happens_while_the_machine_ends_is_said_once() {
+    let mut story = Story::of_ours(1).run();
+    story.on(Event::Asked);
+    let actions = story.device(0, device::Event::Died(Death::Exited(3)));
+    assert_eq!(
+        said(&actions),
+        ["disk0: the back-end blk exited with status 3"]
+    );
+    assert_eq!(story.machine(machine::Event::Died(IN_ORDER)), []);
+    assert_eq!(*story.verdict(), Verdict::Interrupted);
+}
+
+#[test]
+fn a_machine_that_speaks_no_more_ends_with_the_vm_that_ends() {
+    let mut story = Story::of_ours(0).run();
+    story.machine(machine::Event::HungUp);
+    story.on(Event::Asked);
+    let actions = story.tick(limits::MACHINE);
+    assert_eq!(
+        said(&actions),
+        ["the machine process does not end; it is killed"]
+    );
+}
+
+#[test]
+fn each_mention_has_its_time() {
+    let mut story = ending(1);
+    let mut after = Vec::new();
+    let began = story.start;
+    while let Some(due) = story.life.due().filter(|due| *due < began + limits::END) {
+        let waited = due - began;
+        let actions = story.tick(waited);
+        if !said(&actions).is_empty() {
+            after.push(waited.as_secs());
+        }
+    }
+    assert_eq!(after, [5, 10, 20, 40]);
+}
+
+#[test]
+fn one_that_was_left_alone_is_not_waited_for_when_the_guest_is_started_again() {
+    let disk = Device::new(0, "disk0", "blk", false, true);
+    let mut story = Story::of(vec![disk], true).run();
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    story.tick(limits::END);
+    let actions = story.tick(limits::END + limits::KILLED);
+    assert_eq!(
+        actions,
+        [
+            Action::Abandon(Who::Device(0)),
+            Action::StartMachine,
+            Action::Attach(0, 2)
+        ]
+    );
 }

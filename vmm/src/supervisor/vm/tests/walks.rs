@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::device::{self, Device};
-use crate::supervisor::vm::end::{self, End};
+use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine::{self, Machine};
@@ -60,6 +60,8 @@ struct Slot {
     lives: bool,
     killed: bool,
     sought: bool,
+    /// It was not started, and the VM has not heard of that yet.
+    failed: bool,
     /// The number of the last session.
     session: u64,
 }
@@ -109,6 +111,9 @@ impl World {
     fn happens(&mut self, event: Event, dice: &mut Dice) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
+            if let Event::Device(place, device::Event::CannotBegin(_)) = event {
+                self.slots[place].failed = false;
+            }
             for action in self.life.step(event, self.now) {
                 events.extend(self.perform(action, dice));
             }
@@ -138,20 +143,22 @@ impl World {
                 assert!(!slot.lives, "a successor while its predecessor lives");
                 assert!(session > slot.session);
                 slot.session = session;
-                if slot.is_ours && dice.one(20) {
+                slot.failed = slot.is_ours && dice.one(20);
+                if slot.failed {
                     let text = "no fork".into();
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
                 (slot.lives, slot.killed) = (slot.is_ours, false);
             }
-            Action::StopMachine => assert!(self.machine_lives),
             Action::Terminate(who) => assert!(self.lives(who)),
-            Action::Kill(who) => {
-                assert!(self.lives(who));
-                match who {
-                    Who::Machine => self.machine_killed = true,
-                    Who::Device(place) => self.slots[place].killed = true,
-                }
+            Action::Kill(Who::Machine) => {
+                assert!(self.machine_lives);
+                self.machine_killed = true;
+            }
+            Action::Kill(Who::Device(place)) => {
+                let slot = &mut self.slots[place];
+                assert!(slot.lives || slot.failed);
+                slot.killed = true;
             }
             Action::Abandon(who) => match who {
                 Who::Machine => {
@@ -165,7 +172,8 @@ impl World {
                 }
             },
             Action::GuestRuns => assert!(self.machine_lives),
-            Action::GuestIsOver | Action::Say(_) => {}
+            // One that is gone hears nothing.
+            Action::StopMachine | Action::GuestIsOver | Action::Say(_) => {}
         }
         None
     }
@@ -310,7 +318,7 @@ impl World {
 
 /// An event of a device, whatever state it is in.
 fn device_event(dice: &mut Dice) -> device::Event {
-    match dice.throw(11) {
+    match dice.throw(12) {
         0 => device::Event::Begin,
         1 => device::Event::Found,
         2 => device::Event::CannotBegin("no".into()),
@@ -319,10 +327,13 @@ fn device_event(dice: &mut Dice) -> device::Event {
         5 => device::Event::Lost(dice.throw(3).into(), "gone".into()),
         6 => device::Event::Died(dice.death()),
         7 => device::Event::VmEnds,
-        8 => device::Event::Leave {
-            at_once: dice.one(2),
-        },
+        8 => device::Event::Leave(match dice.throw(3) {
+            0 => Patience::Whole,
+            1 => Patience::Lost,
+            _ => Patience::Needless,
+        }),
         9 => device::Event::Hurry,
+        10 => device::Event::Settle,
         _ => device::Event::Tick,
     }
 }
@@ -336,7 +347,10 @@ fn machine_event(dice: &mut Dice) -> machine::Event {
         5 => machine::Event::HungUp,
         6 => machine::Event::Died(dice.death()),
         7 => machine::Event::VmEnds,
-        8 => machine::Event::Hurry,
+        8 => machine::Event::Hurry(match dice.one(2) {
+            true => Patience::Lost,
+            false => Patience::Needless,
+        }),
         _ => machine::Event::Tick,
     }
 }
@@ -399,7 +413,7 @@ proptest! {
             assert!(!lives || *device.state() != device::State::Down);
         }
         device.step(device::Event::VmEnds, now);
-        device.step(device::Event::Leave { at_once: false }, now);
+        device.step(device::Event::Leave(Patience::Whole), now);
         for _ in 0..3 {
             now += LONG;
             device.step(device::Event::Tick, now);
@@ -469,12 +483,12 @@ proptest! {
                 _ => None,
             };
             match end.step(event, now) {
-                Some(end::Outcome::VmEnds) => assert!(was_alive),
+                Some(end::Outcome::VmEnds(_)) => assert!(was_alive),
                 Some(end::Outcome::Again) => {
                     assert_eq!(reason, Some(Verdict::Ended(Ending::Reset)));
                     assert!(restarts && end.asked() == 0);
                 }
-                Some(end::Outcome::Hurry) => assert!(end.at_once()),
+                Some(end::Outcome::Hurry) => assert_eq!(end.patience(), Patience::Lost),
                 None => {}
             }
             if was_over {
