@@ -87,7 +87,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a header; answers it and the size of the payload that follows.
+    /// Reads a header; returns it and the size of the payload that follows.
     fn decode(bytes: [u8; HEADER_SIZE]) -> Result<(Self, usize), WireError> {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         let request = u32::from_ne_bytes([a, b, c, d]);

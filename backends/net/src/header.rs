@@ -92,7 +92,7 @@ impl Header {
     }
 
     /// Checks a driver's header against its frame of `length` bytes and the
-    /// negotiated features; answers the header as the kernel is to see it,
+    /// negotiated features; returns the header as the kernel is to see it,
     /// without what a device is to ignore (section 5.1.6.2.2).
     ///
     /// # Errors

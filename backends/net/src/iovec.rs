@@ -114,7 +114,7 @@ impl Iovecs {
         self.pieces.clear();
     }
 
-    /// Copies to `to` from `offset` on; answers how many bytes there were.
+    /// Copies to `to` from `offset` on; returns how many bytes there were.
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
         let mut rest = to;
         self.walk(offset, rest.len(), |slice| {
@@ -126,7 +126,7 @@ impl Iovecs {
         })
     }
 
-    /// Copies `from` to `offset`; answers how many bytes there was room for.
+    /// Copies `from` to `offset`; returns how many bytes there was room for.
     pub fn copy_from(&self, offset: usize, from: &[u8]) -> usize {
         let mut rest = from;
         self.walk(offset, from.len(), |slice| {
@@ -136,7 +136,7 @@ impl Iovecs {
         })
     }
 
-    /// Shows `length` bytes from `offset` on, piece by piece; answers how many
+    /// Shows `length` bytes from `offset` on, piece by piece; returns how many
     /// there were.
     fn walk(
         &self,
@@ -163,7 +163,7 @@ impl Iovecs {
     }
 
     /// Puts the pieces, from `offset` on and `most` bytes at most, into the
-    /// call; answers how many bytes they have.
+    /// call; returns how many bytes they have.
     fn gather(&mut self, mut offset: usize, most: usize) -> usize {
         let mut left = most;
         for piece in self.pieces.iter().take(MOST_PIECES) {
@@ -186,7 +186,7 @@ impl Iovecs {
 
     /// Reads one frame: its header to `header`, the frame to the pieces after
     /// the place of a header, `most` bytes at most, and what does not fit to
-    /// `rest`. Answers the bytes read in all, and the room in the pieces.
+    /// `rest`. Returns the bytes read in all, and the room in the pieces.
     ///
     /// # Errors
     /// Those of readv(2).
@@ -241,7 +241,7 @@ impl Iovecs {
     }
 
     /// Sends `first` and the pieces after the place of a header to a stream
-    /// socket, without waiting; answers how much of it went. There must be
+    /// socket, without waiting; returns how much of it went. There must be
     /// [`MOST_PIECES`] at most.
     ///
     /// # Errors

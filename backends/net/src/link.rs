@@ -33,7 +33,7 @@ impl Link {
         self.up.load(Ordering::Acquire)
     }
 
-    /// Sets it to what `up` finds; answers whether that was a change, which the
+    /// Sets it to what `up` finds; returns whether that was a change, which the
     /// driver is told. One thread at a time looks and sets: of one that saw a
     /// peer go and one that saw the next one come, none has a stale last word.
     pub fn set(&self, up: impl FnOnce() -> bool) -> bool {

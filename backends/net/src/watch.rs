@@ -95,7 +95,7 @@ impl Watch {
         answer.ok_or_else(|| io::Error::other("the kernel does not answer RTM_GETLINK"))
     }
 
-    /// Reads all messages; answers the last that meant something.
+    /// Reads all messages; returns the last that meant something.
     fn drain<T>(
         &self,
         buffer: &mut [u8],

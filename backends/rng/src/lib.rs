@@ -320,7 +320,7 @@ fn drawn(piece: &mut [u8]) -> bool {
     getrandom(&mut *piece, GetRandomFlags::empty()) == Ok(piece.len())
 }
 
-/// Writes at most `most` random bytes; answers how many.
+/// Writes at most `most` random bytes; returns how many.
 fn fill(memory: &GuestMemoryMmap, buffers: &[Descriptor], most: u64) -> u64 {
     let buffers = buffers.iter().filter(|buffer| buffer.is_write_only());
     let room: u64 = buffers.clone().map(|buffer| u64::from(buffer.len())).sum();

@@ -153,7 +153,7 @@ impl Session {
         self.announce(count);
     }
 
-    /// Asks for random bytes; answers how many the device says it wrote.
+    /// Asks for random bytes; returns how many the device says it wrote.
     fn ask(&mut self, buffers: &[Buffer]) -> u32 {
         let head = self.ring.add(buffers).unwrap();
         self.announce(1);

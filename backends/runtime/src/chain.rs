@@ -88,7 +88,7 @@ impl Chain {
             .fold(0, |sum, buffer| sum.saturating_add(buffer.length))
     }
 
-    /// Walks one table; answers the indirect descriptor it ends in, if any.
+    /// Walks one table; returns the indirect descriptor it ends in, if any.
     fn walk(
         &mut self,
         table: &VolatileSlice<'_>,

@@ -105,7 +105,7 @@ impl Event {
         }
     }
 
-    /// Forgets the events so far, of an EFD_SEMAPHORE only one; answers their
+    /// Forgets the events so far, of an EFD_SEMAPHORE only one; returns their
     /// number. Never blocks, whatever the descriptor's mode and whoever else
     /// reads it.
     pub fn clear(&self) -> u64 {

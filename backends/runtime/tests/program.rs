@@ -203,7 +203,7 @@ impl Place {
     }
 }
 
-/// Lets a child inherit it; answers its number as an option.
+/// Lets a child inherit it; returns its number as an option.
 fn inheritable(fd: &impl AsFd) -> String {
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     format!("--fd={}", fd.as_fd().as_raw_fd())

@@ -50,7 +50,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Waits until the console has said `mark`; answers the time since start.
+    /// Waits until the console has said `mark`; returns the time since start.
     pub fn hear(&mut self, mark: &str, wait: Duration) -> Result<Duration> {
         let deadline = Deadline::after(wait);
         loop {

@@ -293,7 +293,7 @@ impl Client {
         Ok(())
     }
 
-    /// Stops a ring; answers its base.
+    /// Stops a ring; returns its base.
     ///
     /// # Errors
     /// When the reply does not come or is not one.
@@ -356,7 +356,7 @@ impl Client {
         self.tell(FrontendReq::SET_INFLIGHT_FD, described.as_slice(), &[fd])
     }
 
-    /// Hands the back-end a socket for its own requests; answers the other end.
+    /// Hands the back-end a socket for its own requests; returns the other end.
     ///
     /// # Errors
     /// When it is refused.

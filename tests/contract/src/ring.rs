@@ -150,7 +150,7 @@ impl Ring {
         Ok(self.memory.write_slice(&bytes, GuestAddress(at))?)
     }
 
-    /// Makes a chain available, in descriptors of the ring; answers its head.
+    /// Makes a chain available, in descriptors of the ring; returns its head.
     /// The device is told by [`Self::announce`].
     ///
     /// # Errors

@@ -104,7 +104,7 @@ impl Scripted {
         self
     }
 
-    /// Starts it; answers the front-end's end of the connection. It ends when
+    /// Starts it; returns the front-end's end of the connection. It ends when
     /// that is closed, or after 60 seconds of silence.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ pub trait Traffic {
     fn queues(&self) -> u16;
     /// Feature bits that the driver must acknowledge for them.
     fn needs(&self) -> u64;
-    /// Prepares a request in the page at `page`; answers its buffers.
+    /// Prepares a request in the page at `page`; returns its buffers.
     ///
     /// # Errors
     /// Those of the other side of the device.

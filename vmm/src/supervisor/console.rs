@@ -104,7 +104,7 @@ impl Console {
             .map(|_| io::stdin())
     }
 
-    /// Something was typed: passes it on. Answers whether the VM is to end.
+    /// Something was typed: passes it on. Returns whether the VM is to end.
     pub fn typed(&mut self) -> bool {
         let mut bytes = [0; 4096];
         let count = match read(io::stdin(), &mut bytes) {

@@ -100,7 +100,7 @@ pub struct Keys {
 const ESCAPE: u8 = 1;
 
 impl Keys {
-    /// Appends to `out` what the guest is to get of `typed`. Answers whether
+    /// Appends to `out` what the guest is to get of `typed`. Returns whether
     /// the VM is to end; what came after that is dropped.
     pub fn type_in(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
         for &byte in typed {

@@ -305,7 +305,7 @@ impl Ring {
     }
 
     /// Gives the driver everything completed, the used index moving once.
-    /// Answers whether the driver wants a call for it.
+    /// Returns whether the driver wants a call for it.
     ///
     /// # Errors
     /// [`Broken`] when the ring or its inflight block cannot be written.
@@ -355,7 +355,7 @@ impl Ring {
         Ok(wanted)
     }
 
-    /// Asks the driver for a kick at its next chain. Answers whether one has
+    /// Asks the driver for a kick at its next chain. Returns whether one has
     /// come meanwhile: then there is no kick to wait for.
     ///
     /// # Errors

@@ -302,7 +302,7 @@ impl<D: Device> Rings<D> {
         signals.try_for_each(|signal| signal.set(None, deadline))
     }
 
-    /// Stops one ring and forgets its place; answers its base
+    /// Stops one ring and forgets its place; returns its base
     /// (GET_VRING_BASE). Where the old ring was, guest memory may be anything by
     /// the time of the next kick descriptor, which need not come last.
     pub fn stop(&mut self, index: u32) -> Result<u16, Fault> {

@@ -413,7 +413,7 @@ pub fn place(mark: u8) -> (u64, u64) {
     (data, data + 0x100)
 }
 
-/// Adds an echo of 64 bytes and announces it; answers its head.
+/// Adds an echo of 64 bytes and announces it; returns its head.
 pub fn submit(guest: &Guest, ring: &mut Ring, kind: u8, mark: u8) -> u16 {
     let (data, answer) = place(mark);
     fill(guest, data, kind, mark, 64);

@@ -72,7 +72,7 @@ struct Walk<'a, T> {
     served: u64,
 }
 
-/// Walks `steps` legal steps with the back-end and its traffic; answers how many
+/// Walks `steps` legal steps with the back-end and its traffic; returns how many
 /// requests were served on the way.
 ///
 /// # Errors
