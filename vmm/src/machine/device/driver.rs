@@ -16,15 +16,16 @@ pub struct Driver {
 #[derive(Debug)]
 struct Ready {
     features: u64,
-    /// Each with the index at which it begins, or goes on.
-    rings: Vec<(Ring, u16)>,
+    /// Each with the index at which it begins, or goes on; `None`: a back-end was
+    /// lost while it served the ring, and only the used index tells.
+    rings: Vec<(Ring, Option<u16>)>,
 }
 
 impl Driver {
     /// It is ready, with these rings, and has acknowledged `features`. One that has
     /// just reset the device begins at 0 (virtio 1.3, section 2.7.13).
     pub fn is_ready_with(&mut self, features: u64, rings: Vec<Ring>) {
-        let rings = rings.into_iter().map(|ring| (ring, 0)).collect();
+        let rings = rings.into_iter().map(|ring| (ring, Some(0))).collect();
         self.ready = Some(Ready { features, rings });
     }
 
@@ -32,7 +33,7 @@ impl Driver {
     /// the ring is among those that it will be ready with.
     pub fn adds(&mut self, ring: Ring) -> bool {
         if let Some(ready) = &mut self.ready {
-            ready.rings.push((ring, 0));
+            ready.rings.push((ring, Some(0)));
         }
         self.uses_the_device()
     }
@@ -47,8 +48,9 @@ impl Driver {
         self.ready.as_ref().map(|ready| ready.features)
     }
 
-    /// Its rings, each with the index at which it begins, or goes on.
-    pub fn rings(&self) -> impl Iterator<Item = (Ring, u16)> {
+    /// Its rings, each with the index at which it begins, or goes on, if that is
+    /// known.
+    pub fn rings(&self) -> impl Iterator<Item = (Ring, Option<u16>)> {
         let rings = self.ready.iter().flat_map(|ready| &ready.rings);
         rings.copied()
     }
@@ -63,7 +65,14 @@ impl Driver {
     pub fn rests(&mut self, stopped: &Stopped) {
         let rings = self.ready.iter_mut().flat_map(|ready| &mut ready.rings);
         for (_, base) in rings.filter(|(ring, _)| ring.index == stopped.queue) {
-            *base = stopped.base;
+            *base = Some(stopped.base);
+        }
+    }
+
+    /// A back-end was lost that may have served any of its rings.
+    pub fn is_cut_off(&mut self) {
+        for (_, base) in self.ready.iter_mut().flat_map(|ready| &mut ready.rings) {
+            *base = None;
         }
     }
 
@@ -111,7 +120,7 @@ mod tests {
         }
     }
 
-    fn bases(driver: &Driver) -> Vec<(u16, u16)> {
+    fn bases(driver: &Driver) -> Vec<(u16, Option<u16>)> {
         driver
             .rings()
             .map(|(ring, base)| (ring.index, base))
@@ -124,12 +133,14 @@ mod tests {
         assert!(!driver.adds(ring(3)), "it is not ready");
         driver.is_ready_with(7, vec![ring(0), ring(2)]);
         assert!(driver.adds(ring(1)));
-        assert_eq!(bases(&driver), [(0, 0), (2, 0), (1, 0)]);
+        assert_eq!(bases(&driver), [(0, Some(0)), (2, Some(0)), (1, Some(0))]);
         driver.rests(&Stopped::at(2, 9));
         driver.rests(&Stopped::at(1, 5));
-        assert_eq!(bases(&driver), [(0, 0), (2, 9), (1, 5)]);
+        assert_eq!(bases(&driver), [(0, Some(0)), (2, Some(9)), (1, Some(5))]);
         driver.gives_up(|queue| queue == 2);
-        assert_eq!(bases(&driver), [(0, 0), (1, 5)]);
+        assert_eq!(bases(&driver), [(0, Some(0)), (1, Some(5))]);
+        driver.is_cut_off();
+        assert_eq!(bases(&driver), [(0, None), (1, None)]);
         assert_eq!(driver.ring(2), None);
         assert_eq!(driver.features(), Some(7));
     }

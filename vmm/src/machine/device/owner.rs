@@ -12,6 +12,8 @@
 //! What the driver has set up stays noted while there is no session ([`Driver`]).
 //! Whatever is said of a session carries its number.
 
+mod config;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +25,9 @@ use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{Cause, SessionNumber};
 
+use self::config::no_longer_fits;
 use super::driver::Driver;
 use super::introduce::introduce;
-use super::kinds;
 use super::kinds::blk::{self, Cache};
 use super::mastering::Mastering;
 use super::seat::Seat;
@@ -154,6 +156,11 @@ impl Owner {
     /// stays as it is.
     fn attach(&mut self, number: SessionNumber, session: Session<Connected>) {
         if self.serving.is_some() {
+            // That one's end may be there to be read.
+            let heard = self.attend();
+            self.lose_on_error(heard);
+        }
+        if self.serving.is_some() {
             let text = "the device has a back-end already";
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
@@ -194,8 +201,14 @@ impl Owner {
             return Ok(());
         }
         let spec = &self.seat.spec;
-        if !blk::flushes(features) && serving.settle_cache(spec, false)? != Cache::Fixed {
-            self.config_stale = Some(Deadline::after(Duration::ZERO));
+        if !blk::flushes(features) {
+            let cache = serving.settle_cache(spec, false)?;
+            if cache != Cache::Fixed {
+                self.config_stale = Some(Deadline::after(Duration::ZERO));
+            }
+            if cache == Cache::Set {
+                self.driver.has_set_cache(0);
+            }
         }
         serving.start(&self.seat, &mut self.driver)
     }
@@ -268,7 +281,7 @@ impl Owner {
         serving.reset_device()?;
         let cache = serving.settle_cache(spec, true)?;
         if cache != Cache::Fixed {
-            let config = serving.read_config(spec)?;
+            let config = serving.read_config(spec).map_err(no_longer_fits)?;
             function.with_registers(|registers| {
                 registers.offer(cache.usable(registers.offered()));
                 registers.set_config(&config);
@@ -307,37 +320,6 @@ impl Owner {
         Ok(())
     }
 
-    /// The driver wrote to the configuration. What it may write is passed on, and
-    /// then it sees what the back-end made of it.
-    fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        let Seat { spec, function, .. } = &self.seat;
-        let features = function.with_registers(|registers| registers.driver_features());
-        let result = match &mut self.serving {
-            Some(serving) if kinds::may_write(&spec.kind, features, offset, data) => {
-                serving.write_config(offset, data)
-            }
-            _ => Ok(false),
-        };
-        function.with_registers(Registers::config_written);
-        self.config_stale = Some(Deadline::after(Duration::ZERO));
-        if result? && let Some(byte) = kinds::cache_byte(&spec.kind, offset, data) {
-            self.driver.has_set_cache(byte);
-        }
-        Ok(())
-    }
-
-    fn refresh_config(&mut self) -> Result<()> {
-        let Some(serving) = &mut self.serving else {
-            return Ok(());
-        };
-        let Seat { spec, function, .. } = &self.seat;
-        let config = serving.read_config(spec)?;
-        if function.with_registers(|registers| registers.set_config(&config)) {
-            function.interrupts.config_changed();
-        }
-        Ok(())
-    }
-
     fn needs_reset(&mut self) {
         if let Some(times) = self.broken.again() {
             let id = &self.seat.spec.id;
@@ -357,28 +339,39 @@ impl Owner {
         }
     }
 
-    /// Ends the session, and tells why, unless the device ends anyway.
+    /// Ends the session, and tells why. Where rings ran, only the used index tells
+    /// how far they have come.
     fn lose(&mut self, number: Option<SessionNumber>, error: &Error) {
-        self.serving = None;
+        if self
+            .serving
+            .take()
+            .is_some_and(|serving| !serving.is_idle())
+        {
+            self.driver.is_cut_off();
+        }
         self.config_stale = None;
         self.seat.withdraw_all();
         self.interruption.end_session();
-        if self.interruption.is_stopping() {
-            return;
-        }
         let text = format!("{error:#}");
         match (number, cause_of(error)) {
             (Some(number), Some(cause)) => self.post_lost(number, cause, text),
             // What goes wrong without a back-end is none's fault.
-            _ => self.events.post(DeviceEvent::Failed {
+            _ => self.post(DeviceEvent::Failed {
                 device: self.seat.spec.id.clone(),
                 cause: text,
             }),
         }
     }
 
+    /// Tells the main loop, unless the device ends anyway.
+    fn post(&self, event: DeviceEvent) {
+        if !self.interruption.is_stopping() {
+            self.events.post(event);
+        }
+    }
+
     fn post_lost(&self, session: SessionNumber, cause: Cause, text: String) {
-        self.events.post(DeviceEvent::Lost {
+        self.post(DeviceEvent::Lost {
             device: self.seat.spec.id.clone(),
             session,
             cause,

@@ -137,7 +137,7 @@ impl Serving {
     }
 
     /// The rings that the driver has enabled and the back-end has.
-    fn served_rings(&self, driver: &Driver) -> impl Iterator<Item = (Ring, u16)> {
+    fn served_rings(&self, driver: &Driver) -> impl Iterator<Item = (Ring, Option<u16>)> {
         let rings = driver.rings();
         rings.filter(|(ring, _)| self.serves(ring.index))
     }
@@ -151,7 +151,7 @@ impl Serving {
             return Ok(());
         };
         let starts = self.served_rings(driver);
-        let starts = starts.map(|(ring, base)| seat.lend(ring, base));
+        let starts = starts.map(|(ring, base)| seat.lend(ring, known(base)?));
         let starts: Vec<_> = starts.collect::<Result<_>>()?;
         let session = match std::mem::take(&mut self.backend) {
             Backend::Idle(session) => session,
@@ -274,6 +274,14 @@ impl Serving {
             Backend::Running(_) | Backend::Lost => Ok(()),
         }
     }
+}
+
+/// Where a ring goes on, if that can be told.
+fn known(base: Option<u16>) -> Result<u16> {
+    base.ok_or_else(|| {
+        let text = "the driver's rings were lost with a back-end: the guest must reset the device";
+        because(Cause::NotRecoverable, text)
+    })
 }
 
 /// Waits until the back-end has returned what it had taken of a ring before it

@@ -1,5 +1,6 @@
 mod causes;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -529,9 +530,19 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     assert_eq!(u32::from_le_bytes(size), 0xffff_8000);
     assert!(bench.has_doorbell(here), "sizing moves nothing");
     bar((start + 0x10_0000) as u32);
-    // The move is made good by the kick that a restart owes.
+    // The move is made good by the kick that a restart owes: the ring goes on
+    // where it was.
+    let base = Cell::new(0u16);
+    let served = |index: u16| {
+        base.set(index);
+        fake.stop_at(index);
+        let used = GuestAddress(USED + 2);
+        bench.ram.guest().write_obj(index, used).unwrap();
+    };
     let restarted = || {
         fake.wait_for(FrontendReq::GET_VRING_BASE);
+        let message = fake.wait_for(FrontendReq::SET_VRING_BASE);
+        assert_eq!(message.payload[4..6], base.get().to_ne_bytes());
         fake.wait_for(FrontendReq::SET_VRING_KICK);
         fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     };
@@ -548,9 +559,22 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     command(4);
     bar((start + BAR) as u32);
     assert!(!bench.has_doorbell(here), "decoding is off");
+    served(9);
     command(6);
     restarted();
     assert!(bench.has_doorbell(here));
+    let queues = || {
+        let mut bytes = [0xff; 2];
+        bench.bus.memory.read(BAR + 18, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    assert_eq!(queues(), 2);
+    command(4);
+    assert_eq!(queues(), u16::MAX, "nobody answers");
+    assert!(!bench.has_doorbell(here));
+    command(6);
+    restarted();
+    assert_eq!(queues(), 2);
     bench.reset();
     assert!(!bench.has_doorbell(here), "no session needs one");
 }

@@ -56,6 +56,8 @@ pub struct Fake {
     pub config: Vec<u8>,
     /// What goes wrong, and where.
     pub fault: Option<(FrontendReq, Fault)>,
+    /// How often nothing goes wrong there before.
+    pub fault_after: u32,
 }
 
 impl Default for Fake {
@@ -71,6 +73,7 @@ impl Default for Fake {
             queues: 4,
             config: config.to_bytes().to_vec(),
             fault: None,
+            fault_after: 0,
         }
     }
 }
@@ -149,12 +152,16 @@ impl Fake {
     ) {
         let connection = Connection::new(stream.try_clone().unwrap());
         let mut config = self.config.clone();
+        let mut spared = self.fault_after;
         while let Ok(mut message) = connection.recv(long()) {
             let request = FrontendReq::try_from(message.header.request).unwrap();
             if request == FrontendReq::SET_BACKEND_REQ_FD {
                 let _ = channel.send(message.fds.pop().unwrap());
             }
-            let fault = self.fault.filter(|(at, _)| *at == request).map(|(_, f)| f);
+            let mut fault = self.fault.filter(|(at, _)| *at == request).map(|(_, f)| f);
+            if fault.is_some() && spared > 0 {
+                (fault, spared) = (None, spared - 1);
+            }
             match fault {
                 Some(Fault::Close) => return,
                 Some(Fault::Silence) => {}

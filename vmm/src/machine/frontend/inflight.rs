@@ -21,6 +21,8 @@ pub struct Inflight {
     fd: OwnedFd,
     size: u64,
     offset: u64,
+    /// For how many queues it was made, and of what size at most.
+    queues: (u16, u16),
 }
 
 #[cfg(test)]
@@ -31,6 +33,7 @@ impl Inflight {
             fd: std::fs::File::open("/dev/null").unwrap().into(),
             size: 1,
             offset: 0,
+            queues: (1, 256),
         }
     }
 }
@@ -38,7 +41,7 @@ impl Inflight {
 /// Gives the back-end the region from before; if there is none, a fresh one of
 /// its own making. A back-end that keeps none leaves none to a successor: once it
 /// may have begun with a ring, what the region says is not true any more.
-/// `queues` are how many there are and the size of the largest.
+/// `queues`, for a fresh one, are how many there are and the size of the largest.
 pub(super) fn share(
     link: &mut Link,
     region: &mut Option<Inflight>,
@@ -52,7 +55,7 @@ pub(super) fn share(
         Some(region) => region,
         none => none.insert(ask(link, queues)?),
     };
-    let payload = payload(region.size, region.offset, queues);
+    let payload = payload(region.size, region.offset, region.queues);
     let fd = region.fd.as_fd();
     link.command(FrontendReq::SET_INFLIGHT_FD, &payload, &[fd])
 }
@@ -74,7 +77,12 @@ fn ask(link: &mut Link, queues: (u16, u16)) -> Result<Inflight> {
     if size == 0 || size.checked_add(offset).is_none() {
         bail!("the back-end answered {request:?} with {size} bytes at {offset} of a file");
     }
-    Ok(Inflight { fd, size, offset })
+    Ok(Inflight {
+        fd,
+        size,
+        offset,
+        queues,
+    })
 }
 
 /// `VhostUserInflight`, padded as everybody sends it.

@@ -124,6 +124,29 @@ mod tests {
         drop(last);
     }
 
+    #[test]
+    fn of_two_that_overlap_the_one_in_the_lower_slot_answers() {
+        let Some(functions) = functions() else {
+            return;
+        };
+        let mut slots = Slots::default();
+        for function in functions.iter().take(3) {
+            slots.add(Arc::clone(function)).unwrap();
+        }
+        for base in [0xc010_0000, 0xc010_4000, 0xc010_0000u64] {
+            functions[1].decoded().set_memory(Some(base));
+            functions[2].decoded().set_memory(Some(0xc010_0000));
+            functions[1].decoded().set_ports(Some(0xc100));
+            functions[2].decoded().set_ports(Some(0xc100));
+            let is_second = |found: &Function| std::ptr::eq(found, functions[1].as_ref());
+            assert!(slots.at_address(0xc010_4000).next().is_some_and(is_second));
+            assert_eq!(slots.at_address(0xc010_4000).count(), 2);
+            assert!(slots.at_port(0xc101).next().is_some_and(is_second));
+            assert_eq!(slots.at_port(0xc101).count(), 2);
+            assert_eq!(slots.at_port(0xd000).count(), 0);
+        }
+    }
+
     /// Does something with the lock of each function held.
     fn locked(functions: &[Arc<Function>], action: impl FnOnce()) {
         match functions.split_first() {

@@ -253,3 +253,90 @@ fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
     fourth.wait_for(FrontendReq::SET_VRING_ENABLE);
     assert!(bench.events.take().is_empty());
 }
+
+#[test]
+fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
+    let Some(bench) = Bench::new() else { return };
+    for number in (1..60).step_by(2) {
+        let first = bench.attach_as(number, Fake::default());
+        let attached = |session| DeviceEvent::Attached {
+            device: "disk0".into(),
+            session,
+        };
+        assert_eq!(bench.event(), attached(number));
+        first.hang_up();
+        let second = bench.attach_as(number + 1, Fake::default());
+        let mut events = Vec::new();
+        eventually(|| {
+            events.extend(bench.events.take());
+            events.len() == 2
+        });
+        assert_eq!(events[1], attached(number + 1));
+        let gone = |event: &DeviceEvent| {
+            let DeviceEvent::Lost { session, cause, .. } = event else {
+                return false;
+            };
+            (*session, *cause) == (number, Cause::Gone)
+        };
+        assert!(gone(&events[0]), "{events:?}");
+        second.hang_up();
+        bench.lost_session();
+    }
+}
+
+/// It did fit when it was attached, and the driver was told so.
+#[test]
+fn one_that_serves_and_changes_its_configuration_s_length_broke_the_protocol() {
+    let Some(bench) = Bench::new() else { return };
+    let _fake = bench.attached(Fake {
+        fault_after: 1,
+        ..faulty(FrontendReq::GET_CONFIG, Fault::Long)
+    });
+    bench.write(CONFIG, 7, 8);
+    bench.lost_by(Cause::BrokeProtocol);
+}
+
+#[test]
+fn a_lost_session_leaves_no_doorbell() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Fake::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    let here = layout::PCI_MEMORY.start + NOTIFY;
+    assert!(bench.has_doorbell(here));
+    fake.hang_up();
+    bench.lost_by(Cause::Gone);
+    assert!(!bench.has_doorbell(here));
+}
+
+/// Other than at a reset, nobody else may have the memory before.
+#[test]
+fn a_card_that_keeps_its_buffers_when_bus_mastering_goes_off_is_lost() {
+    let spec = launch::Device {
+        id: "disk0".into(),
+        kind: Kind::net(),
+        queues: 3,
+        fewer: true,
+        queue_size: 64,
+    };
+    let Some(bench) = Bench::of(spec) else { return };
+    let fake = Fake {
+        features: 1 << 32 | 1 << 30 | 1 << 5,
+        queues: 3,
+        ..Fake::default()
+    };
+    let fake = bench.attached_within(fake, SHORT, Whose::default());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    let used = GuestAddress(USED + 2);
+    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    let bench = Arc::new(bench);
+    let vcpu = std::thread::spawn({
+        let bench = Arc::clone(&bench);
+        move || master(&bench, false)
+    });
+    bench.lost_by(Cause::Silent);
+    assert!(!vcpu.is_finished());
+    // The thread waits for a kick that only a vCPU gets, and ends with the
+    // process.
+}
