@@ -70,7 +70,7 @@ impl Line {
         }
     }
 
-    /// What it has sent, [`AT_ONCE`] at most, after what it had no room for before.
+    /// What it has sent, 64 messages at most, after what it had no room for before.
     pub fn listen(&mut self) -> Vec<Event> {
         self.flush();
         let mut events = Vec::new();
