@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use outboard_protocol::launch::{self, Cause, SessionNumber};
+use outboard_protocol::launch::{self, Cause, FromMachine, SessionNumber};
 
 use super::device::{Device, Surroundings};
 use super::frontend::{Connected, Session};
 use super::pci;
-use super::post::{DeviceEvent, Mailbox};
+use super::post::Mailbox;
 
 /// The devices, and what they tell.
 pub struct Devices {
     /// By id, in slot order.
     devices: Vec<(String, Device)>,
-    events: Arc<Mailbox<DeviceEvent>>,
+    events: Arc<Mailbox<FromMachine>>,
 }
 
 impl Devices {
@@ -49,7 +49,7 @@ impl Devices {
     }
 
     /// What they tell; readable when there is something.
-    pub fn events(&self) -> &Mailbox<DeviceEvent> {
+    pub fn events(&self) -> &Mailbox<FromMachine> {
         &self.events
     }
 
@@ -59,7 +59,7 @@ impl Devices {
         let mut devices = self.devices.iter();
         match devices.find(|(other, _)| other == id) {
             Some((_, device)) => device.attach(number, session),
-            None => self.events.post(DeviceEvent::Lost {
+            None => self.events.post(FromMachine::Lost {
                 device: id.to_owned(),
                 session: number,
                 cause: Cause::DoesNotFit,

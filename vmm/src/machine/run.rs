@@ -21,7 +21,6 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
 use super::frontend::Session as Frontend;
-use super::post::DeviceEvent;
 use super::threads::Threads;
 use super::vm::Machine;
 
@@ -143,25 +142,15 @@ impl Session<'_> {
 
     /// Sends the supervisor what the devices tell.
     fn pass_on(&mut self) -> Result<()> {
-        for event in self.machine.devices().events().take() {
-            match event {
-                DeviceEvent::Attached { device, session } => {
-                    self.awaited.remove(&device);
-                    self.send(&FromMachine::Attached { device, session })?;
+        for message in self.machine.devices().events().take() {
+            match &message {
+                FromMachine::Attached { device, .. } => {
+                    self.awaited.remove(device);
                 }
-                DeviceEvent::Lost {
-                    device,
-                    session,
-                    cause,
-                    text,
-                } => self.send(&FromMachine::Lost {
-                    device,
-                    session,
-                    cause,
-                    text,
-                })?,
-                DeviceEvent::Failed { device, cause } => bail!("{device}: {cause}"),
+                FromMachine::Failed { error } => bail!("{error}"),
+                _ => {}
             }
+            self.send(&message)?;
         }
         self.start_if_attached()
     }

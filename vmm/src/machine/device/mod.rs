@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
-use outboard_protocol::launch::{self, SessionNumber};
+use outboard_protocol::launch::{self, FromMachine, SessionNumber};
 
 use self::owner::Owner;
 use self::seat::Seat;
@@ -37,7 +37,7 @@ use super::frontend::{Connected, Interruption, Session};
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::Function;
-use super::post::{Command, DeviceEvent, Mailbox};
+use super::post::{Command, Mailbox};
 
 /// What all devices of a machine share.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub struct Surroundings {
     /// Its interrupts.
     pub routes: Arc<Routes>,
     /// What the devices tell the main loop.
-    pub events: Arc<Mailbox<DeviceEvent>>,
+    pub events: Arc<Mailbox<FromMachine>>,
 }
 
 /// A device: its PCI function and its owner. Dropping it ends both.
@@ -109,7 +109,7 @@ impl Device {
         Arc::clone(&self.function)
     }
 
-    /// Hands over a connection to a back-end. [`DeviceEvent`] tells what became
+    /// Hands over a connection to a back-end. [`FromMachine`] tells what became
     /// of it.
     pub fn attach(&self, number: SessionNumber, session: Session<Connected>) {
         self.commands.post(Command::Attach(number, session));

@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Cause, SessionNumber};
+use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
 
 use self::config::no_longer_fits;
 use super::driver::Driver;
@@ -34,7 +34,7 @@ use super::seat::Seat;
 use super::serving::{Keeping, Serving};
 use crate::machine::frontend::{Connected, Interruption, Session, cause_of};
 use crate::machine::pci::Clearing;
-use crate::machine::post::{Command, DeviceEvent, Mailbox};
+use crate::machine::post::{Command, Mailbox};
 use crate::machine::virtio::{Event, Registers, Ring};
 
 /// Between two calls of poll that fail at once.
@@ -47,7 +47,7 @@ const CONFIG_PAUSE: Duration = Duration::from_millis(10);
 pub struct Owner {
     seat: Seat,
     commands: Arc<Mailbox<Command>>,
-    events: Arc<Mailbox<DeviceEvent>>,
+    events: Arc<Mailbox<FromMachine>>,
     interruption: Arc<Interruption>,
     driver: Driver,
     serving: Option<Serving>,
@@ -65,7 +65,7 @@ impl Owner {
     pub fn new(
         seat: Seat,
         commands: Arc<Mailbox<Command>>,
-        events: Arc<Mailbox<DeviceEvent>>,
+        events: Arc<Mailbox<FromMachine>>,
         interruption: Arc<Interruption>,
     ) -> Self {
         Self {
@@ -176,7 +176,7 @@ impl Owner {
                     registers.offer(offer.features);
                     registers.set_config(&offer.config);
                 });
-                self.events.post(DeviceEvent::Attached {
+                self.events.post(FromMachine::Attached {
                     device: self.seat.spec.id.clone(),
                     session: number,
                 });
@@ -356,22 +356,21 @@ impl Owner {
         match (number, cause_of(error)) {
             (Some(number), Some(cause)) => self.post_lost(number, cause, text),
             // What goes wrong without a back-end is none's fault.
-            _ => self.post(DeviceEvent::Failed {
-                device: self.seat.spec.id.clone(),
-                cause: text,
+            _ => self.post(FromMachine::Failed {
+                error: format!("{}: {text}", self.seat.spec.id),
             }),
         }
     }
 
     /// Tells the main loop, unless the device ends anyway.
-    fn post(&self, event: DeviceEvent) {
+    fn post(&self, event: FromMachine) {
         if !self.interruption.is_stopping() {
             self.events.post(event);
         }
     }
 
     fn post_lost(&self, session: SessionNumber, cause: Cause, text: String) {
-        self.post(DeviceEvent::Lost {
+        self.post(FromMachine::Lost {
             device: self.seat.spec.id.clone(),
             session,
             cause,

@@ -38,7 +38,7 @@ const USED: u64 = 0x3000;
 struct Bench {
     vm: Arc<VmFd>,
     ram: Arc<Ram>,
-    events: Arc<Mailbox<DeviceEvent>>,
+    events: Arc<Mailbox<FromMachine>>,
     device: Device,
     bus: Targets,
 }
@@ -116,11 +116,11 @@ impl Bench {
     fn attached_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
         let running = self.attach_within(fake, limits, whose);
         let device = "disk0".into();
-        assert_eq!(self.event(), DeviceEvent::Attached { device, session: 1 });
+        assert_eq!(self.event(), FromMachine::Attached { device, session: 1 });
         running
     }
 
-    fn event(&self) -> DeviceEvent {
+    fn event(&self) -> FromMachine {
         let mut found = None;
         eventually(|| {
             found = self.events.take().pop_front();
@@ -131,7 +131,7 @@ impl Bench {
 
     fn lost(&self) -> String {
         match self.event() {
-            DeviceEvent::Lost { text, .. } => text,
+            FromMachine::Lost { text, .. } => text,
             other => panic!("{other:?}"),
         }
     }

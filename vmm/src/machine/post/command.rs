@@ -1,7 +1,7 @@
-//! What the owner of a device is asked, and what it tells: which of the device's
-//! sessions is meant is said by its number.
+//! What the owner of a device is asked. (What it tells is what the supervisor is to
+//! hear: `launch::FromMachine`.)
 
-use outboard_protocol::launch::{Cause, SessionNumber};
+use outboard_protocol::launch::SessionNumber;
 
 use super::mailbox::Mailbox;
 use crate::machine::frontend::{Connected, Session};
@@ -56,35 +56,4 @@ impl Command {
         });
         dropped
     }
-}
-
-/// What a device's owner tells the machine's main loop.
-#[derive(Debug, PartialEq, Eq)]
-pub enum DeviceEvent {
-    /// The back-end has answered and fits; once per attach.
-    Attached {
-        /// The device's id.
-        device: String,
-        /// That of the attach.
-        session: SessionNumber,
-    },
-    /// The session has ended, or could not begin.
-    Lost {
-        /// The device's id.
-        device: String,
-        /// That of the attach.
-        session: SessionNumber,
-        /// Why.
-        cause: Cause,
-        /// The same, to be shown to the user.
-        text: String,
-    },
-    /// The machine itself cannot serve the device: its back-end is not to
-    /// blame.
-    Failed {
-        /// The device's id.
-        device: String,
-        /// Why, and what to do.
-        cause: String,
-    },
 }

@@ -1,9 +1,9 @@
 //! The post between the machine's threads: a mailbox for each that is written to,
-//! and what is written to the owners of devices and by them. vCPU threads write
+//! and what is written to the owners of devices. vCPU threads write
 //! to an owner, an owner writes to the main loop; neither waits for an answer.
 
 mod command;
 mod mailbox;
 
-pub use self::command::{Command, DeviceEvent};
+pub use self::command::Command;
 pub use self::mailbox::Mailbox;

@@ -12,7 +12,7 @@ impl Bench {
 
     fn lost_session(&self) -> (SessionNumber, Cause, String) {
         match self.event() {
-            DeviceEvent::Lost {
+            FromMachine::Lost {
                 device,
                 session,
                 cause,
@@ -61,7 +61,7 @@ fn cause_of_fault(fault: Fault, expected: Cause) {
             bench.lost_by(expected);
             continue;
         }
-        assert!(matches!(bench.event(), DeviceEvent::Attached { .. }));
+        assert!(matches!(bench.event(), FromMachine::Attached { .. }));
         bench.drive();
         bench.lost_by(expected);
     }
@@ -244,7 +244,7 @@ fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
     }
     bench.reset();
     let fourth = bench.attach_as(4, Fake::default());
-    let attached = DeviceEvent::Attached {
+    let attached = FromMachine::Attached {
         device: "disk0".into(),
         session: 4,
     };
@@ -259,7 +259,7 @@ fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
     let Some(bench) = Bench::new() else { return };
     for number in (1..60).step_by(2) {
         let first = bench.attach_as(number, Fake::default());
-        let attached = |session| DeviceEvent::Attached {
+        let attached = |session| FromMachine::Attached {
             device: "disk0".into(),
             session,
         };
@@ -272,8 +272,8 @@ fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
             events.len() == 2
         });
         assert_eq!(events[1], attached(number + 1));
-        let gone = |event: &DeviceEvent| {
-            let DeviceEvent::Lost { session, cause, .. } = event else {
+        let gone = |event: &FromMachine| {
+            let FromMachine::Lost { session, cause, .. } = event else {
                 return false;
             };
             (*session, *cause) == (number, Cause::Gone)
