@@ -21,6 +21,7 @@ use super::machine::{self, Machine};
 use super::verdict::Verdict;
 
 /// What is not done yet of an event.
+#[derive(Debug)]
 enum Step {
     Machine(machine::Event),
     Device(usize, device::Event),
@@ -37,17 +38,6 @@ pub struct Life {
     end: End,
     /// What follows from what has happened.
     steps: VecDeque<Step>,
-}
-
-impl std::fmt::Debug for Step {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Machine(event) => event.fmt(f),
-            Self::Device(place, event) => write!(f, "{place}: {event:?}"),
-            Self::Fault(place, fault) => write!(f, "{place}: {fault:?}"),
-            Self::End(event) => event.fmt(f),
-        }
-    }
 }
 
 impl Life {
