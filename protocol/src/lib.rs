@@ -10,6 +10,7 @@
 //! - [`image_format`]: what is no raw image, and refused by whoever opens it;
 //! - [`image_lock`]: who may use a disk image, in the way QEMU says it too;
 //! - [`image_writes`]: whether one that is open for writing can be written;
+//! - [`counters`]: what a back-end counts, for its supervisor to read;
 //! - [`block_device`]: what the kernel says of a block device's queue;
 //! - [`inflight`]: the shared region that lets a successor take over requests;
 //! - [`kept`]: what a driver has set of a device and will not say again;
@@ -20,6 +21,7 @@
 
 mod aligned;
 pub mod block_device;
+pub mod counters;
 pub mod deadline;
 pub mod descriptors;
 pub mod devices;

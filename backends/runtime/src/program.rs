@@ -175,7 +175,7 @@ fn check_contract() -> anyhow::Result<()> {
     let Some(version) = env::var_os(launch::VERSION_ENV) else {
         return Ok(());
     };
-    if version.to_str() != Some(&launch::VERSION.to_string()) {
+    if version.to_str() != Some(&launch::OLDEST_VERSION.to_string()) {
         bail!(
             "{} is {:?}, but this program knows only version {}: \
              use programs of the same release",

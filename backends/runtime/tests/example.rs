@@ -89,7 +89,7 @@ fn serves() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .arg(format!("--fd={}", back.as_fd().as_raw_fd()))
             .env(CHILD, "1")
-            .env(launch::VERSION_ENV, launch::VERSION.to_string())
+            .env(launch::VERSION_ENV, launch::OLDEST_VERSION.to_string())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -371,7 +371,7 @@ fn inherited_listener() {
 }
 
 fn unknown_launch_contract() {
-    let known = launch::VERSION.to_string();
+    let known = launch::OLDEST_VERSION.to_string();
     for (version, fits) in [(known.as_str(), true), ("999", false), ("", false)] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let env = [(launch::VERSION_ENV, version)];

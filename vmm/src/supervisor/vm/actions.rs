@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{
-    Channel, Handover, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine, VERSION, VERSION_ENV,
+    Channel, Handover, MESSAGES_VERSION, OLDEST_VERSION, SessionNumber, StartFd, ToMachine,
+    VERSION_ENV,
 };
 
 use super::action::{Action, Who};
@@ -237,7 +238,7 @@ impl<'a> Hands<'a> {
                     .sockets()
                     .with_context(|| format!("{}: making a socket", spec.id))?;
                 let mut environment = resources.logging.environment(Some(&spec.id));
-                environment.push((VERSION_ENV, VERSION.to_string()));
+                environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
                 let start = || {
                     let lent = lend(lent, found)?;
                     let fds = [&back].into_iter().chain(&lent).map(AsFd::as_fd);

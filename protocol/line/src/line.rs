@@ -1,0 +1,349 @@
+//! One device's line to its back-end.
+//!
+//! ```text
+//!          begin(kept) = the back-end's end, with its first message in it
+//!  at rest ─────────▶ open ◀──▶ attend() = what was heard; errands are done
+//!     ▲                │ hung up, or nonsense ──▶ deaf
+//!     └────── end() ───┴───────────────────────────┘
+//! ```
+//! Nothing waits: what a back-end does not read yet is kept, and of each kind of
+//! message only the last, since that is what is true.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use outboard_log::Rarely;
+use outboard_protocol::Deadline;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend, VERSION};
+
+use crate::rendezvous::{Rendezvous, Way};
+use crate::watch::Watch;
+
+/// Messages that are taken before anything else is looked at.
+const AT_ONCE: usize = 64;
+/// What is readable: the back-end's channel, a peer that is wanted, the interface.
+const BACK_END: u64 = 0;
+const PEER: u64 = 1;
+const WATCH: u64 = 2;
+
+/// The line of one device. Readable when [`Line::attend`] has something to do.
+#[derive(Debug)]
+pub struct Line {
+    epoll: Epoll,
+    open: Option<Open>,
+    peer: Option<Rendezvous>,
+    watch: Option<Watch>,
+}
+
+/// The line while there is a back-end at its other end.
+#[derive(Debug)]
+struct Open {
+    channel: Channel,
+    /// What the back-end was told last of the interface.
+    link: Link,
+    is_ready: bool,
+    unsent: Unsent,
+    /// The socket is asked whether it takes more.
+    waits: bool,
+}
+
+/// What the socket has not taken yet.
+#[derive(Debug, Default)]
+struct Unsent {
+    link: Option<Link>,
+    peer: Option<OwnedFd>,
+    size: Option<u64>,
+}
+
+/// What a back-end has said.
+#[derive(Debug)]
+pub enum Heard {
+    /// It is ready. This comes first, and once.
+    Ready {
+        /// Which parts of its sandbox are on.
+        sandbox: BTreeMap<String, bool>,
+        /// Its page of counters (`outboard_protocol::counters`), not looked at.
+        counters: Option<OwnedFd>,
+    },
+    /// Its successor must know this, which has been checked.
+    Keeps(Kept),
+    /// It has said what no back-end says, and is not heard any more.
+    Nonsense(String),
+    /// It has closed the line.
+    HungUp,
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+impl Line {
+    /// The line of a device behind which there is a `peer` that may go and come
+    /// again, or an `interface` of this network namespace, or neither. There is no
+    /// back-end yet.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2) and timerfd_create(2).
+    pub fn new(peer: Option<Way>, interface: Option<&str>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let peer = peer.map(Rendezvous::new).transpose()?;
+        let watch = interface.and_then(|name| match Watch::new(name) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                log::debug!("the interface {name} is not watched: {error}");
+                None
+            }
+        });
+        if let Some(peer) = &peer {
+            epoll.add(peer, EpollEvent::new(EpollFlags::EPOLLIN, PEER))?;
+        }
+        if let Some(watch) = &watch {
+            epoll.add(watch, EpollEvent::new(EpollFlags::EPOLLIN, WATCH))?;
+        }
+        Ok(Self {
+            epoll,
+            open: None,
+            peer,
+            watch,
+        })
+    }
+
+    /// Opens the line for a back-end that is to be started, and tells it what its
+    /// predecessor has kept. Returns the end that it is lent. Any other is forgotten.
+    ///
+    /// # Errors
+    /// Those of socketpair(2) and epoll_ctl(2).
+    pub fn begin(&mut self, kept: Kept) -> io::Result<OwnedFd> {
+        self.end();
+        let (ours, theirs) = Channel::pair()?;
+        let link = self.look();
+        let start = ToBackend::Start {
+            version: VERSION,
+            kept,
+            link,
+        };
+        ours.send(&start, &[], at_once())?;
+        self.epoll
+            .add(&ours, EpollEvent::new(EpollFlags::EPOLLIN, BACK_END))?;
+        self.open = Some(Open {
+            channel: ours,
+            link,
+            is_ready: false,
+            unsent: Unsent::default(),
+            waits: false,
+        });
+        Ok(theirs.into())
+    }
+
+    /// The back-end is gone: closes its line.
+    pub fn end(&mut self) {
+        self.deafen();
+        if let Some(peer) = &mut self.peer
+            && let Err(error) = peer.rest()
+        {
+            log::warn!("a peer may be let in that nobody wants: {error}");
+        }
+    }
+
+    /// Whether the back-end has said that it is ready: one that serves and has not
+    /// keeps version 1.
+    pub fn is_ready(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.is_ready)
+    }
+
+    /// Tells the back-end that its image has another size, in bytes.
+    pub fn resize(&mut self, size: u64) {
+        if let Some(open) = &mut self.open {
+            open.unsent.size = Some(size);
+        }
+        self.flush();
+    }
+
+    /// Does what is due, and returns what was heard, 64 messages at most.
+    pub fn attend(&mut self) -> Vec<Heard> {
+        let due = self.due();
+        let heard = self.listen();
+        if due.contains(&WATCH) {
+            self.observe();
+        }
+        if due.contains(&PEER) {
+            self.meet();
+        }
+        self.flush();
+        heard
+    }
+
+    /// What is readable.
+    fn due(&self) -> Vec<u64> {
+        let mut events = [EpollEvent::empty(); 3];
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO);
+        let events = events.iter().take(count.unwrap_or(0));
+        events.map(EpollEvent::data).collect()
+    }
+
+    /// Sees to news of the interface.
+    fn observe(&mut self) {
+        // Also without a back-end: news that nobody takes would wake us again and
+        // again.
+        let link = self.look();
+        if let Some(open) = &mut self.open
+            && std::mem::replace(&mut open.link, link) != link
+        {
+            open.unsent.link = Some(link);
+        }
+    }
+
+    /// What the interface is now.
+    fn look(&self) -> Link {
+        match self.watch.as_ref().map(Watch::look) {
+            // Nobody says whether one in another namespace is up.
+            None => Link::Up,
+            Some(Ok(link)) => link,
+            Some(Err(error)) => {
+                static UNASKED: Rarely = Rarely::new();
+                if let Some(times) = UNASKED.again() {
+                    log::warn!("cannot ask for the state of an interface: {error}{times}");
+                }
+                Link::Up
+            }
+        }
+    }
+
+    /// Sees whether a peer that is wanted has come.
+    fn meet(&mut self) {
+        let (Some(peer), Some(open)) = (&mut self.peer, &mut self.open) else {
+            return;
+        };
+        match peer.meet() {
+            Ok(None) => {}
+            Ok(Some(socket)) => open.unsent.peer = Some(socket.into()),
+            Err(error) => {
+                static REFUSED: Rarely = Rarely::new();
+                if let Some(times) = REFUSED.again() {
+                    log::warn!("cannot accept a peer: {error}{times}");
+                }
+            }
+        }
+    }
+
+    /// Sends what the socket takes.
+    fn flush(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let waits = open.flush();
+        if std::mem::replace(&mut open.waits, waits) == waits {
+            return;
+        }
+        let mut flags = EpollFlags::EPOLLIN;
+        flags.set(EpollFlags::EPOLLOUT, waits);
+        let mut event = EpollEvent::new(flags, BACK_END);
+        if let Err(errno) = self.epoll.modify(&open.channel, &mut event) {
+            log::warn!("a back-end may not be told what it should be: epoll: {errno}");
+        }
+    }
+
+    fn listen(&mut self) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        while heard.len() < AT_ONCE
+            && let Some(open) = &mut self.open
+        {
+            let last = match open.channel.recv::<FromBackend>(at_once()) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
+                Err(error) => Heard::Nonsense(error.to_string()),
+                Ok(None) => Heard::HungUp,
+                Ok(Some((message, fds))) => match open.take(message, fds) {
+                    Ok(Some(said)) => {
+                        heard.push(said);
+                        continue;
+                    }
+                    Ok(None) => {
+                        self.want();
+                        continue;
+                    }
+                    Err(why) => Heard::Nonsense(why),
+                },
+            };
+            heard.push(last);
+            self.deafen();
+        }
+        heard
+    }
+
+    /// A peer is wanted; where none can be had, none comes.
+    fn want(&mut self) {
+        if let Some(peer) = &mut self.peer
+            && let Err(error) = peer.want()
+        {
+            log::warn!("the peer will not be looked for again: {error}");
+        }
+    }
+
+    fn deafen(&mut self) {
+        if let Some(open) = self.open.take() {
+            // The descriptor may have a copy, which would be watched on.
+            let _ = self.epoll.delete(&open.channel);
+        }
+    }
+}
+
+impl Open {
+    /// Takes a message; `None`: it wants a peer.
+    fn take(&mut self, message: FromBackend, fds: Vec<OwnedFd>) -> Result<Option<Heard>, String> {
+        message.check()?;
+        let mut fds = fds.into_iter();
+        let (first, second) = (fds.next(), fds.next());
+        match message {
+            FromBackend::Ready { sandbox, .. } if !self.is_ready && second.is_none() => {
+                self.is_ready = true;
+                let counters = first;
+                Ok(Some(Heard::Ready { sandbox, counters }))
+            }
+            FromBackend::Ready { .. } => Err("`ready` twice, or with descriptors too many".into()),
+            _ if !self.is_ready || first.is_some() => {
+                Err("a message before `ready`, or with a descriptor".into())
+            }
+            FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),
+            FromBackend::WantsPeer => Ok(None),
+        }
+    }
+
+    /// Sends what the socket takes. Whether there is more.
+    fn flush(&mut self) -> bool {
+        let unsent = &mut self.unsent;
+        if let Some(link) = unsent.link
+            && sent(&self.channel, &ToBackend::Link { link }, None)
+        {
+            unsent.link = None;
+        }
+        if let Some(peer) = &unsent.peer
+            && sent(&self.channel, &ToBackend::Peer, Some(peer.as_fd()))
+        {
+            unsent.peer = None;
+        }
+        if let Some(size) = unsent.size
+            && sent(&self.channel, &ToBackend::Resize { size }, None)
+        {
+            unsent.size = None;
+        }
+        unsent.link.is_some() || unsent.peer.is_some() || unsent.size.is_some()
+    }
+}
+
+/// Whether the message needs no further attempt: one who is gone is found by other
+/// means.
+fn sent(channel: &Channel, message: &ToBackend, fd: Option<BorrowedFd<'_>>) -> bool {
+    let result = channel.send(message, fd.as_slice(), at_once());
+    !matches!(result, Err(error) if error.kind() == io::ErrorKind::TimedOut)
+}
+
+fn at_once() -> Deadline {
+    Deadline::after(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! A line, with a back-end's end in the test's hands.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
+use outboard_protocol::kept::DiskState;
+
+use super::*;
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+fn is_due(line: &Line) -> bool {
+    let mut fds = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+}
+
+/// Attends to it until the back-end has a message.
+fn next(line: &mut Line, theirs: &Channel) -> (ToBackend, Vec<OwnedFd>) {
+    let limit = soon();
+    while !limit.passed() {
+        match theirs.recv(at_once()) {
+            Ok(message) => return message.unwrap(),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::TimedOut),
+        }
+        let mut fds = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, limit.poll_timeout()).unwrap();
+        assert!(line.attend().is_empty());
+    }
+    panic!("nothing came");
+}
+
+fn say(theirs: &Channel, message: &FromBackend) {
+    theirs.send(message, &[], soon()).unwrap();
+}
+
+fn ready() -> FromBackend {
+    FromBackend::Ready {
+        version: VERSION,
+        sandbox: BTreeMap::new(),
+    }
+}
+
+/// A line whose back-end has been told to start.
+fn started(peer: Option<Way>) -> (Line, Channel) {
+    let mut line = Line::new(peer, None).unwrap();
+    let theirs = Channel::new(line.begin(Kept::Nothing).unwrap());
+    let (start, _) = theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    assert!(matches!(start, ToBackend::Start { version: 2, .. }));
+    (line, theirs)
+}
+
+#[test]
+fn what_was_kept_is_there_before_the_back_end_is() {
+    let kept = Kept::Disk(DiskState {
+        writeback: false,
+        sync_failed: true,
+    });
+    let mut line = Line::new(None, Some("lo")).unwrap();
+    let theirs = Channel::new(line.begin(kept.clone()).unwrap());
+    let (start, fds) = theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    let ToBackend::Start { kept: told, .. } = start else {
+        panic!("{start:?}");
+    };
+    assert_eq!((told, fds.len()), (kept, 0));
+}
+
+#[test]
+fn what_it_says_is_heard_in_order_and_its_end_once() {
+    let (mut line, theirs) = started(None);
+    assert!(!is_due(&line) && !line.is_ready());
+    let page = std::fs::File::open("/dev/null").unwrap();
+    theirs.send(&ready(), &[page.as_fd()], soon()).unwrap();
+    let kept = Kept::Nothing;
+    say(&theirs, &FromBackend::Keeps { kept });
+    // It has no peer, and none is looked for.
+    say(&theirs, &FromBackend::WantsPeer);
+    drop(theirs);
+    assert!(is_due(&line));
+    let heard = line.attend();
+    assert!(
+        matches!(
+            &heard[..],
+            [
+                Heard::Ready {
+                    counters: Some(_),
+                    ..
+                },
+                Heard::Keeps(Kept::Nothing),
+                Heard::HungUp
+            ]
+        ),
+        "{heard:?}"
+    );
+    assert!(!is_due(&line), "it would be readable for ever");
+    assert!(line.attend().is_empty());
+}
+
+#[test]
+fn what_no_back_end_says_ends_its_line() {
+    let out_of_bounds = FromBackend::Ready {
+        version: 3,
+        sandbox: BTreeMap::new(),
+    };
+    let keeps = || FromBackend::Keeps {
+        kept: Kept::Nothing,
+    };
+    for (said, fds) in [
+        (vec![out_of_bounds], 0),
+        (vec![keeps()], 0),
+        (vec![FromBackend::WantsPeer], 0),
+        (vec![ready(), ready()], 0),
+        (vec![ready()], 2),
+        (vec![ready(), keeps()], 1),
+    ] {
+        let (mut line, theirs) = started(None);
+        let (last, first) = said.split_last().unwrap();
+        first.iter().for_each(|message| say(&theirs, message));
+        let page = std::fs::File::open("/dev/null").unwrap();
+        let fds = vec![page.as_fd(); fds];
+        theirs.send(last, &fds, soon()).unwrap();
+        say(&theirs, &keeps());
+        let heard = line.attend();
+        assert!(
+            matches!(heard.last(), Some(Heard::Nonsense(_))),
+            "{heard:?}"
+        );
+        assert!(!is_due(&line));
+        line.resize(1);
+        assert!(line.attend().is_empty());
+    }
+    let (mut line, theirs) = started(None);
+    theirs.send(&"nonsense", &[], soon()).unwrap();
+    assert!(matches!(&line.attend()[..], [Heard::Nonsense(_)]));
+}
+
+#[test]
+fn a_successor_has_a_line_of_its_own() {
+    let (mut line, theirs) = started(None);
+    say(&theirs, &ready());
+    line.attend();
+    assert!(line.is_ready());
+    let successor = Channel::new(line.begin(Kept::Nothing).unwrap());
+    assert!(!line.is_ready());
+    // What the predecessor says is nobody's affair.
+    let kept = Kept::Nothing;
+    assert!(
+        theirs
+            .send(&FromBackend::Keeps { kept }, &[], soon())
+            .is_err()
+    );
+    say(&successor, &ready());
+    assert!(matches!(&line.attend()[..], [Heard::Ready { .. }]));
+    line.end();
+    assert!(!is_due(&line));
+}
+
+#[test]
+fn of_what_a_back_end_does_not_read_the_last_is_told() {
+    let (mut line, theirs) = started(None);
+    setsockopt(&line.open.as_ref().unwrap().channel, SndBuf, &1).unwrap();
+    for size in 1..=1000 {
+        line.resize(size * 512);
+    }
+    assert!(
+        line.open.as_ref().unwrap().waits,
+        "the socket took them all"
+    );
+    assert!(!is_due(&line), "there is nothing to do until it reads");
+    let mut last = 0;
+    while last != 1000 * 512 {
+        let (message, _) = next(&mut line, &theirs);
+        let ToBackend::Resize { size } = message else {
+            panic!("{message:?}");
+        };
+        assert!(size > last);
+        last = size;
+    }
+    assert!(!line.open.as_ref().unwrap().waits);
+}
+
+#[test]
+fn a_peer_that_listens_is_connected_to_again_when_it_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (mut line, theirs) = started(Some(Way::Connecting(path)));
+    say(&theirs, &ready());
+    line.attend();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody has asked for it");
+    for turn in 0..3 {
+        say(&theirs, &FromBackend::WantsPeer);
+        let (message, fds) = next(&mut line, &theirs);
+        assert_eq!((message, fds.len()), (ToBackend::Peer, 1), "{turn}");
+        assert!(listener.accept().is_ok());
+    }
+}
+
+#[test]
+fn a_peer_that_connects_waits_until_it_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("peer");
+    let way = Way::Listening(UnixListener::bind(&path).unwrap());
+    let (mut line, theirs) = started(Some(way));
+    say(&theirs, &ready());
+    line.attend();
+    let _first = UnixStream::connect(&path).unwrap();
+    assert!(!is_due(&line));
+    say(&theirs, &FromBackend::WantsPeer);
+    let (message, fds) = next(&mut line, &theirs);
+    assert_eq!((message, fds.len()), (ToBackend::Peer, 1));
+    // A successor begins with a peer of its own: the first may have had a part of a
+    // frame.
+    let _second = UnixStream::connect(&path).unwrap();
+    let theirs = Channel::new(line.begin(Kept::Nothing).unwrap());
+    theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    say(&theirs, &ready());
+    assert_eq!(line.attend().len(), 1);
+    assert!(!is_due(&line));
+    say(&theirs, &FromBackend::WantsPeer);
+    assert_eq!(next(&mut line, &theirs).0, ToBackend::Peer);
+}

@@ -1,0 +1,155 @@
+//! What the host does to a tap's interface, by rtnetlink(7).
+//!
+//! News is only a hint that something has happened: what is true is asked for,
+//! and the answer comes after whatever was under way. The interface is looked
+//! for in the network namespace of this process; a tap of another one has no
+//! watch, and its link is up for as long as the tap is there.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    socket,
+};
+use outboard_protocol::launch::Link;
+use outboard_protocol::tap;
+
+const NEWS_OF_LINKS: u32 = 1;
+const NLMSG_ERROR: u16 = 2;
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const REQUEST: u16 = 1;
+/// `struct nlmsghdr`, `struct ifinfomsg`.
+const HEADER: usize = 16;
+const BODY: usize = 16;
+/// An answer is some 2 KiB long.
+const ROOM: usize = 32 * 1024;
+/// Most messages that are read at once.
+const MOST: usize = 1000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Watch {
+    socket: OwnedFd,
+    index: u32,
+}
+
+/// Readable when something may have happened.
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Watch {
+    /// Watches the interface `name`.
+    ///
+    /// # Errors
+    /// ENODEV when there is none of that name here, and those of socket(2).
+    pub fn new(name: &str) -> io::Result<Self> {
+        let index = tap::index(name)?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let kind = SockProtocol::NetlinkRoute;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, kind)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, NEWS_OF_LINKS))?;
+        Ok(Self { socket, index })
+    }
+
+    /// What is true of the interface now; all news so far is forgotten.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn look(&self) -> io::Result<Link> {
+        let mut buffer = vec![0; ROOM];
+        self.drain(&mut buffer, |_| None::<Link>)?;
+        let mut request = Vec::with_capacity(HEADER + BODY);
+        request.extend(((HEADER + BODY) as u32).to_ne_bytes());
+        request.extend(RTM_GETLINK.to_ne_bytes());
+        request.extend(REQUEST.to_ne_bytes());
+        request.extend([0; 12]);
+        request.extend(self.index.to_ne_bytes());
+        request.extend([0; 8]);
+        let kernel = NetlinkAddr::new(0, 0);
+        sendto(
+            self.socket.as_raw_fd(),
+            &request,
+            &kernel,
+            MsgFlags::empty(),
+        )?;
+        // The kernel has answered before it returns.
+        let answer = self.drain(&mut buffer, |message| state(message, self.index))?;
+        answer.ok_or_else(|| io::Error::other("the kernel does not answer RTM_GETLINK"))
+    }
+
+    /// Reads all messages; returns the last that meant something.
+    fn drain<T>(
+        &self,
+        buffer: &mut [u8],
+        mut read: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let mut last = None;
+        for _ in 0..MOST {
+            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) => last = read(buffer.get(..count).unwrap_or_default()).or(last),
+                Err(Errno::EAGAIN) => break,
+                // More news than the socket holds: what is true is asked for.
+                Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// What one message says of the interface.
+fn state(message: &[u8], index: u32) -> Option<Link> {
+    let word = |at: usize| {
+        let bytes = message.get(at..)?.first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*bytes))
+    };
+    let kind = message.get(4..)?.first_chunk::<2>()?;
+    match u16::from_ne_bytes(*kind) {
+        NLMSG_ERROR => {
+            let gone = Errno::ENODEV as i32;
+            (word(HEADER)?.cast_signed() == gone.wrapping_neg()).then_some(Link::Gone)
+        }
+        RTM_NEWLINK if word(HEADER + 4)? == index => {
+            let flags = word(HEADER + 8)?;
+            let is = |flag: libc::c_int| flags & flag.cast_unsigned() != 0;
+            Some(match (is(libc::IFF_UP), is(libc::IFF_LOWER_UP)) {
+                (true, true) => Link::Up,
+                (true, false) => Link::NoCarrier,
+                (false, _) => Link::Down,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_there_and_another_is_not() {
+        let watch = Watch::new("lo").unwrap();
+        assert!(matches!(watch.look().unwrap(), Link::Up | Link::Down));
+        let error = Watch::new("no-such-dev").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        let gone = Watch {
+            index: 0x7fff_fff0,
+            ..watch
+        };
+        assert_eq!(gone.look().unwrap(), Link::Gone);
+    }
+
+    #[test]
+    fn messages_cut_anywhere_say_nothing() {
+        let message = [0xff; HEADER + BODY];
+        for length in 0..message.len() {
+            assert_eq!(state(&message[..length], 1), None);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What a back-end and its supervisor say to each other, from version 2 of the
+//! launch contract on.
+//!
+//! ```text
+//!  supervisor  ── start ─────────────────────────────▶  back-end
+//!              ◀─ ready ──────────────────────────────    serves from here on
+//!              ── link, peer, resize ─────────────────▶   at any time
+//!              ◀─ keeps, wants_peer ──────────────────
+//! ```
+//! The back-end is given its end as the descriptor that [`super::LINE_ENV`] names.
+//! A program that does not look there keeps version 1: it says nothing, and is
+//! told nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kept::Kept;
+
+/// Most parts that a sandbox can be told to have, and most bytes of a name.
+const MOST_PARTS: usize = 64;
+
+/// What the host has made of the interface behind a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// It is up, and has its carrier; or nobody can tell, and nothing is known to
+    /// be wrong with it.
+    #[default]
+    Up,
+    /// It is up, and has no carrier.
+    NoCarrier,
+    /// It is down.
+    Down,
+    /// It is not there any more.
+    Gone,
+}
+
+/// From the supervisor to a back-end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "message", deny_unknown_fields)]
+pub enum ToBackend {
+    /// The first message, once: there before the program is.
+    Start {
+        /// [`super::VERSION`]; a back-end refuses one that it does not know.
+        version: u32,
+        /// What a predecessor has left, to be set before the first ring.
+        kept: Kept,
+        /// What the interface behind a card is at first.
+        link: Link,
+    },
+    /// The interface behind a card has become this.
+    Link {
+        /// What.
+        link: Link,
+    },
+    /// A peer for a card that wants one. Brings one descriptor: a stream socket,
+    /// connected and never used.
+    Peer,
+    /// The image of a disk has another size.
+    Resize {
+        /// In bytes.
+        size: u64,
+    },
+}
+
+/// From a back-end to its supervisor. None of it is believed without a check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "message", deny_unknown_fields)]
+pub enum FromBackend {
+    /// The first message, once: it has all that it needs, what was kept has been
+    /// looked at, and whoever is connected will be served. Brings at most one
+    /// descriptor, its page of counters.
+    Ready {
+        /// The version that it keeps: that of its start.
+        version: u32,
+        /// Which parts of its sandbox are on, by name; a part that is false could
+        /// not be had here. Empty: it has none.
+        sandbox: BTreeMap<String, bool>,
+    },
+    /// What a successor must know has become this. Said before the driver is
+    /// answered whose command or request has changed it.
+    Keeps {
+        /// What.
+        kept: Kept,
+    },
+    /// A card is without its peer, and wants another.
+    WantsPeer,
+}
+
+impl FromBackend {
+    /// Checks what can be checked without knowing the device.
+    ///
+    /// # Errors
+    /// A message that says what is out of bounds.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Ready { version, sandbox } => {
+                if *version != super::VERSION {
+                    let ours = super::VERSION;
+                    return Err(format!(
+                        "version {version} of the launch contract, and {ours} was asked for"
+                    ));
+                }
+                let long = |name: &String| name.len() > MOST_PARTS;
+                if sandbox.len() > MOST_PARTS || sandbox.keys().any(long) {
+                    return Err(format!(
+                        "a sandbox of more than {MOST_PARTS} parts, or with longer names"
+                    ));
+                }
+                Ok(())
+            }
+            Self::Keeps { kept } => kept.check(),
+            Self::WantsPeer => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kept::CardState;
+
+    #[test]
+    fn a_message_has_the_words_that_the_contract_gives_it() {
+        let start = ToBackend::Start {
+            version: 2,
+            kept: Kept::Nothing,
+            link: Link::NoCarrier,
+        };
+        let text = r#"{"message":"start","version":2,"kept":"nothing","link":"no_carrier"}"#;
+        assert_eq!(serde_json::to_string(&start).unwrap(), text);
+        let ready = FromBackend::Ready {
+            version: 2,
+            sandbox: [("seccomp".to_owned(), true)].into(),
+        };
+        let text = r#"{"message":"ready","version":2,"sandbox":{"seccomp":true}}"#;
+        assert_eq!(serde_json::to_string(&ready).unwrap(), text);
+        for (message, text) in [
+            (ToBackend::Peer, r#"{"message":"peer"}"#),
+            (
+                ToBackend::Resize { size: 512 },
+                r#"{"message":"resize","size":512}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<ToBackend>(text).unwrap(), message);
+        }
+        let unknown = r#"{"message":"resize","size":512,"colour":1}"#;
+        assert!(serde_json::from_str::<ToBackend>(unknown).is_err());
+    }
+
+    #[test]
+    fn what_no_back_end_says_is_refused() {
+        let ready = |version, parts: usize, length| FromBackend::Ready {
+            version,
+            sandbox: (0..parts)
+                .map(|part| (format!("{part:0length$}"), true))
+                .collect(),
+        };
+        assert_eq!(ready(2, 64, 64).check(), Ok(()));
+        let error = ready(1, 0, 1).check().unwrap_err();
+        assert!(error.starts_with("version 1 of the launch"), "{error}");
+        assert!(ready(2, 65, 2).check().is_err());
+        assert!(ready(2, 1, 65).check().is_err());
+        let pairs = Some(0);
+        let kept = Kept::Card(CardState {
+            pairs,
+            ..CardState::default()
+        });
+        assert!(FromBackend::Keeps { kept }.check().is_err());
+    }
+}
