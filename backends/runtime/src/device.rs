@@ -10,14 +10,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use outboard_protocol::kept::Kept;
-use outboard_protocol::shared::Guard;
 
-use crate::chain::Chain;
+use outboard_ring::Chain;
+pub use outboard_ring::Memory;
+
 use crate::notifier::Notifier;
-
-/// The guest's memory as one session has mapped it. Where it turns out not to be
-/// there any more, zeroes are read instead, and the session ends.
-pub type Memory = vm_memory::GuestMemoryMmap<Guard>;
 
 /// Why a device cannot restore what was kept of a device of another kind.
 pub const OTHER_KIND: &str = "what was kept is of another kind of device";

@@ -19,7 +19,6 @@ use outboard_protocol::Deadline;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::kernel::{interrupt, this_thread, write_from_nowhere};
-use crate::worker::Stuck;
 
 /// How often a descriptor in use is looked at that is to be replaced.
 const RETRY: Duration = Duration::from_micros(100);
@@ -27,6 +26,11 @@ const RETRY: Duration = Duration::from_micros(100);
 /// one (EFD_SEMAPHORE): any other is empty after the first, unless somebody adds
 /// one between each two of them.
 const MANY: usize = 256;
+
+/// A worker did not come to an end before its deadline, or died: its rings are
+/// lost, and so is this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stuck;
 
 /// An eventfd.
 #[derive(Debug)]

@@ -6,12 +6,11 @@
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
 //! - [`worker`]: the thread that serves one ring;
-//! - [`ring`]: a split ring, by value;
-//! - [`device`], [`chain`], [`notifier`]: what a device sees.
+//! - [`device`], [`notifier`]: what a device sees.
+//!
+//! Rings and chains are of a crate of their own, [`outboard_ring`].
 
 pub mod activation;
-pub mod chain;
-pub mod counters;
 pub mod device;
 pub mod event;
 pub mod inherited;
@@ -22,10 +21,9 @@ pub mod memory;
 pub mod notifier;
 mod polling;
 pub mod program;
-pub mod ring;
 pub mod session;
 pub mod worker;
 
-pub use chain::{Buffer, Chain};
 pub use device::{Change, Device, Memory, Outcome, Preparation, Queue};
 pub use notifier::Notifier;
+pub use outboard_ring::chain::{self, Buffer, Chain};

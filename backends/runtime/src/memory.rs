@@ -9,23 +9,17 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::sys::stat::fstat;
 use outboard_protocol::shared::{self, Alarm, Guard, Place};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-    VolatileSlice,
-};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::device::Memory;
+pub use outboard_ring::memory::{Memory, PAGE, is_lost, touch};
 
 /// Most regions (GET_MAX_MEM_SLOTS): what QEMU asks for at most, and what other
 /// back-ends have.
 pub const MAX_REGIONS: usize = 509;
-
-const PAGE: u64 = 4096;
 
 #[derive(Clone, Debug)]
 struct Region {
@@ -206,29 +200,6 @@ impl Table {
         }
         Ok(())
     }
-}
-
-/// Looks at every page of guest memory that the kernel could not access for us
-/// (EFAULT). If it is not there any more, that is found out by this, and the
-/// session ends: the fault is the front-end's, not that of a file or a tap.
-pub fn touch(slice: &VolatileSlice<'_>) {
-    let offsets = (0..slice.len()).step_by(PAGE as usize);
-    for offset in offsets.chain(slice.len().checked_sub(1)) {
-        // Volatile: it is not left out.
-        let _ = slice.load::<u8>(offset, Ordering::Relaxed);
-    }
-}
-
-/// Whether anything that was lent with this memory has turned out not to be
-/// there any more: what was read of it may be zeroes, and must not be kept.
-pub fn is_lost(memory: &Memory) -> bool {
-    alarm(memory).is_some_and(|alarm| alarm.lost().is_some())
-}
-
-/// What rings when memory is found to be gone: the same for all of a session.
-pub(crate) fn alarm(memory: &Memory) -> Option<&Alarm> {
-    let region: &MmapRegion<Guard> = memory.iter().next()?;
-    region.bitmap().alarm()
 }
 
 /// Maps the file, which is not held any longer then.

@@ -20,11 +20,11 @@ use outboard_protocol::launch;
 
 use crate::activation;
 use crate::device::Device;
+use crate::event::Stuck;
 use crate::inherited;
 use crate::kernel;
 use crate::listen::Source;
 use crate::session::{End, Host, Limits, serve};
-use crate::worker::Stuck;
 
 /// How a back-end finds its front-ends: the conventions of back-end programs.
 /// With neither a path nor a descriptor it is the socket that a service manager

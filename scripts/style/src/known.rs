@@ -24,17 +24,6 @@ pub const KNOWN: &[Known] = &[
         source: "backends/net/src",
         files: &["card.rs", "features.rs"],
     },
-    Known {
-        source: "backends/runtime/src",
-        files: &[
-            "chain.rs",
-            "device.rs",
-            "event.rs",
-            "notifier.rs",
-            "ring/mod.rs",
-            "worker/mod.rs",
-        ],
-    },
 ];
 
 impl Known {

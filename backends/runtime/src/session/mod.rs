@@ -36,9 +36,9 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::device::Device;
+use crate::event::Stuck;
 use crate::memory::Table;
 use crate::notifier::Notifier;
-use crate::worker::Stuck;
 use channel::Channel;
 use refusals::Refusals;
 use rings::Rings;

@@ -20,16 +20,16 @@ use std::time::Duration;
 
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
+use outboard_ring::{Layout, Ring, Tally, View};
 use vhost::vhost_user::message::VhostUserVringAddr;
 use vm_memory::GuestMemoryBackend;
 
 use super::{Fault, Limits, PROTOCOL_FEATURES};
-use crate::counters::Tally;
 use crate::device::Device;
 use crate::event::Signal;
+use crate::event::Stuck;
 use crate::memory::Table;
-use crate::ring::{Layout, Ring, View};
-use crate::worker::{self, Kick, Lines, NotStarted, Setup, Stuck, Worker};
+use crate::worker::{self, Kick, Lines, NotStarted, Setup, Worker};
 
 /// A device's queue must be there within this.
 const START: Duration = Duration::from_secs(10);

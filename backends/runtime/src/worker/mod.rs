@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
+use outboard_ring::Ring;
 
 use crate::device::{Device, Memory, Queue};
-use crate::event::{Event, Signal};
+use crate::event::{Event, Signal, Stuck};
 use crate::polling::Budget;
-use crate::ring::Ring;
 use service::Service;
 
 pub use lines::{Kick, Lines};
@@ -61,11 +61,6 @@ struct Control {
     /// Chains that the device still had when it was last looked at since.
     in_flight: AtomicUsize,
 }
-
-/// A worker did not come to an end before its deadline, or died: its rings are
-/// lost, and so is this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stuck;
 
 /// Rings, each with its queue's lines.
 pub type Rings = Vec<(Lines, Ring)>;

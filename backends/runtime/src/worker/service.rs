@@ -9,11 +9,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use outboard_ring::{Broken, Chain, Ring, View};
+
 use super::{Kick, Lines, Setup};
-use crate::chain::Chain;
 use crate::device::{Device, Memory, Outcome, Queue};
 use crate::event::Event;
-use crate::ring::{Broken, Ring, View};
 
 /// See the module.
 pub(super) struct Service<'a, Q> {

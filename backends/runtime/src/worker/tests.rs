@@ -1,10 +1,9 @@
 use outboard_protocol::inflight::{Region, Shape};
+use outboard_ring::{Chain, Layout, View};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::chain::Chain;
 use crate::device::{Change, Outcome};
-use crate::ring::{Layout, View};
 
 const USED: GuestAddress = GuestAddress(0x3000);
 

@@ -15,10 +15,6 @@
 //! Whatever the driver writes is an outcome: a malformed chain comes back with
 //! length 0, and a ring that cannot be followed any more is [`Broken`].
 
-mod broken;
-mod view;
-mod words;
-
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 #[cfg(not(test))]
@@ -27,15 +23,14 @@ use std::sync::atomic::fence;
 use outboard_protocol::inflight::QueueRegion;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::broken::Broken;
 use crate::chain::Chain;
 use crate::counters::Tally;
-use crate::device::Memory;
+use crate::memory::Memory;
+use crate::view::{Layout, View};
+use crate::words::Words;
 #[cfg(test)]
 use tests::model::fence;
-
-pub use broken::Broken;
-pub use view::{Layout, View};
-pub use words::{Word, Words};
 
 /// Who has a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,13 @@
 //! What may be lost for want of a fence is thus found without luck, by the code
 //! that the product runs.
 //!
-//! [`View`]: super::View
+//! [`View`]: crate::view::View
 
 use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use super::Broken;
+use crate::broken::Broken;
 
 /// A word that one side writes and the other reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,6 +9,7 @@ use outboard_protocol::inflight::{Region, Shape};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::words::Word;
 
 mod layout;
 pub mod model;

@@ -4,7 +4,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::GuestMemoryBackend;
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
-use crate::device::Memory;
+use crate::memory::Memory;
 
 /// Most descriptors in an indirect table. The specification's limit is the
 /// queue size (virtio 1.3, section 2.7.5.3.1), but drivers that offer few

@@ -6,10 +6,9 @@ use std::sync::atomic::Ordering;
 use outboard_protocol::shared::Alarm;
 use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::Broken;
-use super::words::{Word, Words};
-use crate::device::Memory;
-use crate::memory::alarm;
+use crate::broken::Broken;
+use crate::memory::{Memory, alarm};
+use crate::words::{Word, Words};
 
 const FLAGS: usize = 0;
 const IDX: usize = 2;
@@ -132,7 +131,7 @@ impl<'m> View<'m> {
         }
     }
 
-    pub(super) fn descriptors(&self) -> &VolatileSlice<'m> {
+    pub(crate) fn descriptors(&self) -> &VolatileSlice<'m> {
         &self.descriptors
     }
 
