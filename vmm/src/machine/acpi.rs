@@ -27,7 +27,7 @@ const ALIGN: usize = 16;
 
 /// The tables for a machine of `cpus` vCPUs, to be put at the guest-physical
 /// address `base`; the root pointer comes first.
-pub fn tables(cpus: u8, base: u64) -> Vec<u8> {
+pub(crate) fn tables(cpus: u8, base: u64) -> Vec<u8> {
     // The root pointer names a table that comes after it, so it is written last.
     let mut all = Blob {
         base,

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 /// Something that answers accesses in one address range. Called on vCPU
 /// threads, from several at once: never waits for another process, but for the
 /// write that turns a function's bus mastering off.
-pub trait Target: Send + Sync {
+pub(crate) trait Target: Send + Sync {
     /// The guest reads `data.len()` bytes (1, 2, 4 or 8) at `offset` within
     /// the target's range; bytes that nothing answers are left as they are
     /// (the bus has set them to 0xff).
@@ -20,7 +20,7 @@ pub trait Target: Send + Sync {
 }
 
 /// One address space, of ports or of memory.
-pub struct Bus {
+pub(crate) struct Bus {
     /// By rising address, none over another.
     targets: Vec<(Range<u64>, Arc<dyn Target>)>,
 }
@@ -30,7 +30,7 @@ impl Bus {
     ///
     /// # Errors
     /// A range is empty or overlaps another: the address map is wrong.
-    pub fn new(mut targets: Vec<(Range<u64>, Arc<dyn Target>)>) -> Result<Self> {
+    pub(crate) fn new(mut targets: Vec<(Range<u64>, Arc<dyn Target>)>) -> Result<Self> {
         targets.sort_by_key(|(range, _)| range.start);
         let mut end = 0;
         for (range, _) in &targets {
@@ -43,7 +43,7 @@ impl Bus {
     }
 
     /// The guest reads at `address`. What nothing answers reads as 0xff.
-    pub fn read(&self, address: u64, data: &mut [u8]) {
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((target, offset)) = self.find(address, data.len()) {
             target.read(offset, data);
@@ -51,7 +51,7 @@ impl Bus {
     }
 
     /// The guest writes at `address`. What nothing takes is dropped.
-    pub fn write(&self, address: u64, data: &[u8]) {
+    pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((target, offset)) = self.find(address, data.len()) {
             target.write(offset, data);
         }

@@ -15,7 +15,7 @@ use super::bus::Target;
 use super::ending::End;
 
 /// The ports.
-pub const PORTS: Range<u64> = 0xcf8..0xd00;
+pub(crate) const PORTS: Range<u64> = 0xcf8..0xd00;
 
 /// Offset of the reset control register.
 const RESET_CONTROL: u64 = 1;
@@ -27,7 +27,7 @@ const DATA: u64 = 4;
 const ENABLE: u32 = 1 << 31;
 
 /// The ports' state.
-pub struct ConfigPorts {
+pub(crate) struct ConfigPorts {
     address: AtomicU32,
     ecam: Arc<dyn Target>,
     end: Arc<End>,
@@ -35,7 +35,7 @@ pub struct ConfigPorts {
 
 impl ConfigPorts {
     /// Ports to what `ecam` reaches, of bus 0.
-    pub fn new(ecam: Arc<dyn Target>, end: Arc<End>) -> Self {
+    pub(crate) fn new(ecam: Arc<dyn Target>, end: Arc<End>) -> Self {
         Self {
             address: AtomicU32::new(0),
             ecam,

@@ -23,7 +23,7 @@ use super::bus::Target;
 use super::ending::End;
 
 /// The serial port.
-pub struct Console {
+pub(crate) struct Console {
     registers: Mutex<Serial<Irq, Room, Sent>>,
     interrupt: EventFd,
     room: Room,
@@ -41,7 +41,7 @@ impl Console {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(output: File, end: Arc<End>) -> io::Result<Self> {
+    pub(crate) fn new(output: File, end: Arc<End>) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let room = nix::sys::eventfd::EventFd::from_value_and_flags(0, flags)?;
@@ -62,7 +62,7 @@ impl Console {
     }
 
     /// Its interrupt, to be bound as an irqfd.
-    pub fn interrupt(&self) -> &EventFd {
+    pub(crate) fn interrupt(&self) -> &EventFd {
         &self.interrupt
     }
 
@@ -105,7 +105,7 @@ impl Console {
     }
 
     /// Passes on what is typed until the run or the input ends.
-    pub fn listen(&self, mut input: File) {
+    pub(crate) fn listen(&self, mut input: File) {
         let mut typed = Typed::new(input.is_terminal());
         while self.end.get().is_none() {
             let waiting = match wait(&self.end, input.as_fd(), PollFlags::POLLIN) {

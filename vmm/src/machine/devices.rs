@@ -11,7 +11,7 @@ use super::pci;
 use super::post::Mailbox;
 
 /// The devices, and what they tell.
-pub struct Devices {
+pub(crate) struct Devices {
     /// By id, in slot order.
     devices: Vec<(String, Device)>,
     events: Arc<Mailbox<FromMachine>>,
@@ -22,7 +22,7 @@ impl Devices {
     ///
     /// # Errors
     /// Which device cannot be made, and why.
-    pub fn new(
+    pub(crate) fn new(
         planned: &[launch::Device],
         surroundings: &Surroundings,
     ) -> Result<(Self, pci::Targets)> {
@@ -44,18 +44,18 @@ impl Devices {
     }
 
     /// Their ids, in slot order.
-    pub fn ids(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
         self.devices.iter().map(|(id, _)| id.as_str())
     }
 
     /// What they tell; readable when there is something.
-    pub fn events(&self) -> &Mailbox<FromMachine> {
+    pub(crate) fn events(&self) -> &Mailbox<FromMachine> {
         &self.events
     }
 
     /// Hands a device a connection to a back-end. An event tells what became of
     /// it, also where there is no such device.
-    pub fn attach(&self, id: &str, number: SessionNumber, session: Session<Connected>) {
+    pub(crate) fn attach(&self, id: &str, number: SessionNumber, session: Session<Connected>) {
         let mut devices = self.devices.iter();
         match devices.find(|(other, _)| other == id) {
             Some((_, device)) => device.attach(number, session),
@@ -69,7 +69,7 @@ impl Devices {
     }
 
     /// Ends every session, in slot order.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         for (_, device) in self.devices {
             device.stop();
         }

@@ -12,7 +12,7 @@ use super::bus::Target;
 
 /// The reason for which the run ends, once there is one.
 #[derive(Debug)]
-pub struct End {
+pub(crate) struct End {
     reason: OnceLock<Ending>,
     event: EventFd,
 }
@@ -22,7 +22,7 @@ impl End {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             reason: OnceLock::new(),
@@ -31,7 +31,7 @@ impl End {
     }
 
     /// Ends the run. Only the first reason counts.
-    pub fn set(&self, reason: Ending) {
+    pub(crate) fn set(&self, reason: Ending) {
         if self.reason.set(reason).is_ok() {
             // The counter is 0 or 1: a write to it cannot fail or wait.
             let _ = self.event.write(1);
@@ -39,7 +39,7 @@ impl End {
     }
 
     /// The reason, if there is one.
-    pub fn get(&self) -> Option<&Ending> {
+    pub(crate) fn get(&self) -> Option<&Ending> {
         self.reason.get()
     }
 }
@@ -52,18 +52,18 @@ impl AsFd for End {
 }
 
 /// ACPI sleep type of the soft-off state, as `_S5` names it.
-pub const SLEEP_TYPE_S5: u8 = 5;
+pub(crate) const SLEEP_TYPE_S5: u8 = 5;
 /// What a guest writes to the reset register.
-pub const RESET_VALUE: u8 = 1;
+pub(crate) const RESET_VALUE: u8 = 1;
 /// Offsets within [`super::layout::ACPI_PORTS`].
-pub const SLEEP_CONTROL: u64 = 0;
+pub(crate) const SLEEP_CONTROL: u64 = 0;
 /// Reads as 0: the guest never wakes, because it never sleeps.
-pub const SLEEP_STATUS: u64 = 1;
+pub(crate) const SLEEP_STATUS: u64 = 1;
 /// Takes [`RESET_VALUE`].
-pub const RESET: u64 = 2;
+pub(crate) const RESET: u64 = 2;
 
 /// The sleep and reset registers (ACPI 6.5, sections 4.8.3.7 and 4.8.3.6).
-pub struct AcpiPorts(pub std::sync::Arc<End>);
+pub(crate) struct AcpiPorts(pub(crate) std::sync::Arc<End>);
 
 impl Target for AcpiPorts {
     fn read(&self, _offset: u64, data: &mut [u8]) {
@@ -86,11 +86,11 @@ impl Target for AcpiPorts {
 
 /// The keyboard controller's command port, of which only the reset is left.
 /// Kernels that distrust ACPI look for it there.
-pub struct KeyboardController(pub std::sync::Arc<End>);
+pub(crate) struct KeyboardController(pub(crate) std::sync::Arc<End>);
 
 impl KeyboardController {
     /// Its port.
-    pub const PORT: u64 = 0x64;
+    pub(crate) const PORT: u64 = 0x64;
 }
 
 impl Target for KeyboardController {

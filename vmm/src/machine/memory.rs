@@ -1,6 +1,6 @@
 //! Guest memory: sealed memfd regions, mapped once and lent to back-ends.
 //!
-//! RAM lies from 0 up to [`layout::LOW_RAM_END`], the rest from 4 GiB. Each of
+//! RAM lies from 0 up to `layout::LOW_RAM_END`, the rest from 4 GiB. Each of
 //! the two is one memfd. The seals make its size final: a back-end that was
 //! lent it cannot shorten it and so cannot kill this process with SIGBUS.
 
@@ -18,21 +18,21 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use super::layout;
 
 /// Guest memory is a multiple of this, in bytes: a huge page.
-pub const GRANULARITY: u64 = 2 << 20;
+pub(crate) const GRANULARITY: u64 = 2 << 20;
 
 /// One run of guest-physical addresses that a memfd backs.
 #[derive(Debug)]
-pub struct Region {
+pub(crate) struct Region {
     /// First guest-physical address.
-    pub guest_phys: u64,
+    pub(crate) guest_phys: u64,
     /// Size in bytes, a multiple of [`GRANULARITY`].
-    pub size: u64,
+    pub(crate) size: u64,
     /// The memfd, sealed against shrink, grow and further seals; to be lent.
-    pub file: Arc<File>,
+    pub(crate) file: Arc<File>,
     /// Where the region begins in `file`, in bytes.
-    pub file_offset: u64,
+    pub(crate) file_offset: u64,
     /// Where it is mapped in this process, for reading and writing.
-    pub host_address: u64,
+    pub(crate) host_address: u64,
 }
 
 /// All of the guest's memory. Unmapped when the last holder drops it.
@@ -46,13 +46,13 @@ pub struct Ram {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backing {
     /// By huge pages of 2 MiB, reserved at once.
-    pub hugepages: bool,
+    pub(crate) hugepages: bool,
     /// By pages that exist before the guest starts.
-    pub prefault: bool,
+    pub(crate) prefault: bool,
 }
 
 impl Ram {
-    /// Makes `size` bytes of guest memory, a multiple of [`GRANULARITY`].
+    /// Makes `size` bytes of guest memory, a multiple of `GRANULARITY`.
     ///
     /// # Errors
     /// The size is not possible, the host has too few huge pages, or too
@@ -80,7 +80,7 @@ impl Ram {
     }
 
     /// The regions, by rising guest-physical address.
-    pub fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         &self.regions
     }
 

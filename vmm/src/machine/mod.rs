@@ -1,24 +1,24 @@
 //! The process that owns /dev/kvm: guest memory, vCPUs, PCI and the front-end.
 
-pub mod acpi;
-pub mod boot;
-pub mod bus;
-pub mod config_ports;
-pub mod console;
+pub(crate) mod acpi;
+pub(crate) mod boot;
+pub(crate) mod bus;
+pub(crate) mod config_ports;
+pub(crate) mod console;
 pub mod device;
-pub mod devices;
-pub mod ending;
+pub(crate) mod devices;
+pub(crate) mod ending;
 pub mod frontend;
 pub mod kvm;
-pub mod layout;
+pub(crate) mod layout;
 pub mod memory;
 pub mod pci;
-pub mod post;
+pub(crate) mod post;
 mod run;
 mod signal;
-pub mod threads;
-pub mod vcpu;
+pub(crate) mod threads;
+pub(crate) mod vcpu;
 pub mod virtio;
-pub mod vm;
+pub(crate) mod vm;
 
 pub use run::run;

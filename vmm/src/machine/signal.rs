@@ -60,7 +60,7 @@ static CONTEXT: Mutex<Option<Context>> = Mutex::new(None);
 ///
 /// # Errors
 /// The kernel has no asynchronous I/O, or no memory.
-pub fn signal(event: &EventFd) -> io::Result<()> {
+pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
     let mut context = CONTEXT.lock().unwrap_or_else(PoisonError::into_inner);
     let context = match &mut *context {
         Some(context) => context,

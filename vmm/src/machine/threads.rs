@@ -17,7 +17,7 @@ use super::ending::End;
 use super::kvm::vcpu::{install_kick_handler, kick_signal};
 
 /// Threads that end when the run does.
-pub struct Threads {
+pub(crate) struct Threads {
     threads: Vec<JoinHandle<()>>,
     running: Arc<Running>,
     end: Arc<End>,
@@ -40,7 +40,7 @@ impl Threads {
     ///
     /// # Errors
     /// Those of sigaction(2).
-    pub fn new(end: &Arc<End>) -> Result<Self> {
+    pub(crate) fn new(end: &Arc<End>) -> Result<Self> {
         install_kick_handler()?;
         Ok(Self {
             threads: Vec::new(),
@@ -53,7 +53,11 @@ impl Threads {
     ///
     /// # Errors
     /// The system has no room for another.
-    pub fn start(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    pub(crate) fn start(
+        &mut self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
         let running = Counted::new(&self.running);
         let context = format!("starting the thread {name}");
         let thread = thread::Builder::new()
@@ -71,7 +75,7 @@ impl Threads {
     ///
     /// # Errors
     /// The run has not ended, or a thread is stuck in the kernel.
-    pub fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         if self.end.get().is_none() {
             bail!("threads are to stop before the run has ended");
         }

@@ -13,19 +13,19 @@ use super::kvm::vcpu::{Exit, Space, Vcpu};
 use super::memory::Ram;
 
 /// What the guest can reach.
-pub struct World {
+pub(crate) struct World {
     /// Behind port instructions.
-    pub ports: Bus,
+    pub(crate) ports: Bus,
     /// Behind addresses that are not RAM.
-    pub memory: Bus,
+    pub(crate) memory: Bus,
     /// Its RAM.
-    pub ram: Arc<Ram>,
+    pub(crate) ram: Arc<Ram>,
     /// Why the run ends.
-    pub end: Arc<End>,
+    pub(crate) end: Arc<End>,
 }
 
 /// Runs a vCPU until the run ends.
-pub fn run(mut vcpu: Vcpu, world: &World) {
+pub(crate) fn run(mut vcpu: Vcpu, world: &World) {
     let _kickable = vcpu.kickable();
     while world.end.get().is_none() {
         match vcpu.run(&world.ram) {

@@ -31,7 +31,7 @@ use super::vcpu::{self, World};
 use super::{acpi, boot, layout};
 
 /// A machine that is built and does not run yet.
-pub struct Machine {
+pub(crate) struct Machine {
     vcpus: Vec<Vcpu>,
     world: Arc<World>,
     console: Arc<Console>,
@@ -47,7 +47,7 @@ impl Machine {
     ///
     /// # Errors
     /// What cannot be built, and what to do.
-    pub fn build(
+    pub(crate) fn build(
         spec: &Spec,
         devices: &[launch::Device],
         mut fds: BTreeMap<StartFd, OwnedFd>,
@@ -107,17 +107,17 @@ impl Machine {
     }
 
     /// Why the run ends; readable then.
-    pub fn end(&self) -> &Arc<End> {
+    pub(crate) fn end(&self) -> &Arc<End> {
         &self.world.end
     }
 
     /// Its devices.
-    pub fn devices(&self) -> &Devices {
+    pub(crate) fn devices(&self) -> &Devices {
         &self.devices
     }
 
     /// Ends every device's session. The vCPUs have been stopped.
-    pub fn stop_devices(self) {
+    pub(crate) fn stop_devices(self) {
         self.devices.stop();
     }
 
@@ -126,7 +126,7 @@ impl Machine {
     ///
     /// # Errors
     /// The threads cannot be made; those that were have been stopped.
-    pub fn start(&mut self) -> Result<Threads> {
+    pub(crate) fn start(&mut self) -> Result<Threads> {
         let mut threads = Threads::new(&self.world.end)?;
         let result = self.start_threads(&mut threads);
         if let Err(error) = result {

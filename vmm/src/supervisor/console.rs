@@ -19,16 +19,16 @@ use super::terminal::{self, Input, Keys, RawMode};
 
 /// What the machine is given.
 #[derive(Debug)]
-pub struct Ends {
+pub(crate) struct Ends {
     /// What the guest reads.
-    pub input: Option<OwnedFd>,
+    pub(crate) input: Option<OwnedFd>,
     /// Where the guest writes.
-    pub output: OwnedFd,
+    pub(crate) output: OwnedFd,
 }
 
 /// The console.
 #[derive(Debug)]
-pub struct Console {
+pub(crate) struct Console {
     /// The file, or standard output.
     output: Option<File>,
     input: Input,
@@ -40,7 +40,7 @@ pub struct Console {
 
 impl Console {
     /// Takes note of where the console is; touches nothing yet.
-    pub fn new(output: Output) -> Self {
+    pub(crate) fn new(output: Output) -> Self {
         let (output, input) = match output {
             Output::Stdio => (None, terminal::input(io::stdin().as_fd())),
             Output::File(file) => (Some(file), Input::None),
@@ -58,7 +58,7 @@ impl Console {
     ///
     /// # Errors
     /// Those of dup(2) and pipe2(2).
-    pub fn ends(&mut self) -> io::Result<Ends> {
+    pub(crate) fn ends(&mut self) -> io::Result<Ends> {
         let output = match &self.output {
             Some(file) => file.try_clone()?.into(),
             None => io::stdout().as_fd().try_clone_to_owned()?,
@@ -78,7 +78,7 @@ impl Console {
     }
 
     /// The guest runs: a terminal becomes its own.
-    pub fn running(&mut self) {
+    pub(crate) fn running(&mut self) {
         if self.input != Input::Terminal || self.raw.is_some() {
             return;
         }
@@ -92,12 +92,12 @@ impl Console {
     }
 
     /// The guest's run is over: a terminal is the user's again.
-    pub fn ended(&mut self) {
+    pub(crate) fn ended(&mut self) {
         self.raw = None;
     }
 
     /// What to watch for [`Self::typed`], if anything.
-    pub fn watched(&self) -> Option<io::Stdin> {
+    pub(crate) fn watched(&self) -> Option<io::Stdin> {
         self.raw
             .as_ref()
             .and(self.pipe.as_ref())
@@ -105,7 +105,7 @@ impl Console {
     }
 
     /// Something was typed: passes it on. Returns whether the VM is to end.
-    pub fn typed(&mut self) -> bool {
+    pub(crate) fn typed(&mut self) -> bool {
         let mut bytes = [0; 4096];
         let count = match read(io::stdin(), &mut bytes) {
             Ok(count) if count > 0 => count,

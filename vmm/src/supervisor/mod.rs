@@ -8,16 +8,16 @@
 //! ```
 #![deny(unsafe_code)]
 
-pub mod console;
-pub mod device;
+pub(crate) mod console;
+pub(crate) mod device;
 pub mod host;
-pub mod plan;
+pub(crate) mod plan;
 pub mod process;
 pub mod say;
-pub mod signals;
-pub mod terminal;
-pub mod text;
-pub mod vm;
+pub(crate) mod signals;
+pub(crate) mod terminal;
+pub(crate) mod text;
+pub(crate) mod vm;
 
 use std::path::PathBuf;
 

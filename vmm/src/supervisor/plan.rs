@@ -1,7 +1,7 @@
 //! One VM, consistent: every number in its range, every name unique, every
 //! default filled in. Nothing has been opened yet.
 
-pub mod claims;
+pub(crate) mod claims;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,21 +28,21 @@ const MAX_CMDLINE: usize = 2047;
 
 /// One VM, as it is to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmPlan {
+pub(crate) struct VmPlan {
     /// How the processes of the VM speak.
-    pub logging: Logging,
+    pub(crate) logging: Logging,
     /// The kernel image.
-    pub kernel: PathBuf,
+    pub(crate) kernel: PathBuf,
     /// The initial RAM disk.
-    pub initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
     /// The serial console.
-    pub console: Console,
+    pub(crate) console: Console,
     /// What a guest's reset does.
-    pub on_reset: OnReset,
+    pub(crate) on_reset: OnReset,
     /// What the machine is to be.
-    pub machine: launch::Machine,
+    pub(crate) machine: launch::Machine,
     /// Its devices, in slot order.
-    pub devices: Vec<Plan>,
+    pub(crate) devices: Vec<Plan>,
 }
 
 impl VmPlan {
@@ -50,7 +50,7 @@ impl VmPlan {
     ///
     /// # Errors
     /// A message that names the setting and says what would be right.
-    pub fn new(mut settings: Settings) -> Result<Self, String> {
+    pub(crate) fn new(mut settings: Settings) -> Result<Self, String> {
         let logging = logging(settings.name.take(), settings.log_level)?;
         let cpus = within("--cpus", settings.cpus.unwrap_or(1), 1, MAX_CPUS)?;
         let memory = memory(settings.memory.unwrap_or(Size(512 << 20)))?;

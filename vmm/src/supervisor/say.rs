@@ -15,23 +15,23 @@ pub const USUAL: Level = Level::Warn;
 
 /// How the processes of one VM speak.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Logging {
+pub(crate) struct Logging {
     /// The name of the VM, if it has one.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// What was asked for by option or file, which beats `RUST_LOG`.
-    pub level: Option<Level>,
+    pub(crate) level: Option<Level>,
 }
 
 impl Logging {
     /// From now on this process, the supervisor, speaks so.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         let speaker = Speaker::new("outboard", self.name.as_deref());
         outboard_log::start(speaker, &filters(self.level, USUAL));
     }
 
     /// What a child has in its environment: the machine, or the back-end of
     /// `device`.
-    pub fn environment(&self, device: Option<&str>) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self, device: Option<&str>) -> Vec<(&'static str, String)> {
         let names: Vec<_> = self.name.as_deref().into_iter().chain(device).collect();
         // Said even if it is empty: ours may have one of another VM.
         let mut environment = vec![(LABEL_ENV, names.join("/"))];

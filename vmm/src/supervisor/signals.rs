@@ -7,7 +7,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// SIGTERM, SIGINT, SIGQUIT and SIGHUP, blocked and readable.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     fd: SignalFd,
 }
 
@@ -17,7 +17,7 @@ impl Signals {
     ///
     /// # Errors
     /// Those of sigprocmask(2) and signalfd(2).
-    pub fn block() -> nix::Result<Self> {
+    pub(crate) fn block() -> nix::Result<Self> {
         let ignored = ignored();
         let mut set = SigSet::empty();
         for signal in [
@@ -36,7 +36,7 @@ impl Signals {
     }
 
     /// Takes a signal that has come.
-    pub fn take(&self) -> Option<Signal> {
+    pub(crate) fn take(&self) -> Option<Signal> {
         let info = self.fd.read_signal().ok().flatten()?;
         Signal::try_from(info.ssi_signo as i32).ok()
     }

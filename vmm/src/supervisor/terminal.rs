@@ -14,7 +14,7 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 /// What standard input is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
+pub(crate) enum Input {
     /// A terminal that is ours to read.
     Terminal,
     /// A terminal that another process group owns: reading would stop us.
@@ -26,7 +26,7 @@ pub enum Input {
 }
 
 /// Tells what a descriptor is as an input.
-pub fn input(fd: BorrowedFd<'_>) -> Input {
+pub(crate) fn input(fd: BorrowedFd<'_>) -> Input {
     match (tcgetattr(fd), tcgetpgrp(fd)) {
         (Err(_), _) => Input::Other,
         (Ok(_), Ok(group)) if group == getpgrp() => Input::Terminal,
@@ -41,7 +41,7 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Standard input, a terminal, in raw mode.
 #[derive(Debug)]
-pub struct RawMode(());
+pub(crate) struct RawMode(());
 
 impl RawMode {
     /// Makes standard input raw. Output keeps its line discipline, so that
@@ -49,7 +49,7 @@ impl RawMode {
     ///
     /// # Errors
     /// Those of tcgetattr(3) and tcsetattr(3).
-    pub fn enter() -> nix::Result<Self> {
+    pub(crate) fn enter() -> nix::Result<Self> {
         let before = tcgetattr(std::io::stdin())?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
@@ -92,7 +92,7 @@ fn restore() {
 ///   └─────────────────┘
 /// ```
 #[derive(Debug, Default)]
-pub struct Keys {
+pub(crate) struct Keys {
     escape: bool,
 }
 
@@ -102,7 +102,7 @@ const ESCAPE: u8 = 1;
 impl Keys {
     /// Appends to `out` what the guest is to get of `typed`. Returns whether
     /// the VM is to end; what came after that is dropped.
-    pub fn type_in(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
+    pub(crate) fn type_in(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
         for &byte in typed {
             match (std::mem::take(&mut self.escape), byte) {
                 (false, ESCAPE) => self.escape = true,

@@ -20,7 +20,7 @@ const VERSION_64: u16 = 0x20c;
 /// XLF_KERNEL_64: the kernel has a 64-bit entry.
 const KERNEL_64: u16 = 1;
 
-pub fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
+pub(crate) fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
     let size = image::size(file)?;
     let header = read_header(file)?;
     let (version, flags) = (header.version, header.xloadflags);

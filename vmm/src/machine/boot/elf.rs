@@ -20,7 +20,7 @@ const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 
-pub fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
+pub(crate) fn load(ram: &Ram, file: &mut File) -> Result<Loaded> {
     let memory = extent(file)?;
     check_memory(ram, &memory)?;
     let result = Elf::load(ram.guest(), None, file, None).map_err(|error| anyhow!("{error}"))?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 /// The kinds that can be booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Linux's own compressed image, "vmlinuz".
     BzImage,
     /// An ELF file: vmlinux, or anything with a PVH note.
@@ -47,7 +47,7 @@ const MISTAKEN: [(&[u8], &str); 10] = [
 ];
 
 /// Size of a file that must be a regular one and not empty.
-pub fn size(file: &File) -> Result<u64> {
+pub(crate) fn size(file: &File) -> Result<u64> {
     let metadata = file.metadata().context("reading its size")?;
     if metadata.is_dir() {
         bail!("it is a directory");
@@ -65,7 +65,7 @@ pub fn size(file: &File) -> Result<u64> {
 ///
 /// # Errors
 /// It is none of them; the text says what it looks like.
-pub fn identify(file: &File) -> Result<Kind> {
+pub(crate) fn identify(file: &File) -> Result<Kind> {
     size(file)?;
     let mut head = Vec::with_capacity(0x400);
     while head.len() < 0x400 {

@@ -10,11 +10,11 @@ use super::super::memory::Ram;
 use super::{Told, map, put};
 
 /// What a kernel's header says of where things may lie and how long they are.
-pub struct Limits {
+pub(crate) struct Limits {
     /// Longest command line in bytes, without the terminating zero.
-    pub cmdline: u64,
+    pub(crate) cmdline: u64,
     /// The initial RAM disk ends here or lower.
-    pub initrd_end: u64,
+    pub(crate) initrd_end: u64,
 }
 
 impl Default for Limits {
@@ -27,7 +27,7 @@ impl Default for Limits {
     }
 }
 
-pub fn limits(header: &setup_header) -> Limits {
+pub(crate) fn limits(header: &setup_header) -> Limits {
     Limits {
         cmdline: u64::from(header.cmdline_size),
         initrd_end: u64::from(header.initrd_addr_max) + 1,
@@ -36,7 +36,7 @@ pub fn limits(header: &setup_header) -> Limits {
 
 /// Writes the zero page and the page tables; returns the mode of the entry and
 /// its argument.
-pub fn write_zero_page(
+pub(crate) fn write_zero_page(
     ram: &Ram,
     header: Option<&setup_header>,
     told: &Told,

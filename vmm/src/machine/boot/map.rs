@@ -16,31 +16,31 @@ use super::super::layout;
 use super::super::memory::Ram;
 
 /// Descriptor table.
-pub const GDT: u64 = 0x500;
+pub(crate) const GDT: u64 = 0x500;
 /// PVH start information, with its lists behind it.
-pub const START_INFO: u64 = 0x6000;
+pub(crate) const START_INFO: u64 = 0x6000;
 /// The Linux boot protocol's zero page.
-pub const ZERO_PAGE: u64 = 0x7000;
+pub(crate) const ZERO_PAGE: u64 = 0x7000;
 /// Six pages of page tables.
-pub const PAGE_TABLES: u64 = 0x9000;
+pub(crate) const PAGE_TABLES: u64 = 0x9000;
 /// Command line with its terminating zero.
-pub const CMDLINE: u64 = 0x2_0000;
+pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Room for it, in bytes.
-pub const CMDLINE_ROOM: u64 = 0x1_0000;
+pub(crate) const CMDLINE_ROOM: u64 = 0x1_0000;
 /// ACPI tables; the root pointer comes first, where a kernel would scan for it.
-pub const ACPI: std::ops::Range<u64> = 0xe_0000..0x10_0000;
+pub(crate) const ACPI: std::ops::Range<u64> = 0xe_0000..0x10_0000;
 /// Where real-mode code jumps for a reset (f000:fff0), the last bytes of
 /// [`ACPI`].
-pub const RESET_VECTOR: u64 = 0xf_fff0;
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of low memory that the guest is told of.
-pub const LOW_END: u64 = 0xa_0000;
+pub(crate) const LOW_END: u64 = 0xa_0000;
 /// A kernel lies here or higher.
-pub const KERNEL_MIN: u64 = 0x10_0000;
+pub(crate) const KERNEL_MIN: u64 = 0x10_0000;
 
 /// What a range of memory is, by its number in E820 and in PVH's memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Usable.
     Ram = 1,
     /// Not to be used.
@@ -51,24 +51,24 @@ pub enum Kind {
 
 /// One range of the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// First guest-physical address.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Size in bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 /// End of RAM below 4 GiB.
-pub fn low_ram_end(ram: &Ram) -> u64 {
+pub(crate) fn low_ram_end(ram: &Ram) -> u64 {
     let low = ram.regions().iter().find(|region| region.guest_phys == 0);
     low.map_or(0, |region| region.size)
 }
 
 /// The memory map, by rising address. ECAM must be in it as reserved, or Linux
 /// does not use it.
-pub fn memory_map(ram: &Ram) -> Vec<Span> {
+pub(crate) fn memory_map(ram: &Ram) -> Vec<Span> {
     let span = |range: std::ops::Range<u64>, kind| Span {
         start: range.start,
         size: range.end - range.start,

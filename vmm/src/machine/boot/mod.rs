@@ -9,7 +9,7 @@ mod bzimage;
 mod elf;
 mod image;
 mod linux;
-pub mod map;
+pub(crate) mod map;
 mod pvh;
 
 use std::fs::File;
@@ -25,15 +25,15 @@ use super::{ending, layout};
 use image::Kind;
 
 /// What to boot.
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// The kernel image, opened for reading.
-    pub kernel: File,
+    pub(crate) kernel: File,
     /// The initial RAM disk, if there is one.
-    pub initrd: Option<File>,
+    pub(crate) initrd: Option<File>,
     /// What the user calls the kernel image.
-    pub name: String,
+    pub(crate) name: String,
     /// The command line.
-    pub cmdline: String,
+    pub(crate) cmdline: String,
 }
 
 /// A kernel in guest memory, and how it wants to be entered.
@@ -86,7 +86,7 @@ const RESET_CODE: [u8; 12] = {
 ///
 /// # Errors
 /// Something is not what it should be or does not fit; the text says what.
-pub fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
+pub(crate) fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> {
     let loaded = load_kernel(ram, &mut kernel.kernel, &kernel.name)?;
     let limit = match &loaded.protocol {
         Protocol::Linux(Some(header)) => linux::limits(header),

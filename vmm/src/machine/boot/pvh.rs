@@ -15,7 +15,7 @@ const MEMORY_MAP: u64 = MODULES + size_of::<hvm_modlist_entry>() as u64;
 
 /// Writes the start information; returns the mode of the entry and its
 /// argument.
-pub fn write_start_info(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
+pub(crate) fn write_start_info(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
     put_words(
         ram,
         map::START_INFO,

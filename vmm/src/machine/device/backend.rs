@@ -13,7 +13,7 @@ const COMMON_CONFIG: u32 = 256;
 
 /// A session, in its phase.
 #[derive(Debug, Default)]
-pub enum Backend {
+pub(crate) enum Backend {
     /// A step from one phase to the other failed, and the session with it.
     #[default]
     Lost,
@@ -25,7 +25,7 @@ pub enum Backend {
 
 impl Backend {
     /// What must be polled for input.
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let (main, channel) = match self {
             Self::Lost => return Vec::new(),
             Self::Idle(session) => session.fds(),
@@ -38,7 +38,7 @@ impl Backend {
     ///
     /// # Errors
     /// It has gone, or broke the specification.
-    pub fn listen(&mut self) -> Result<Notices> {
+    pub(crate) fn listen(&mut self) -> Result<Notices> {
         match self {
             Self::Lost => Ok(Notices::default()),
             Self::Idle(session) => heard(session),
@@ -51,7 +51,7 @@ impl Backend {
     ///
     /// # Errors
     /// It has gone, or refuses.
-    pub fn read_config(&mut self, spec: &launch::Device) -> Result<Vec<u8>> {
+    pub(crate) fn read_config(&mut self, spec: &launch::Device) -> Result<Vec<u8>> {
         let len = spec.kind.config_len as usize;
         let config = match self {
             Self::Lost => Ok(None),
@@ -67,7 +67,7 @@ impl Backend {
     ///
     /// # Errors
     /// The back-end has gone.
-    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
+    pub(crate) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
         match self {
             Self::Lost => Ok(false),
             Self::Idle(session) => session.write_config(offset, data),

@@ -6,7 +6,7 @@ use crate::machine::virtio::Ring;
 
 /// What is known of the driver since the last reset.
 #[derive(Debug, Default)]
-pub struct Driver {
+pub(crate) struct Driver {
     ready: Option<Ready>,
     cache: Option<u8>,
     inflight: Option<Inflight>,
@@ -24,14 +24,14 @@ struct Ready {
 impl Driver {
     /// It is ready, with these rings, and has acknowledged `features`. One that has
     /// just reset the device begins at 0 (virtio 1.3, section 2.7.13).
-    pub fn is_ready_with(&mut self, features: u64, rings: Vec<Ring>) {
+    pub(crate) fn is_ready_with(&mut self, features: u64, rings: Vec<Ring>) {
         let rings = rings.into_iter().map(|ring| (ring, Some(0))).collect();
         self.ready = Some(Ready { features, rings });
     }
 
     /// It has enabled one more ring. Returns whether it is ready: if it is not,
     /// the ring is among those that it will be ready with.
-    pub fn adds(&mut self, ring: Ring) -> bool {
+    pub(crate) fn adds(&mut self, ring: Ring) -> bool {
         if let Some(ready) = &mut self.ready {
             ready.rings.push((ring, Some(0)));
         }
@@ -39,30 +39,30 @@ impl Driver {
     }
 
     /// Whether it is ready.
-    pub fn uses_the_device(&self) -> bool {
+    pub(crate) fn uses_the_device(&self) -> bool {
         self.ready.is_some()
     }
 
     /// The features that it has acknowledged, if it is ready.
-    pub fn features(&self) -> Option<u64> {
+    pub(crate) fn features(&self) -> Option<u64> {
         self.ready.as_ref().map(|ready| ready.features)
     }
 
     /// Its rings, each with the index at which it begins, or goes on, if that is
     /// known.
-    pub fn rings(&self) -> impl Iterator<Item = (Ring, Option<u16>)> {
+    pub(crate) fn rings(&self) -> impl Iterator<Item = (Ring, Option<u16>)> {
         let rings = self.ready.iter().flat_map(|ready| &ready.rings);
         rings.copied()
     }
 
     /// The ring of a queue.
-    pub fn ring(&self, queue: u16) -> Option<Ring> {
+    pub(crate) fn ring(&self, queue: u16) -> Option<Ring> {
         let mut rings = self.rings().map(|(ring, _)| ring);
         rings.find(|ring| ring.index == queue)
     }
 
     /// This ring was handed back and goes on where it was.
-    pub fn rests(&mut self, stopped: &Stopped) {
+    pub(crate) fn rests(&mut self, stopped: &Stopped) {
         let rings = self.ready.iter_mut().flat_map(|ready| &mut ready.rings);
         for (_, base) in rings.filter(|(ring, _)| ring.index == stopped.queue) {
             *base = Some(stopped.base);
@@ -70,14 +70,14 @@ impl Driver {
     }
 
     /// A back-end was lost that may have served any of its rings.
-    pub fn is_cut_off(&mut self) {
+    pub(crate) fn is_cut_off(&mut self) {
         for (_, base) in self.ready.iter_mut().flat_map(|ready| &mut ready.rings) {
             *base = None;
         }
     }
 
     /// The rings of which `is_lost` is true do not go on, whoever serves them.
-    pub fn gives_up(&mut self, is_lost: impl Fn(u16) -> bool) {
+    pub(crate) fn gives_up(&mut self, is_lost: impl Fn(u16) -> bool) {
         if let Some(ready) = &mut self.ready {
             ready.rings.retain(|(ring, _)| !is_lost(ring.index));
         }
@@ -85,23 +85,23 @@ impl Driver {
 
     /// It has written this byte to a disk's cache setting, and the back-end took
     /// it: 0 for off, 1 for on.
-    pub fn has_set_cache(&mut self, byte: u8) {
+    pub(crate) fn has_set_cache(&mut self, byte: u8) {
         self.cache = Some(byte);
     }
 
     /// That byte; `None` while the disk's cache is as the back-end began with it.
     #[cfg_attr(not(test), expect(dead_code, reason = "no successor is set to it yet"))]
-    pub fn cache(&self) -> Option<u8> {
+    pub(crate) fn cache(&self) -> Option<u8> {
         self.cache
     }
 
     /// Where the inflight region is: that of the last back-end which kept one.
-    pub fn inflight(&mut self) -> &mut Option<Inflight> {
+    pub(crate) fn inflight(&mut self) -> &mut Option<Inflight> {
         &mut self.inflight
     }
 
     /// It has reset the device: there is nothing of it any more.
-    pub fn is_gone(&mut self) {
+    pub(crate) fn is_gone(&mut self) {
         *self = Self::default();
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// What is listened to, by queue, and which rings have broken.
 #[derive(Debug, Default)]
-pub struct RingErrors {
+pub(crate) struct RingErrors {
     rings: Vec<(u16, Arc<EventFd>)>,
     broken: Vec<u16>,
 }
@@ -20,31 +20,31 @@ impl RingErrors {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn eventfd() -> io::Result<Arc<EventFd>> {
+    pub(crate) fn eventfd() -> io::Result<Arc<EventFd>> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Arc::new(EventFd::from_flags(flags)?))
     }
 
     /// From now on this queue's is this one, and no other.
-    pub fn watch(&mut self, queue: u16, error: Arc<EventFd>) {
+    pub(crate) fn watch(&mut self, queue: u16, error: Arc<EventFd>) {
         self.broken.retain(|other| *other != queue);
         self.rings.retain(|(other, _)| *other != queue);
         self.rings.push((queue, error));
     }
 
     /// Listens to none.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.rings.clear();
         self.broken.clear();
     }
 
     /// What must be polled for input.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.rings.iter().map(|(_, error)| error.as_fd())
     }
 
     /// Whether any ring has broken since it was asked last.
-    pub fn take_broken(&mut self) -> bool {
+    pub(crate) fn take_broken(&mut self) -> bool {
         let broken = self.rings.extract_if(.., |(_, error)| is_signalled(error));
         let before = self.broken.len();
         self.broken.extend(broken.map(|(queue, _)| queue));
@@ -52,7 +52,7 @@ impl RingErrors {
     }
 
     /// Whether this queue's ring has broken since it was started.
-    pub fn is_broken(&self, queue: u16) -> bool {
+    pub(crate) fn is_broken(&self, queue: u16) -> bool {
         let mut rings = self.rings.iter();
         self.broken.contains(&queue)
             || rings.any(|(other, error)| *other == queue && is_signalled(error))

@@ -11,11 +11,11 @@ use crate::machine::frontend::{Connected, Interruption, Session};
 
 /// What a driver is to see of a back-end.
 #[derive(Debug)]
-pub struct Offer {
+pub(crate) struct Offer {
     /// The features that it can have.
-    pub features: u64,
+    pub(crate) features: u64,
     /// The configuration space.
-    pub config: Vec<u8>,
+    pub(crate) config: Vec<u8>,
 }
 
 /// Finds out what the back-end is and whether it can be one for this device. Its
@@ -23,7 +23,7 @@ pub struct Offer {
 ///
 /// # Errors
 /// What does not fit and what to do, or what went wrong.
-pub fn introduce(
+pub(crate) fn introduce(
     spec: &launch::Device,
     number: SessionNumber,
     session: Session<Connected>,

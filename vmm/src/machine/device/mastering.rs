@@ -24,7 +24,7 @@ const NO_RESET: Duration = Duration::from_secs(1);
 
 /// Whether the device may touch guest memory.
 #[derive(Clone, Copy, Debug)]
-pub enum Mastering {
+pub(crate) enum Mastering {
     /// It may not.
     Off,
     /// It may, and its rings rest until a kick or this.
@@ -35,7 +35,7 @@ pub enum Mastering {
 
 impl Mastering {
     /// The guest has set the bit; whether a driver uses the device by then.
-    pub fn allowed(is_used: bool) -> Self {
+    pub(crate) fn allowed(is_used: bool) -> Self {
         match is_used {
             true => Self::Resting(Deadline::after(NO_RESET)),
             false => Self::On,
@@ -43,13 +43,13 @@ impl Mastering {
     }
 
     /// Whether rings may be started now.
-    pub fn is_on(self) -> bool {
+    pub(crate) fn is_on(self) -> bool {
         matches!(self, Self::On)
     }
 
     /// The rest is over: by a kick, by time, or because the driver has gone.
     /// Returns whether there was any.
-    pub fn rested(&mut self) -> bool {
+    pub(crate) fn rested(&mut self) -> bool {
         let rested = matches!(self, Self::Resting(_));
         if rested {
             *self = Self::On;
@@ -58,7 +58,7 @@ impl Mastering {
     }
 
     /// When rings that rest go on by themselves.
-    pub fn resumes_at(self) -> Option<Deadline> {
+    pub(crate) fn resumes_at(self) -> Option<Deadline> {
         match self {
             Self::Resting(deadline) => Some(deadline),
             Self::Off | Self::On => None,

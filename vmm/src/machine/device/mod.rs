@@ -41,24 +41,24 @@ use super::post::{Command, Mailbox};
 
 /// What all devices of a machine share.
 #[derive(Clone, Debug)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     /// Where queue notifications go.
-    pub doorbell: launch::Doorbell,
+    pub(crate) doorbell: launch::Doorbell,
     /// Who signals the kick eventfds.
-    pub kick_path: launch::KickPath,
+    pub(crate) kick_path: launch::KickPath,
     /// Guest memory.
-    pub ram: Arc<Ram>,
+    pub(crate) ram: Arc<Ram>,
     /// The VM in KVM.
-    pub vm: Arc<VmFd>,
+    pub(crate) vm: Arc<VmFd>,
     /// Its interrupts.
-    pub routes: Arc<Routes>,
+    pub(crate) routes: Arc<Routes>,
     /// What the devices tell the main loop.
-    pub events: Arc<Mailbox<FromMachine>>,
+    pub(crate) events: Arc<Mailbox<FromMachine>>,
 }
 
 /// A device: its PCI function and its owner. Dropping it ends both.
 #[derive(Debug)]
-pub struct Device {
+pub(crate) struct Device {
     function: Arc<Function>,
     commands: Arc<Mailbox<Command>>,
     interruption: Arc<Interruption>,
@@ -72,7 +72,7 @@ impl Device {
     /// # Errors
     /// `InvalidInput` when `spec` is not possible, with the reason; else those
     /// of eventfd(2) and of starting a thread.
-    pub fn new(spec: &launch::Device, surroundings: &Surroundings) -> io::Result<Self> {
+    pub(crate) fn new(spec: &launch::Device, surroundings: &Surroundings) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new()?);
         let Surroundings {
             ram, vm, routes, ..
@@ -105,19 +105,19 @@ impl Device {
     }
 
     /// Its function, to be put on the bus.
-    pub fn function(&self) -> Arc<Function> {
+    pub(crate) fn function(&self) -> Arc<Function> {
         Arc::clone(&self.function)
     }
 
     /// Hands over a connection to a back-end. [`FromMachine`] tells what became
     /// of it.
-    pub fn attach(&self, number: SessionNumber, session: Session<Connected>) {
+    pub(crate) fn attach(&self, number: SessionNumber, session: Session<Connected>) {
         self.commands.post(Command::Attach(number, session));
     }
 
     /// Ends the session and the thread, and waits for it: not longer than for
     /// what it is doing in this process.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         drop(self);
     }
 }

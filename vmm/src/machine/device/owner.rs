@@ -44,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const CONFIG_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the thread has.
-pub struct Owner {
+pub(crate) struct Owner {
     seat: Seat,
     commands: Arc<Mailbox<Command>>,
     events: Arc<Mailbox<FromMachine>>,
@@ -62,7 +62,7 @@ pub struct Owner {
 impl Owner {
     /// Before its first attach. It obeys `commands` and tells `events`;
     /// `interruption` ends whatever it waits for.
-    pub fn new(
+    pub(crate) fn new(
         seat: Seat,
         commands: Arc<Mailbox<Command>>,
         events: Arc<Mailbox<FromMachine>>,
@@ -82,7 +82,7 @@ impl Owner {
     }
 
     /// Serves until it is told to stop.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         loop {
             self.wait();
             for command in self.commands.take() {

@@ -51,7 +51,7 @@ impl Part {
 /// is aligned and lies in guest memory in one piece (virtio 1.3, section 2.7),
 /// and what a device writes, the used rings, lies over no other part of any. A
 /// back-end refuses others, as it may, and what it refuses ends its session.
-pub fn are_sound(rings: &[Ring], ram: &Ram) -> bool {
+pub(crate) fn are_sound(rings: &[Ring], ram: &Ram) -> bool {
     let parts: Vec<Part> = rings.iter().flat_map(Part::all).collect();
     let of_used = parts.iter().enumerate().skip(2).step_by(3);
     let apart = |(at, used): (usize, &Part)| {
@@ -64,7 +64,7 @@ pub fn are_sound(rings: &[Ring], ram: &Ram) -> bool {
 /// Whether the device has still to return chains of a ring that it stopped at
 /// the available index `base`. It says so by the used index; one that cannot be
 /// its own any more was overwritten by the guest and says nothing.
-pub fn is_under_way(ring: &Ring, base: u16, ram: &Ram) -> bool {
+pub(crate) fn is_under_way(ring: &Ring, base: u16, ram: &Ram) -> bool {
     let used = used_index(ring, ram).unwrap_or(base);
     (1..=ring.size).contains(&base.wrapping_sub(used))
 }

@@ -16,13 +16,13 @@ use crate::machine::virtio::Ring;
 
 /// What a device is, where the guest finds it, and whose memory it works on.
 #[derive(Debug)]
-pub struct Seat {
+pub(crate) struct Seat {
     /// What it is.
-    pub spec: launch::Device,
+    pub(crate) spec: launch::Device,
     /// Its function on the bus.
-    pub function: Arc<Function>,
+    pub(crate) function: Arc<Function>,
     /// Guest memory.
-    pub ram: Arc<Ram>,
+    pub(crate) ram: Arc<Ram>,
 }
 
 impl Seat {
@@ -30,7 +30,7 @@ impl Seat {
     ///
     /// # Errors
     /// This process can have no more of them.
-    pub fn lend(&self, ring: Ring, base: u16) -> Result<RingStart> {
+    pub(crate) fn lend(&self, ring: Ring, base: u16) -> Result<RingStart> {
         let (interrupts, doorbells) = (&self.function.interrupts, &self.function.doorbells);
         let making = || format!("making eventfds for queue {}", ring.index);
         Ok(RingStart {
@@ -52,7 +52,7 @@ impl Seat {
 
     /// From now on a kick exits to us, and nothing that was lent raises an
     /// interrupt.
-    pub fn withdraw_all(&self) {
+    pub(crate) fn withdraw_all(&self) {
         for queue in 0..self.spec.queues {
             self.function.doorbells.withdraw(queue);
             self.function.interrupts.withdraw(queue);
@@ -61,7 +61,7 @@ impl Seat {
 
     /// The same, and the driver's kicks are passed on to us until its rings are
     /// started.
-    pub fn rest(&self, driver: &Driver) {
+    pub(crate) fn rest(&self, driver: &Driver) {
         self.withdraw_all();
         for (ring, _) in driver.rings() {
             self.function.doorbells.rest(ring.index);

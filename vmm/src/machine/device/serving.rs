@@ -25,7 +25,7 @@ use crate::machine::virtio::Ring;
 
 /// A session with a back-end that fits.
 #[derive(Debug)]
-pub struct Serving {
+pub(crate) struct Serving {
     number: SessionNumber,
     whose: Whose,
     /// How many queues it serves; any other that a driver enables stays unserved.
@@ -37,7 +37,7 @@ pub struct Serving {
 /// What becomes of a card's back-end that keeps what it has taken to receive into
 /// after it has stopped the ring, or of one of a kind that is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeping {
+pub(crate) enum Keeping {
     /// It must not touch that any more (vhost-user, "Suspended device state"), so
     /// it is said and believed.
     Believed,
@@ -49,7 +49,7 @@ pub enum Keeping {
 impl Serving {
     /// A session that has been introduced: its number, whose the back-end is, and
     /// how many queues that serves.
-    pub fn new(
+    pub(crate) fn new(
         (number, whose): (SessionNumber, Whose),
         served: u16,
         session: Session<Negotiated>,
@@ -64,12 +64,12 @@ impl Serving {
     }
 
     /// Which of the device's sessions it is.
-    pub fn number(&self) -> SessionNumber {
+    pub(crate) fn number(&self) -> SessionNumber {
         self.number
     }
 
     /// What must be polled for input.
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let mut fds = self.backend.fds();
         fds.extend(self.errors.fds());
         fds
@@ -79,24 +79,24 @@ impl Serving {
     ///
     /// # Errors
     /// It has gone, or broke the specification.
-    pub fn listen(&mut self) -> Result<Notices> {
+    pub(crate) fn listen(&mut self) -> Result<Notices> {
         let mut notices = self.backend.listen()?;
         notices.ring_broken |= self.errors.take_broken();
         Ok(notices)
     }
 
     /// Whether it can be started.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         matches!(self.backend, Backend::Idle(_))
     }
 
     /// Whether it has been started.
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         matches!(self.backend, Backend::Running(_))
     }
 
     /// Whether the back-end has this queue.
-    pub fn serves(&self, queue: u16) -> bool {
+    pub(crate) fn serves(&self, queue: u16) -> bool {
         queue < self.served
     }
 
@@ -104,7 +104,7 @@ impl Serving {
     ///
     /// # Errors
     /// The back-end has gone, or refuses.
-    pub fn read_config(&mut self, spec: &launch::Device) -> Result<Vec<u8>> {
+    pub(crate) fn read_config(&mut self, spec: &launch::Device) -> Result<Vec<u8>> {
         let mut config = self.backend.read_config(spec)?;
         kinds::limit_queues(&mut config, spec, self.served);
         Ok(config)
@@ -115,7 +115,7 @@ impl Serving {
     ///
     /// # Errors
     /// The back-end has gone.
-    pub fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
+    pub(crate) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<bool> {
         self.backend.write_config(offset, data)
     }
 
@@ -123,7 +123,7 @@ impl Serving {
     ///
     /// # Errors
     /// The back-end has gone, or does not answer.
-    pub fn settle_cache(&mut self, spec: &launch::Device, flushes: bool) -> Result<Cache> {
+    pub(crate) fn settle_cache(&mut self, spec: &launch::Device, flushes: bool) -> Result<Cache> {
         match &mut self.backend {
             Backend::Idle(session) => blk::settle_cache(session, (spec, self.whose), flushes),
             Backend::Running(_) | Backend::Lost => Ok(Cache::Fixed),
@@ -131,7 +131,7 @@ impl Serving {
     }
 
     /// Whether the back-end can serve the driver's rings side by side.
-    pub fn can_serve(&self, driver: &Driver, ram: &Ram) -> bool {
+    pub(crate) fn can_serve(&self, driver: &Driver, ram: &Ram) -> bool {
         let rings: Vec<_> = self.served_rings(driver).map(|(ring, _)| ring).collect();
         ring::are_sound(&rings, ram)
     }
@@ -146,7 +146,7 @@ impl Serving {
     ///
     /// # Errors
     /// The back-end refuses or has gone, or an eventfd cannot be had.
-    pub fn start(&mut self, seat: &Seat, driver: &mut Driver) -> Result<()> {
+    pub(crate) fn start(&mut self, seat: &Seat, driver: &mut Driver) -> Result<()> {
         let Some(features) = driver.features() else {
             return Ok(());
         };
@@ -171,7 +171,7 @@ impl Serving {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_ring(&mut self, seat: &Seat, ring: Ring, base: u16) -> Result<()> {
+    pub(crate) fn start_ring(&mut self, seat: &Seat, ring: Ring, base: u16) -> Result<()> {
         let Backend::Running(session) = &mut self.backend else {
             return Ok(());
         };
@@ -192,7 +192,7 @@ impl Serving {
     ///
     /// # Errors
     /// As [`Self::start`], or the ring is not handed back.
-    pub fn restart(&mut self, seat: &Seat, driver: &mut Driver, queue: u16) -> Result<()> {
+    pub(crate) fn restart(&mut self, seat: &Seat, driver: &mut Driver, queue: u16) -> Result<()> {
         let Backend::Running(session) = &mut self.backend else {
             return Ok(());
         };
@@ -215,7 +215,7 @@ impl Serving {
     ///
     /// # Errors
     /// A ring is not handed back, or what was taken of it not returned.
-    pub fn take_back(
+    pub(crate) fn take_back(
         &mut self,
         seat: &Seat,
         driver: &mut Driver,
@@ -268,7 +268,7 @@ impl Serving {
     ///
     /// # Errors
     /// The back-end refuses or has gone.
-    pub fn reset_device(&mut self) -> Result<()> {
+    pub(crate) fn reset_device(&mut self) -> Result<()> {
         match &mut self.backend {
             Backend::Idle(session) => session.reset_device(),
             Backend::Running(_) | Backend::Lost => Ok(()),

@@ -27,7 +27,7 @@ impl std::error::Error for Known {}
 
 /// An error of this cause, in these words. Where a back-end has said what none
 /// may say, that need not be told: it is the cause of every other error.
-pub fn because(cause: Cause, text: impl Into<String>) -> Error {
+pub(crate) fn because(cause: Cause, text: impl Into<String>) -> Error {
     let text = text.into();
     Known { cause, text }.into()
 }
@@ -35,7 +35,7 @@ pub fn because(cause: Cause, text: impl Into<String>) -> Error {
 /// Why a session ended with this error; `None` when no back-end is to blame but
 /// this process, which has no room for a descriptor or for whatever else it
 /// asked the kernel for.
-pub fn cause_of(error: &Error) -> Option<Cause> {
+pub(crate) fn cause_of(error: &Error) -> Option<Cause> {
     if NoRoom::within(error.as_ref()).is_some() {
         return None;
     }
@@ -55,7 +55,7 @@ pub fn cause_of(error: &Error) -> Option<Cause> {
 }
 
 /// The same, of what became of a message.
-pub fn cause_on_the_wire(error: &WireError) -> Cause {
+pub(crate) fn cause_on_the_wire(error: &WireError) -> Cause {
     match error {
         WireError::Closed | WireError::Io(_) => Cause::Gone,
         WireError::TimedOut => Cause::Silent,

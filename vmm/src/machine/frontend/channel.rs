@@ -14,19 +14,19 @@ use vhost::vhost_user::message::{BackendReq, VhostUserVringState};
 /// What the back-end has told us since it was asked last: each kind once, however
 /// often it came.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Notices {
+pub(crate) struct Notices {
     /// The device configuration has changed (CONFIG_CHANGE_MSG).
-    pub config_changed: bool,
+    pub(crate) config_changed: bool,
     /// A ring is broken (VRING_ERR).
-    pub ring_broken: bool,
+    pub(crate) ring_broken: bool,
     /// It does not read the answers that it asks for, so the channel is closed.
-    pub unread: bool,
+    pub(crate) unread: bool,
 }
 
 /// Our end of the channel. Copies of it may be kept, so it is shut down when it
 /// is dropped.
 #[derive(Debug)]
-pub struct Channel {
+pub(crate) struct Channel {
     connection: Connection,
 }
 
@@ -41,7 +41,7 @@ impl Channel {
     ///
     /// # Errors
     /// Those of socketpair(2).
-    pub fn new() -> Result<(Self, OwnedFd)> {
+    pub(crate) fn new() -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair().context("making a channel for the back-end")?;
         let connection = Connection::new(ours);
         Ok((Self { connection }, theirs.into()))
@@ -55,7 +55,7 @@ impl Channel {
     ///
     /// # Errors
     /// The back-end broke the specification.
-    pub fn serve(&mut self, notices: &mut Notices, deadline: Deadline) -> Result<bool> {
+    pub(crate) fn serve(&mut self, notices: &mut Notices, deadline: Deadline) -> Result<bool> {
         let message = match self.connection.recv(deadline) {
             Ok(message) => message,
             Err(WireError::Closed) => return Ok(false),

@@ -18,7 +18,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 
 /// What goes wrong at the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The connection ends instead of an answer.
     Close,
     /// No answer at all.
@@ -45,19 +45,19 @@ pub enum Fault {
 
 /// What a fake has.
 #[derive(Clone, Debug)]
-pub struct Fake {
+pub(crate) struct Fake {
     /// Its virtio features.
-    pub features: u64,
+    pub(crate) features: u64,
     /// Its protocol features.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// Number of queues.
-    pub queues: u64,
+    pub(crate) queues: u64,
     /// Its configuration.
-    pub config: Vec<u8>,
+    pub(crate) config: Vec<u8>,
     /// What goes wrong, and where.
-    pub fault: Option<(FrontendReq, Fault)>,
+    pub(crate) fault: Option<(FrontendReq, Fault)>,
     /// How often nothing goes wrong there before.
-    pub fault_after: u32,
+    pub(crate) fault_after: u32,
 }
 
 impl Default for Fake {
@@ -79,11 +79,11 @@ impl Default for Fake {
 }
 
 /// What the test can see and do while the fake serves.
-pub struct Running {
+pub(crate) struct Running {
     /// The requests, as they came, with their descriptors.
-    pub seen: Receiver<(FrontendReq, Message)>,
+    pub(crate) seen: Receiver<(FrontendReq, Message)>,
     /// The channel to the front-end, when it came.
-    pub channel: Receiver<OwnedFd>,
+    pub(crate) channel: Receiver<OwnedFd>,
     base: Arc<AtomicU16>,
     stream: UnixStream,
     thread: JoinHandle<()>,
@@ -91,7 +91,7 @@ pub struct Running {
 
 impl Running {
     /// Waits until a request of this kind has come.
-    pub fn wait_for(&self, request: FrontendReq) -> Message {
+    pub(crate) fn wait_for(&self, request: FrontendReq) -> Message {
         loop {
             let (seen, message) = self.seen.recv_timeout(Duration::from_secs(60)).unwrap();
             if seen == request {
@@ -101,25 +101,25 @@ impl Running {
     }
 
     /// Rings that are stopped from now on are so at this index, instead of 0.
-    pub fn stop_at(&self, base: u16) {
+    pub(crate) fn stop_at(&self, base: u16) {
         self.base.store(base, Ordering::Relaxed);
     }
 
     /// Ends the connection, as a back-end that dies does.
-    pub fn hang_up(self) {
+    pub(crate) fn hang_up(self) {
         self.stream.shutdown(Shutdown::Both).unwrap();
         self.join();
     }
 
     /// Waits for the end of the connection.
-    pub fn join(self) {
+    pub(crate) fn join(self) {
         self.thread.join().unwrap();
     }
 }
 
 impl Fake {
     /// Serves until the connection ends; returns the front-end's socket.
-    pub fn start(self) -> (UnixStream, Running) {
+    pub(crate) fn start(self) -> (UnixStream, Running) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (seen_in, seen) = channel();
         let (channel_in, channel) = channel();

@@ -28,7 +28,7 @@ pub struct Inflight {
 #[cfg(test)]
 impl Inflight {
     /// Some region.
-    pub fn some() -> Self {
+    pub(crate) fn some() -> Self {
         Self {
             fd: std::fs::File::open("/dev/null").unwrap().into(),
             size: 1,

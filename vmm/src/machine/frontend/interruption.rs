@@ -19,7 +19,7 @@ pub struct Interruption {
 
 impl Interruption {
     /// Whether the device ends.
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
@@ -27,7 +27,7 @@ impl Interruption {
     ///
     /// # Errors
     /// There are no descriptors left.
-    pub fn watch(&self, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn watch(&self, socket: &impl AsFd) -> io::Result<()> {
         let copy = socket.as_fd().try_clone_to_owned();
         let copy = UnixStream::from(copy.map_err(descriptors::explain)?);
         let mut sockets = self.sockets();
@@ -39,12 +39,12 @@ impl Interruption {
     }
 
     /// The session is over: nobody has a use for its sockets any more.
-    pub fn end_session(&self) {
+    pub(crate) fn end_session(&self) {
         self.sockets().drain(..).for_each(|socket| shut(&socket));
     }
 
     /// The device ends: so does the session that there is, or comes yet.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.end_session();
     }

@@ -8,12 +8,12 @@ use vhost::vhost_user::message::FrontendReq;
 
 /// The limits of one session; the default is what is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// For a message to be read, or to be complete once it has begun, and for
     /// whatever needs no I/O to be answered.
-    pub message: Duration,
+    pub(crate) message: Duration,
     /// For what may wait for the back-end's I/O.
-    pub answer: Duration,
+    pub(crate) answer: Duration,
 }
 
 impl Default for Limits {
@@ -56,7 +56,7 @@ pub(super) fn may_need_io(request: FrontendReq) -> bool {
 
 /// One wait for a back-end: it ends, and is mentioned once if it grows long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait {
+pub(crate) struct Wait {
     limit: Duration,
     end: Deadline,
     mention: Option<Deadline>,

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// A connection, and what both sides agreed to use on it.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct Link {
     connection: Connection,
     channel: Option<Channel>,
     protocol: VhostUserProtocolFeatures,
@@ -41,7 +41,7 @@ pub struct Link {
 
 impl Link {
     /// Nothing is agreed yet.
-    pub fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection) -> Self {
         Self {
             connection,
             channel: None,
@@ -55,42 +55,43 @@ impl Link {
     }
 
     /// Waits no longer than this.
-    pub fn set_limits(&mut self, limits: Limits) {
+    #[cfg(test)]
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
     /// How long it waits.
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.limits
     }
 
     /// It is this device's.
-    pub fn set_id(&mut self, id: &str) {
+    pub(crate) fn set_id(&mut self, id: &str) {
         id.clone_into(&mut self.id);
     }
 
     /// From now on these protocol features are used.
-    pub fn agree(&mut self, protocol: VhostUserProtocolFeatures) {
+    pub(crate) fn agree(&mut self, protocol: VhostUserProtocolFeatures) {
         self.protocol = protocol;
     }
 
     /// The protocol features in use.
-    pub fn protocol(&self) -> VhostUserProtocolFeatures {
+    pub(crate) fn protocol(&self) -> VhostUserProtocolFeatures {
         self.protocol
     }
 
     /// Whether the back-end serves the configuration space.
-    pub fn has_config(&self) -> bool {
+    pub(crate) fn has_config(&self) -> bool {
         self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
 
     /// From now on the back-end may ask on this channel.
-    pub fn open(&mut self, channel: Channel) {
+    pub(crate) fn open(&mut self, channel: Channel) {
         self.channel = Some(channel);
     }
 
     /// What must be polled for input.
-    pub fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+    pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         (
             self.connection.as_fd(),
             self.channel.as_ref().map(|channel| channel.as_fd()),
@@ -98,18 +99,18 @@ impl Link {
     }
 
     /// The notices that have come since the last call.
-    pub fn take_notices(&mut self) -> Notices {
+    pub(crate) fn take_notices(&mut self) -> Notices {
         std::mem::take(&mut self.notices)
     }
 
     /// Asks for something that the back-end answers in any case.
-    pub fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
+    pub(crate) fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
         let wait = self.limits.wait_for(request);
         self.query_within(request, payload, wait)
     }
 
     /// As [`Self::query`], for an answer that must come within `wait`.
-    pub fn query_within(
+    pub(crate) fn query_within(
         &mut self,
         request: FrontendReq,
         payload: &[u8],
@@ -122,7 +123,11 @@ impl Link {
     }
 
     /// As [`Self::query`], for an answer that may bring descriptors.
-    pub fn query_with_fd(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
+    pub(crate) fn query_with_fd(
+        &mut self,
+        request: FrontendReq,
+        payload: &[u8],
+    ) -> Result<Message> {
         let wait = self.limits.wait_for(request);
         let header = Header::request(request.into());
         self.send(request, header, payload, &[])?;
@@ -130,13 +135,13 @@ impl Link {
     }
 
     /// Asks for a u64.
-    pub fn query_u64(&mut self, request: FrontendReq) -> Result<u64> {
+    pub(crate) fn query_u64(&mut self, request: FrontendReq) -> Result<u64> {
         let reply = self.query(request, &[])?;
         reply.body().map_err(|error| spoke(request, &error))
     }
 
     /// The u64 that answers `request`, which somebody has sent before.
-    pub fn answer_u64(&mut self, request: FrontendReq) -> Result<u64> {
+    pub(crate) fn answer_u64(&mut self, request: FrontendReq) -> Result<u64> {
         let reply = self.reply(request, self.limits.wait_for(request))?;
         let reply = without_fds(request, reply)?;
         reply.body().map_err(|error| spoke(request, &error))
@@ -144,7 +149,7 @@ impl Link {
 
     /// Tells the back-end to do something, and waits until it has if it can
     /// say so (REPLY_ACK).
-    pub fn command(
+    pub(crate) fn command(
         &mut self,
         request: FrontendReq,
         payload: &[u8],
@@ -158,7 +163,7 @@ impl Link {
 
     /// As [`Self::command`], for what may be refused: returns the back-end's
     /// code, 0 for success.
-    pub fn attempt(
+    pub(crate) fn attempt(
         &mut self,
         request: FrontendReq,
         payload: &[u8],
@@ -182,7 +187,7 @@ impl Link {
     }
 
     /// Looks at what has come while nothing was asked.
-    pub fn listen(&mut self) -> Result<()> {
+    pub(crate) fn listen(&mut self) -> Result<()> {
         let (main, channel) = self.readable(Deadline::after(Duration::ZERO))?;
         if channel {
             self.hear()?;
@@ -209,7 +214,7 @@ impl Link {
 
     /// Waits a moment for what the back-end does without saying so, and listens
     /// meanwhile; returns false when `wait` is over.
-    pub fn pause(&mut self, wait: &mut Wait) -> Result<bool> {
+    pub(crate) fn pause(&mut self, wait: &mut Wait) -> Result<bool> {
         let moment = Deadline::after(LOOK);
         self.readable(moment.min(wait.end()))?;
         self.listen()?;
@@ -329,7 +334,7 @@ fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {
 }
 
 /// What became of `request` on the wire.
-pub fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
+pub(crate) fn spoke(request: FrontendReq, error: &WireError) -> anyhow::Error {
     if let Some(no_room) = NoRoom::within(error) {
         return anyhow::Error::new(no_room).context(format!("{request:?}"));
     }

@@ -18,7 +18,7 @@ use crate::machine::memory::{Ram, Region};
 /// slots. What the messages call user addresses are guest-physical ones: a
 /// back-end only ever compares them with each other, and it is not told where
 /// anything lies in this process.
-pub fn lend(link: &mut Link, ram: &Ram) -> Result<()> {
+pub(crate) fn lend(link: &mut Link, ram: &Ram) -> Result<()> {
     if link.protocol().contains(Protocol::CONFIGURE_MEM_SLOTS) {
         lend_slots(link, ram.regions())
     } else {

@@ -12,7 +12,7 @@
 //! Any error ends a session: it is dropped, which closes the connection. The
 //! back-end is trusted with guest memory and with nothing else: each reply is
 //! checked for its request, flags, size and descriptors, and waited for no
-//! longer than its [`Limits`] allow.
+//! longer than its limits allow.
 
 mod cause;
 mod channel;
@@ -33,13 +33,14 @@ use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::{FrontendReq, VhostUserConfig, VhostUserConfigFlags};
 use vm_memory::ByteValued;
 
-pub use self::cause::{because, cause_of};
-pub use self::channel::Notices;
-pub use self::inflight::Inflight;
+pub(crate) use self::cause::{because, cause_of};
+pub(crate) use self::channel::Notices;
+pub(crate) use self::inflight::Inflight;
 pub use self::interruption::Interruption;
-pub use self::limits::Limits;
+#[cfg(test)]
+pub(crate) use self::limits::Limits;
 use self::link::Link;
-pub use self::negotiate::Agreement;
+pub(crate) use self::negotiate::Agreement;
 pub use self::rings::{RingStart, Stopped};
 
 /// Nothing has been heard yet.
@@ -74,7 +75,7 @@ pub struct Session<P> {
 impl<P> Session<P> {
     /// What must be polled for input: the connection and, if there is one, the
     /// channel on which the back-end asks.
-    pub fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+    pub(crate) fn fds(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         self.link.fds()
     }
 
@@ -88,7 +89,7 @@ impl<P> Session<P> {
     }
 
     /// The notices that have come since the last call.
-    pub fn take_notices(&mut self) -> Notices {
+    pub(crate) fn take_notices(&mut self) -> Notices {
         self.link.take_notices()
     }
 
@@ -175,31 +176,32 @@ impl Session<Connected> {
 
     /// Begins on one on which somebody has sent GET_FEATURES: its answer is the
     /// first thing to be read.
-    pub fn asked(stream: UnixStream) -> Self {
+    pub(crate) fn asked(stream: UnixStream) -> Self {
         let mut session = Self::new(stream);
         session.phase.asked = true;
         session
     }
 
     /// The back-end is this one's.
-    pub fn of(mut self, whose: Whose) -> Self {
+    pub(crate) fn of(mut self, whose: Whose) -> Self {
         self.phase.whose = whose;
         self
     }
 
     /// Waits no longer than this.
-    pub fn within(mut self, limits: Limits) -> Self {
+    #[cfg(test)]
+    pub(crate) fn within(mut self, limits: Limits) -> Self {
         self.link.set_limits(limits);
         self
     }
 
     /// Whose the back-end is.
-    pub fn whose(&self) -> Whose {
+    pub(crate) fn whose(&self) -> Whose {
         self.phase.whose
     }
 }
 
 #[cfg(test)]
-pub mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

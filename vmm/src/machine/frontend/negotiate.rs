@@ -25,23 +25,23 @@ const WANTED: Protocol = Protocol::from_bits_truncate(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreement {
     /// The virtio features that the back-end has, whole.
-    pub features: u64,
+    pub(crate) features: u64,
     /// Number of queues that it serves at most: 1 where it cannot tell.
-    pub max_queues: u64,
+    pub(crate) max_queues: u64,
     /// The protocol features in use.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
 }
 
 impl Agreement {
     /// Whether the back-end knows protocol features at all. If not, its rings
     /// are enabled as soon as they are started.
-    pub fn has_protocol(&self) -> bool {
+    pub(crate) fn has_protocol(&self) -> bool {
         self.features & protocol_bit() != 0
     }
 }
 
 /// The virtio feature bit that says "I know protocol features".
-pub fn protocol_bit() -> u64 {
+pub(crate) fn protocol_bit() -> u64 {
     VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 }
 

@@ -51,7 +51,7 @@ pub struct Stopped {
 #[cfg(test)]
 impl Stopped {
     /// A queue, handed back at `base`.
-    pub fn at(queue: u16, base: u16) -> Self {
+    pub(crate) fn at(queue: u16, base: u16) -> Self {
         let wait = super::Limits::default().for_a_message();
         Self { queue, base, wait }
     }
@@ -119,7 +119,7 @@ impl<P> Session<P> {
     ///
     /// # Errors
     /// The back-end has gone.
-    pub fn wait_drained(
+    pub(crate) fn wait_drained(
         &mut self,
         stopped: &Stopped,
         holds: bool,
@@ -166,7 +166,7 @@ impl Session<Started> {
     }
 
     /// Stops one ring (GET_VRING_BASE). What the back-end has taken may still
-    /// complete, unless it is our own: [`Session::wait_drained`].
+    /// complete, unless it is our own: `Session::wait_drained`.
     ///
     /// # Errors
     /// The back-end has gone, or answers for another ring.
@@ -191,7 +191,7 @@ impl Session<Started> {
     }
 
     /// The rings that are started.
-    pub fn rings(&self) -> &[u16] {
+    pub(crate) fn rings(&self) -> &[u16] {
         &self.phase.rings
     }
 

@@ -14,7 +14,7 @@ const HYPERVISOR_BASE: u32 = 0x4000_0000;
 const HYPERVISOR_FREQUENCIES: u32 = 0x4000_0010;
 
 /// The leaves that all vCPUs share; each gets its own by [`Cpuid::of`].
-pub struct Cpuid {
+pub(crate) struct Cpuid {
     entries: Vec<kvm_cpuid_entry2>,
     cpus: u8,
 }
@@ -24,7 +24,7 @@ impl Cpuid {
     ///
     /// # Errors
     /// Those of KVM_GET_SUPPORTED_CPUID.
-    pub fn new(kvm: &Kvm, cpus: u8) -> Result<Self> {
+    pub(crate) fn new(kvm: &Kvm, cpus: u8) -> Result<Self> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .context("asking KVM what CPUID it supports")?;
@@ -46,7 +46,7 @@ impl Cpuid {
     ///
     /// # Errors
     /// There are more leaves than KVM takes.
-    pub fn of(&self, apic_id: u8, tsc_khz: Option<u32>) -> Result<CpuId> {
+    pub(crate) fn of(&self, apic_id: u8, tsc_khz: Option<u32>) -> Result<CpuId> {
         let mut entries = self.entries.clone();
         for entry in &mut entries {
             self.place(entry, u32::from(apic_id));
@@ -155,13 +155,13 @@ fn add_frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
 }
 
 mod ecx1 {
-    pub const TSC_DEADLINE: u32 = 1 << 24;
-    pub const HYPERVISOR: u32 = 1 << 31;
+    pub(crate) const TSC_DEADLINE: u32 = 1 << 24;
+    pub(crate) const HYPERVISOR: u32 = 1 << 31;
 }
 
 mod edx1 {
     /// Several logical processors in the package.
-    pub const HTT: u32 = 1 << 28;
+    pub(crate) const HTT: u32 = 1 << 28;
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::host_has_hardware_virtualization;
 use crate::machine::memory::Ram;
 
 /// Describes the state in which KVM gave up on a vCPU. `what` is the exit.
-pub fn describe(vcpu: &mut VcpuFd, id: u8, what: &str, ram: &Ram) -> String {
+pub(crate) fn describe(vcpu: &mut VcpuFd, id: u8, what: &str, ram: &Ram) -> String {
     let mut text = format!("vCPU {id}: {what}");
     // Writing to a String cannot fail.
     let _ = write!(text, "{}", reason(vcpu));

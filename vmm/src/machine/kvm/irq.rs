@@ -24,17 +24,17 @@ use crate::machine::layout;
 
 /// What a message-signalled interrupt writes, and where (PCI 6.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Message {
+pub(crate) struct Message {
     /// Address, 64 bits.
-    pub address: u64,
+    pub(crate) address: u64,
     /// Data.
-    pub data: u32,
+    pub(crate) data: u32,
 }
 
 /// The GSI routing table of one VM: the I/O APIC's pins, and a [`Route`] for
 /// every MSI-X vector that asked for one.
 #[derive(Debug)]
-pub struct Routes {
+pub(crate) struct Routes {
     vm: Arc<VmFd>,
     table: Mutex<Table>,
 }
@@ -52,7 +52,7 @@ impl Routes {
     ///
     /// # Errors
     /// Those of KVM_SET_GSI_ROUTING.
-    pub fn new(vm: Arc<VmFd>) -> Result<Arc<Self>> {
+    pub(crate) fn new(vm: Arc<VmFd>) -> Result<Arc<Self>> {
         let routes = Self {
             vm,
             table: Mutex::new(Table {
@@ -65,7 +65,7 @@ impl Routes {
     }
 
     /// A route of one's own, without a message yet.
-    pub fn route(self: &Arc<Self>) -> Route {
+    pub(crate) fn route(self: &Arc<Self>) -> Route {
         let mut table = self.table();
         let gsi = match table.free.pop() {
             Some(gsi) => gsi,
@@ -130,7 +130,7 @@ fn msi_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
 /// A GSI that delivers one message. Freed when dropped; drop the [`Irqfd`]s
 /// bound to it first.
 #[derive(Debug)]
-pub struct Route {
+pub(crate) struct Route {
     routes: Arc<Routes>,
     gsi: u32,
 }
@@ -141,7 +141,7 @@ impl Route {
     /// # Errors
     /// KVM does not take the message (an address that no local APIC has); the
     /// former one is then still in force.
-    pub fn set(&self, message: Message) -> Result<()> {
+    pub(crate) fn set(&self, message: Message) -> Result<()> {
         let mut table = self.routes.table();
         let former = table.messages.insert(self.gsi, message);
         if former == Some(message) {
@@ -162,7 +162,7 @@ impl Route {
     ///
     /// # Errors
     /// Those of KVM_IRQFD.
-    pub fn bind(&self, event: &Arc<EventFd>) -> Result<Irqfd> {
+    pub(crate) fn bind(&self, event: &Arc<EventFd>) -> Result<Irqfd> {
         self.routes
             .vm
             .register_irqfd(event, self.gsi)
@@ -187,7 +187,7 @@ impl Drop for Route {
 /// A bound eventfd; unbound when dropped. Unbinding takes what the eventfd has
 /// counted, which has then been delivered; what is counted later waits in it.
 #[derive(Debug)]
-pub struct Irqfd {
+pub(crate) struct Irqfd {
     vm: Arc<VmFd>,
     event: Arc<EventFd>,
     gsi: u32,
@@ -206,13 +206,13 @@ impl Drop for Irqfd {
 }
 
 /// The descriptor of an eventfd, to be lent or polled.
-pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
+pub(crate) fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: `event` stays open for as long as the borrow.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 /// Whether an eventfd has a count, asked without taking it.
-pub fn is_signalled(event: &EventFd) -> bool {
+pub(crate) fn is_signalled(event: &EventFd) -> bool {
     let mut fds = [PollFd::new(descriptor(event), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
 }

@@ -1,12 +1,12 @@
 //! The virtual machine as KVM knows it: its capabilities, its interrupt
 //! controllers, its memory slots.
 
-pub mod cpuid;
+pub(crate) mod cpuid;
 pub mod doorbell;
-pub mod failure;
-pub mod irq;
-pub mod registers;
-pub mod vcpu;
+pub(crate) mod failure;
+pub(crate) mod irq;
+pub(crate) mod registers;
+pub(crate) mod vcpu;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const NEEDED: [(Cap, &str); 9] = [
 ///
 /// # Errors
 /// It is not KVM, or one without something that Outboard needs.
-pub fn adopt(fd: OwnedFd) -> Result<Kvm> {
+pub(crate) fn adopt(fd: OwnedFd) -> Result<Kvm> {
     // SAFETY: the descriptor is owned and given away here. What it refers to is
     // checked by the first request: anything but KVM refuses it.
     let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
@@ -61,7 +61,7 @@ pub fn adopt(fd: OwnedFd) -> Result<Kvm> {
 ///
 /// # Errors
 /// KVM refused a part of it; the text says which.
-pub fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<Arc<VmFd>> {
+pub(crate) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<Arc<VmFd>> {
     let vm = kvm.create_vm().context("making a virtual machine")?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .context("placing KVM's identity map")?;

@@ -6,7 +6,7 @@ use kvm_ioctls::VcpuFd;
 
 /// How a kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// 64-bit: paging on, the page tables at `page_tables` map what the kernel
     /// needs to its own address; RSI = `argument` (Linux boot protocol, section
     /// "64-bit Boot Protocol").
@@ -20,15 +20,15 @@ pub enum Mode {
 
 /// Where and how the first vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// In which mode.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// The first instruction's guest-physical address.
-    pub address: u64,
+    pub(crate) address: u64,
     /// Guest-physical address of what the kernel is told.
-    pub argument: u64,
+    pub(crate) argument: u64,
     /// Guest-physical address of [`gdt`]'s table.
-    pub gdt: u64,
+    pub(crate) gdt: u64,
 }
 
 /// Selectors as the Linux boot protocol names them (__BOOT_CS, __BOOT_DS).
@@ -37,7 +37,7 @@ const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
 
 /// The descriptor table that a mode's selectors point into.
-pub fn gdt(mode: Mode) -> [u64; 5] {
+pub(crate) fn gdt(mode: Mode) -> [u64; 5] {
     let code = match mode {
         Mode::Long { .. } => 0x00af_9b00_0000_ffff,
         Mode::Protected => 0x00cf_9b00_0000_ffff,
@@ -49,7 +49,7 @@ pub fn gdt(mode: Mode) -> [u64; 5] {
 ///
 /// # Errors
 /// KVM refused the registers.
-pub fn set(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
+pub(crate) fn set(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
     let mut special = vcpu
         .get_sregs()
         .context("reading the first vCPU's registers")?;
@@ -133,7 +133,7 @@ fn set_special(special: &mut kvm_sregs, entry: &Entry) {
 /// Sets what firmware would have set on every processor: memory is cached
 /// unless a page says otherwise (without it Linux leaves the page attribute
 /// table off), and string instructions are fast.
-pub fn set_firmware_msrs(vcpu: &VcpuFd) {
+pub(crate) fn set_firmware_msrs(vcpu: &VcpuFd) {
     const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
     const FAST_STRING: u64 = 1;
     const MSR_MTRR_DEFAULT_TYPE: u32 = 0x2ff;

@@ -20,14 +20,14 @@ use super::registers;
 use crate::machine::memory::Ram;
 
 /// One virtual processor.
-pub struct Vcpu {
+pub(crate) struct Vcpu {
     fd: VcpuFd,
     id: u8,
 }
 
 /// Which address space an access is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
+pub(crate) enum Space {
     /// Ports.
     Port,
     /// Memory that is not RAM.
@@ -35,7 +35,7 @@ pub enum Space {
 }
 
 /// What a vCPU left KVM for.
-pub enum Exit<'a> {
+pub(crate) enum Exit<'a> {
     /// The guest reads: `data` is to be filled before the next run, in pieces
     /// of `size` bytes that all come from `address`.
     Read {
@@ -71,7 +71,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// KVM refused it.
-    pub fn new(vm: &VmFd, cpuid: &Cpuid, id: u8) -> Result<Self> {
+    pub(crate) fn new(vm: &VmFd, cpuid: &Cpuid, id: u8) -> Result<Self> {
         let fd = vm
             .create_vcpu(u64::from(id))
             .with_context(|| format!("making vCPU {id}"))?;
@@ -83,7 +83,7 @@ impl Vcpu {
     }
 
     /// Its number, from 0.
-    pub fn id(&self) -> u8 {
+    pub(crate) fn id(&self) -> u8 {
         self.id
     }
 
@@ -91,13 +91,13 @@ impl Vcpu {
     ///
     /// # Errors
     /// KVM refused the registers.
-    pub fn enter_at(&self, entry: &registers::Entry) -> Result<()> {
+    pub(crate) fn enter_at(&self, entry: &registers::Entry) -> Result<()> {
         registers::set(&self.fd, entry)
     }
 
     /// Runs until the next exit. Only on a thread that holds a [`Kickable`] of
     /// this vCPU can a kick end it.
-    pub fn run(&mut self, ram: &Ram) -> Exit<'_> {
+    pub(crate) fn run(&mut self, ram: &Ram) -> Exit<'_> {
         /// An exit without what borrows the vCPU, which the failing ones need.
         enum Kind {
             Port,
@@ -194,7 +194,7 @@ impl Vcpu {
     }
 
     /// Makes kicks on the calling thread interrupt this vCPU.
-    pub fn kickable(&mut self) -> Kickable {
+    pub(crate) fn kickable(&mut self) -> Kickable {
         RUNNING.set(ptr::from_mut(self.fd.get_kvm_run()));
         Kickable(std::marker::PhantomData)
     }
@@ -207,7 +207,7 @@ thread_local! {
 
 /// While it lives, kicks reach the vCPU that this thread runs. To be dropped
 /// before the vCPU.
-pub struct Kickable(std::marker::PhantomData<*const ()>);
+pub(crate) struct Kickable(std::marker::PhantomData<*const ()>);
 
 impl Drop for Kickable {
     fn drop(&mut self) {
@@ -218,14 +218,14 @@ impl Drop for Kickable {
 /// Whether a kick has come on the calling thread since its vCPU ran last: the
 /// run has ended, so whatever the thread waits for is in vain. False on a
 /// thread that runs no vCPU.
-pub fn is_kicked() -> bool {
+pub(crate) fn is_kicked() -> bool {
     let run = RUNNING.get();
     // SAFETY: as in the handler, which writes the byte on this same thread.
     !run.is_null() && unsafe { ptr::read_volatile(&raw const (*run).immediate_exit) } != 0
 }
 
 /// The signal that is a kick.
-pub fn kick_signal() -> libc::c_int {
+pub(crate) fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
@@ -233,7 +233,7 @@ pub fn kick_signal() -> libc::c_int {
 ///
 /// # Errors
 /// Those of sigaction(2).
-pub fn install_kick_handler() -> Result<()> {
+pub(crate) fn install_kick_handler() -> Result<()> {
     extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
         let run = RUNNING.get();
         if !run.is_null() {
@@ -246,6 +246,6 @@ pub fn install_kick_handler() -> Result<()> {
 }
 
 /// The most vCPUs that `kvm` allows in a machine.
-pub fn limit(kvm: &Kvm) -> usize {
+pub(crate) fn limit(kvm: &Kvm) -> usize {
     kvm.get_max_vcpus()
 }

@@ -5,15 +5,15 @@
 //! writable, so writing all ones reads back as the size mask.
 
 /// Bytes of configuration space that exist; ECAM's further ones read as zero.
-pub const SIZE: usize = 256;
+pub(crate) const SIZE: usize = 256;
 /// Offset of the command register.
-pub const COMMAND: usize = 0x04;
+pub(crate) const COMMAND: usize = 0x04;
 /// Command: answer port accesses.
-pub const COMMAND_IO: u16 = 1;
+pub(crate) const COMMAND_IO: u16 = 1;
 /// Command: answer memory accesses.
-pub const COMMAND_MEMORY: u16 = 2;
+pub(crate) const COMMAND_MEMORY: u16 = 2;
 /// Command: read and write memory, and send interrupts by it.
-pub const COMMAND_MASTER: u16 = 4;
+pub(crate) const COMMAND_MASTER: u16 = 4;
 /// Command bits that software may write: I/O, memory, bus master, parity,
 /// SERR, INTx disable.
 const COMMAND_WRITABLE: u16 = 0x0547;
@@ -27,24 +27,24 @@ const FIRST_CAPABILITY: usize = 0x40;
 
 /// What a header says that never changes.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Vendor id.
-    pub vendor: u16,
+    pub(crate) vendor: u16,
     /// Device id.
-    pub device: u16,
+    pub(crate) device: u16,
     /// Revision.
-    pub revision: u8,
+    pub(crate) revision: u8,
     /// Class, subclass and programming interface, the last in the low byte.
-    pub class: u32,
+    pub(crate) class: u32,
     /// Subsystem vendor id.
-    pub subsystem_vendor: u16,
+    pub(crate) subsystem_vendor: u16,
     /// Subsystem id.
-    pub subsystem: u16,
+    pub(crate) subsystem: u16,
 }
 
 /// The kind of a BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bar {
+pub(crate) enum Bar {
     /// 32-bit memory, not prefetchable.
     Memory,
     /// Ports.
@@ -53,7 +53,7 @@ pub enum Bar {
 
 /// Configuration space as software sees it.
 #[derive(Clone, Debug)]
-pub struct ConfigSpace {
+pub(crate) struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
     end: usize,
@@ -62,7 +62,7 @@ pub struct ConfigSpace {
 
 impl ConfigSpace {
     /// A function without BARs and capabilities.
-    pub fn new(identity: Identity) -> Self {
+    pub(crate) fn new(identity: Identity) -> Self {
         let mut space = Self {
             bytes: [0; SIZE],
             writable: [0; SIZE],
@@ -82,7 +82,7 @@ impl ConfigSpace {
 
     /// Adds a BAR of `size` bytes, a power of two of at least 16 (memory) or 4
     /// (ports), at address 0.
-    pub fn add_bar(&mut self, index: usize, kind: Bar, size: u32) {
+    pub(crate) fn add_bar(&mut self, index: usize, kind: Bar, size: u32) {
         let at = bar_at(index);
         self.allow(at, &(!(size.wrapping_sub(1))).to_le_bytes());
         if kind == Bar::Io {
@@ -91,12 +91,12 @@ impl ConfigSpace {
     }
 
     /// Places a BAR, as firmware would; software may move it.
-    pub fn place_bar(&mut self, index: usize, address: u32) {
+    pub(crate) fn place_bar(&mut self, index: usize, address: u32) {
         self.write(bar_at(index), &address.to_le_bytes());
     }
 
     /// The address in a BAR, and whether it is what sizing leaves there.
-    pub fn bar(&self, index: usize) -> (u32, bool) {
+    pub(crate) fn bar(&self, index: usize) -> (u32, bool) {
         let at = bar_at(index);
         let mask = u32::from_le_bytes(self.four(&self.writable, at));
         let address = u32::from_le_bytes(self.four(&self.bytes, at)) & mask;
@@ -105,7 +105,7 @@ impl ConfigSpace {
 
     /// Appends a capability: its id, then a link, then `body`; `writable` masks
     /// the body. Returns the offset of the capability.
-    pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
+    pub(crate) fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
         let at = self.end;
         self.put(at, &[id, 0]);
         self.put(at + 2, body);
@@ -118,30 +118,30 @@ impl ConfigSpace {
     }
 
     /// The command register.
-    pub fn command(&self) -> u16 {
+    pub(crate) fn command(&self) -> u16 {
         self.word(COMMAND)
     }
 
     /// The two bytes at `offset`.
-    pub fn word(&self, offset: usize) -> u16 {
+    pub(crate) fn word(&self, offset: usize) -> u16 {
         let [low, high, ..] = self.four(&self.bytes, offset);
         u16::from_le_bytes([low, high])
     }
 
     /// The four bytes at `offset`.
-    pub fn double_word(&self, offset: usize) -> u32 {
+    pub(crate) fn double_word(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.four(&self.bytes, offset))
     }
 
     /// Reads; what does not exist reads as zero.
-    pub fn read(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = self.bytes.get(offset + index).copied().unwrap_or(0);
         }
     }
 
     /// Writes what is writable.
-    pub fn write(&mut self, offset: usize, data: &[u8]) {
+    pub(crate) fn write(&mut self, offset: usize, data: &[u8]) {
         for (index, value) in data.iter().enumerate() {
             let at = offset + index;
             if let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
@@ -151,7 +151,7 @@ impl ConfigSpace {
     }
 
     /// Sets bytes, writable or not.
-    pub fn put(&mut self, offset: usize, data: &[u8]) {
+    pub(crate) fn put(&mut self, offset: usize, data: &[u8]) {
         for (byte, value) in self.bytes.iter_mut().skip(offset).zip(data) {
             *byte = *value;
         }
@@ -177,7 +177,7 @@ fn bar_at(index: usize) -> usize {
 }
 
 /// Whether an access of `len` bytes at `offset` touches `range`.
-pub fn touches(offset: usize, len: usize, range: std::ops::Range<usize>) -> bool {
+pub(crate) fn touches(offset: usize, len: usize, range: std::ops::Range<usize>) -> bool {
     offset < range.end && range.start < offset.saturating_add(len)
 }
 

@@ -10,7 +10,7 @@ const NOWHERE: u64 = u64::MAX;
 
 /// First addresses, while they are decoded.
 #[derive(Debug)]
-pub struct Decoded {
+pub(crate) struct Decoded {
     memory: AtomicU64,
     ports: AtomicU64,
 }
@@ -27,34 +27,34 @@ impl Default for Decoded {
 
 impl Decoded {
     /// The memory BAR lies at this guest-physical address, or nowhere.
-    pub fn set_memory(&self, base: Option<u64>) {
+    pub(crate) fn set_memory(&self, base: Option<u64>) {
         self.memory
             .store(base.unwrap_or(NOWHERE), Ordering::Release);
     }
 
     /// The I/O BAR lies at this port, or nowhere.
-    pub fn set_ports(&self, base: Option<u16>) {
+    pub(crate) fn set_ports(&self, base: Option<u16>) {
         let base = base.map_or(NOWHERE, u64::from);
         self.ports.store(base, Ordering::Release);
     }
 
     /// Where the memory BAR lies.
-    pub fn memory(&self) -> Option<u64> {
+    pub(crate) fn memory(&self) -> Option<u64> {
         at(&self.memory)
     }
 
     /// Where the I/O BAR lies.
-    pub fn ports(&self) -> Option<u16> {
+    pub(crate) fn ports(&self) -> Option<u16> {
         at(&self.ports).and_then(|base| u16::try_from(base).ok())
     }
 
     /// Offset of a guest-physical address in the memory BAR, if it lies there.
-    pub fn in_memory(&self, address: u64) -> Option<u32> {
+    pub(crate) fn in_memory(&self, address: u64) -> Option<u32> {
         offset(self.memory()?, address, MEMORY_SIZE)
     }
 
     /// Offset of a port in the I/O BAR, if it lies there.
-    pub fn in_ports(&self, port: u16) -> Option<u32> {
+    pub(crate) fn in_ports(&self, port: u16) -> Option<u32> {
         offset(self.ports()?.into(), port.into(), IO_SIZE)
     }
 }

@@ -23,7 +23,7 @@ use super::ringer::Ringer;
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 
 /// Bytes between the notify addresses of two queues (notify_off_multiplier).
-pub const STRIDE: u16 = 4;
+pub(crate) const STRIDE: u16 = 4;
 
 /// The doorbells of one function.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Doorbells {
 
     /// Takes a queue's kick eventfd out of use for a while: a kick now exits to
     /// us, and is passed on.
-    pub fn rest(&self, queue: u16) {
+    pub(crate) fn rest(&self, queue: u16) {
         if let Some(entry) = self.state().queues.get_mut(usize::from(queue)) {
             *entry = Queue {
                 rests: true,

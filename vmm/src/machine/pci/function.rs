@@ -30,14 +30,14 @@ const DEVICE_ID_BASE: u16 = 0x1040;
 
 /// A virtio function.
 #[derive(Debug)]
-pub struct Function {
+pub(crate) struct Function {
     offsets: Offsets,
     doorbell: launch::Doorbell,
     commands: Arc<Mailbox<Command>>,
     /// Its interrupts.
-    pub interrupts: Interrupts,
+    pub(crate) interrupts: Interrupts,
     /// Its doorbells.
-    pub doorbells: Doorbells,
+    pub(crate) doorbells: Doorbells,
     mastering: Mastering,
     decoded: Decoded,
     state: Mutex<State>,
@@ -56,7 +56,7 @@ impl Function {
     /// # Errors
     /// `InvalidInput` when the device cannot be put on this bus, with the
     /// reason; else those of eventfd(2) and of starting a thread.
-    pub fn new(
+    pub(crate) fn new(
         spec: &launch::Device,
         (doorbell, kick_path): (launch::Doorbell, launch::KickPath),
         vm: &Arc<VmFd>,
@@ -102,7 +102,7 @@ impl Function {
     }
 
     /// Gives the BARs of the function in slot `slot` their addresses.
-    pub fn place(&self, slot: u8) {
+    pub(crate) fn place(&self, slot: u8) {
         let mut state = self.state();
         let memory = layout::PCI_MEMORY.start + u64::from(slot) * u64::from(bars::MEMORY_SIZE);
         let ports = layout::PCI_IO.start + u64::from(slot) * u64::from(bars::IO_SIZE);
@@ -113,23 +113,23 @@ impl Function {
     }
 
     /// Where its BARs are decoded, to be asked without its lock.
-    pub fn decoded(&self) -> &Decoded {
+    pub(crate) fn decoded(&self) -> &Decoded {
         &self.decoded
     }
 
     /// Does something to the registers from the owner's thread.
-    pub fn with_registers<T>(&self, action: impl FnOnce(&mut Registers) -> T) -> T {
+    pub(crate) fn with_registers<T>(&self, action: impl FnOnce(&mut Registers) -> T) -> T {
         action(&mut self.state().registers)
     }
 
     /// What the back-end had was taken back: nothing writes to guest memory
     /// any more.
-    pub fn is_quiet(&self, clearing: Clearing) {
+    pub(crate) fn is_quiet(&self, clearing: Clearing) {
         self.mastering.is_quiet(clearing);
     }
 
     /// The guest reads configuration space.
-    pub fn read_config(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read_config(&self, offset: usize, data: &mut [u8]) {
         let mut state = self.state();
         let window = self.offsets.window + bars::WINDOW_DATA;
         if config::touches(offset, data.len(), window..window + 4)
@@ -146,7 +146,7 @@ impl Function {
 
     /// The guest writes configuration space. A write that turns bus mastering
     /// off returns when nothing is written to guest memory any more.
-    pub fn write_config(&self, offset: usize, data: &[u8]) {
+    pub(crate) fn write_config(&self, offset: usize, data: &[u8]) {
         if let Some(clearing) = self.write_config_now(offset, data) {
             self.mastering.wait(clearing);
         }
@@ -193,7 +193,7 @@ impl Function {
 
     /// The guest reads a guest-physical address in the PCI window; returns
     /// whether it is this function's.
-    pub fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
+    pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) -> bool {
         let mut state = self.state();
         let Some(part) = self.decoded.in_memory(address).map(Part::at) else {
             return false;
@@ -204,7 +204,7 @@ impl Function {
 
     /// The guest writes a guest-physical address in the PCI window; returns
     /// whether it is this function's.
-    pub fn write_memory(&self, address: u64, data: &[u8]) -> bool {
+    pub(crate) fn write_memory(&self, address: u64, data: &[u8]) -> bool {
         let mut state = self.state();
         let Some(part) = self.decoded.in_memory(address).map(Part::at) else {
             return false;
@@ -215,7 +215,7 @@ impl Function {
 
     /// The guest accesses a port; returns whether it is this function's. All
     /// there is are doorbells, which read as zero.
-    pub fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
+    pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
         let hit = self.decoded.in_ports(port).is_some();
         if hit {
             data.fill(0);
@@ -224,7 +224,7 @@ impl Function {
     }
 
     /// The guest writes a port; returns whether it is this function's.
-    pub fn write_port(&self, port: u16, data: &[u8]) -> bool {
+    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> bool {
         let mut state = self.state();
         let Some(part) = self.decoded.in_ports(port).map(Part::notify) else {
             return false;

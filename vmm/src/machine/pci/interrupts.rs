@@ -25,7 +25,7 @@ use crate::machine::virtio::{NO_VECTOR, Source};
 ///
 /// # Errors
 /// Those of eventfd(2).
-pub fn owing_eventfd() -> io::Result<Arc<EventFd>> {
+pub(crate) fn owing_eventfd() -> io::Result<Arc<EventFd>> {
     let event = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
     // Before it is lent, so nobody can make this block.
     event.write(1)?;
@@ -34,7 +34,7 @@ pub fn owing_eventfd() -> io::Result<Arc<EventFd>> {
 
 /// The interrupts of one function.
 #[derive(Debug)]
-pub struct Interrupts {
+pub(crate) struct Interrupts {
     /// Our own, never lent: raises the configuration interrupt.
     config: Arc<EventFd>,
     state: Mutex<State>,
@@ -135,7 +135,12 @@ impl Interrupts {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(id: &str, routes: &Arc<Routes>, queues: u16, vectors: u16) -> io::Result<Self> {
+    pub(crate) fn new(
+        id: &str,
+        routes: &Arc<Routes>,
+        queues: u16,
+        vectors: u16,
+    ) -> io::Result<Self> {
         let id = Arc::from(id);
         let config = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let state = State {
@@ -156,14 +161,14 @@ impl Interrupts {
     ///
     /// # Errors
     /// Those of eventfd(2); `NotFound` for a queue that does not exist.
-    pub fn lend(&self, queue: u16) -> io::Result<Arc<EventFd>> {
+    pub(crate) fn lend(&self, queue: u16) -> io::Result<Arc<EventFd>> {
         let event = owing_eventfd()?;
         self.set_event(queue, Some(Arc::clone(&event)))?;
         Ok(event)
     }
 
     /// Takes a queue's call eventfd out of use.
-    pub fn withdraw(&self, queue: u16) {
+    pub(crate) fn withdraw(&self, queue: u16) {
         if let Err(error) = self.set_event(queue, None) {
             log::error!("taking a call eventfd back: {error}");
         }
@@ -188,7 +193,7 @@ impl Interrupts {
     }
 
     /// Raises the configuration interrupt, now or when it is unmasked.
-    pub fn config_changed(&self) {
+    pub(crate) fn config_changed(&self) {
         if let Err(error) = self.config.write(1)
             && error.kind() != io::ErrorKind::WouldBlock
         {
@@ -197,7 +202,7 @@ impl Interrupts {
     }
 
     /// The driver assigned a vector to a source.
-    pub fn assign(&self, source: Source, vector: u16) {
+    pub(crate) fn assign(&self, source: Source, vector: u16) {
         let mut state = self.state();
         if let Some(line) = state.line(source) {
             line.vector = vector;
@@ -206,7 +211,7 @@ impl Interrupts {
     }
 
     /// A reset took all vectors away.
-    pub fn clear_vectors(&self) {
+    pub(crate) fn clear_vectors(&self) {
         let mut state = self.state();
         for line in state.queues.iter_mut() {
             line.vector = NO_VECTOR;
@@ -219,7 +224,7 @@ impl Interrupts {
     }
 
     /// The driver wrote message control.
-    pub fn set_control(&self, control: u16) {
+    pub(crate) fn set_control(&self, control: u16) {
         let mut state = self.state();
         if state.table.set_control(control) {
             state.refresh(|_| true);
@@ -228,7 +233,7 @@ impl Interrupts {
 
     /// The driver turned bus mastering on or off. What is to be raised while it
     /// is off waits.
-    pub fn set_master(&self, is_master: bool) {
+    pub(crate) fn set_master(&self, is_master: bool) {
         let mut state = self.state();
         if std::mem::replace(&mut state.is_master, is_master) != is_master {
             state.refresh(|_| true);
@@ -236,12 +241,12 @@ impl Interrupts {
     }
 
     /// The driver reads the table.
-    pub fn read_table(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read_table(&self, offset: usize, data: &mut [u8]) {
         self.state().table.read(offset, data);
     }
 
     /// The driver writes the table.
-    pub fn write_table(&self, offset: usize, data: &[u8]) {
+    pub(crate) fn write_table(&self, offset: usize, data: &[u8]) {
         let mut state = self.state();
         if let Some(vector) = state.table.write(offset, data) {
             state.refresh(|line| line.vector == vector);
@@ -249,7 +254,7 @@ impl Interrupts {
     }
 
     /// The driver reads the pending bits: any width, zero beyond their end.
-    pub fn read_pending(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read_pending(&self, offset: usize, data: &mut [u8]) {
         let state = self.state();
         data.fill(0);
         for vector in 0..state.table.vectors() {

@@ -16,25 +16,25 @@ use super::doorbells::STRIDE;
 use crate::machine::virtio::COMMON_LEN;
 
 /// The BAR for everything in memory.
-pub const MEMORY_BAR: usize = 0;
+pub(crate) const MEMORY_BAR: usize = 0;
 /// Its size.
-pub const MEMORY_SIZE: u32 = 0x8000;
+pub(crate) const MEMORY_SIZE: u32 = 0x8000;
 /// The BAR for doorbells that are ports.
-pub const IO_BAR: usize = 2;
+pub(crate) const IO_BAR: usize = 2;
 /// Its size, and that of the notify area wherever it is: what limits a device
 /// to 64 queues.
-pub const IO_SIZE: u32 = 0x100;
+pub(crate) const IO_SIZE: u32 = 0x100;
 /// Bytes that every part of the memory BAR has at least to itself.
 const PART: u32 = 0x1000;
 const COMMON: u32 = 0;
 const ISR: u32 = 0x1000;
 const DEVICE: u32 = 0x2000;
 /// Where the notify addresses are in the memory BAR.
-pub const NOTIFY: u32 = 0x3000;
+pub(crate) const NOTIFY: u32 = 0x3000;
 const TABLE: u32 = 0x4000;
 const PENDING: u32 = 0x7000;
 /// Longest device configuration that fits.
-pub const MAX_CONFIG_LEN: u32 = PART;
+pub(crate) const MAX_CONFIG_LEN: u32 = PART;
 
 const CAP_VENDOR: u8 = 9;
 const CAP_MSIX: u8 = 0x11;
@@ -46,7 +46,7 @@ const CFG_PCI: u8 = 5;
 
 /// A part of the memory BAR, with an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Common configuration.
     Common(usize),
     /// ISR.
@@ -65,7 +65,7 @@ pub enum Part {
 
 impl Part {
     /// What lies at `offset` in the memory BAR.
-    pub fn at(offset: u32) -> Self {
+    pub(crate) fn at(offset: u32) -> Self {
         let within = (offset % PART) as usize;
         match offset {
             COMMON..ISR => Self::Common(within),
@@ -80,42 +80,42 @@ impl Part {
 
     /// What lies at `offset` in the notify area: the whole double word of a
     /// queue notifies it.
-    pub fn notify(offset: u32) -> Self {
+    pub(crate) fn notify(offset: u32) -> Self {
         u16::try_from(offset / u32::from(STRIDE)).map_or(Self::Hole, Self::Notify)
     }
 }
 
 /// What a function's capabilities depend on.
 #[derive(Clone, Copy, Debug)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     /// Number of MSI-X vectors.
-    pub vectors: u16,
+    pub(crate) vectors: u16,
     /// Length of the device configuration.
-    pub config_len: u32,
+    pub(crate) config_len: u32,
     /// Whether doorbells are ports.
-    pub io_doorbells: bool,
+    pub(crate) io_doorbells: bool,
 }
 
 /// Where the capabilities that have state lie in configuration space.
 #[derive(Clone, Copy, Debug)]
-pub struct Offsets {
+pub(crate) struct Offsets {
     /// Message control of MSI-X.
-    pub msix_control: usize,
+    pub(crate) msix_control: usize,
     /// The capability that gives access to the BARs.
-    pub window: usize,
+    pub(crate) window: usize,
 }
 
 /// Offset of `cap.bar` in a virtio capability.
-pub const WINDOW_BAR: usize = 4;
+pub(crate) const WINDOW_BAR: usize = 4;
 /// Offset of `cap.offset`.
-pub const WINDOW_OFFSET: usize = 8;
+pub(crate) const WINDOW_OFFSET: usize = 8;
 /// Offset of `cap.length`.
-pub const WINDOW_LENGTH: usize = 12;
+pub(crate) const WINDOW_LENGTH: usize = 12;
 /// Offset of `pci_cfg_data`.
-pub const WINDOW_DATA: usize = 16;
+pub(crate) const WINDOW_DATA: usize = 16;
 
 /// Adds the BARs and the capabilities.
-pub fn furnish(space: &mut ConfigSpace, what: Capabilities) -> Offsets {
+pub(crate) fn furnish(space: &mut ConfigSpace, what: Capabilities) -> Offsets {
     space.add_bar(MEMORY_BAR, Bar::Memory, MEMORY_SIZE);
     if what.io_doorbells {
         space.add_bar(IO_BAR, Bar::Io, IO_SIZE);

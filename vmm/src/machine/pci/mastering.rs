@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// The wait of the vCPUs of one function.
 #[derive(Debug, Default)]
-pub struct Mastering {
+pub(crate) struct Mastering {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -30,11 +30,11 @@ struct State {
 
 /// Names one clearing of the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Clearing(u64);
+pub(crate) struct Clearing(u64);
 
 impl Mastering {
     /// The bit has been cleared.
-    pub fn cleared(&self) -> Clearing {
+    pub(crate) fn cleared(&self) -> Clearing {
         let mut state = self.state();
         state.asked = state.asked.wrapping_add(1);
         Clearing(state.asked)
@@ -42,7 +42,7 @@ impl Mastering {
 
     /// Waits until nothing is written any more, or until the run has ended: this
     /// vCPU then does not run again.
-    pub fn wait(&self, clearing: Clearing) {
+    pub(crate) fn wait(&self, clearing: Clearing) {
         let mut state = self.state();
         while state.done < clearing.0 && !vcpu::is_kicked() {
             let waited = self.changed.wait_timeout(state, LOOK);
@@ -51,7 +51,7 @@ impl Mastering {
     }
 
     /// Nothing is written any more.
-    pub fn is_quiet(&self, clearing: Clearing) {
+    pub(crate) fn is_quiet(&self, clearing: Clearing) {
         let mut state = self.state();
         state.done = state.done.max(clearing.0);
         self.changed.notify_all();

@@ -22,9 +22,8 @@ use anyhow::Result;
 
 use self::config::{ConfigSpace, Identity};
 pub use self::doorbells::Doorbells;
-pub use self::function::Function;
-pub use self::interrupts::Interrupts;
-pub use self::mastering::Clearing;
+pub(crate) use self::function::Function;
+pub(crate) use self::mastering::Clearing;
 use self::slots::Slots;
 use crate::machine::bus::Target;
 use crate::machine::layout as map;
@@ -36,7 +35,7 @@ const FUNCTIONS_PER_SLOT: u64 = 8;
 
 /// Bus 0.
 #[derive(Debug)]
-pub struct Host {
+pub(crate) struct Host {
     bridge: Mutex<ConfigSpace>,
     slots: Slots,
 }
@@ -49,7 +48,7 @@ impl Default for Host {
 
 impl Host {
     /// A bus with nothing but its bridge.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Red Hat's generic host bridge, which no driver claims.
         let bridge = ConfigSpace::new(Identity {
             vendor: 0x1b36,
@@ -69,13 +68,13 @@ impl Host {
     ///
     /// # Errors
     /// The bus is full.
-    pub fn add(&mut self, function: Arc<Function>) -> Result<()> {
+    pub(crate) fn add(&mut self, function: Arc<Function>) -> Result<()> {
         self.slots.add(function)
     }
 
     /// What answers in the three ranges: ECAM, the memory window, the I/O
     /// window, offsets counted from their starts.
-    pub fn targets(self) -> Targets {
+    pub(crate) fn targets(self) -> Targets {
         let host = Arc::new(self);
         Targets {
             ecam: Arc::new(Ecam(Arc::clone(&host))),
@@ -107,13 +106,13 @@ enum Located<'a> {
 
 /// The bus as the vCPUs reach it.
 #[derive(Clone)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// For `layout::ECAM`.
-    pub ecam: Arc<dyn Target>,
+    pub(crate) ecam: Arc<dyn Target>,
     /// For `layout::PCI_MEMORY`.
-    pub memory: Arc<dyn Target>,
+    pub(crate) memory: Arc<dyn Target>,
     /// For `layout::PCI_IO`.
-    pub io: Arc<dyn Target>,
+    pub(crate) io: Arc<dyn Target>,
 }
 
 struct Ecam(Arc<Host>);

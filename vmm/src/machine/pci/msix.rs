@@ -3,11 +3,11 @@
 use crate::machine::kvm::irq::Message;
 
 /// Bytes of one entry.
-pub const ENTRY: usize = 16;
+pub(crate) const ENTRY: usize = 16;
 /// Message control: MSI-X is enabled.
-pub const ENABLE: u16 = 0x8000;
+pub(crate) const ENABLE: u16 = 0x8000;
 /// Message control: every vector is masked.
-pub const FUNCTION_MASK: u16 = 0x4000;
+pub(crate) const FUNCTION_MASK: u16 = 0x4000;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -17,7 +17,7 @@ struct Entry {
 
 /// The table and the two bits of message control.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub(crate) struct Table {
     entries: Vec<Entry>,
     enabled: bool,
     function_masked: bool,
@@ -25,7 +25,7 @@ pub struct Table {
 
 impl Table {
     /// `vectors` entries, all masked, MSI-X disabled.
-    pub fn new(vectors: u16) -> Self {
+    pub(crate) fn new(vectors: u16) -> Self {
         let entry = Entry {
             message: Message::default(),
             masked: true,
@@ -38,7 +38,7 @@ impl Table {
     }
 
     /// Sets what message control says. Returns whether it changed anything.
-    pub fn set_control(&mut self, control: u16) -> bool {
+    pub(crate) fn set_control(&mut self, control: u16) -> bool {
         let (enabled, masked) = (control & ENABLE != 0, control & FUNCTION_MASK != 0);
         let changed = (enabled, masked) != (self.enabled, self.function_masked);
         (self.enabled, self.function_masked) = (enabled, masked);
@@ -46,13 +46,13 @@ impl Table {
     }
 
     /// The message of a vector that may be delivered now.
-    pub fn deliverable(&self, vector: u16) -> Option<Message> {
+    pub(crate) fn deliverable(&self, vector: u16) -> Option<Message> {
         let entry = self.entries.get(usize::from(vector))?;
         (self.enabled && !self.function_masked && !entry.masked).then_some(entry.message)
     }
 
     /// Reads the table: any width, zero beyond its end.
-    pub fn read(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
             let at = offset + index;
             let entry = self.entries.get(at / ENTRY).map(entry_bytes);
@@ -64,7 +64,7 @@ impl Table {
 
     /// Writes to the table: aligned 4 or 8 bytes, all else is ignored (PCI
     /// 6.8.2 leaves it undefined). Returns the vector that it concerned.
-    pub fn write(&mut self, offset: usize, data: &[u8]) -> Option<u16> {
+    pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> Option<u16> {
         if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len()) {
             return None;
         }
@@ -86,7 +86,7 @@ impl Table {
     }
 
     /// Number of vectors.
-    pub fn vectors(&self) -> u16 {
+    pub(crate) fn vectors(&self) -> u16 {
         u16::try_from(self.entries.len()).unwrap_or(u16::MAX)
     }
 }

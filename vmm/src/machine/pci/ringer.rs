@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 /// The thread, ended by dropping this.
 #[derive(Debug)]
-pub struct Ringer {
+pub(crate) struct Ringer {
     bell: Arc<Bell>,
     thread: Option<JoinHandle<()>>,
 }
@@ -26,7 +26,7 @@ impl Ringer {
     ///
     /// # Errors
     /// Those of starting a thread.
-    pub fn new(signal: impl Fn(u16) + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn new(signal: impl Fn(u16) + Send + 'static) -> io::Result<Self> {
         let bell = Arc::new(Bell::default());
         let bell_too = Arc::clone(&bell);
         let thread = thread::Builder::new()
@@ -39,7 +39,7 @@ impl Ringer {
     }
 
     /// Has a queue signalled, 0 to 63; never waits.
-    pub fn ring(&self, queue: u16) {
+    pub(crate) fn ring(&self, queue: u16) {
         let bit = 1u64.checked_shl(queue.into()).unwrap_or(0);
         self.bell.queues.fetch_or(bit, Ordering::AcqRel);
         self.wake();

@@ -8,11 +8,11 @@ use anyhow::{Result, bail};
 use super::function::Function;
 
 /// Slots for functions: all but the host bridge's.
-pub const MAX_FUNCTIONS: usize = 31;
+pub(crate) const MAX_FUNCTIONS: usize = 31;
 
 /// The functions, each in its slot: the first in slot 1.
 #[derive(Debug, Default)]
-pub struct Slots {
+pub(crate) struct Slots {
     functions: Vec<Arc<Function>>,
 }
 
@@ -21,7 +21,7 @@ impl Slots {
     ///
     /// # Errors
     /// All slots are taken.
-    pub fn add(&mut self, function: Arc<Function>) -> Result<()> {
+    pub(crate) fn add(&mut self, function: Arc<Function>) -> Result<()> {
         if self.functions.len() >= MAX_FUNCTIONS {
             bail!("more than {MAX_FUNCTIONS} devices: the PCI bus has no more slots");
         }
@@ -31,21 +31,21 @@ impl Slots {
     }
 
     /// The function in a slot, from 1 on.
-    pub fn get(&self, slot: usize) -> Option<&Function> {
+    pub(crate) fn get(&self, slot: usize) -> Option<&Function> {
         let function = self.functions.get(slot.checked_sub(1)?)?;
         Some(function.as_ref())
     }
 
     /// The functions whose memory BAR has this guest-physical address, by slot. It
     /// may have been moved since, so the function itself has the last word.
-    pub fn at_address(&self, address: u64) -> impl Iterator<Item = &Function> {
+    pub(crate) fn at_address(&self, address: u64) -> impl Iterator<Item = &Function> {
         let functions = self.functions.iter().map(AsRef::as_ref);
         functions
             .filter(move |function: &&Function| function.decoded().in_memory(address).is_some())
     }
 
     /// As [`Self::at_address`], for a port.
-    pub fn at_port(&self, port: u16) -> impl Iterator<Item = &Function> {
+    pub(crate) fn at_port(&self, port: u16) -> impl Iterator<Item = &Function> {
         let functions = self.functions.iter().map(AsRef::as_ref);
         functions.filter(move |function: &&Function| function.decoded().in_ports(port).is_some())
     }

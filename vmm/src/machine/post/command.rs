@@ -14,7 +14,7 @@ const MAX_CONFIG_WRITES: usize = 64;
 
 /// What a device's owner is asked to do.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// The guest did something to the registers.
     Guest(Event),
     /// The guest kicked a queue of a live session, and KVM did not see it.
@@ -33,7 +33,7 @@ impl Command {
     /// Posts a command; however many a guest causes, few wait. Returns whether
     /// a configuration write was dropped for it.
     #[must_use]
-    pub fn post_to(self, mailbox: &Mailbox<Self>) -> bool {
+    pub(crate) fn post_to(self, mailbox: &Mailbox<Self>) -> bool {
         let mut dropped = false;
         let is_write = |command: &Self| matches!(command, Self::Guest(Event::ConfigWrite { .. }));
         mailbox.change(|queue| match &self {

@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Any number of senders, one receiver. A sender never waits.
 #[derive(Debug)]
-pub struct Mailbox<T> {
+pub(crate) struct Mailbox<T> {
     queue: Mutex<VecDeque<T>>,
     event: EventFd,
 }
@@ -20,7 +20,7 @@ impl<T> Mailbox<T> {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Self {
             queue: Mutex::new(VecDeque::new()),
@@ -29,12 +29,12 @@ impl<T> Mailbox<T> {
     }
 
     /// Appends an item and makes the descriptor readable.
-    pub fn post(&self, item: T) {
+    pub(crate) fn post(&self, item: T) {
         self.change(|queue| queue.push_back(item));
     }
 
     /// Lets `change` append or drop items, then makes the descriptor readable.
-    pub fn change(&self, change: impl FnOnce(&mut VecDeque<T>)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut VecDeque<T>)) {
         change(&mut self.queue());
         // EAGAIN: the counter is full, so the descriptor is readable already.
         if let Err(errno) = self.event.write(1)
@@ -45,7 +45,7 @@ impl<T> Mailbox<T> {
     }
 
     /// Takes everything there is and makes the descriptor unreadable.
-    pub fn take(&self) -> VecDeque<T> {
+    pub(crate) fn take(&self) -> VecDeque<T> {
         // First the event: what is appended in between wakes once too often.
         // An error means that it was not signalled.
         let _ = self.event.read();

@@ -5,5 +5,5 @@
 mod command;
 mod mailbox;
 
-pub use self::command::Command;
-pub use self::mailbox::Mailbox;
+pub(crate) use self::command::Command;
+pub(crate) use self::mailbox::Mailbox;

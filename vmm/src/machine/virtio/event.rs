@@ -5,22 +5,22 @@ use super::queue::Ring;
 
 /// What never changes about a device's registers.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Number of queues, 1 to 64.
-    pub queues: u16,
+    pub(crate) queues: u16,
     /// Largest queue size, a power of two.
-    pub queue_size: u16,
+    pub(crate) queue_size: u16,
     /// Number of MSI-X vectors.
-    pub vectors: u16,
+    pub(crate) vectors: u16,
     /// Length of the device configuration in bytes.
-    pub config_len: usize,
+    pub(crate) config_len: usize,
     /// Device features of this kind that may pass.
-    pub device_features: u64,
+    pub(crate) device_features: u64,
 }
 
 /// Who sends an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// A change of the configuration.
     Config,
     /// Used buffers on a queue.
@@ -29,7 +29,7 @@ pub enum Source {
 
 /// What an access asks for, beyond the registers themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The driver assigned a vector (or [`super::NO_VECTOR`]) to a source.
     Vector {
         /// Whose.

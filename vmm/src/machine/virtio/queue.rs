@@ -20,25 +20,25 @@ pub struct Ring {
 
 /// What the driver has written about one queue (virtio 1.3, section 4.1.4.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueRegisters {
+pub(crate) struct QueueRegisters {
     max_size: u16,
     /// Number of descriptors, a power of two up to the maximum.
-    pub size: u16,
+    pub(crate) size: u16,
     /// MSI-X vector, or [`NO_VECTOR`].
-    pub vector: u16,
+    pub(crate) vector: u16,
     /// Whether the driver has enabled it. Nothing but a reset disables it.
-    pub enabled: bool,
+    pub(crate) enabled: bool,
     /// Descriptor table.
-    pub descriptors: u64,
+    pub(crate) descriptors: u64,
     /// Available ring.
-    pub available: u64,
+    pub(crate) available: u64,
     /// Used ring.
-    pub used: u64,
+    pub(crate) used: u64,
 }
 
 impl QueueRegisters {
     /// A queue as it is after a reset; `max_size` is a power of two.
-    pub fn new(max_size: u16) -> Self {
+    pub(crate) fn new(max_size: u16) -> Self {
         Self {
             max_size,
             size: max_size,
@@ -51,20 +51,20 @@ impl QueueRegisters {
     }
 
     /// Back to the state after a reset.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::new(self.max_size);
     }
 
     /// The driver wrote `queue_size`. Ignored once the queue is enabled and
     /// when the value is not one that a driver may write.
-    pub fn set_size(&mut self, size: u16) {
+    pub(crate) fn set_size(&mut self, size: u16) {
         if !self.enabled && size.is_power_of_two() && size <= self.max_size {
             self.size = size;
         }
     }
 
     /// The ring, if the queue is enabled.
-    pub fn ring(&self, index: u16) -> Option<Ring> {
+    pub(crate) fn ring(&self, index: u16) -> Option<Ring> {
         self.enabled.then_some(Ring {
             index,
             size: self.size,

@@ -20,7 +20,7 @@ use super::{F_VERSION_1, NO_VECTOR, TRANSPORT_FEATURES, status};
 
 /// The registers of one device.
 #[derive(Clone, Debug)]
-pub struct Registers {
+pub(crate) struct Registers {
     shape: Shape,
     offered: u64,
     driver_features: u64,
@@ -39,14 +39,14 @@ pub struct Registers {
 
 /// Length of the common configuration: no admin queue, no notification data,
 /// no queue reset, so it ends with `queue_device`.
-pub const COMMON_LEN: usize = 56;
+pub(crate) const COMMON_LEN: usize = 56;
 /// Bit of the ISR: the configuration has changed.
 const ISR_CONFIG: u8 = 2;
 
 impl Registers {
     /// The registers of a device whose back-end is not known yet: it offers
     /// nothing and its configuration is zero.
-    pub fn new(shape: Shape) -> Self {
+    pub(crate) fn new(shape: Shape) -> Self {
         Self {
             offered: 0,
             driver_features: 0,
@@ -68,36 +68,37 @@ impl Registers {
     /// Sets what the driver is offered: of the back-end's features those that
     /// this kind of device lets through, and those of transport and rings that
     /// the machine knows. Returns the features offered.
-    pub fn offer(&mut self, backend_features: u64) -> u64 {
+    pub(crate) fn offer(&mut self, backend_features: u64) -> u64 {
         self.offered = backend_features & (self.shape.device_features | TRANSPORT_FEATURES);
         self.offered
     }
 
     /// What the driver is offered.
-    pub fn offered(&self) -> u64 {
+    pub(crate) fn offered(&self) -> u64 {
         self.offered
     }
 
     /// The features the driver acknowledged; final once FEATURES_OK is set.
-    pub fn driver_features(&self) -> u64 {
+    pub(crate) fn driver_features(&self) -> u64 {
         self.driver_features
     }
 
     /// `device_status` as the driver reads it.
-    pub fn status(&self) -> u8 {
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> u8 {
         self.status
     }
 
     /// Reads the common configuration. Reads have no side effects, so any
     /// offset and width is answered with the bytes that lie there; beyond the
     /// end they are zero.
-    pub fn read_common(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read_common(&self, offset: usize, data: &mut [u8]) {
         copy_from(&self.common(), offset, data);
     }
 
     /// Writes to the common configuration. A write that is not exactly one
     /// field (or one half of an address) is ignored.
-    pub fn write_common(&mut self, offset: usize, data: &[u8]) -> Vec<Event> {
+    pub(crate) fn write_common(&mut self, offset: usize, data: &[u8]) -> Vec<Event> {
         match (offset, data) {
             (0, &[a, b, c, d]) => self.device_feature_select = u32::from_le_bytes([a, b, c, d]),
             (8, &[a, b, c, d]) => self.driver_feature_select = u32::from_le_bytes([a, b, c, d]),
@@ -113,18 +114,18 @@ impl Registers {
     }
 
     /// Reads the ISR, which clears it (virtio 1.3, section 4.1.4.5).
-    pub fn read_isr(&mut self) -> u8 {
+    pub(crate) fn read_isr(&mut self) -> u8 {
         std::mem::take(&mut self.isr)
     }
 
     /// Reads the device configuration; zero beyond its end.
-    pub fn read_config(&self, offset: usize, data: &mut [u8]) {
+    pub(crate) fn read_config(&self, offset: usize, data: &mut [u8]) {
         copy_from(&self.config, offset, data);
     }
 
     /// Writes to the device configuration. The driver reads back what it wrote
     /// until the back-end has been asked what it made of it.
-    pub fn write_config(&mut self, offset: usize, data: &[u8]) -> Vec<Event> {
+    pub(crate) fn write_config(&mut self, offset: usize, data: &[u8]) -> Vec<Event> {
         let end = offset.saturating_add(data.len());
         let (Some(bytes), Ok(at)) = (self.config.get_mut(offset..end), u32::try_from(offset))
         else {
@@ -142,14 +143,14 @@ impl Registers {
     }
 
     /// The back-end has been told one write of the driver's.
-    pub fn config_written(&mut self) {
+    pub(crate) fn config_written(&mut self) {
         self.config_writes = self.config_writes.saturating_sub(1);
     }
 
     /// The configuration as the back-end gives it. Returns whether the driver
     /// is to be told, by a configuration interrupt. Nothing happens while a
     /// write of the driver's is still under way: a later call will have both.
-    pub fn set_config(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn set_config(&mut self, bytes: &[u8]) -> bool {
         if self.config_writes != 0 {
             return false;
         }
@@ -165,7 +166,7 @@ impl Registers {
 
     /// The device is broken until the driver resets it. Returns whether the
     /// driver is to be told, by a configuration interrupt (section 2.1.2).
-    pub fn needs_reset(&mut self) -> bool {
+    pub(crate) fn needs_reset(&mut self) -> bool {
         if self.status & status::DRIVER_OK == 0 || self.resetting {
             return false;
         }
@@ -174,7 +175,7 @@ impl Registers {
     }
 
     /// The rings are back: the reset that the driver asked for is done.
-    pub fn reset_done(&mut self) {
+    pub(crate) fn reset_done(&mut self) {
         if self.resetting {
             self.clear();
         }

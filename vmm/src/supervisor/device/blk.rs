@@ -27,34 +27,34 @@ const MAX_SERIAL: usize = 20;
 /// `--disk`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct DiskSettings {
+pub(crate) struct DiskSettings {
     /// The image or block device.
-    pub path: Option<PathBuf>,
+    pub(crate) path: Option<PathBuf>,
     /// The socket at which a back-end listens.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// The program to start instead of outboard-blk.
-    pub backend: Option<PathBuf>,
+    pub(crate) backend: Option<PathBuf>,
     /// How long to wait for the socket.
-    pub wait: Option<Wait>,
+    pub(crate) wait: Option<Wait>,
     /// The format of the image: `raw`, whatever it looks like.
-    pub format: Option<String>,
+    pub(crate) format: Option<String>,
     /// Whether the guest may only read.
-    pub readonly: bool,
+    pub(crate) readonly: bool,
     /// Whether the page cache is bypassed (O_DIRECT).
-    pub direct: bool,
+    pub(crate) direct: bool,
     /// The block size that the guest sees, in bytes.
-    pub block_size: Option<u64>,
+    pub(crate) block_size: Option<u64>,
     /// Whether there is a write cache; the back-end's default if not said.
     #[serde(deserialize_with = "switch")]
-    pub wce: Option<bool>,
+    pub(crate) wce: Option<bool>,
     /// Number of queues.
-    pub queues: Option<u64>,
+    pub(crate) queues: Option<u64>,
     /// Largest queue size.
-    pub queue_size: Option<u64>,
+    pub(crate) queue_size: Option<u64>,
     /// The serial number that the guest reads.
-    pub serial: Option<String>,
+    pub(crate) serial: Option<String>,
     /// The name of the device.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
 }
 
 impl DeviceOption for DiskSettings {

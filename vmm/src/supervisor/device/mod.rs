@@ -4,11 +4,11 @@
 //! A new kind is a file here with its [`DeviceOption`], a line in [`plans`], and a
 //! list in [`Settings`].
 
-pub mod blk;
-pub mod net;
-pub mod other;
-pub mod plan;
-pub mod rng;
+pub(crate) mod blk;
+pub(crate) mod net;
+pub(crate) mod other;
+pub(crate) mod plan;
+pub(crate) mod rng;
 
 use std::mem::take;
 
@@ -20,7 +20,7 @@ use plan::{DeviceOption, Plan};
 ///
 /// # Errors
 /// A message that names the device and the key and says what would be right.
-pub fn plans(settings: &mut Settings, cpus: u64) -> Result<Vec<Plan>, String> {
+pub(crate) fn plans(settings: &mut Settings, cpus: u64) -> Result<Vec<Plan>, String> {
     let mut plans = Vec::new();
     add(take(&mut settings.disk), cpus, &mut plans)?;
     add(take(&mut settings.net), cpus, &mut plans)?;

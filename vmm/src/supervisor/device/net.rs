@@ -29,29 +29,29 @@ const MIN_MTU: u64 = 68;
 /// `--net`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct NetSettings {
+pub(crate) struct NetSettings {
     /// The tap.
-    pub tap: Option<String>,
+    pub(crate) tap: Option<String>,
     /// The Unix stream socket of a peer, in place of a tap.
-    pub peer: Option<PathBuf>,
+    pub(crate) peer: Option<PathBuf>,
     /// Whether the peer connects to us.
-    pub listen: bool,
+    pub(crate) listen: bool,
     /// The socket at which a back-end listens.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// The program to start instead of outboard-net.
-    pub backend: Option<PathBuf>,
+    pub(crate) backend: Option<PathBuf>,
     /// How long to wait for whoever listens at the socket or is the peer.
-    pub wait: Option<Wait>,
+    pub(crate) wait: Option<Wait>,
     /// The address of the card.
-    pub mac: Option<String>,
+    pub(crate) mac: Option<String>,
     /// The MTU that the guest is told.
-    pub mtu: Option<u64>,
+    pub(crate) mtu: Option<u64>,
     /// Number of pairs of queues.
-    pub queues: Option<u64>,
+    pub(crate) queues: Option<u64>,
     /// Largest queue size.
-    pub queue_size: Option<u64>,
+    pub(crate) queue_size: Option<u64>,
     /// The name of the device.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
 }
 
 impl DeviceOption for NetSettings {

@@ -15,21 +15,21 @@ const MAX_CONFIG_SIZE: u64 = 4080;
 /// `--device`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct OtherSettings {
+pub(crate) struct OtherSettings {
     /// The virtio device id.
-    pub virtio_id: Option<u64>,
+    pub(crate) virtio_id: Option<u64>,
     /// The socket at which the back-end listens.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// How long to wait for the socket.
-    pub wait: Option<Wait>,
+    pub(crate) wait: Option<Wait>,
     /// Number of queues.
-    pub queues: Option<u64>,
+    pub(crate) queues: Option<u64>,
     /// Largest queue size.
-    pub queue_size: Option<u64>,
+    pub(crate) queue_size: Option<u64>,
     /// Length of the configuration space in bytes.
-    pub config_size: Option<u64>,
+    pub(crate) config_size: Option<u64>,
     /// The name of the device.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
 }
 
 impl DeviceOption for OtherSettings {

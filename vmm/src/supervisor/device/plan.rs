@@ -23,10 +23,10 @@ const DEFAULT_QUEUE_SIZE: u64 = 256;
 /// How long to wait for a socket by default.
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 /// The first descriptor that a program is lent, behind its socket.
-pub const LENT_FD: i32 = launch::BACKEND_FD + 1;
+pub(crate) const LENT_FD: i32 = launch::BACKEND_FD + 1;
 
 /// An option that adds a device: what was written of one.
-pub trait DeviceOption: Sized {
+pub(crate) trait DeviceOption: Sized {
     /// The option without its hyphens. With its number it names a device that was
     /// given no name.
     const OPTION: &'static str;
@@ -45,18 +45,18 @@ pub trait DeviceOption: Sized {
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The option that it comes from, without its hyphens.
-    pub option: &'static str,
+    pub(crate) option: &'static str,
     /// What the machine is to build.
-    pub spec: launch::Device,
+    pub(crate) spec: launch::Device,
     /// Who serves it.
-    pub served_by: ServedBy,
+    pub(crate) served_by: ServedBy,
 }
 
 /// Who serves a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServedBy {
+pub(crate) enum ServedBy {
     /// A program that is started for it.
     Program {
         /// Which.
@@ -77,7 +77,7 @@ pub enum ServedBy {
 
 /// A program that keeps the launch contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Executable {
+pub(crate) enum Executable {
     /// One of Outboard's own.
     Own {
         /// Its name, which it is found by.
@@ -96,7 +96,7 @@ pub enum Executable {
 
 /// What a program is lent beside its socket: descriptors from [`LENT_FD`] on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lend {
+pub(crate) enum Lend {
     /// Nothing.
     Nothing,
     /// A disk image.
@@ -129,15 +129,15 @@ pub enum Lend {
 
 /// How an image is to be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Nothing is written.
-    pub readonly: bool,
+    pub(crate) readonly: bool,
     /// The page cache is bypassed (O_DIRECT).
-    pub direct: bool,
+    pub(crate) direct: bool,
     /// The block size, 512 or 4096; `None` for the image's own.
-    pub block_size: Option<u32>,
+    pub(crate) block_size: Option<u32>,
     /// It is raw, whatever it looks like.
-    pub raw: bool,
+    pub(crate) raw: bool,
 }
 
 impl ServedBy {
@@ -146,7 +146,7 @@ impl ServedBy {
     ///
     /// # Errors
     /// A message that names the first of these.
-    pub fn socket(
+    pub(crate) fn socket(
         path: PathBuf,
         wait: Option<Wait>,
         decides: &[(&str, bool)],
@@ -162,7 +162,7 @@ impl ServedBy {
     }
 
     /// Whose back-end it is, as the machine is told.
-    pub fn whose(&self) -> Whose {
+    pub(crate) fn whose(&self) -> Whose {
         match self {
             Self::Program {
                 executable: Executable::Own { .. },
@@ -181,7 +181,7 @@ impl ServedBy {
 
 impl Executable {
     /// One that the user has named, for a device without a write cache to choose.
-    pub fn named(path: PathBuf) -> Self {
+    pub(crate) fn named(path: PathBuf) -> Self {
         let writeback = true;
         Self::Named { path, writeback }
     }
@@ -189,7 +189,7 @@ impl Executable {
 
 impl Lend {
     /// How many descriptors it is.
-    pub fn count(&self) -> u16 {
+    pub(crate) fn count(&self) -> u16 {
         match self {
             Self::Nothing => 0,
             Self::Image { .. } | Self::Connect { .. } | Self::Listen { .. } => 1,
@@ -200,34 +200,34 @@ impl Lend {
 
 /// The command line of a back-end, in the order in which it is told.
 #[derive(Debug)]
-pub struct Args(Vec<String>);
+pub(crate) struct Args(Vec<String>);
 
 impl Args {
     /// The socket, which every back-end has.
-    pub fn with_socket() -> Self {
+    pub(crate) fn with_socket() -> Self {
         Self(vec![format!("--fd={}", launch::BACKEND_FD)])
     }
 
     /// And `--key=value`, if there is a value.
-    pub fn value(mut self, key: &str, value: Option<impl Display>) -> Self {
+    pub(crate) fn value(mut self, key: &str, value: Option<impl Display>) -> Self {
         self.0.extend(value.map(|value| format!("--{key}={value}")));
         self
     }
 
     /// And `--key`, if it is on.
-    pub fn switch(mut self, key: &str, on: bool) -> Self {
+    pub(crate) fn switch(mut self, key: &str, on: bool) -> Self {
         self.0.extend(on.then(|| format!("--{key}")));
         self
     }
 
     /// All of it.
-    pub fn all(self) -> Vec<String> {
+    pub(crate) fn all(self) -> Vec<String> {
         self.0
     }
 }
 
 /// How long to wait for a socket where `wait` was written.
-pub fn wait(wait: Option<Wait>) -> Wait {
+pub(crate) fn wait(wait: Option<Wait>) -> Wait {
     wait.unwrap_or(Wait::For(DEFAULT_WAIT))
 }
 
@@ -235,7 +235,7 @@ pub fn wait(wait: Option<Wait>) -> Wait {
 ///
 /// # Errors
 /// A message that says what `wait` is for.
-pub fn nothing_to_wait_for(wait: Option<Wait>) -> Result<(), String> {
+pub(crate) fn nothing_to_wait_for(wait: Option<Wait>) -> Result<(), String> {
     match wait {
         Some(_) => Err("`wait` is for a `socket=PATH`; there is none".into()),
         None => Ok(()),
@@ -246,7 +246,7 @@ pub fn nothing_to_wait_for(wait: Option<Wait>) -> Result<(), String> {
 ///
 /// # Errors
 /// A message with the range.
-pub fn queues(count: u64) -> Result<u16, String> {
+pub(crate) fn queues(count: u64) -> Result<u16, String> {
     within("queues", count, 1, MAX_QUEUES).map(|count| count as u16)
 }
 
@@ -254,7 +254,7 @@ pub fn queues(count: u64) -> Result<u16, String> {
 ///
 /// # Errors
 /// A message that says what sizes there are.
-pub fn queue_size(size: Option<u64>) -> Result<u16, String> {
+pub(crate) fn queue_size(size: Option<u64>) -> Result<u16, String> {
     let size = size.unwrap_or(DEFAULT_QUEUE_SIZE);
     if !size.is_power_of_two() {
         return Err(format!("queue-size {size}: give a power of two"));
@@ -266,7 +266,7 @@ pub fn queue_size(size: Option<u64>) -> Result<u16, String> {
 ///
 /// # Errors
 /// A message with the range.
-pub fn within(what: &str, value: u64, least: u64, most: u64) -> Result<u64, String> {
+pub(crate) fn within(what: &str, value: u64, least: u64, most: u64) -> Result<u64, String> {
     if (least..=most).contains(&value) {
         return Ok(value);
     }

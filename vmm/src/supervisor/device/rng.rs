@@ -19,26 +19,26 @@ const OWN: Executable = Executable::Own {
 /// `--rng`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct RngSettings {
+pub(crate) struct RngSettings {
     /// The socket at which a back-end listens.
-    pub socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
     /// The program to start instead of outboard-rng.
-    pub backend: Option<PathBuf>,
+    pub(crate) backend: Option<PathBuf>,
     /// How long to wait for the socket.
-    pub wait: Option<Wait>,
+    pub(crate) wait: Option<Wait>,
     /// Most bytes that the guest gets in a period; the back-end's default if not said.
-    pub max_bytes: Option<u64>,
+    pub(crate) max_bytes: Option<u64>,
     /// The length of a period in milliseconds; the back-end's default if not said.
-    pub period: Option<u64>,
+    pub(crate) period: Option<u64>,
     /// The name of the device.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
 }
 
 /// Reads the value of `--rng`, which may be empty.
 ///
 /// # Errors
 /// A message that names the key and what would be right.
-pub fn read(text: &str) -> Result<RngSettings, String> {
+pub(crate) fn read(text: &str) -> Result<RngSettings, String> {
     if text.is_empty() {
         return Ok(RngSettings::default());
     }

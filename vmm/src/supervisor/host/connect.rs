@@ -33,7 +33,7 @@ const LEAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Who listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whom {
+pub(crate) enum Whom {
     /// The back-end of a device.
     BackEnd,
     /// The peer of a network card.
@@ -65,7 +65,7 @@ enum Missing {
 /// A search for one back-end or peer. It never waits itself: whoever has it polls
 /// [`Search::fd`] and looks again when that is readable, or at [`Search::due`].
 #[derive(Debug)]
-pub struct Search {
+pub(crate) struct Search {
     id: String,
     whom: Whom,
     path: PathBuf,
@@ -100,7 +100,7 @@ enum Found {
 impl Search {
     /// Begins to look for whom device `id` needs, at `path`, again and again until
     /// `wait` is over.
-    pub fn new(id: &str, whom: Whom, path: &Path, wait: Wait, now: Instant) -> Self {
+    pub(crate) fn new(id: &str, whom: Whom, path: &Path, wait: Wait, now: Instant) -> Self {
         Self {
             id: id.to_owned(),
             whom,
@@ -117,7 +117,7 @@ impl Search {
     }
 
     /// What becomes readable when there is something to be seen.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::Trying(_) => None,
             State::Asked(stream, _) => Some(stream.as_fd()),
@@ -125,7 +125,7 @@ impl Search {
     }
 
     /// When to look again, if nothing is readable before.
-    pub fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Trying(next) => Some(*next),
             State::Asked(_, least) => {
@@ -142,7 +142,7 @@ impl Search {
     /// # Errors
     /// It is not, and its time is over or it cannot come to be: a message that names
     /// the socket and says what to do.
-    pub fn look(&mut self, now: Instant) -> Result<Option<OwnedFd>> {
+    pub(crate) fn look(&mut self, now: Instant) -> Result<Option<OwnedFd>> {
         let found = match std::mem::replace(&mut self.state, State::Trying(now)) {
             State::Trying(next) if now < next => {
                 self.state = State::Trying(next);
@@ -290,7 +290,7 @@ fn heard(stream: UnixStream, least: Instant) -> Found {
 ///
 /// # Errors
 /// Those of connect(2); EAGAIN when whoever listens does not accept.
-pub fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
+pub(crate) fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
     // Not blocking: a listener whose queue is full would hold us without end.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

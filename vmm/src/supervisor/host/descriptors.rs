@@ -47,7 +47,7 @@ pub fn raise() {
 
 /// The limits, soft and hard, that a child is to find: those before
 /// [`raise`], if that has been called.
-pub fn found() -> Option<(rlim_t, rlim_t)> {
+pub(crate) fn found() -> Option<(rlim_t, rlim_t)> {
     FOUND.get().copied()
 }
 
@@ -55,7 +55,7 @@ pub fn found() -> Option<(rlim_t, rlim_t)> {
 ///
 /// # Errors
 /// A message that names the process, what is missing, and what to do.
-pub fn check(vm: &VmPlan) -> Result<()> {
+pub(crate) fn check(vm: &VmPlan) -> Result<()> {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };

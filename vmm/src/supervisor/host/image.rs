@@ -15,14 +15,14 @@ use crate::supervisor::device::plan::Usage;
 
 /// Which file or device an image is, by whatever name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
 }
 
 /// The images of one VM.
 #[derive(Debug, Default)]
-pub struct Images {
+pub(crate) struct Images {
     known: Vec<(Identity, String, bool)>,
 }
 
@@ -31,7 +31,7 @@ impl Images {
     ///
     /// # Errors
     /// A message that names the image and says what to do.
-    pub fn open(&mut self, id: &str, path: &Path, usage: Usage) -> Result<File> {
+    pub(crate) fn open(&mut self, id: &str, path: &Path, usage: Usage) -> Result<File> {
         let shown = path.display();
         let Usage {
             readonly, direct, ..
@@ -86,7 +86,7 @@ impl Images {
     }
 
     /// The device that has this image.
-    pub fn holder(&self, image: Identity) -> Option<&str> {
+    pub(crate) fn holder(&self, image: Identity) -> Option<&str> {
         let mut known = self.known.iter();
         known.find_map(|(known, id, _)| (*known == image).then_some(id.as_str()))
     }
@@ -108,7 +108,7 @@ impl Images {
 impl Identity {
     /// Of what has this metadata. A block device is told by its number, whatever
     /// node names it.
-    pub fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         match metadata.file_type().is_block_device() {
             true => Self {
                 device: metadata.rdev(),

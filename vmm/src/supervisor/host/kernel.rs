@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 ///
 /// # Errors
 /// A message that names the file and says what is wrong with it.
-pub fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     readable("kernel", path).map(|(file, _)| file)
 }
 
@@ -18,7 +18,7 @@ pub fn open(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// A message that names the file and says what is wrong with it.
-pub fn open_initrd(path: &Path, memory: u64) -> Result<File> {
+pub(crate) fn open_initrd(path: &Path, memory: u64) -> Result<File> {
     let (file, size) = readable("initrd", path)?;
     if size >= memory {
         bail!(

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 ///
 /// # Errors
 /// A message that says what lets this user have a KVM.
-pub fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     let shown = path.display();
     let opened = OpenOptions::new().read(true).write(true).open(path);
     opened.map_err(|error| match error.raw_os_error() {

@@ -17,18 +17,18 @@ use crate::supervisor::text::units::Wait;
 
 /// One device.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// What the machine is to build.
-    pub spec: launch::Device,
+    pub(crate) spec: launch::Device,
     /// Whose its back-end is, as the machine is told.
-    pub whose: Whose,
+    pub(crate) whose: Whose,
     /// Who serves it.
-    pub server: Server,
+    pub(crate) server: Server,
 }
 
 /// Who serves a device.
 #[derive(Debug)]
-pub enum Server {
+pub(crate) enum Server {
     /// A program to be started.
     Program {
         /// The program.
@@ -49,7 +49,7 @@ pub enum Server {
 
 /// What a program is lent beside its socket, each time it is started.
 #[derive(Debug)]
-pub enum Lent {
+pub(crate) enum Lent {
     /// These descriptors.
     Fds(Vec<OwnedFd>),
     /// The queues of a tap.
@@ -68,7 +68,7 @@ pub enum Lent {
 
 impl Server {
     /// What it is called: the program's name, or the socket's path.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Program { program, .. } => program.name().to_owned(),
             Self::Socket { path, .. } => path.display().to_string(),
@@ -76,12 +76,12 @@ impl Server {
     }
 
     /// Whether its process is ours.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Self::Program { .. })
     }
 
     /// Who must be there before it can begin, where, and how long to wait for them.
-    pub fn sought(&self) -> Option<(Whom, &Path, Wait)> {
+    pub(crate) fn sought(&self) -> Option<(Whom, &Path, Wait)> {
         match self {
             Self::Socket { path, wait } => Some((Whom::BackEnd, path, *wait)),
             Self::Program {
@@ -97,7 +97,7 @@ impl Server {
 ///
 /// # Errors
 /// A message that names the option, the device and the thing, and says what to do.
-pub fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
+pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
     let Plan {
         option,
         spec,

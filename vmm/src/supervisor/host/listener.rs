@@ -14,7 +14,7 @@ use super::connect::try_connect;
 
 /// A socket at which a peer connects, with its file.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
@@ -31,7 +31,7 @@ impl Listener {
     ///
     /// # Errors
     /// A message that says who is there and what to do.
-    pub fn bind(path: &Path) -> Result<Self> {
+    pub(crate) fn bind(path: &Path) -> Result<Self> {
         let shown = path.display();
         let mut bound = UnixListener::bind(path);
         if matches!(&bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
@@ -60,7 +60,7 @@ impl Listener {
     ///
     /// # Errors
     /// Those of fcntl(2).
-    pub fn copy(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
         Ok(self.socket.try_clone()?.into())
     }
 }

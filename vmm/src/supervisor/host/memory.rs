@@ -18,7 +18,7 @@ const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 ///
 /// # Errors
 /// A message that says what there is and what to do.
-pub fn check(wanted: u64, hugepages: bool) -> Result<()> {
+pub(crate) fn check(wanted: u64, hugepages: bool) -> Result<()> {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let asked = Size(wanted);
     if hugepages {

@@ -1,14 +1,14 @@
 //! What a VM needs from the host, measured, opened and locked. Nothing is started.
 
-pub mod connect;
+pub(crate) mod connect;
 pub mod descriptors;
-pub mod image;
-pub mod kernel;
-pub mod kvm;
-pub mod lend;
-pub mod listener;
-pub mod memory;
-pub mod output;
-pub mod program;
-pub mod resources;
-pub mod tap;
+pub(crate) mod image;
+pub(crate) mod kernel;
+pub(crate) mod kvm;
+pub(crate) mod lend;
+pub(crate) mod listener;
+pub(crate) mod memory;
+pub(crate) mod output;
+pub(crate) mod program;
+pub(crate) mod resources;
+pub(crate) mod tap;

@@ -10,7 +10,7 @@ use crate::supervisor::text::settings::Console;
 
 /// Where the console writes.
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     /// Standard output; standard input is its input.
     Stdio,
     /// A file, without an input.
@@ -21,7 +21,7 @@ pub enum Output {
 ///
 /// # Errors
 /// A message that names the file and says what to do.
-pub fn open(console: Console) -> Result<Output> {
+pub(crate) fn open(console: Console) -> Result<Output> {
     let path = match console {
         Console::Stdio => return Ok(Output::Stdio),
         Console::Null => PathBuf::from("/dev/null"),

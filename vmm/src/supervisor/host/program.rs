@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 
 /// An opened program.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     path: PathBuf,
     fd: OwnedFd,
     script: bool,
@@ -23,7 +23,7 @@ impl Program {
     ///
     /// # Errors
     /// A message when it is missing, not a file or not executable.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -54,7 +54,7 @@ impl Program {
     ///
     /// # Errors
     /// A message that says where it was looked for.
-    pub fn own(name: &str) -> Result<Self> {
+    pub(crate) fn own(name: &str) -> Result<Self> {
         let beside = own_directory().map(|directory| directory.join(name));
         let directories = std::env::var_os("PATH").unwrap_or_default();
         let in_path = std::env::split_paths(&directories).map(|directory| directory.join(name));
@@ -70,7 +70,7 @@ impl Program {
     ///
     /// # Errors
     /// Those of opening /proc/self/exe.
-    pub fn this() -> Result<Self> {
+    pub(crate) fn this() -> Result<Self> {
         let fd = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_PATH)
@@ -88,7 +88,7 @@ impl Program {
     }
 
     /// The last part of its path.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.path
             .file_name()
             .and_then(OsStr::to_str)
@@ -96,7 +96,7 @@ impl Program {
     }
 
     /// Its path, if it is a script, which can only be started by that.
-    pub fn script(&self) -> Option<&Path> {
+    pub(crate) fn script(&self) -> Option<&Path> {
         self.script.then_some(self.path.as_path())
     }
 }

@@ -17,21 +17,21 @@ use crate::supervisor::say::Logging;
 
 /// What one VM runs on.
 #[derive(Debug)]
-pub struct Resources {
+pub(crate) struct Resources {
     /// How the processes of the VM speak.
-    pub logging: Logging,
+    pub(crate) logging: Logging,
     /// What the machine is to be.
-    pub machine: launch::Machine,
+    pub(crate) machine: launch::Machine,
     /// The program of the machine process.
-    pub program: Program,
+    pub(crate) program: Program,
     /// /dev/kvm.
-    pub kvm: File,
+    pub(crate) kvm: File,
     /// The kernel image.
-    pub kernel: File,
+    pub(crate) kernel: File,
     /// The initial RAM disk.
-    pub initrd: Option<File>,
+    pub(crate) initrd: Option<File>,
     /// Its devices, in slot order.
-    pub devices: Vec<Opened>,
+    pub(crate) devices: Vec<Opened>,
 }
 
 impl Resources {
@@ -40,7 +40,7 @@ impl Resources {
     ///
     /// # Errors
     /// A message that names the thing and says what to do.
-    pub fn open(vm: VmPlan) -> Result<(Self, Output)> {
+    pub(crate) fn open(vm: VmPlan) -> Result<(Self, Output)> {
         descriptors::check(&vm)?;
         let kvm = kvm::open(Path::new("/dev/kvm"))?;
         let kernel = kernel::open(&vm.kernel)?;

@@ -11,7 +11,7 @@ use outboard_protocol::tap;
 /// they have set of it is taken back when this is dropped, after the last of
 /// them, however that one ended.
 #[derive(Debug)]
-pub struct TapQueues {
+pub(crate) struct TapQueues {
     name: String,
     queues: Vec<OwnedFd>,
 }
@@ -21,7 +21,7 @@ impl TapQueues {
     ///
     /// # Errors
     /// A message that names the tap and says what to do.
-    pub fn open(name: &str, pairs: u16) -> Result<Self> {
+    pub(crate) fn open(name: &str, pairs: u16) -> Result<Self> {
         let queues = tap::open(name, pairs).map_err(|error| anyhow!(error))?;
         let name = name.to_owned();
         Ok(Self { name, queues })
@@ -31,7 +31,7 @@ impl TapQueues {
     ///
     /// # Errors
     /// Those of fcntl(2).
-    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+    pub(crate) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
         self.queues.iter().map(OwnedFd::try_clone).collect()
     }
 }

@@ -91,7 +91,7 @@ impl Place {
 ///
 /// # Errors
 /// A message that names what is wanted twice, both devices, and what to do.
-pub fn check(devices: &[Plan]) -> Result<(), String> {
+pub(crate) fn check(devices: &[Plan]) -> Result<(), String> {
     let mut known: Vec<(&str, Claim<'_>, Option<Place>)> = Vec::new();
     for device in devices {
         let Some(claim) = Claim::of(device) else {

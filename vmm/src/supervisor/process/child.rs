@@ -28,7 +28,7 @@ use crate::supervisor::host::program::Program;
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Death {
+pub(crate) enum Death {
     /// It never became its program.
     NotStarted(Errno),
     /// It exited with this status.
@@ -55,18 +55,18 @@ impl fmt::Display for Death {
 /// Who starts children: the thread that made this, and no other, since a child
 /// dies with the thread that forked it. That thread lives as long as the program.
 #[derive(Debug)]
-pub struct Parent(PhantomData<*const ()>);
+pub(crate) struct Parent(PhantomData<*const ()>);
 
 impl Parent {
     /// Of all children of this thread.
-    pub fn of_all() -> Self {
+    pub(crate) fn of_all() -> Self {
         Self(PhantomData)
     }
 }
 
 /// A child process. Dropping it kills and reaps it.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     spawned: Spawned,
     reaped: bool,
 }
@@ -78,7 +78,7 @@ impl Child {
     /// # Errors
     /// Those of fork(2) and of opening /dev/null. A program that cannot be
     /// executed is a [`Death::NotStarted`].
-    pub fn start(
+    pub(crate) fn start(
         _: &Parent,
         program: &Program,
         args: &[String],
@@ -107,22 +107,17 @@ impl Child {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         self.spawned.pid
     }
 
     /// Becomes readable when it has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.spawned.pidfd.as_fd()
     }
 
-    /// Whether it has been reaped.
-    pub fn is_reaped(&self) -> bool {
-        self.reaped
-    }
-
     /// Reaps it if it has ended, and kills what is left of its process group.
-    pub fn try_reap(&mut self) -> Option<Death> {
+    pub(crate) fn try_reap(&mut self) -> Option<Death> {
         if self.reaped {
             return None;
         }
@@ -148,7 +143,7 @@ impl Child {
 
     /// Waits for its end; `None` when it still lives at the deadline, or has
     /// been reaped before.
-    pub fn wait(&mut self, deadline: Deadline) -> Option<Death> {
+    pub(crate) fn wait(&mut self, deadline: Deadline) -> Option<Death> {
         while !self.reaped {
             let death = self.try_reap();
             if death.is_some() || deadline.passed() {
@@ -161,24 +156,24 @@ impl Child {
     }
 
     /// Asks it and its process group to end.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
     /// Kills it and its process group; does not wait for that.
-    pub fn signal_kill(&self) {
+    pub(crate) fn signal_kill(&self) {
         self.signal(Signal::SIGKILL);
     }
 
     /// Kills it and its process group, and reaps it. A process that is stuck
     /// in the kernel is left to its parent's parent after a while.
-    pub fn kill(&mut self) -> Option<Death> {
+    pub(crate) fn kill(&mut self) -> Option<Death> {
         self.signal_kill();
         self.wait(Deadline::after(limits::KILLED))
     }
 
     /// Leaves it alone: it has been killed, and hangs in the kernel.
-    pub fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.reaped = true;
     }
 
@@ -237,7 +232,7 @@ fn environment(added: &[(&str, String)]) -> io::Result<Vec<CString>> {
 /// Ends what children of children have left behind. Such a process becomes
 /// ours when its own parent ends ([`nix::sys::prctl::set_child_subreaper`]).
 /// To be called when every [`Child`] has been reaped.
-pub fn end_strays(deadline: Deadline) {
+pub(crate) fn end_strays(deadline: Deadline) {
     while let Some(children) = children() {
         for pid in children {
             let _ = kill(pid, Signal::SIGKILL);

@@ -1,5 +1,5 @@
 //! Processes: how one is started, and how it ends.
 
-pub mod child;
+pub(crate) mod child;
 #[allow(unsafe_code)]
 pub mod spawn;

@@ -24,34 +24,34 @@ use crate::supervisor::host::descriptors;
 /// First descriptor after standard input, output and error.
 const FIRST_FD: RawFd = 3;
 /// Exit status of a child that could not become its program.
-pub const NOT_STARTED: i32 = 127;
+pub(crate) const NOT_STARTED: i32 = 127;
 
 /// What a process is to be.
-pub struct Spawn<'a> {
+pub(crate) struct Spawn<'a> {
     /// The program, opened (O_PATH is enough).
-    pub program: BorrowedFd<'a>,
+    pub(crate) program: BorrowedFd<'a>,
     /// Its path, if it must be started by that: an interpreter opens a script
     /// by name, which a descriptor that closes on exec does not give it.
-    pub script: Option<&'a CStr>,
+    pub(crate) script: Option<&'a CStr>,
     /// Arguments, the first of which is the name.
-    pub args: &'a [CString],
+    pub(crate) args: &'a [CString],
     /// Environment, `NAME=value`.
-    pub environment: &'a [CString],
+    pub(crate) environment: &'a [CString],
     /// Standard input.
-    pub stdin: BorrowedFd<'a>,
+    pub(crate) stdin: BorrowedFd<'a>,
     /// Descriptors 3, 4, ….
-    pub fds: &'a [BorrowedFd<'a>],
+    pub(crate) fds: &'a [BorrowedFd<'a>],
 }
 
 /// A process that has been started, or is about to find that it cannot be.
 #[derive(Debug)]
-pub struct Spawned {
+pub(crate) struct Spawned {
     /// Its process id: valid until it has been reaped.
-    pub pid: Pid,
+    pub(crate) pid: Pid,
     /// Readable when it has ended.
-    pub pidfd: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
     /// At its end of file the program runs, unless an error number came first.
-    pub exec: OwnedFd,
+    pub(crate) exec: OwnedFd,
 }
 
 /// The same as C strings want it: pointers, and a null one at the end.
@@ -85,7 +85,7 @@ impl Spawn<'_> {
     ///
     /// # Errors
     /// Those of pipe2(2), fcntl(2), fork(2) and pidfd_open(2).
-    pub fn start(&self) -> io::Result<Spawned> {
+    pub(crate) fn start(&self) -> io::Result<Spawned> {
         // Every source is moved above the places to be filled, or filling one
         // could overwrite the source of another.
         let above = FIRST_FD + self.fds.len() as RawFd + 2;

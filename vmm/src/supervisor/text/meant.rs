@@ -91,7 +91,7 @@ const SISTERS: &[(&str, &str)] = &[
 
 /// The one of the words that are `known` here that `word` may have been meant
 /// for, if any comes near.
-pub fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = plain(word);
     if word.is_empty() {
         return None;
@@ -114,14 +114,14 @@ pub fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 
 /// What comes after an error about `word`: the question whether another was
 /// meant, or nothing.
-pub fn question(word: &str, known: &[&str]) -> String {
+pub(crate) fn question(word: &str, known: &[&str]) -> String {
     let meant = meant(word, known).map(|meant| format!("; did you mean `{meant}`?"));
     meant.unwrap_or_default()
 }
 
 /// A message of serde's as the user hears it: one about an unknown field or
 /// variant, which names those that there are, ends with that question.
-pub fn told(message: &str) -> String {
+pub(crate) fn told(message: &str) -> String {
     format!("{message}{}", question_after(message))
 }
 

@@ -2,8 +2,8 @@
 //! a file, [`options`] of the form `key=value,…`, and what was [`meant`] by a word
 //! that is not known. Nothing is checked here beyond types.
 
-pub mod meant;
-pub mod options;
-pub mod settings;
-pub mod units;
-pub mod written;
+pub(crate) mod meant;
+pub(crate) mod options;
+pub(crate) mod settings;
+pub(crate) mod units;
+pub(crate) mod written;

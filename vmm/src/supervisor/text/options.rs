@@ -21,7 +21,7 @@ use super::meant;
 ///
 /// # Errors
 /// A message that names the key or the value and what would be right.
-pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     T::deserialize(Pairs(text)).map_err(|Wrong(text)| text)
 }
 
@@ -29,7 +29,7 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 ///
 /// # Errors
 /// A message that names the words there are.
-pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(crate) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     T::deserialize(StrDeserializer::<Wrong>::new(text)).map_err(|Wrong(text)| text)
 }
 
@@ -38,7 +38,7 @@ pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 ///
 /// # Errors
 /// A message that says what would be right.
-pub fn switch<'de, D: Deserializer<'de>>(source: D) -> Result<Option<bool>, D::Error> {
+pub(crate) fn switch<'de, D: Deserializer<'de>>(source: D) -> Result<Option<bool>, D::Error> {
     source.deserialize_bool(Switch)
 }
 

@@ -30,43 +30,43 @@ const PAIRS: &str = "KEY=VALUE,…";
 pub struct Settings {
     /// Name of the VM, which its messages begin with
     #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
 
     /// What is logged; on the command line it is asked for in several ways
     #[arg(skip)]
-    pub log_level: Option<Level>,
+    pub(crate) log_level: Option<Level>,
 
     /// Guest kernel: a bzImage, an ELF vmlinux or an ELF with a PVH entry
     #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
+    pub(crate) kernel: Option<PathBuf>,
 
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
 
     /// Kernel command line [default: console=ttyS0]
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
-    pub cmdline: Option<String>,
+    pub(crate) cmdline: Option<String>,
 
     /// Number of CPUs, 1 to 32 [default: 1]
     #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
-    pub cpus: Option<u64>,
+    pub(crate) cpus: Option<u64>,
 
     /// Memory, a multiple of 2M, such as 512M or 4G [default: 512M]
     #[arg(long, value_name = "SIZE")]
-    pub memory: Option<Size>,
+    pub(crate) memory: Option<Size>,
 
     /// Back the guest's memory with huge pages
     #[arg(long)]
-    pub hugepages: bool,
+    pub(crate) hugepages: bool,
 
     /// Populate the guest's memory before it starts
     #[arg(long)]
-    pub prefault: bool,
+    pub(crate) prefault: bool,
 
     /// Where the guest's drivers write to notify a device: memory or an I/O port [default: mmio]
     #[arg(long, value_name = "mmio|pio", value_parser = options::word::<Doorbell>)]
-    pub doorbell: Option<Doorbell>,
+    pub(crate) doorbell: Option<Doorbell>,
 
     /// Who passes that notification on to the back-end: KVM, or (to compare) the CPU's
     /// thread after an exit, or a worker thread that it wakes [default: kvm]
@@ -76,38 +76,38 @@ pub struct Settings {
     #[arg(long, alias = "ring", value_name = "kvm|exit|worker")]
     #[arg(value_parser = options::word::<KickPath>)]
     #[serde(alias = "ring")]
-    pub kick_path: Option<KickPath>,
+    pub(crate) kick_path: Option<KickPath>,
 
     /// Add a disk (may be given several times)
     #[arg(long, value_name = PAIRS, value_parser = options::read::<DiskSettings>)]
     #[arg(long_help = DiskSettings::HELP)]
-    pub disk: Vec<DiskSettings>,
+    pub(crate) disk: Vec<DiskSettings>,
 
     /// Add a network card (may be given several times)
     #[arg(long, value_name = PAIRS, value_parser = options::read::<NetSettings>)]
     #[arg(long_help = NetSettings::HELP)]
-    pub net: Vec<NetSettings>,
+    pub(crate) net: Vec<NetSettings>,
 
     /// Add an entropy device (may be given several times)
     #[arg(long, value_name = PAIRS, num_args = 0..=1, default_missing_value = "")]
     #[arg(value_parser = rng::read, long_help = RngSettings::HELP)]
-    pub rng: Vec<RngSettings>,
+    pub(crate) rng: Vec<RngSettings>,
 
     /// Add any other vhost-user device (may be given several times)
     #[arg(long, value_name = PAIRS, value_parser = options::read::<OtherSettings>)]
     #[arg(long_help = OtherSettings::HELP)]
-    pub device: Vec<OtherSettings>,
+    pub(crate) device: Vec<OtherSettings>,
 
     /// The serial console: stdio, file=PATH (appended to) or null [default: stdio]
     ///
     /// On a terminal every key is the guest's, but Ctrl-A x ends the VM
     /// (Ctrl-A Ctrl-A sends one Ctrl-A).
     #[arg(long, value_name = "WHERE")]
-    pub console: Option<Console>,
+    pub(crate) console: Option<Console>,
 
     /// What a guest's reset does: end the run or start the guest again [default: exit]
     #[arg(long, value_name = "exit|restart")]
-    pub on_reset: Option<OnReset>,
+    pub(crate) on_reset: Option<OnReset>,
 }
 
 impl Settings {
@@ -115,7 +115,7 @@ impl Settings {
     ///
     /// # Errors
     /// A message with the file, the line and the column.
-    pub fn read(path: &Path) -> Result<(Self, String), String> {
+    pub(crate) fn read(path: &Path) -> Result<(Self, String), String> {
         let text = written::read(path, limits::MESSAGE).map_err(|error| {
             let shown = path.display();
             format!("the configuration file {shown} cannot be read: {error}")
@@ -146,7 +146,7 @@ impl Settings {
 
     /// These settings, and from `file` what they leave open. The devices of
     /// the file come first.
-    pub fn over(self, file: Self) -> Self {
+    pub(crate) fn over(self, file: Self) -> Self {
         Self {
             name: self.name.or(file.name),
             log_level: self.log_level.or(file.log_level),
@@ -176,7 +176,7 @@ fn cpus(text: &str) -> Result<u64, String> {
 
 /// An error about a setting of the file `path`, which is `text`, with the line
 /// of that setting if it is found: `--cpus 0: …`, `--disk NAME: …`.
-pub fn placed(path: &Path, text: &str, error: &str) -> String {
+pub(crate) fn placed(path: &Path, text: &str, error: &str) -> String {
     let shown = path.display();
     match line_of(text, error) {
         Some(line) => format!("{shown}:{line}: {error}"),
@@ -211,7 +211,7 @@ fn line_after(before: &str) -> usize {
 
 /// `--console`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Console {
+pub(crate) enum Console {
     /// Standard input and output.
     #[default]
     Stdio,
@@ -248,7 +248,7 @@ impl<'de> Deserialize<'de> for Console {
 /// `--on-reset`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum OnReset {
+pub(crate) enum OnReset {
     /// The run ends with status 0.
     #[default]
     Exit,

@@ -8,7 +8,7 @@ use toml::Value;
 
 /// A number of bytes, written with a unit: `512M`, `4G`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl std::str::FromStr for Size {
     type Err = String;
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for Size {
 
 /// How long to wait for somebody to listen on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// At most this long.
     For(Duration),
     /// Until a signal ends it.

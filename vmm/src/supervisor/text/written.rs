@@ -20,7 +20,7 @@ const MOST: usize = 1 << 20;
 /// # Errors
 /// Those of open(2) and read(2); `TimedOut`, `FileTooLarge` and `InvalidData`
 /// say what was wrong and what to do.
-pub fn read(path: &Path, wait: Duration) -> io::Result<String> {
+pub(crate) fn read(path: &Path, wait: Duration) -> io::Result<String> {
     let deadline = Deadline::after(wait);
     let mut file = OpenOptions::new()
         .read(true)

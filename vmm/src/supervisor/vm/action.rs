@@ -4,7 +4,7 @@ use outboard_protocol::launch::SessionNumber;
 
 /// A process of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// The machine's.
     Machine,
     /// The back-end's of the device at this place.
@@ -13,7 +13,7 @@ pub enum Who {
 
 /// What is to be done. None of it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Look for whom this device needs.
     Seek(usize),
     /// Look no more.

@@ -43,7 +43,7 @@ struct Backend {
 }
 
 /// All that a VM holds of the host while it lives.
-pub struct Hands<'a> {
+pub(crate) struct Hands<'a> {
     resources: &'a Resources,
     console: &'a mut Console,
     signals: &'a Signals,
@@ -57,7 +57,7 @@ pub struct Hands<'a> {
 
 impl<'a> Hands<'a> {
     /// Nothing is started yet.
-    pub fn new(
+    pub(crate) fn new(
         resources: &'a Resources,
         console: &'a mut Console,
         signals: &'a Signals,
@@ -76,7 +76,7 @@ impl<'a> Hands<'a> {
     }
 
     /// Does what is asked for; returns what comes of it at once.
-    pub fn perform(&mut self, action: Action) -> Option<Event> {
+    pub(crate) fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Seek(place) => self.seek(place),
             Action::StopSeeking(place) => {
@@ -272,7 +272,7 @@ impl<'a> Hands<'a> {
     /// Waits until something happens, or until `due`, and returns all that has.
     /// The machine's words come before any death: when a guest powers off, every
     /// process ends at nearly the same moment.
-    pub fn wait(&mut self, due: Option<Instant>) -> Vec<Event> {
+    pub(crate) fn wait(&mut self, due: Option<Instant>) -> Vec<Event> {
         let dead = self.poll(due);
         let mut events = self.listen();
         if self.signals.take().is_some() {

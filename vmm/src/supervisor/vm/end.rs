@@ -22,7 +22,7 @@ const ONE_ASKING: Duration = Duration::from_millis(500);
 
 /// How much patience there is with those that do not end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
+pub(crate) enum Patience {
     /// Each has its time.
     Whole,
     /// Somebody has asked for the end twice.
@@ -33,7 +33,7 @@ pub enum Patience {
 
 /// What bears on the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// There is a reason.
     Verdict(Verdict),
     /// A part of the VM could not be started, and what to do.
@@ -46,7 +46,7 @@ pub enum Event {
 
 /// What becomes of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The VM is to end, with this patience.
     VmEnds(Patience),
     /// There is no patience left.
@@ -57,7 +57,7 @@ pub enum Outcome {
 
 /// How far the end has come.
 #[derive(Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// There is no reason yet. Of several that come, the first counts.
     Alive,
     /// The VM ends for this reason.
@@ -68,7 +68,7 @@ pub enum State {
 
 /// The end of a VM.
 #[derive(Debug)]
-pub struct End {
+pub(crate) struct End {
     state: State,
     restarts: bool,
     asked: u32,
@@ -79,7 +79,7 @@ pub struct End {
 
 impl End {
     /// None yet; `restarts`: a guest's reset starts the VM again.
-    pub fn new(restarts: bool) -> Self {
+    pub(crate) fn new(restarts: bool) -> Self {
         Self {
             state: State::Alive,
             restarts,
@@ -90,17 +90,17 @@ impl End {
     }
 
     /// How far it has come.
-    pub fn state(&self) -> &State {
+    pub(crate) fn state(&self) -> &State {
         &self.state
     }
 
     /// How many times somebody has asked for it.
-    pub fn asked(&self) -> u32 {
+    pub(crate) fn asked(&self) -> u32 {
         self.asked
     }
 
     /// How much patience there is.
-    pub fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         match (self.asked, self.cut_short) {
             (2.., _) => Patience::Lost,
             (_, true) => Patience::Needless,
@@ -109,7 +109,7 @@ impl End {
     }
 
     /// Takes an event; returns what becomes of it.
-    pub fn step(&mut self, event: Event, now: Instant) -> Option<Outcome> {
+    pub(crate) fn step(&mut self, event: Event, now: Instant) -> Option<Outcome> {
         let state = std::mem::replace(&mut self.state, State::Alive);
         let (state, outcome) = match (state, event) {
             (State::Alive, Event::Verdict(verdict)) => self.begins(verdict),

@@ -7,7 +7,7 @@ use super::machine;
 
 /// What happens to a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// It is to be started.
     Begin,
     /// The machine has sent this.

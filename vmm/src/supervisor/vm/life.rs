@@ -32,7 +32,7 @@ enum Step {
 
 /// A VM.
 #[derive(Debug)]
-pub struct Life {
+pub(crate) struct Life {
     machine: Machine,
     devices: Vec<Device>,
     end: End,
@@ -43,7 +43,7 @@ pub struct Life {
 impl Life {
     /// A VM of these devices, of which nothing has begun; `restarts`: a guest's
     /// reset starts it again.
-    pub fn new(devices: Vec<Device>, restarts: bool) -> Self {
+    pub(crate) fn new(devices: Vec<Device>, restarts: bool) -> Self {
         Self {
             machine: Machine::new(),
             devices,
@@ -53,7 +53,7 @@ impl Life {
     }
 
     /// Why it has ended, when it has.
-    pub fn verdict(&self) -> Option<&Verdict> {
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
         match self.end.state() {
             end::State::Over(verdict) => Some(verdict),
             end::State::Alive | end::State::Ending(_) => None,
@@ -61,23 +61,25 @@ impl Life {
     }
 
     /// Its machine process.
-    pub fn machine(&self) -> &Machine {
+    #[cfg(test)]
+    pub(crate) fn machine(&self) -> &Machine {
         &self.machine
     }
 
     /// Its devices, each at its place.
-    pub fn devices(&self) -> &[Device] {
+    #[cfg(test)]
+    pub(crate) fn devices(&self) -> &[Device] {
         &self.devices
     }
 
     /// When time itself is the next event, if nothing else comes before.
-    pub fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         let devices = self.devices.iter().filter_map(Device::due);
         devices.chain(self.machine.due()).min()
     }
 
     /// Takes an event; returns what is to be done, in this order.
-    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         self.take(event);
         loop {

@@ -19,7 +19,7 @@ const AT_ONCE: usize = 64;
 
 /// The line to one machine process.
 #[derive(Debug)]
-pub struct Line {
+pub(crate) struct Line {
     channel: Channel,
     /// It was closed, or brought what no machine says: nobody listens any more.
     is_over: bool,
@@ -29,7 +29,7 @@ pub struct Line {
 
 impl Line {
     /// Our end of the socket of a process that has just been started.
-    pub fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel) -> Self {
         Self {
             channel,
             is_over: false,
@@ -38,7 +38,7 @@ impl Line {
     }
 
     /// What is polled of its socket.
-    pub fn watched(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+    pub(crate) fn watched(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let flags = match self.unsent.is_empty() {
             true => PollFlags::POLLIN,
             false => PollFlags::POLLIN | PollFlags::POLLOUT,
@@ -48,7 +48,7 @@ impl Line {
 
     /// Sends this, now or when the machine reads. One that is gone is found by its
     /// pidfd, with how it ended; so a failure to send says nothing more.
-    pub fn send(&mut self, message: ToMachine, fds: Vec<OwnedFd>) {
+    pub(crate) fn send(&mut self, message: ToMachine, fds: Vec<OwnedFd>) {
         self.unsent.push_back((message, fds));
         self.flush();
     }
@@ -71,7 +71,7 @@ impl Line {
     }
 
     /// What it has sent, 64 messages at most, after what it had no room for before.
-    pub fn listen(&mut self) -> Vec<Event> {
+    pub(crate) fn listen(&mut self) -> Vec<Event> {
         self.flush();
         let mut events = Vec::new();
         while !self.is_over && events.len() < AT_ONCE {

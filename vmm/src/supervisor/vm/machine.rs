@@ -27,7 +27,7 @@ const SLOW_START: Duration = Duration::from_secs(10);
 
 /// What happens to the machine process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// It is to be started.
     Go,
     /// It could not be started.
@@ -52,7 +52,7 @@ pub enum Event {
 
 /// What becomes of an event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// This is to be done.
     Do(Action),
     /// It could not be started, for this reason.
@@ -65,7 +65,7 @@ pub enum Outcome {
 
 /// Where the machine process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// There is none.
     Off,
     /// It is being built, or devices are being attached.
@@ -94,7 +94,7 @@ pub enum State {
 
 /// The machine process.
 #[derive(Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     state: State,
     /// Whether the guest was ever run by this process.
     ran: bool,
@@ -102,7 +102,7 @@ pub struct Machine {
 
 impl Machine {
     /// There is none yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: State::Off,
             ran: false,
@@ -110,22 +110,22 @@ impl Machine {
     }
 
     /// Where it is.
-    pub fn state(&self) -> &State {
+    pub(crate) fn state(&self) -> &State {
         &self.state
     }
 
     /// Whether nothing of it is left.
-    pub fn is_off(&self) -> bool {
+    pub(crate) fn is_off(&self) -> bool {
         self.state == State::Off
     }
 
     /// Whether it has run the guest.
-    pub fn has_run(&self) -> bool {
+    pub(crate) fn has_run(&self) -> bool {
         self.ran
     }
 
     /// When time itself is the next event, if nothing else comes before.
-    pub fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         match self.state {
             State::Starting { mention } => mention,
             State::Silent { until } | State::Leaving { until } | State::Killed { until } => {
@@ -136,7 +136,7 @@ impl Machine {
     }
 
     /// Takes an event; returns what becomes of it.
-    pub fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
+    pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
         let state = std::mem::replace(&mut self.state, State::Off);
         match event {

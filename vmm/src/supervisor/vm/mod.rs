@@ -7,15 +7,15 @@
 //! ```
 //! Nothing waits but the loop itself: every patience is a deadline in a state.
 
-pub mod action;
-pub mod actions;
-pub mod device;
-pub mod end;
-pub mod event;
-pub mod life;
-pub mod line;
-pub mod machine;
-pub mod verdict;
+pub(crate) mod action;
+pub(crate) mod actions;
+pub(crate) mod device;
+pub(crate) mod end;
+pub(crate) mod event;
+pub(crate) mod life;
+pub(crate) mod line;
+pub(crate) mod machine;
+pub(crate) mod verdict;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -27,7 +27,7 @@ use self::verdict::Verdict;
 
 /// Lives a VM to its end; every process of it has ended then, but for one that
 /// hangs in the kernel.
-pub fn live(mut life: Life, mut hands: Hands<'_>) -> Verdict {
+pub(crate) fn live(mut life: Life, mut hands: Hands<'_>) -> Verdict {
     let mut events = VecDeque::from([Event::Begin]);
     loop {
         while let Some(event) = events.pop_front() {

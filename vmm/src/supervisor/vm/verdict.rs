@@ -7,7 +7,7 @@ use crate::supervisor::process::child::Death;
 
 /// Why a run is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The machine said how the guest ended.
     Ended(Ending),
     /// The machine cannot be built, or cannot go on.
@@ -47,7 +47,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// The exit code of `outboard run`.
-    pub fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Ended(Ending::PowerOff | Ending::Reset | Ending::Stopped) => Exit::Success,
             Self::Ended(Ending::TripleFault) => Exit::TripleFault,
@@ -66,7 +66,7 @@ impl Verdict {
     }
 
     /// What the user is told, if anything.
-    pub fn text(&self) -> Option<String> {
+    pub(crate) fn text(&self) -> Option<String> {
         let when = |running: &bool| match running {
             true => "",
             false => " before the guest was started",

@@ -69,7 +69,7 @@ const REQUIRED: [(u32, &[u32]); 10] = [
 
 /// Why a back-end with these features is none for a device of this virtio id,
 /// if they tell.
-pub fn misfit(virtio_id: u16, features: u64) -> Option<String> {
+pub(crate) fn misfit(virtio_id: u16, features: u64) -> Option<String> {
     let own = features & DEVICE_FEATURES;
     let is_card = own & RATHER_CARDS != 0;
     let (what, perhaps) = match virtio_id {

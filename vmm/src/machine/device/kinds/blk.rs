@@ -37,7 +37,7 @@ pub enum Cache {
 
 impl Cache {
     /// The features that a driver can be offered of these.
-    pub fn usable(self, features: u64) -> u64 {
+    pub(crate) fn usable(self, features: u64) -> u64 {
         match self {
             Self::Unknown => features & !CONFIG_WCE,
             Self::Fixed | Self::Set | Self::TurnedOn => features,
@@ -53,7 +53,7 @@ impl Cache {
 ///
 /// # Errors
 /// The back-end has gone, or does not answer.
-pub fn settle_cache(
+pub(crate) fn settle_cache(
     session: &mut Session<Negotiated>,
     (spec, whose): (&launch::Device, Whose),
     flushes: bool,
@@ -80,7 +80,7 @@ pub fn settle_cache(
 }
 
 /// Whether a driver with these features flushes.
-pub fn flushes(features: u64) -> bool {
+pub(crate) fn flushes(features: u64) -> bool {
     features & FLUSH != 0
 }
 

@@ -76,7 +76,7 @@ fn no_config(agreement: &Agreement, spec: &launch::Device) -> Option<String> {
 
 /// How many queues of the device a back-end serves. A first pair has every card,
 /// whatever it counts.
-pub fn served(agreement: &Agreement, spec: &launch::Device) -> u16 {
+pub(crate) fn served(agreement: &Agreement, spec: &launch::Device) -> u16 {
     let has = u16::try_from(agreement.max_queues).unwrap_or(u16::MAX);
     let first = match spec.kind.virtio_id {
         NET => 2,
@@ -90,7 +90,7 @@ pub fn served(agreement: &Agreement, spec: &launch::Device) -> u16 {
 ///
 /// # Errors
 /// The back-end does not fit after all.
-pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
+pub(crate) fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     match spec.kind.virtio_id {
         NET => net::usable(agreement, config, spec),
         _ => Ok(agreement.features),
@@ -99,7 +99,7 @@ pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Re
 
 /// Makes a configuration agree with the number of queues that the driver can
 /// reach, which may be fewer than the back-end has or than it says there.
-pub fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
+pub(crate) fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
     if spec.kind.virtio_id == BLK {
         blk::limit_queues(config, served);
     }
@@ -110,7 +110,7 @@ pub fn limit_queues(config: &mut [u8], spec: &launch::Device, served: u16) {
 /// does), so a guest could end its VM by one: it is not passed on. Of a card
 /// (virtio 1.3, section 5.1.4) or a source of entropy (5.4.4) nothing may be
 /// written; of other kinds nothing is known.
-pub fn may_write(kind: &Kind, features: u64, offset: u32, data: &[u8]) -> bool {
+pub(crate) fn may_write(kind: &Kind, features: u64, offset: u32, data: &[u8]) -> bool {
     match kind.virtio_id {
         BLK => blk::may_write(features, offset, data),
         NET | RNG => false,
@@ -120,7 +120,7 @@ pub fn may_write(kind: &Kind, features: u64, offset: u32, data: &[u8]) -> bool {
 
 /// The byte that such a write, once the back-end took it, has set a disk's cache
 /// to: 0 for off, 1 for on.
-pub fn cache_byte(kind: &Kind, offset: u32, data: &[u8]) -> Option<u8> {
+pub(crate) fn cache_byte(kind: &Kind, offset: u32, data: &[u8]) -> Option<u8> {
     match kind.virtio_id {
         BLK => blk::cache_byte(offset, data),
         _ => None,
@@ -130,13 +130,13 @@ pub fn cache_byte(kind: &Kind, offset: u32, data: &[u8]) -> Option<u8> {
 /// Whether a back-end of this kind may hold what the guest has lent it until
 /// something comes, as a card does that receives. It is not waited for as what
 /// needs I/O is.
-pub fn may_hold(kind: &Kind) -> bool {
+pub(crate) fn may_hold(kind: &Kind) -> bool {
     kind.virtio_id == NET
 }
 
 /// Whether what a back-end of this kind has taken must be over before the guest
 /// goes on: a disk would write into memory that is used for other things by then.
-pub fn must_finish(kind: &Kind) -> bool {
+pub(crate) fn must_finish(kind: &Kind) -> bool {
     kind.virtio_id == BLK
 }
 

@@ -55,7 +55,7 @@ const WITH_CONFIG: [u32; 4] = [
 ///
 /// # Errors
 /// It has another number of pairs than somebody has asked for.
-pub fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
+pub(crate) fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     let features = agreement.features;
     let has = |bit: u32| features >> bit & 1 == 1;
     let configured = agreement.protocol.contains(Protocol::CONFIG);
