@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use outboard_line::connect_now;
 use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Connection, Header};
 use vhost::vhost_user::message::FrontendReq;
@@ -171,11 +171,11 @@ impl Search {
 
     fn try_once(&self, now: Instant) -> Result<Found> {
         let (id, whom, shown) = (&self.id, self.whom, self.path.display());
-        let missing = match try_connect(&self.path) {
-            Ok(socket) if self.whom == Whom::BackEnd => {
-                return ask(socket, now + LEAST_ANSWER);
+        let missing = match connect_now(&self.path) {
+            Ok(stream) if self.whom == Whom::BackEnd => {
+                return ask(stream, now + LEAST_ANSWER);
             }
-            Ok(socket) => return Ok(Found::There(socket)),
+            Ok(stream) => return Ok(Found::There(stream.into())),
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => Missing::Listener,
             Err(Errno::EAGAIN) => Missing::Accept,
             Err(Errno::ENAMETOOLONG) => bail!(
@@ -257,8 +257,7 @@ impl Search {
 }
 
 /// Puts the first request of a session to a back-end.
-fn ask(socket: OwnedFd, least: Instant) -> Result<Found> {
-    let stream = UnixStream::from(socket);
+fn ask(stream: UnixStream, least: Instant) -> Result<Found> {
     let link = Connection::new(stream.try_clone().context("copying a descriptor")?);
     let request = Header::request(FrontendReq::GET_FEATURES.into());
     // A fresh socket has room for it.
@@ -286,20 +285,9 @@ fn heard(stream: UnixStream, least: Instant) -> Found {
     }
 }
 
-/// Connects at once or not at all.
-///
-/// # Errors
-/// Those of connect(2); EAGAIN when whoever listens does not accept.
-pub(crate) fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
-    // Not blocking: a listener whose queue is full would hold us without end.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -381,7 +369,9 @@ mod tests {
 
     /// Somebody who listens, with a queue for so many.
     fn listener(path: &Path, backlog: i32) -> OwnedFd {
-        use nix::sys::socket::{Backlog, bind, listen};
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        };
         let flags = SockFlag::empty();
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
         bind(socket.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
@@ -447,7 +437,6 @@ mod tests {
         });
         let found = search("disk0", Whom::BackEnd, &path, Wait::Forever);
         let mut second = UnixStream::from(found.unwrap());
-        second.set_nonblocking(false).unwrap();
         second.set_read_timeout(Some(long().left())).unwrap();
         io::Read::read_exact(&mut second, &mut [1]).unwrap();
         server.join().unwrap();

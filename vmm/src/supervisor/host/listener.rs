@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-
-use super::connect::try_connect;
+use outboard_line::connect_now;
 
 /// A socket at which a peer connects, with its file.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl Listener {
             if found.is_ok_and(|found| !found.file_type().is_socket()) {
                 bail!("{shown} is there and is not a socket; remove it, or name another path");
             }
-            match try_connect(path) {
+            match connect_now(path) {
                 Err(Errno::ECONNREFUSED) => {}
                 _ => bail!("another process serves {shown}; end that one, or name another path"),
             }

@@ -16,7 +16,7 @@ use outboard_protocol::launch::{
 
 use super::action::{Action, Who};
 use super::event::Event;
-use super::line::Line;
+use super::machine_line::MachineLine;
 use super::{device, machine};
 use crate::supervisor::console::Console;
 use crate::supervisor::host::connect::Search;
@@ -30,7 +30,7 @@ use crate::supervisor::signals::Signals;
 #[derive(Debug)]
 struct Machine {
     child: Child,
-    line: Line,
+    line: MachineLine,
 }
 
 /// What there is of one device's back-end.
@@ -206,7 +206,7 @@ impl<'a> Hands<'a> {
             &theirs,
         );
         let child = child.context("starting the machine process")?;
-        let line = Line::new(channel);
+        let line = MachineLine::new(channel);
         self.machine = Some(Machine { child, line });
         self.send(start, fds);
         self.is_whole = true;

@@ -13,8 +13,8 @@ pub(crate) mod device;
 pub(crate) mod end;
 pub(crate) mod event;
 pub(crate) mod life;
-pub(crate) mod line;
 pub(crate) mod machine;
+pub(crate) mod machine_line;
 pub(crate) mod verdict;
 
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! The line to the machine process: the supervisor's end of their socket.
+//! The supervisor's end of the socket to the machine process. (The line to a back-end
+//! is another: `outboard_line::Line`.)
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +20,7 @@ const AT_ONCE: usize = 64;
 
 /// The line to one machine process.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct MachineLine {
     channel: Channel,
     /// It was closed, or brought what no machine says: nobody listens any more.
     is_over: bool,
@@ -27,7 +28,7 @@ pub(crate) struct Line {
     unsent: VecDeque<(ToMachine, Vec<OwnedFd>)>,
 }
 
-impl Line {
+impl MachineLine {
     /// Our end of the socket of a process that has just been started.
     pub(crate) fn new(channel: Channel) -> Self {
         Self {
@@ -103,13 +104,13 @@ mod tests {
 
     use super::*;
 
-    fn pair() -> (Line, Channel) {
+    fn pair() -> (MachineLine, Channel) {
         let (ours, theirs) = Channel::pair().unwrap();
-        (Line::new(ours), theirs)
+        (MachineLine::new(ours), theirs)
     }
 
     /// Waits as the loop does.
-    fn wait(line: &Line) {
+    fn wait(line: &MachineLine) {
         let (fd, flags) = line.watched().unwrap();
         let soon = Deadline::after(Duration::from_secs(60));
         assert_eq!(
