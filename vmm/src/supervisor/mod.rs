@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::Ending;
+use outboard_protocol::launch::{Ending, Whose};
 
 use crate::exit::Exit;
 use console::Console;
@@ -36,7 +36,7 @@ use say::say;
 use signals::Signals;
 use text::settings::{self, OnReset, Settings};
 use vm::actions::Hands;
-use vm::device::Device;
+use vm::device::{Device, Served};
 use vm::life::Life;
 use vm::verdict::Verdict;
 
@@ -80,14 +80,15 @@ fn run_config(config: VmPlan) -> Result<Exit> {
     let restarts = config.on_reset == OnReset::Restart;
     let (resources, output) = Resources::open(config)?;
     let devices = resources.devices.iter().enumerate();
-    let devices = devices.map(|(place, Opened { spec, server, .. })| {
-        let (seeks, is_ours) = (server.sought().is_some(), server.is_ours());
-        Device::new(place, &spec.id, &server.name(), seeks, is_ours)
+    let devices = devices.map(|(place, opened)| {
+        let (server, id) = (&opened.server, &opened.spec.id);
+        let seeks = server.sought().is_some();
+        Device::new(place, id, &server.name(), seeks, served(opened))
     });
     let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);
     let parent = Parent::of_all();
-    let hands = Hands::new(&resources, &mut console, &signals, &parent);
+    let hands = Hands::new(&resources, &mut console, &signals, &parent)?;
     let verdict = vm::live(life, hands);
     // The terminal is put back before the last word.
     drop(console);
@@ -98,4 +99,12 @@ fn run_config(config: VmPlan) -> Result<Exit> {
         (None, _) => {}
     }
     Ok(verdict.exit())
+}
+
+fn served(opened: &Opened) -> Served {
+    match (opened.server.is_ours(), opened.whose) {
+        (false, _) => Served::AtSocket,
+        (true, Whose::Own) => Served::ByOwn,
+        (true, Whose::Foreign { .. }) => Served::ByNamed,
+    }
 }

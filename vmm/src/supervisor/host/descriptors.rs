@@ -23,8 +23,8 @@ const MACHINE: u64 = 32;
 const DEVICE: u64 = 8;
 /// A queue of the machine: kick, call and error.
 const QUEUE: u64 = 3;
-/// A back-end of ours: its standard ones, socket, signals, and room for those
-/// that a message brings.
+/// A back-end of ours: its standard ones, socket, line, signals, counters, and room
+/// for those that a message brings.
 const BACK_END: u64 = 20;
 /// A queue that has a thread of its own in a back-end of ours: that thread's event
 /// and engine as well.
@@ -34,6 +34,10 @@ const THREAD_QUEUE: u64 = QUEUE + 2;
 const SUPERVISOR: u64 = 40;
 /// A device of the supervisor: its program, process and socket.
 const SERVED: u64 = 6;
+/// A line of the supervisor to a back-end that it has started: what it waits for and
+/// its end, the counters, and the news of an interface or, of a peer, what it waits
+/// for, a timer, a copy of the listener, and one who has come.
+const LINE: u64 = 3 + 4;
 
 /// Raises the soft limit to the hard one, for this process alone.
 pub fn raise() {
@@ -84,6 +88,8 @@ fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
     let queues = |device: &Plan| u64::from(device.spec.queues);
     let all: u64 = devices.iter().map(queues).sum();
     let count = devices.len() as u64;
+    let is_started = |device: &&Plan| matches!(device.served_by, ServedBy::Program { .. });
+    let lines = devices.iter().filter(is_started).count() as u64;
     let lent = devices.iter().map(lent);
     // Those that are being handed over are there twice more.
     let largest = lent.clone().max().map_or(0, |most| 2 * most);
@@ -94,7 +100,7 @@ fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
         },
         Need {
             who: "outboard itself".into(),
-            descriptors: SUPERVISOR + SERVED * count + lent.sum::<u64>() + largest,
+            descriptors: SUPERVISOR + SERVED * count + LINE * lines + lent.sum::<u64>() + largest,
         },
     ];
     for device in devices {
@@ -179,5 +185,9 @@ mod tests {
         assert_eq!(machine(&two), machine(&one) + DEVICE + 64 * QUEUE);
         let taps = planned(&[], &["tap=t0,queues=8"]);
         assert_eq!(lent(&taps.devices[0]), 8);
+        // The supervisor has a line to whom it starts.
+        let [others, ours] = ["socket=a", "path=a"].map(|disk| planned(&[disk], &[]));
+        let supervisor = |vm: &VmPlan| needs(vm.machine.cpus, &vm.devices)[1].descriptors;
+        assert_eq!(supervisor(&ours), supervisor(&others) + LINE + 3);
     }
 }

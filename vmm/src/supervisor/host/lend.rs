@@ -1,10 +1,13 @@
 //! One device, opened: its program, and what that is lent. Whatever its kind, there
 //! are descriptors from here on, and no path but those of sockets to connect to.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use outboard_line::Line;
+use outboard_line::rendezvous::Way;
 use outboard_protocol::launch::{self, Whose};
 
 use super::connect::Whom;
@@ -89,6 +92,34 @@ impl Server {
                 ..
             } => Some((Whom::Peer, path, *wait)),
             Self::Program { .. } => None,
+        }
+    }
+}
+
+impl Lent {
+    /// Copies of it, to be given away; `peer` is the connection to its peer.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub(crate) fn copies(&self, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
+            Self::Tap(tap) => tap.copies(),
+            Self::Listening(listener) => Ok(vec![listener.copy()?.into()]),
+            Self::Peer { .. } => Ok(peer.into_iter().collect()),
+        }
+    }
+
+    /// The line to whom it is lent, which looks after its peer or its interface.
+    ///
+    /// # Errors
+    /// Those of [`Line::new`], and of fcntl(2).
+    pub(crate) fn line(&self) -> io::Result<Line> {
+        match self {
+            Self::Fds(_) => Line::new(None, None),
+            Self::Tap(tap) => Line::new(None, Some(tap.name())),
+            Self::Listening(listener) => Line::new(Some(Way::Listening(listener.copy()?)), None),
+            Self::Peer { path, .. } => Line::new(Some(Way::Connecting(path.clone())), None),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -59,8 +58,8 @@ impl Listener {
     ///
     /// # Errors
     /// Those of fcntl(2).
-    pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
-        Ok(self.socket.try_clone()?.into())
+    pub(crate) fn copy(&self) -> io::Result<UnixListener> {
+        self.socket.try_clone()
     }
 }
 

@@ -27,6 +27,11 @@ impl TapQueues {
         Ok(Self { name, queues })
     }
 
+    /// The name of its interface.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Copies of the descriptors, to be lent.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What is to be done about what has happened to a VM.
 
+use log::Level;
+use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
 /// A process of the VM.
@@ -20,9 +22,9 @@ pub(crate) enum Action {
     StopSeeking(usize),
     /// Start the machine process and tell it what to build.
     StartMachine,
-    /// Start the program of this device, if it has one, and hand its connection
-    /// to the machine, as this session.
-    Attach(usize, SessionNumber),
+    /// Start the program of this device, if it has one, tell it what its predecessor
+    /// has left, and hand its connection to the machine, as this session.
+    Attach(usize, SessionNumber, Kept),
     /// Tell the machine to stop.
     StopMachine,
     /// Send SIGTERM.
@@ -35,6 +37,10 @@ pub(crate) enum Action {
     GuestRuns,
     /// Take the terminal back.
     GuestIsOver,
+    /// Log what this device's back-end has served, if it counts.
+    TellCounts(usize),
     /// Say this to the user.
     Say(String),
+    /// Log this.
+    Log(Level, String),
 }

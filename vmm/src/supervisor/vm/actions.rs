@@ -9,18 +9,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{
-    Channel, Handover, MESSAGES_VERSION, OLDEST_VERSION, SessionNumber, StartFd, ToMachine,
-    VERSION_ENV,
-};
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{Channel, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine};
 
 use super::action::{Action, Who};
+use super::backend::Backend;
 use super::event::Event;
 use super::machine_line::MachineLine;
 use super::{device, machine};
 use crate::supervisor::console::Console;
-use crate::supervisor::host::connect::Search;
-use crate::supervisor::host::lend::{Lent, Opened, Server};
 use crate::supervisor::host::resources::Resources;
 use crate::supervisor::process::child::{Child, Parent};
 use crate::supervisor::say::say;
@@ -33,15 +30,6 @@ struct Machine {
     line: MachineLine,
 }
 
-/// What there is of one device's back-end.
-#[derive(Debug, Default)]
-struct Backend {
-    search: Option<Search>,
-    /// A connection to whom was looked for.
-    found: Option<OwnedFd>,
-    child: Option<Child>,
-}
-
 /// All that a VM holds of the host while it lives.
 pub(crate) struct Hands<'a> {
     resources: &'a Resources,
@@ -52,38 +40,37 @@ pub(crate) struct Hands<'a> {
     /// Whatever was to be started since the machine process was.
     is_whole: bool,
     /// Each at its device's place.
-    backends: Vec<Backend>,
+    backends: Vec<Backend<'a>>,
 }
 
 impl<'a> Hands<'a> {
     /// Nothing is started yet.
+    ///
+    /// # Errors
+    /// Those of [`Backend::new`].
     pub(crate) fn new(
         resources: &'a Resources,
         console: &'a mut Console,
         signals: &'a Signals,
         parent: &'a Parent,
-    ) -> Self {
-        let backends = resources.devices.iter().map(|_| Backend::default());
-        Self {
-            backends: backends.collect(),
+    ) -> Result<Self> {
+        let backends = resources.devices.iter().map(Backend::new);
+        Ok(Self {
+            backends: backends.collect::<Result<_>>()?,
             resources,
             console,
             signals,
             parent,
             machine: None,
             is_whole: false,
-        }
+        })
     }
 
     /// Does what is asked for; returns what comes of it at once.
     pub(crate) fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Seek(place) => self.seek(place),
-            Action::StopSeeking(place) => {
-                if let Some(backend) = self.backends.get_mut(place) {
-                    backend.search = None;
-                }
-            }
+            Action::Seek(place) => self.backend(place, Backend::seek),
+            Action::StopSeeking(place) => self.backend(place, Backend::stop_seeking),
             Action::StartMachine => {
                 if let Err(error) = self.start_machine() {
                     self.is_whole = false;
@@ -91,8 +78,8 @@ impl<'a> Hands<'a> {
                     return Some(Event::Machine(machine::Event::NotStarted(text)));
                 }
             }
-            Action::Attach(place, session) => {
-                if let Err(error) = self.attach(place, session) {
+            Action::Attach(place, session, kept) => {
+                if let Err(error) = self.attach(place, session, kept) {
                     self.is_whole = false;
                     let text = format!("{error:#}");
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
@@ -104,18 +91,23 @@ impl<'a> Hands<'a> {
             Action::Abandon(who) => self.abandon(who),
             Action::GuestRuns => self.console.running(),
             Action::GuestIsOver => self.console.ended(),
+            Action::TellCounts(place) => self.backend(place, |backend| backend.tell_counts()),
             Action::Say(text) => say(&text),
+            Action::Log(level, text) => log::log!(level, "{text}"),
         }
         None
+    }
+
+    fn backend(&mut self, place: usize, act: impl FnOnce(&mut Backend<'a>)) {
+        if let Some(backend) = self.backends.get_mut(place) {
+            act(backend);
+        }
     }
 
     fn child(&mut self, who: Who, act: impl FnOnce(&mut Child)) {
         let child = match who {
             Who::Machine => self.machine.as_mut().map(|machine| &mut machine.child),
-            Who::Device(place) => {
-                let backend = self.backends.get_mut(place);
-                backend.and_then(|backend| backend.child.as_mut())
-            }
+            Who::Device(place) => self.backends.get_mut(place).and_then(Backend::child),
         };
         if let Some(child) = child {
             act(child);
@@ -123,52 +115,14 @@ impl<'a> Hands<'a> {
     }
 
     fn abandon(&mut self, who: Who) {
-        let names = match who {
-            Who::Machine => None,
-            Who::Device(place) => self.names(place),
-        };
-        self.child(who, |child| {
-            say(&match names {
-                None => "the machine process hangs in the kernel and is left alone".to_owned(),
-                Some((id, name)) => format!(
-                    "{id}: {name} hangs in the kernel and is left alone (process {}); look at the \
-                     state of its resource",
-                    child.pid()
-                ),
-            });
-            child.abandon();
-        });
-        self.forget(who);
-    }
-
-    /// The device's id, and what its back-end is called.
-    fn names(&self, place: usize) -> Option<(String, String)> {
-        let Opened { spec, server, .. } = self.resources.devices.get(place)?;
-        Some((spec.id.clone(), server.name()))
-    }
-
-    /// A process that is gone, with its socket.
-    fn forget(&mut self, who: Who) {
         match who {
-            Who::Machine => self.machine = None,
-            Who::Device(place) => {
-                if let Some(backend) = self.backends.get_mut(place) {
-                    backend.child = None;
-                }
+            Who::Machine => {
+                say("the machine process hangs in the kernel and is left alone");
+                self.child(who, Child::abandon);
+                self.machine = None;
             }
+            Who::Device(place) => self.backend(place, Backend::abandon),
         }
-    }
-
-    fn seek(&mut self, place: usize) {
-        let opened = self.resources.devices.get(place);
-        let Some((Opened { spec, server, .. }, backend)) = opened.zip(self.backends.get_mut(place))
-        else {
-            return;
-        };
-        backend.found = None;
-        backend.search = server
-            .sought()
-            .map(|(whom, path, wait)| Search::new(&spec.id, whom, path, wait, Instant::now()));
     }
 
     fn start_machine(&mut self) -> Result<()> {
@@ -213,46 +167,17 @@ impl<'a> Hands<'a> {
         Ok(())
     }
 
-    fn attach(&mut self, place: usize, session: SessionNumber) -> Result<()> {
-        let resources = self.resources;
-        let opened = resources.devices.get(place);
-        let (opened, backend) = opened
-            .zip(self.backends.get_mut(place))
-            .context("there is no such device")?;
-        let spec = &opened.spec;
-        let found = backend.found.take();
+    fn attach(&mut self, place: usize, session: SessionNumber, kept: Kept) -> Result<()> {
+        let backend = self.backends.get_mut(place);
+        let backend = backend.context("there is no such device")?;
+        let opened = backend.opened();
+        let device = opened.spec.id.clone();
         if !self.is_whole {
-            bail!(
-                "{}: not started, as another part of the VM was not",
-                spec.id
-            );
+            bail!("{device}: not started, as another part of the VM was not");
         }
-        let front = match &opened.server {
-            Server::Socket { .. } => found.context("nobody was found")?,
-            Server::Program {
-                program,
-                args,
-                lent,
-            } => {
-                let (front, back) = Handover::of(&spec.kind)
-                    .sockets()
-                    .with_context(|| format!("{}: making a socket", spec.id))?;
-                let mut environment = resources.logging.environment(Some(&spec.id));
-                environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
-                let start = || {
-                    let lent = lend(lent, found)?;
-                    let fds = [&back].into_iter().chain(&lent).map(AsFd::as_fd);
-                    let fds: Vec<_> = fds.collect();
-                    Child::start(self.parent, program, args, &environment, &fds)
-                };
-                let child =
-                    start().with_context(|| format!("{}: starting {}", spec.id, program.name()))?;
-                backend.child = Some(child);
-                front.into()
-            }
-        };
+        let front = backend.start(session, kept, self.parent, &self.resources.logging)?;
         let attach = ToMachine::Attach {
-            device: spec.id.clone(),
+            device,
             session,
             asked: !opened.server.is_ours(),
             whose: opened.whose,
@@ -271,10 +196,14 @@ impl<'a> Hands<'a> {
 
     /// Waits until something happens, or until `due`, and returns all that has.
     /// The machine's words come before any death: when a guest powers off, every
-    /// process ends at nearly the same moment.
+    /// process ends at nearly the same moment. The back-ends' words come before the
+    /// machine's, but are read after them: one that has not said that it is ready, and
+    /// was attached, will not say so.
     pub(crate) fn wait(&mut self, due: Option<Instant>) -> Vec<Event> {
         let dead = self.poll(due);
-        let mut events = self.listen();
+        let said = self.listen();
+        let mut events = self.of_each(Backend::attend);
+        events.extend(said);
         if self.signals.take().is_some() {
             events.push(Event::Asked);
         }
@@ -282,9 +211,22 @@ impl<'a> Hands<'a> {
             events.push(Event::Asked);
         }
         events.extend(self.reap(&dead));
-        events.extend(self.look());
+        events.extend(self.of_each(Backend::look));
         events.push(Event::Tick);
         events
+    }
+
+    /// What there is of every back-end.
+    fn of_each<I: IntoIterator<Item = device::Event>>(
+        &mut self,
+        ask: impl Fn(&mut Backend<'a>) -> I,
+    ) -> Vec<Event> {
+        let backends = self.backends.iter_mut().enumerate();
+        let events = backends.flat_map(|(place, backend)| {
+            let events = ask(backend).into_iter();
+            events.map(move |event| Event::Device(place, event))
+        });
+        events.collect()
     }
 
     /// What was readable at one moment.
@@ -301,17 +243,16 @@ impl<'a> Hands<'a> {
         }
         for (place, backend) in self.backends.iter().enumerate() {
             let gone = Some(Source::Process(Who::Device(place)));
-            let child = backend.child.as_ref().map(Child::pidfd);
+            let child = backend.pidfd();
             watched.extend(child.map(|fd| (gone, fd, PollFlags::POLLIN)));
-            let search = backend.search.as_ref().and_then(Search::fd);
-            watched.extend(search.map(|fd| (None, fd, PollFlags::POLLIN)));
+            watched.extend(backend.watched().map(|fd| (None, fd, PollFlags::POLLIN)));
         }
         let mut fds: Vec<_> = watched
             .iter()
             .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
             .collect();
-        let searches = self.backends.iter().filter_map(|b| b.search.as_ref());
-        let next = searches.filter_map(Search::due).chain(due).min();
+        let searches = self.backends.iter().filter_map(Backend::due);
+        let next = searches.chain(due).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| Deadline::at(next).poll_timeout());
         let _ = poll(&mut fds, timeout);
         let mut ready = Ready::default();
@@ -336,35 +277,20 @@ impl<'a> Hands<'a> {
     fn reap(&mut self, ready: &Ready) -> Vec<Event> {
         let mut events = Vec::new();
         for &who in &ready.ended {
-            let mut death = None;
-            self.child(who, |child| death = child.try_reap());
-            let Some(death) = death else { continue };
-            self.forget(who);
-            events.push(match who {
-                Who::Machine => Event::Machine(machine::Event::Died(death)),
-                Who::Device(place) => Event::Device(place, device::Event::Died(death)),
-            });
-        }
-        events
-    }
-
-    /// Whether anybody who is looked for has come.
-    fn look(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        for (place, backend) in self.backends.iter_mut().enumerate() {
-            let Some(search) = &mut backend.search else {
-                continue;
-            };
-            let event = match search.look(Instant::now()) {
-                Ok(None) => continue,
-                Ok(found) => {
-                    backend.found = found;
-                    device::Event::Found
+            match who {
+                Who::Machine => {
+                    let machine = self.machine.as_mut();
+                    let death = machine.and_then(|machine| machine.child.try_reap());
+                    let Some(death) = death else { continue };
+                    self.machine = None;
+                    events.push(Event::Machine(machine::Event::Died(death)));
                 }
-                Err(error) => device::Event::CannotBegin(format!("{error:#}")),
-            };
-            backend.search = None;
-            events.push(Event::Device(place, event));
+                Who::Device(place) => {
+                    let backend = self.backends.get_mut(place);
+                    let of_it = backend.map(Backend::reap).unwrap_or_default();
+                    events.extend(of_it.into_iter().map(|event| Event::Device(place, event)));
+                }
+            }
         }
         events
     }
@@ -386,14 +312,4 @@ struct Ready {
 
 fn copy(file: &File) -> io::Result<OwnedFd> {
     Ok(file.try_clone()?.into())
-}
-
-/// What a program is lent, to be given away; `peer` is the connection to its.
-fn lend(lent: &Lent, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
-    match lent {
-        Lent::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
-        Lent::Tap(tap) => tap.copies(),
-        Lent::Listening(listener) => Ok(vec![listener.copy()?]),
-        Lent::Peer { .. } => Ok(peer.into_iter().collect()),
-    }
 }

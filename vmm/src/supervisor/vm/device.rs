@@ -20,6 +20,7 @@
 //! never live side by side.
 
 mod ending;
+mod line;
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
+use self::line::Line;
 use super::action::{Action, Who};
 use super::end::Patience;
 use crate::supervisor::process::child::Death;
@@ -47,10 +49,16 @@ pub(crate) enum Event {
     Attached(SessionNumber),
     /// This session is over, or could not begin, with the reason.
     Lost(SessionNumber, String),
-    /// The back-end of this session says what its successor must know. (Nobody
-    /// says so yet: our back-ends have no line to the supervisor.)
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody tells it yet"))]
+    /// The back-end of this session says that it is ready: before it is attached, or
+    /// it keeps version 1 of the launch contract.
+    Ready(SessionNumber),
+    /// The back-end of this session says what its successor must know.
     Keeps(SessionNumber, Kept),
+    /// The back-end of this session has said what no back-end says, and is not heard
+    /// any more.
+    Nonsense(SessionNumber, String),
+    /// The back-end of this session has closed its line.
+    HungUp(SessionNumber),
     /// Its process has ended.
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.
@@ -138,6 +146,17 @@ pub(crate) enum State {
     },
 }
 
+/// Who serves a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// A program of Outboard's own, started for it.
+    ByOwn,
+    /// A program that the user has named, started for it.
+    ByNamed,
+    /// Whoever listens at a socket: no process of ours.
+    AtSocket,
+}
+
 /// One device.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -147,30 +166,34 @@ pub(crate) struct Device {
     name: String,
     /// Whether somebody must be found before it can begin.
     seeks: bool,
-    /// Whether its back-end is a process of ours.
-    is_ours: bool,
-    /// Whether that process lives.
+    served: Served,
+    /// Whether it has a process of ours.
     lives: bool,
     session: SessionNumber,
-    /// What must survive its back-end, and its driver will not say again.
-    kept: Kept,
+    line: Line,
+    /// The user knows that its back-end keeps version 1 of the launch contract.
+    told_version: bool,
+    /// What must survive its back-end, and its driver will not say again; `None`:
+    /// nobody knows that.
+    kept: Option<Kept>,
     state: State,
 }
 
 impl Device {
     /// The device at `place`, called `id`, whose back-end is called `name`;
-    /// `seeks` and `is_ours` tell whether somebody must be found first, and whether
-    /// the back-end is a process of ours.
-    pub(crate) fn new(place: usize, id: &str, name: &str, seeks: bool, is_ours: bool) -> Self {
+    /// `seeks` tells whether somebody must be found before it can begin.
+    pub(crate) fn new(place: usize, id: &str, name: &str, seeks: bool, served: Served) -> Self {
         Self {
             place,
             id: id.to_owned(),
             name: name.to_owned(),
             seeks,
-            is_ours,
+            served,
             lives: false,
             session: 0,
-            kept: Kept::Nothing,
+            line: Line::Silent,
+            told_version: false,
+            kept: Some(Kept::Nothing),
             state: State::Down,
         }
     }
@@ -192,13 +215,13 @@ impl Device {
 
     /// What a successor of its back-end is to be told before its first ring.
     #[cfg(test)]
-    pub(crate) fn kept(&self) -> &Kept {
-        &self.kept
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
     }
 
     /// When time itself is the next event, if nothing else comes before.
     pub(crate) fn due(&self) -> Option<Instant> {
-        match &self.state {
+        let due = match &self.state {
             State::Lost { until, .. } | State::Left { until, .. } | State::Killed { until, .. } => {
                 Some(*until)
             }
@@ -211,22 +234,20 @@ impl Device {
                 Some(*since + tell.min(*mention).min(limits::END))
             }
             _ => None,
-        }
+        };
+        due.into_iter().chain(self.line_due()).min()
     }
 
     /// Takes an event; returns what becomes of it.
     pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
-        if matches!(event, Event::Died(_) | Event::CannotBegin(_)) {
-            self.lives = false;
-        }
+        let Some(event) = self.hear(event, now, &mut out) else {
+            return out;
+        };
         match event {
             // A guest that is started anew has new drivers.
-            Event::Begin => self.kept = Kept::Nothing,
-            Event::Keeps(session, kept) if session == self.session => {
-                self.keep(kept);
-                return out;
-            }
+            Event::Begin => self.kept = Some(Kept::Nothing),
+            Event::Died(_) | Event::CannotBegin(_) => self.gone(),
             _ => {}
         }
         let state = std::mem::replace(&mut self.state, State::Down);
@@ -242,13 +263,10 @@ impl Device {
         out
     }
 
-    /// What comes from a process that is not trusted is checked, and what cannot be
-    /// true is not kept.
-    fn keep(&mut self, kept: Kept) {
-        match kept.check() {
-            Ok(()) => self.kept = kept,
-            Err(error) => log::warn!("{}: {} keeps {error}", self.id, self.name),
-        }
+    /// It has no process any more.
+    fn gone(&mut self) {
+        self.lives = false;
+        self.line = Line::Silent;
     }
 
     /// Before there is a back-end.
@@ -261,8 +279,9 @@ impl Device {
             (State::Down, Event::Begin) | (State::Seeking, Event::Found) => State::Found,
             (State::Found, Event::Go) => {
                 self.session += 1;
-                self.lives = self.is_ours;
-                out.push(Outcome::Do(Action::Attach(self.place, self.session)));
+                self.lives = self.served != Served::AtSocket;
+                let kept = self.kept.clone().unwrap_or_default();
+                out.push(Outcome::Do(Action::Attach(self.place, self.session, kept)));
                 State::Attaching
             }
             (State::Seeking, Event::CannotBegin(text)) => {
@@ -287,7 +306,10 @@ impl Device {
     ) -> State {
         let until = now + limits::LAG;
         match event {
-            Event::Attached(session) if session == self.session => State::Serving,
+            Event::Attached(session) if session == self.session => {
+                self.check_version(out);
+                State::Serving
+            }
             Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), out),
             Event::Lost(session, text) if session == self.session => match self.lives {
                 true => State::Lost { text, until },
@@ -349,6 +371,9 @@ impl Device {
     }
 
     fn fault(&self, fault: Fault, out: &mut Vec<Outcome>) -> State {
+        if matches!(fault, Fault::Died(..)) {
+            out.push(Outcome::Do(Action::TellCounts(self.place)));
+        }
         out.push(Outcome::Fault(fault));
         State::Over
     }

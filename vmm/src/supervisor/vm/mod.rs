@@ -1,7 +1,7 @@
 //! One VM while it lives: the only loop of the supervisor.
 //!
 //! ```text
-//!      ┌── events: the machine's words, deaths, signals, somebody found, time ◀──┐
+//!      ┌── events: a back-end's words, the machine's, deaths, signals, time ◀───┐
 //!      ▼                                                                        │
 //!  [`life`] ([`machine`], [`device`] each, [`end`]: pure) ── actions ──▶ [`actions`]
 //! ```
@@ -9,6 +9,8 @@
 
 pub(crate) mod action;
 pub(crate) mod actions;
+pub(crate) mod backend;
+pub(crate) mod counters;
 pub(crate) mod device;
 pub(crate) mod end;
 pub(crate) mod event;

@@ -56,7 +56,7 @@ impl Device {
                 Event::Tick,
             ) => self.leaving((since, told, mention), now, out),
             (State::Killed { until, .. }, Event::Tick) if now >= until => {
-                self.lives = false;
+                self.gone();
                 out.push(Outcome::Do(Action::Abandon(Who::Device(self.place))));
                 State::Down
             }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use log::Level;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
@@ -10,7 +11,7 @@ use outboard_protocol::launch::{Cause, Ending, FromMachine};
 
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::device::{self, Device, Served};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine;
@@ -29,7 +30,7 @@ struct Story {
 impl Story {
     /// Disks with a back-end of ours each.
     fn of_ours(disks: usize) -> Self {
-        let disk = |place| Device::new(place, &format!("disk{place}"), "blk", false, true);
+        let disk = |place| Device::new(place, &format!("disk{place}"), "blk", false, Served::ByOwn);
         Self::of((0..disks).map(disk).collect(), false)
     }
 
@@ -77,11 +78,13 @@ impl Story {
         }))
     }
 
-    /// Begins, and comes to where the guest runs.
+    /// Begins, and comes to where the guest runs; every back-end has said that it is
+    /// ready.
     fn run(mut self) -> Self {
         self.on(Event::Begin);
         for place in 0..self.life.devices().len() {
-            self.attached(place, 1);
+            self.device(place, device::Event::Ready(1));
+            assert_eq!(self.attached(place, 1), []);
         }
         assert_eq!(
             self.on(Event::Said(FromMachine::Running)),
@@ -93,6 +96,22 @@ impl Story {
     fn verdict(&self) -> &Verdict {
         self.life.verdict().expect("it has not ended")
     }
+}
+
+/// A device is attached whose guest begins anew.
+fn attach(place: usize, session: u64) -> Action {
+    Action::Attach(place, session, Kept::Nothing)
+}
+
+/// What is logged, and how seriously.
+fn logged(actions: &[Action]) -> Vec<(Level, &str)> {
+    let mut lines = Vec::new();
+    for action in actions {
+        if let Action::Log(level, text) = action {
+            lines.push((*level, text.as_str()));
+        }
+    }
+    lines
 }
 
 fn said(actions: &[Action]) -> Vec<&str> {
@@ -110,19 +129,23 @@ fn everything_is_started_side_by_side() {
     let mut story = Story::of_ours(2);
     assert_eq!(
         story.on(Event::Begin),
-        [
-            Action::StartMachine,
-            Action::Attach(0, 1),
-            Action::Attach(1, 1)
-        ]
+        [Action::StartMachine, attach(0, 1), attach(1, 1)]
     );
     assert_eq!(Story::of_ours(0).on(Event::Begin), [Action::StartMachine]);
 }
 
 #[test]
 fn nothing_is_started_before_everybody_who_is_needed_was_found() {
-    let sought = |place| Device::new(place, &format!("disk{place}"), "/run/s", true, false);
-    let ours = Device::new(1, "disk1", "blk", false, true);
+    let sought = |place| {
+        Device::new(
+            place,
+            &format!("disk{place}"),
+            "/run/s",
+            true,
+            Served::AtSocket,
+        )
+    };
+    let ours = Device::new(1, "disk1", "blk", false, Served::ByOwn);
     let mut story = Story::of(vec![sought(0), ours, sought(2)], false);
     assert_eq!(story.on(Event::Begin), [Action::Seek(0), Action::Seek(2)]);
     assert_eq!(story.device(2, device::Event::Found), []);
@@ -130,16 +153,24 @@ fn nothing_is_started_before_everybody_who_is_needed_was_found() {
         story.device(0, device::Event::Found),
         [
             Action::StartMachine,
-            Action::Attach(0, 1),
-            Action::Attach(1, 1),
-            Action::Attach(2, 1)
+            attach(0, 1),
+            attach(1, 1),
+            attach(2, 1)
         ]
     );
 }
 
 #[test]
 fn one_who_is_not_found_ends_the_vm_before_it_began() {
-    let sought = |place| Device::new(place, &format!("disk{place}"), "/run/s", true, false);
+    let sought = |place| {
+        Device::new(
+            place,
+            &format!("disk{place}"),
+            "/run/s",
+            true,
+            Served::AtSocket,
+        )
+    };
     let mut story = Story::of(vec![sought(0), sought(1)], false);
     story.on(Event::Begin);
     let nobody = device::Event::CannotBegin("nobody listens".into());
@@ -154,7 +185,7 @@ fn one_who_is_not_found_ends_the_vm_before_it_began() {
 
 #[test]
 fn who_asks_while_somebody_is_looked_for_is_heard_at_once() {
-    let sought = Device::new(0, "disk0", "/run/s", true, false);
+    let sought = Device::new(0, "disk0", "/run/s", true, Served::AtSocket);
     let mut story = Story::of(vec![sought], false);
     story.on(Event::Begin);
     story.on(Event::Asked);
@@ -459,7 +490,7 @@ fn signals_in_a_burst_ask_once_and_a_later_one_again() {
 #[test]
 fn a_guest_s_reset_starts_the_machine_again_and_the_sessions_go_on_counting() {
     for (restarts, asked) in [(true, false), (true, true), (false, false)] {
-        let disk = Device::new(0, "disk0", "blk", false, true);
+        let disk = Device::new(0, "disk0", "blk", false, Served::ByOwn);
         let mut story = Story::of(vec![disk], restarts).run();
         let ending = Ending::Reset;
         story.on(Event::Said(FromMachine::Ended { ending }));
@@ -470,10 +501,11 @@ fn a_guest_s_reset_starts_the_machine_again_and_the_sessions_go_on_counting() {
         let actions = story.device(0, device::Event::Died(IN_ORDER));
         match restarts && !asked {
             true => {
-                assert_eq!(actions, [Action::StartMachine, Action::Attach(0, 2)]);
+                assert_eq!(actions, [Action::StartMachine, attach(0, 2)]);
                 assert!(!story.life.machine().has_run());
                 // A late word of the former run counts for nothing.
                 assert_eq!(story.lost(0, 1, "late"), []);
+                story.device(0, device::Event::Ready(2));
                 assert_eq!(story.attached(0, 2), []);
                 assert_eq!(*story.life.devices()[0].state(), device::State::Serving);
             }
@@ -482,15 +514,16 @@ fn a_guest_s_reset_starts_the_machine_again_and_the_sessions_go_on_counting() {
     }
 }
 
+fn disk(sync_failed: bool) -> Kept {
+    Kept::Disk(DiskState {
+        writeback: false,
+        sync_failed,
+    })
+}
+
 #[test]
 fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
-    let disk = |sync_failed| {
-        Kept::Disk(DiskState {
-            writeback: false,
-            sync_failed,
-        })
-    };
-    let device = Device::new(0, "disk0", "blk", false, true);
+    let device = Device::new(0, "disk0", "blk", false, Served::ByOwn);
     let mut story = Story::of(vec![device], true).run();
     story.device(0, device::Event::Keeps(1, disk(true)));
     // A predecessor's late word, and one that no card can have said.
@@ -504,15 +537,128 @@ fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
         ending: Ending::Reset,
     }));
     story.machine(machine::Event::Died(IN_ORDER));
-    assert_eq!(*story.life.devices()[0].kept(), disk(true));
-    story.device(0, device::Event::Died(IN_ORDER));
-    assert_eq!(*story.life.devices()[0].state(), device::State::Attaching);
-    assert_eq!(*story.life.devices()[0].kept(), Kept::Nothing);
+    assert_eq!(story.life.devices()[0].kept(), Some(&disk(true)));
+    let actions = story.device(0, device::Event::Died(IN_ORDER));
+    assert_eq!(actions, [Action::StartMachine, attach(0, 2)]);
+    assert_eq!(story.life.devices()[0].kept(), Some(&Kept::Nothing));
+    // A late word of the process that is gone.
+    story.device(0, device::Event::Ready(1));
+    story.device(0, device::Event::Keeps(1, disk(true)));
+    assert_eq!(story.life.devices()[0].kept(), Some(&Kept::Nothing));
+}
+
+#[test]
+fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once() {
+    for (served, level, advice) in [
+        (Served::ByOwn, Level::Info, "it is older than outboard"),
+        (Served::ByNamed, Level::Info, "lost when it ends"),
+    ] {
+        let disk = Device::new(0, "disk0", "blk", false, served);
+        let mut story = Story::of(vec![disk], true);
+        story.on(Event::Begin);
+        // Most do not even close what they do not know.
+        story.device(0, device::Event::HungUp(1));
+        let actions = story.attached(0, 1);
+        let [(told, text)] = logged(&actions)[..] else {
+            panic!("{actions:?}");
+        };
+        let words = "disk0: blk keeps version 1 of the launch contract: ";
+        assert!(text.starts_with(words) && text.contains(advice), "{text}");
+        assert_eq!(told, level);
+        assert_eq!(story.life.devices()[0].kept(), None);
+        story.on(Event::Said(FromMachine::Running));
+        let ending = Ending::Reset;
+        story.on(Event::Said(FromMachine::Ended { ending }));
+        story.machine(machine::Event::Died(IN_ORDER));
+        story.device(0, device::Event::Died(IN_ORDER));
+        assert_eq!(story.attached(0, 2), []);
+        assert_eq!(story.life.devices()[0].kept(), None);
+    }
+    // Who listens at a socket has no line to us.
+    let mut story = Story::of(
+        vec![Device::new(0, "disk0", "/run/s", true, Served::AtSocket)],
+        false,
+    );
+    story.on(Event::Begin);
+    story.device(0, device::Event::Found);
+    assert_eq!(story.attached(0, 1), []);
+}
+
+#[test]
+fn one_that_says_nonsense_serves_on_and_is_not_heard_any_more() {
+    for ready in [true, false] {
+        let mut story = Story::of_ours(1);
+        story.on(Event::Begin);
+        if ready {
+            story.device(0, device::Event::Ready(1));
+            story.device(0, device::Event::Keeps(1, disk(true)));
+        }
+        let nonsense = || device::Event::Nonsense(1, "a poem".into());
+        let actions = story.device(0, nonsense());
+        let [(Level::Warn, text)] = logged(&actions)[..] else {
+            panic!("{actions:?}");
+        };
+        let words = "disk0: blk says what no back-end says (a poem): it serves on";
+        assert!(text.starts_with(words), "{text}");
+        for event in [
+            nonsense(),
+            device::Event::Keeps(1, disk(true)),
+            device::Event::Ready(1),
+            device::Event::HungUp(1),
+        ] {
+            assert_eq!(story.device(0, event), []);
+        }
+        assert_eq!(story.life.devices()[0].kept(), None);
+        assert_eq!(story.attached(0, 1), [], "that was told already");
+        assert_eq!(*story.life.devices()[0].state(), device::State::Serving);
+    }
+}
+
+#[test]
+fn one_that_hangs_up_and_lives_on_is_told_of_and_one_that_dies_is_not() {
+    let mut story = Story::of_ours(1).run();
+    assert_eq!(story.device(0, device::Event::HungUp(1)), []);
+    assert_eq!(story.life.due(), Some(story.start + limits::LAG));
+    let actions = story.tick(limits::LAG);
+    let [(Level::Warn, text)] = logged(&actions)[..] else {
+        panic!("{actions:?}");
+    };
+    assert!(text.contains("blk has closed its line"), "{text}");
+    assert_eq!(story.life.due(), None);
+    assert_eq!(*story.life.devices()[0].state(), device::State::Serving);
+    // Its death explains it; what was kept is what it had.
+    let mut story = Story::of_ours(1).run();
+    story.device(0, device::Event::Keeps(1, disk(true)));
+    story.device(0, device::Event::HungUp(1));
+    let actions = story.device(0, device::Event::Died(KILLED));
+    assert_eq!(logged(&actions), []);
+    assert_eq!(story.life.devices()[0].kept(), Some(&disk(true)));
+    // Nor is it told of one that has yet to finish its I/O.
+    let mut story = ending(1);
+    story.device(0, device::Event::HungUp(1));
+    assert_eq!(story.tick(limits::LAG), []);
+    assert_eq!(story.life.devices()[0].kept(), None);
+}
+
+#[test]
+fn what_one_that_dies_had_served_is_told_before_its_fault() {
+    let counts = Action::TellCounts(0);
+    let mut story = Story::of_ours(1).run();
+    assert_eq!(story.device(0, device::Event::Died(KILLED))[0], counts);
+    let mut story = Story::of_ours(1).run();
+    story.lost(0, 1, "it closed its connection");
+    assert_eq!(story.device(0, device::Event::Died(KILLED))[0], counts);
+    let mut story = Story::of_ours(1).run();
+    assert_eq!(story.device(0, device::Event::Died(IN_ORDER)), []);
+    assert_eq!(story.tick(limits::LAG)[0], counts);
+    // One whose VM ends has served to the end.
+    let mut story = ending(1);
+    assert_eq!(story.device(0, device::Event::Died(IN_ORDER)), []);
 }
 
 #[test]
 fn who_is_not_found_after_a_guest_s_reset_was_not_started_either() {
-    let sought = Device::new(0, "disk0", "/run/s", true, false);
+    let sought = Device::new(0, "disk0", "/run/s", true, Served::AtSocket);
     let mut story = Story::of(vec![sought], true);
     story.on(Event::Begin);
     story.device(0, device::Event::Found);
@@ -634,7 +780,7 @@ fn each_mention_has_its_time() {
 
 #[test]
 fn one_that_was_left_alone_is_not_waited_for_when_the_guest_is_started_again() {
-    let disk = Device::new(0, "disk0", "blk", false, true);
+    let disk = Device::new(0, "disk0", "blk", false, Served::ByOwn);
     let mut story = Story::of(vec![disk], true).run();
     let ending = Ending::Reset;
     story.on(Event::Said(FromMachine::Ended { ending }));
@@ -646,7 +792,7 @@ fn one_that_was_left_alone_is_not_waited_for_when_the_guest_is_started_again() {
         [
             Action::Abandon(Who::Device(0)),
             Action::StartMachine,
-            Action::Attach(0, 2)
+            attach(0, 2)
         ]
     );
 }

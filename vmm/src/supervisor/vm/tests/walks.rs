@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::device::{self, Device, Served};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
@@ -44,6 +45,26 @@ impl Dice {
         }
     }
 
+    fn kept(&mut self) -> Kept {
+        match self.throw(3) {
+            0 => Kept::Nothing,
+            bit => Kept::Disk(DiskState {
+                writeback: bit == 1,
+                sync_failed: self.one(2),
+            }),
+        }
+    }
+
+    /// What is heard on the line of this session.
+    fn heard(&mut self, session: u64) -> device::Event {
+        match self.throw(5) {
+            0 | 1 => device::Event::Ready(session),
+            2 => device::Event::Keeps(session, self.kept()),
+            3 => device::Event::Nonsense(session, "a poem".into()),
+            _ => device::Event::HungUp(session),
+        }
+    }
+
     fn ending(&mut self) -> Ending {
         match self.throw(3) {
             0 => Ending::PowerOff,
@@ -64,6 +85,8 @@ struct Slot {
     failed: bool,
     /// The number of the last session.
     session: u64,
+    /// The user was told that it keeps version 1.
+    told: bool,
 }
 
 /// What a VM has done to a world of processes that live and die as they please.
@@ -91,7 +114,10 @@ impl World {
                 &format!("d{place}"),
                 "blk",
                 seeks,
-                slot.is_ours,
+                match slot.is_ours {
+                    true => Served::ByOwn,
+                    false => Served::AtSocket,
+                },
             ));
         }
         let restarts = dice.one(2);
@@ -138,10 +164,11 @@ impl World {
                 (self.machine_lives, self.speaks) = (true, true);
                 self.machine_killed = false;
             }
-            Action::Attach(place, session) => {
+            Action::Attach(place, session, kept) => {
                 let slot = &mut self.slots[place];
                 assert!(!slot.lives, "a successor while its predecessor lives");
                 assert!(session > slot.session);
+                assert_eq!(kept, Kept::Nothing, "of a guest that is over");
                 slot.session = session;
                 slot.failed = slot.is_ours && dice.one(20);
                 if slot.failed {
@@ -172,6 +199,13 @@ impl World {
                 }
             },
             Action::GuestRuns => assert!(self.machine_lives),
+            Action::Log(_, text) if text.contains("version 1") => {
+                let place: usize = text[1..2].parse().unwrap();
+                let slot = &mut self.slots[place];
+                assert!(slot.is_ours && !std::mem::replace(&mut slot.told, true));
+            }
+            Action::Log(_, text) => assert!(text.contains("it serves on")),
+            Action::TellCounts(place) => assert!(self.slots[place].is_ours),
             // One that is gone hears nothing.
             Action::StopMachine | Action::GuestIsOver | Action::Say(_) => {}
         }
@@ -244,6 +278,10 @@ impl World {
             if slot.lives && dice.one(2) {
                 self.slots[place].lives = false;
                 return Event::Device(place, device::Event::Died(dice.death()));
+            }
+            if slot.lives && dice.one(2) {
+                let session = slot.session.saturating_sub(dice.throw(2).into());
+                return Event::Device(place, dice.heard(session));
             }
             if self.speaks {
                 let device = format!("d{place}");
@@ -318,7 +356,7 @@ impl World {
 
 /// An event of a device, whatever state it is in.
 fn device_event(dice: &mut Dice) -> device::Event {
-    match dice.throw(12) {
+    match dice.throw(16) {
         0 => device::Event::Begin,
         1 => device::Event::Found,
         2 => device::Event::CannotBegin("no".into()),
@@ -334,7 +372,11 @@ fn device_event(dice: &mut Dice) -> device::Event {
         }),
         9 => device::Event::Hurry,
         10 => device::Event::Settle,
-        _ => device::Event::Tick,
+        11 => device::Event::Tick,
+        _ => {
+            let session = dice.throw(3).into();
+            dice.heard(session)
+        }
     }
 }
 
@@ -385,8 +427,10 @@ proptest! {
         is_ours: bool,
     ) {
         let mut now = Instant::now();
-        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours);
+        let served = if is_ours { Served::ByNamed } else { Served::AtSocket };
+        let mut device = Device::new(0, "disk0", "blk", seeks, served);
         let (mut lives, mut last) = (false, 0);
+        let (mut told, mut ready) = (false, false);
         for mut dice in walk.into_iter().map(Dice) {
             let event = device_event(&mut dice);
             // Nobody dies who does not live, and who could not be started does not.
@@ -399,11 +443,31 @@ proptest! {
                 _ => {}
             }
             now += Duration::from_secs(dice.throw(3).into());
-            for outcome in device.step(event, now) {
+            let before = device.kept().cloned();
+            let of_another = match &event {
+                device::Event::Ready(session)
+                | device::Event::Keeps(session, _)
+                | device::Event::Nonsense(session, _)
+                | device::Event::HungUp(session) => !lives || *session != last,
+                _ => false,
+            };
+            ready |= lives && event == device::Event::Ready(last);
+            let outcomes = device.step(event, now);
+            if of_another {
+                assert!(outcomes.is_empty(), "{outcomes:?}");
+                assert_eq!(device.kept(), before.as_ref());
+            }
+            for outcome in outcomes {
                 match outcome {
-                    device::Outcome::Do(Action::Attach(_, session)) => {
-                        assert!(!lives && session > last);
-                        (lives, last) = (is_ours, session);
+                    device::Outcome::Do(Action::Log(_, text)) => {
+                        assert!(lives, "{text}");
+                        if text.contains("version 1") {
+                            assert!(!ready && !std::mem::replace(&mut told, true));
+                        }
+                    }
+                    device::Outcome::Do(Action::Attach(_, session, kept)) => {
+                        assert!(!lives && session > last && kept == Kept::Nothing);
+                        (lives, last, ready) = (is_ours, session, false);
                     }
                     device::Outcome::Do(Action::Kill(_) | Action::Terminate(_)) => assert!(lives),
                     device::Outcome::Do(Action::Abandon(_)) => lives = false,
