@@ -23,7 +23,8 @@ use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend, VERSION};
 use crate::rendezvous::{Rendezvous, Way};
 use crate::watch::Watch;
 
-/// Messages that are taken before anything else is looked at.
+/// Messages that are taken before anything else is looked at, whatever they say: one
+/// who never stops speaking must not keep us from hearing others.
 const AT_ONCE: usize = 64;
 /// What is readable: the back-end's channel, a peer that is wanted, the interface.
 const BACK_END: u64 = 0;
@@ -165,7 +166,8 @@ impl Line {
         self.flush();
     }
 
-    /// Does what is due, and returns what was heard, 64 messages at most.
+    /// Does what is due, and returns what was heard in 64 messages at most; there may
+    /// be more.
     pub fn attend(&mut self) -> Vec<Heard> {
         let due = self.due();
         let heard = self.listen();
@@ -249,9 +251,8 @@ impl Line {
 
     fn listen(&mut self) -> Vec<Heard> {
         let mut heard = Vec::new();
-        while heard.len() < AT_ONCE
-            && let Some(open) = &mut self.open
-        {
+        for _ in 0..AT_ONCE {
+            let Some(open) = &mut self.open else { break };
             let last = match open.channel.recv::<FromBackend>(at_once()) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 Err(error) => Heard::Nonsense(error.to_string()),

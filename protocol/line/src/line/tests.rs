@@ -138,6 +138,25 @@ fn what_no_back_end_says_ends_its_line() {
 }
 
 #[test]
+fn one_who_never_stops_speaking_is_heard_in_turns() {
+    let keeps = FromBackend::Keeps {
+        kept: Kept::Nothing,
+    };
+    for (said, heard) in [(keeps, AT_ONCE), (FromBackend::WantsPeer, 0)] {
+        let (mut line, theirs) = started(None);
+        say(&theirs, &ready());
+        assert_eq!(line.attend().len(), 1);
+        for _ in 0..=AT_ONCE {
+            say(&theirs, &said);
+        }
+        assert_eq!(line.attend().len(), heard);
+        assert!(is_due(&line), "one is left");
+        line.attend();
+        assert!(!is_due(&line));
+    }
+}
+
+#[test]
 fn a_successor_has_a_line_of_its_own() {
     let (mut line, theirs) = started(None);
     say(&theirs, &ready());

@@ -226,11 +226,7 @@ impl<'a> Backend<'a> {
         };
         let mut events = Vec::new();
         for _ in 0..LAST_WORDS {
-            let words = self.attend();
-            if words.is_empty() {
-                break;
-            }
-            events.extend(words);
+            events.extend(self.attend());
         }
         self.forget();
         events.push(Event::Died(death));
