@@ -4,6 +4,7 @@
 mod boots;
 mod disks;
 mod endings;
+mod lines;
 mod net;
 mod pasted;
 mod rng;
@@ -133,6 +134,7 @@ fn main() -> ExitCode {
         ("boots", boots::tests()),
         ("disks", disks::tests()),
         ("endings", endings::tests()),
+        ("lines", lines::tests()),
         ("net", net::tests()),
         ("rng", rng::tests()),
         ("terminal", terminal::tests()),
