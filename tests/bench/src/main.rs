@@ -3,6 +3,7 @@
 //! Both sides of a comparison run in one go, interleaved, and the answer is a
 //! ratio with its spread: absolute times on a shared machine are noise.
 
+mod beside;
 mod compare;
 mod doorbell;
 mod footprint;
