@@ -11,6 +11,7 @@ mod net;
 mod processes;
 mod program;
 mod reads;
+mod restart;
 mod spread;
 mod startup;
 
@@ -56,6 +57,15 @@ enum What {
         products: Products,
         #[command(flatten)]
         options: compare::Options,
+    },
+    /// From GET_VRING_BASE to the first completion after the queue's restart,
+    /// beside another build's programs.
+    Restart {
+        /// Directory of `outboard-blk`.
+        #[arg(long)]
+        bin: PathBuf,
+        #[command(flatten)]
+        options: restart::Options,
     },
     /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
     /// rings.
@@ -113,6 +123,7 @@ fn main() -> ExitCode {
         } => startup::run(&products, runs, &other),
         What::Footprint { products, other } => footprint::run(&products, &other),
         What::Compare { products, options } => compare::run(&products, &options),
+        What::Restart { bin, options } => restart::run(&bin, &options),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };

@@ -15,7 +15,7 @@ use crate::program::{Program, passed, word};
 const WAIT: Duration = Duration::from_secs(120);
 const IMAGE: u64 = 64 << 20;
 /// A tmpfs.
-const MEMORY: &str = "/dev/shm";
+pub const MEMORY: &str = "/dev/shm";
 const IMAGE_NAME: &str = "disk.raw";
 
 /// A disk, and the directory that ends with it.
