@@ -4,6 +4,7 @@
 //! for each row: one run of each build, in turn, the other one first each time
 //!     ──► figures of both, ratio of each pair ──► median, p10–p90
 //! ```
+//! Or one run has both builds alive and in turn, as often as it likes ([`Table::row_of_both`]).
 //! A row that does not run is named with the reason; the others go on.
 
 use anyhow::{Context, Error, Result, bail, ensure};
@@ -57,13 +58,24 @@ impl<'a, S> Table<'a, S> {
         needs: &Result<T>,
         once: impl Fn(&T, &S) -> Result<Figures>,
     ) {
-        let lines = match needs {
-            Ok(needs) => self
-                .pairs(|side| once(needs, side))
-                .and_then(|pairs| lines(name, &pairs)),
+        let pairs = match needs {
+            Ok(needs) => self.pairs(|side| once(needs, side)),
             Err(why) => Err(Error::msg(format!("{why:#}"))),
         };
-        match lines {
+        self.show(name, pairs);
+    }
+
+    /// The same, of pairs whose two runs are one run of both builds: `both` has each
+    /// of them in turn for as short a time as it likes.
+    pub fn row_of_both(&mut self, name: &str, both: impl Fn([&S; 2]) -> Result<[Figures; 2]>) {
+        let pairs = (0..self.warm_up + self.rounds).map(|_| both(self.sides));
+        let pairs = pairs.collect::<Result<Vec<_>>>();
+        let counted = pairs.map(|pairs| pairs.into_iter().skip(self.warm_up).collect());
+        self.show(name, counted);
+    }
+
+    fn show(&mut self, name: &str, pairs: Result<Vec<[Figures; 2]>>) {
+        match pairs.and_then(|pairs| lines(name, &pairs)) {
             Ok(lines) => println!("{}", lines.join("\n")),
             Err(why) => {
                 println!("{name}: not run: {why:#}");
@@ -190,6 +202,25 @@ mod tests {
         let nothing = figures(&[("machine KiB", f64::NAN), ("outboard-blk KiB", 2.0)]);
         assert!(lines("memory", &[[both, nothing]]).is_err());
         assert!(lines("memory", &[]).is_err());
+    }
+
+    #[test]
+    fn a_row_of_both_has_no_turns_of_its_own() {
+        let mut table = Table {
+            sides: [&"this", &"other"],
+            warm_up: 1,
+            rounds: 2,
+            missing: Vec::new(),
+        };
+        let runs = RefCell::new(0);
+        table.row_of_both("restarts", |sides| {
+            assert_eq!(sides, [&"this", &"other"]);
+            *runs.borrow_mut() += 1;
+            Ok(sides.map(|_| figures(&[("µs", 1.0)])))
+        });
+        assert_eq!(runs.into_inner(), 3);
+        table.row_of_both("more", |_| bail!("no program"));
+        assert_eq!(table.missing, ["more"]);
     }
 
     #[test]

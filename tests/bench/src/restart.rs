@@ -55,10 +55,10 @@ pub struct Options {
     /// Directory of the other build's programs.
     #[arg(long, value_name = "DIR")]
     against: PathBuf,
-    /// Pairs of runs in each row, besides one that warms up.
+    /// Pairs of fresh processes in each row, besides one that warms up.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Restarts in each run, which has a process of its own.
+    /// Restarts of each process.
     #[arg(long, default_value_t = 100)]
     restarts: usize,
     /// Rows whose name contains this, alone.
@@ -102,17 +102,54 @@ impl Case {
         format!("{}, {} queue{plural}{answered}", self.engine, self.queues)
     }
 
-    /// The median of the restarts of one process, in microseconds.
-    fn once(&self, program: &Path, restarts: usize) -> Result<f64> {
-        let mut back_end = BackEnd::start(program, self)?;
-        let mut times = Vec::new();
-        for _ in 0..restarts {
-            std::thread::sleep(PAUSE);
-            let time = back_end.restart(self.answered);
-            let time = time.with_context(|| format!("a restart ({})", back_end.program.said()))?;
-            times.push(time.as_secs_f64() * 1e6);
+    /// Starts a process of each program and restarts the queues of one and the other
+    /// in turn, so often each. Their medians, in microseconds.
+    fn once(&self, [this, other]: [&Path; 2], restarts: usize) -> Result<[f64; 2]> {
+        let mut this = Side::start("this build", this, self)?;
+        let mut other = Side::start("the other build", other, self)?;
+        for at in 0..restarts {
+            let order = match at % 2 {
+                0 => [&mut this, &mut other],
+                _ => [&mut other, &mut this],
+            };
+            for side in order {
+                side.restart(self.answered)?;
+            }
         }
-        Ok(Spread::new(times).quantile(0.5))
+        Ok([this, other].map(|side| Spread::new(side.times).quantile(0.5)))
+    }
+}
+
+/// One of the two that are restarted in turn.
+struct Side {
+    name: &'static str,
+    back_end: BackEnd,
+    /// Of its restarts, in microseconds.
+    times: Vec<f64>,
+}
+
+impl Side {
+    fn start(name: &'static str, program: &Path, case: &Case) -> Result<Self> {
+        Ok(Self {
+            name,
+            back_end: BackEnd::start(program, case).context(name)?,
+            times: Vec::new(),
+        })
+    }
+
+    fn restart(&mut self, answered: bool) -> Result<()> {
+        std::thread::sleep(PAUSE);
+        let time = self.back_end.restart(answered);
+        let said = || {
+            format!(
+                "{}: a restart ({})",
+                self.name,
+                self.back_end.program.said()
+            )
+        };
+        self.times
+            .push(time.with_context(said)?.as_secs_f64() * 1e6);
+        Ok(())
     }
 }
 
@@ -135,11 +172,14 @@ pub fn run(bin: &Path, options: &Options) -> Result<()> {
         options.restarts.max(1)
     };
     println!("from GET_VRING_BASE to the first completion after the restart, on all queues");
-    println!("median (p10–p90) of the medians of {restarts} restarts; less is better");
+    println!(
+        "median (p10–p90) over pairs of processes, of medians of {restarts} restarts; less is better"
+    );
     let mut table = Table::new([&this, &other], options.rounds, options.quick);
     for case in cases {
-        table.row(&case.name(), &Ok(()), |(), program| {
-            Ok(vec![("µs".into(), case.once(program, restarts)?)])
+        table.row_of_both(&case.name(), |[this, other]| {
+            let medians = case.once([this, other], restarts)?;
+            Ok(medians.map(|median| vec![("µs".into(), median)]))
         });
     }
     table.finish()
@@ -329,8 +369,8 @@ mod tests {
     fn every_row_runs() {
         let program = outboard_contract::program::path("outboard-blk").unwrap();
         for case in Case::all() {
-            match case.once(&program, 2) {
-                Ok(time) => assert!(time > 0.0, "{}: {time}", case.name()),
+            match case.once([&program, &program], 2) {
+                Ok(times) => assert!(times.iter().all(|time| *time > 0.0), "{times:?}"),
                 Err(error) => {
                     let text = format!("{error:#}");
                     assert!(text.contains("cannot use io_uring"), "{text}");
@@ -343,7 +383,9 @@ mod tests {
     #[test]
     fn a_program_that_does_not_serve_is_told() {
         let case = Case::all()[0];
-        let error = case.once(Path::new("/bin/false"), 1).unwrap_err();
-        assert!(format!("{error:#}").contains("the first start"));
+        let program = Path::new("/bin/false");
+        let error = case.once([program, program], 1).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.starts_with("this build: the first start"), "{text}");
     }
 }
