@@ -7,12 +7,32 @@
 //! Or one run has both builds alive and in turn, as often as it likes ([`Table::row_of_both`]).
 //! A row that does not run is named with the reason; the others go on.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Error, Result, bail, ensure};
+use clap::Args;
 
 use crate::spread::Spread;
 
 /// What one run came to: each figure by its unit.
 pub type Figures = Vec<(String, f64)>;
+
+/// Against what, which rows, and how often.
+#[derive(Args)]
+pub struct Options {
+    /// Directory of the other build's programs.
+    #[arg(long, value_name = "DIR")]
+    pub against: PathBuf,
+    /// Pairs of runs in each row, besides one that warms up.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Rows whose name contains this, alone.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// One short pair for each row: whether everything runs, not how fast.
+    #[arg(long)]
+    pub quick: bool,
+}
 
 /// How rows are made. `S` is what there is to say of a build, such as where its programs are.
 pub struct Table<'a, S> {
@@ -21,30 +41,38 @@ pub struct Table<'a, S> {
     /// Pairs that do not count, before those that do.
     warm_up: usize,
     rounds: usize,
-    /// Rows that did not run.
+    /// Rows are left out whose name does not contain this.
+    only: String,
+    /// Rows that were not left out.
+    chosen: usize,
+    /// Those of them that did not run.
     missing: Vec<String>,
 }
 
 impl<'a, S> Table<'a, S> {
-    /// Prints the table's head. `sides` are this build and the other. Each row has
-    /// `rounds` pairs of runs (1 at least) besides one that warms up, or, when it is
-    /// to be quick, a single one.
-    pub fn new(sides: [&'a S; 2], rounds: usize, quick: bool) -> Self {
+    /// Prints the table's head. `sides` are this build and the other.
+    pub fn new(sides: [&'a S; 2], options: &Options) -> Self {
         println!(
             "{:42}{:>24}{:>26}{:>22}{:>7}",
             "", "this build", "the other", "this/other", "pairs"
         );
-        let (warm_up, rounds) = if quick { (0, 1) } else { (1, rounds.max(1)) };
+        let (warm_up, rounds) = match options.quick {
+            true => (0, 1),
+            false => (1, options.rounds.max(1)),
+        };
         Self {
             sides,
             warm_up,
             rounds,
+            only: options.only.clone(),
+            chosen: 0,
             missing: Vec::new(),
         }
     }
 
-    /// Fails when a row did not run.
+    /// Fails when a row did not run, or there is none of that name.
     pub fn finish(self) -> Result<()> {
+        ensure!(self.chosen > 0, "no row's name contains {:?}", self.only);
         if !self.missing.is_empty() {
             bail!("these did not run: {}", self.missing.join("; "));
         }
@@ -58,6 +86,9 @@ impl<'a, S> Table<'a, S> {
         needs: &Result<T>,
         once: impl Fn(&T, &S) -> Result<Figures>,
     ) {
+        if !self.chooses(name) {
+            return;
+        }
         let pairs = match needs {
             Ok(needs) => self.pairs(|side| once(needs, side)),
             Err(why) => Err(Error::msg(format!("{why:#}"))),
@@ -68,10 +99,19 @@ impl<'a, S> Table<'a, S> {
     /// The same, of pairs whose two runs are one run of both builds: `both` has each
     /// of them in turn for as short a time as it likes.
     pub fn row_of_both(&mut self, name: &str, both: impl Fn([&S; 2]) -> Result<[Figures; 2]>) {
+        if !self.chooses(name) {
+            return;
+        }
         let pairs = (0..self.warm_up + self.rounds).map(|_| both(self.sides));
         let pairs = pairs.collect::<Result<Vec<_>>>();
         let counted = pairs.map(|pairs| pairs.into_iter().skip(self.warm_up).collect());
         self.show(name, counted);
+    }
+
+    fn chooses(&mut self, name: &str) -> bool {
+        let chosen = name.contains(&self.only);
+        self.chosen += usize::from(chosen);
+        chosen
     }
 
     fn show(&mut self, name: &str, pairs: Result<Vec<[Figures; 2]>>) {
@@ -156,6 +196,17 @@ mod tests {
 
     use super::*;
 
+    fn table(warm_up: usize, rounds: usize, only: &str) -> Table<'static, &'static str> {
+        Table {
+            sides: [&"this", &"other"],
+            warm_up,
+            rounds,
+            only: only.to_owned(),
+            chosen: 0,
+            missing: Vec::new(),
+        }
+    }
+
     fn figures(list: &[(&str, f64)]) -> Figures {
         list.iter()
             .map(|(unit, figure)| ((*unit).to_owned(), *figure))
@@ -164,14 +215,9 @@ mod tests {
 
     #[test]
     fn each_build_is_first_in_every_other_pair_and_the_first_pair_warms_up() {
-        let table = Table {
-            sides: [&"this", &"other"],
-            warm_up: 1,
-            rounds: 2,
-            missing: Vec::new(),
-        };
+        let made = table(1, 2, "");
         let order = RefCell::new(Vec::new());
-        let pairs = table.pairs(|side| {
+        let pairs = made.pairs(|side| {
             let mut order = order.borrow_mut();
             order.push(*side);
             Ok(figures(&[("ms", order.len() as f64)]))
@@ -206,35 +252,37 @@ mod tests {
 
     #[test]
     fn a_row_of_both_has_no_turns_of_its_own() {
-        let mut table = Table {
-            sides: [&"this", &"other"],
-            warm_up: 1,
-            rounds: 2,
-            missing: Vec::new(),
-        };
+        let mut made = table(1, 2, "");
         let runs = RefCell::new(0);
-        table.row_of_both("restarts", |sides| {
+        made.row_of_both("restarts", |sides| {
             assert_eq!(sides, [&"this", &"other"]);
             *runs.borrow_mut() += 1;
             Ok(sides.map(|_| figures(&[("µs", 1.0)])))
         });
         assert_eq!(runs.into_inner(), 3);
-        table.row_of_both("more", |_| bail!("no program"));
-        assert_eq!(table.missing, ["more"]);
+        made.row_of_both("more", |_| bail!("no program"));
+        assert_eq!(made.missing, ["more"]);
     }
 
     #[test]
     fn a_row_that_does_not_run_is_missing_and_the_next_one_runs() {
-        let mut table = Table {
-            sides: [&"this", &"other"],
-            warm_up: 0,
-            rounds: 1,
-            missing: Vec::new(),
-        };
+        let mut made = table(0, 1, "");
         let no_tap: Result<()> = Err(Error::msg("no tap"));
-        table.row("frames", &no_tap, |(), _| Ok(Vec::new()));
-        table.row("reads", &Ok(()), |(), _| bail!("no disk"));
-        table.row("start-up", &Ok(()), |(), _| Ok(figures(&[("ms", 1.0)])));
-        assert_eq!(table.missing, ["frames", "reads"]);
+        made.row("frames", &no_tap, |(), _| Ok(Vec::new()));
+        made.row("reads", &Ok(()), |(), _| bail!("no disk"));
+        made.row("start-up", &Ok(()), |(), _| Ok(figures(&[("ms", 1.0)])));
+        assert_eq!(made.missing, ["frames", "reads"]);
+    }
+
+    #[test]
+    fn a_row_that_is_left_out_does_not_run_and_no_row_at_all_is_told() {
+        let mut made = table(0, 1, "reads");
+        made.row("frames", &Ok(()), |(), _| panic!("it ran"));
+        made.row_of_both("restarts", |_| panic!("it ran"));
+        assert_eq!(made.chosen, 0);
+        made.row("more reads", &Ok(()), |(), _| Ok(figures(&[("ms", 1.0)])));
+        made.finish().unwrap();
+        let error = table(0, 1, "nothing").finish().unwrap_err();
+        assert!(error.to_string().contains("\"nothing\""), "{error}");
     }
 }

@@ -1,43 +1,35 @@
 //! What a change must not make slower or larger, beside another build's programs.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::Products;
-use crate::beside::{Figures, Table};
+use crate::beside::{self, Figures, Table};
 use crate::reads::Disk;
 use crate::{doorbell, footprint, net, startup};
 
-/// Against what, and how often.
+/// Beside what, and for how long.
 #[derive(Args)]
 pub struct Options {
-    /// Directory of the other build's programs.
-    #[arg(long, value_name = "DIR")]
-    against: PathBuf,
-    /// Pairs of runs in each row, besides one that warms up.
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
+    #[command(flatten)]
+    beside: beside::Options,
     /// Milliseconds of each run's load.
     #[arg(long, default_value_t = 700)]
     millis: u64,
-    /// One short pair for each row: whether everything runs, not how fast.
-    #[arg(long)]
-    quick: bool,
 }
 
 /// Runs all rows, prints them, and fails when one did not run.
 pub fn run(products: &Products, options: &Options) -> Result<()> {
-    let theirs = options.against.join("outboard");
+    let Options { beside, millis } = options;
+    let theirs = beside.against.join("outboard");
     ensure!(theirs.is_file(), "there is no {}", theirs.display());
-    let other = products.beside(&options.against);
-    let millis = match options.quick {
+    let other = products.beside(&beside.against);
+    let millis = match beside.quick {
         true => 100,
-        false => options.millis.clamp(50, 60_000),
+        false => (*millis).clamp(50, 60_000),
     };
     println!("median (p10–p90); of what is counted a second more is better, of all else less");
-    let mut table = Table::new([products, &other], options.rounds, options.quick);
+    let mut table = Table::new([products, &other], beside);
     table.row("start-up", &startup::Image::new(), |image, products| {
         let time = image.outboard(products)?;
         Ok(vec![("ms".into(), time.as_secs_f64() * 1e3)])

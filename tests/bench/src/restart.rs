@@ -13,11 +13,11 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use outboard_contract::client::{Ack, Client};
@@ -28,7 +28,7 @@ use tempfile::NamedTempFile;
 use vhost::vhost_user::message::FrontendReq;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::beside::Table;
+use crate::beside::{self, Table};
 use crate::program::Program;
 use crate::reads::MEMORY;
 use crate::spread::Spread;
@@ -49,24 +49,14 @@ const IMAGE: usize = 1 << 20;
 /// of the back-end asleep.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Against what, and how often.
+/// Beside what, and how often.
 #[derive(Args)]
 pub struct Options {
-    /// Directory of the other build's programs.
-    #[arg(long, value_name = "DIR")]
-    against: PathBuf,
-    /// Pairs of fresh processes in each row, besides one that warms up.
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
-    /// Restarts of each process.
+    #[command(flatten)]
+    beside: beside::Options,
+    /// Restarts of each process; a row's pairs are of fresh processes.
     #[arg(long, default_value_t = 100)]
     restarts: usize,
-    /// Rows whose name contains this, alone.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
-    /// One short pair for each row: whether everything runs, not how fast.
-    #[arg(long)]
-    quick: bool,
 }
 
 /// Which back-end is restarted, and how.
@@ -156,27 +146,21 @@ impl Side {
 /// Runs all rows, prints them, and fails when one did not run. `bin` is the
 /// directory of this build's programs.
 pub fn run(bin: &Path, options: &Options) -> Result<()> {
-    let [this, other] = [bin, &options.against].map(|bin| bin.join("outboard-blk"));
+    let Options { beside, restarts } = options;
+    let [this, other] = [bin, &beside.against].map(|bin| bin.join("outboard-blk"));
     for program in [&this, &other] {
         ensure!(program.is_file(), "there is no {}", program.display());
     }
-    let mut cases = Case::all();
-    cases.retain(|case| case.name().contains(&options.only));
-    if cases.is_empty() {
-        let only = &options.only;
-        bail!("no row's name contains {only:?}; try `16 queues`, `threads` or `answered`");
-    }
-    let restarts = if options.quick {
-        3
-    } else {
-        options.restarts.max(1)
+    let restarts = match beside.quick {
+        true => 3,
+        false => (*restarts).max(1),
     };
     println!("from GET_VRING_BASE to the first completion after the restart, on all queues");
     println!(
         "median (p10–p90) over pairs of processes, of medians of {restarts} restarts; less is better"
     );
-    let mut table = Table::new([&this, &other], options.rounds, options.quick);
-    for case in cases {
+    let mut table = Table::new([&this, &other], beside);
+    for case in Case::all() {
         table.row_of_both(&case.name(), |[this, other]| {
             let medians = case.once([this, other], restarts)?;
             Ok(medians.map(|median| vec![("µs".into(), median)]))
