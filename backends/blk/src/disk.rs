@@ -13,6 +13,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
+use outboard_runtime::guest_buffers::GuestBuffers;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -23,7 +24,6 @@ pub use self::device::Blk;
 use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
 use crate::image::{Alignment, Image};
-use crate::iovec::Iovecs;
 use crate::request::{
     ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
 };
@@ -245,7 +245,7 @@ impl Disk {
     }
 
     /// Whether these buffers can be used as they are.
-    pub fn takes(&self, data: &Iovecs) -> bool {
+    pub fn takes(&self, data: &GuestBuffers) -> bool {
         self.alignment
             .is_none_or(|needed| data.is_aligned(needed.memory as usize, needed.offset as usize))
     }

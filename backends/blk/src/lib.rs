@@ -2,8 +2,7 @@
 //!
 //! - [`image`]: the file or block device, its size, alignment and lock;
 //! - [`request`]: a descriptor chain understood as a block request;
-//! - [`iovec`]: guest buffers as the kernel wants them (one of two files with
-//!   unsafe code, the other is the `io_uring` engine);
+//! - [`data`]: what an operation moves: the guest's buffers, or something else;
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
@@ -17,11 +16,11 @@
 
 mod cache;
 pub mod cli;
+pub mod data;
 pub mod disk;
 pub mod durability;
 pub mod engine;
 pub mod image;
-pub mod iovec;
 pub mod queue;
 pub mod request;
 pub mod task;

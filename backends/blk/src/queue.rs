@@ -14,10 +14,11 @@ use std::sync::Arc;
 use outboard_log::Rarely;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::guest_buffers::GuestBuffers;
 
+use crate::data::{BOUNCE, Bounce};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine};
-use crate::iovec::{Bounce, Iovecs};
 use crate::request::{Operation, Refusal, Reply, Request, Status};
 use crate::task::{Rules, Step, Task};
 
@@ -40,7 +41,7 @@ pub struct BlkQueue {
     waiting: VecDeque<usize>,
     bounces: Vec<Bounce>,
     bounces_made: usize,
-    spare: Vec<Iovecs>,
+    spare: Vec<GuestBuffers>,
     completions: Vec<Completion>,
 }
 
@@ -79,7 +80,7 @@ impl BlkQueue {
     /// Begins a request: its answer, or `None` when it is under way.
     fn begin(&mut self, memory: &Arc<Memory>, request: Request<'_>) -> Option<(u16, u32)> {
         let mut data = self.spare.pop().unwrap_or_default();
-        if data.fill(memory, request.data()).is_err() {
+        if data.extend(memory, request.data()).is_err() {
             self.keep(data);
             return Some(request.reply.finish(Status::IoErr, 0));
         }
@@ -95,7 +96,7 @@ impl BlkQueue {
             }
             Operation::Flush => Task::flush(),
             Operation::Identify(length) => {
-                data.copy_from(self.disk.serial().get(..length).unwrap_or_default());
+                data.copy_from(0, self.disk.serial().get(..length).unwrap_or_default());
                 return Some(reply.finish(Status::Ok, length as u64));
             }
         };
@@ -160,8 +161,8 @@ impl BlkQueue {
         }
     }
 
-    fn keep(&mut self, mut data: Iovecs) {
-        data.clear();
+    fn keep(&mut self, mut data: GuestBuffers) {
+        data.release();
         if self.spare.len() < SPARE {
             self.spare.push(data);
         }
@@ -170,7 +171,7 @@ impl BlkQueue {
     fn bounce(&mut self) -> Option<Bounce> {
         if self.bounces.is_empty() && self.bounces_made < BOUNCES {
             self.bounces_made = self.bounces_made.saturating_add(1);
-            return Some(Bounce::new());
+            return Some(Bounce::new(BOUNCE));
         }
         self.bounces.pop()
     }

@@ -45,8 +45,8 @@ impl Deed {
     /// What a job does.
     pub fn of(job: &Job) -> Self {
         let (verb, length) = match job.operation {
-            Operation::Read => ("read", job.iovecs.remaining()),
-            Operation::Write { .. } => ("write", job.iovecs.remaining()),
+            Operation::Read => ("read", job.data.remaining()),
+            Operation::Write { .. } => ("write", job.data.remaining()),
             Operation::Sync => return Self::SYNC,
             Operation::Clear { length, .. } => ("clear", length),
         };
@@ -150,14 +150,14 @@ fn remedy(errno: i32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Data;
     use crate::engine::Clear;
-    use crate::iovec::Iovecs;
 
     fn job(operation: Operation) -> Job {
         Job {
             operation,
             offset: 4096,
-            iovecs: Iovecs::of_zeroes(512),
+            data: Data::Zeroes(512),
         }
     }
 

@@ -4,8 +4,6 @@
 //! - [`command`]: commands of the control queue, understood;
 //! - [`features`]: what a card offers;
 //! - [`filter`]: which frames the driver wants to receive;
-//! - [`iovec`]: guest buffers as the kernel takes them (the one file with
-//!   unsafe code);
 //! - [`stock`]: receive buffers that wait for frames;
 //! - [`tap`] and [`peer`]: the two things that can be behind a card;
 //! - [`watch`] and [`rendezvous`]: how they go away and come again;
@@ -26,7 +24,6 @@ pub mod device;
 pub mod features;
 pub mod filter;
 pub mod header;
-pub mod iovec;
 pub mod link;
 pub mod peer;
 pub mod rendezvous;

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use outboard_protocol::tap::HEADER;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::Memory;
-
-use crate::iovec::{Iovecs, Unmapped};
+use outboard_runtime::guest_buffers::{GuestBuffers, Unmapped};
 
 /// Most pieces in stock: 16 times what one call takes.
 const MOST_PIECES: usize = 16 * 1024;
@@ -23,7 +22,6 @@ const MOST_PIECES: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug)]
 struct Held {
     head: u16,
-    pieces: usize,
     /// 0 when it cannot be used.
     bytes: usize,
 }
@@ -45,9 +43,8 @@ pub enum Added {
 #[derive(Debug, Default)]
 pub struct Stock {
     chains: VecDeque<Held>,
-    /// The pieces of all chains.
-    pub iovecs: Iovecs,
-    bytes: usize,
+    /// Those of all chains that can be used.
+    pub buffers: GuestBuffers,
     /// Bytes in the largest chain so far, whatever has become of it.
     largest: usize,
 }
@@ -55,24 +52,23 @@ pub struct Stock {
 impl Stock {
     /// Adds a chain.
     pub fn add(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Added {
-        let pieces = self.iovecs.len().saturating_add(chain.writable.len());
+        let pieces = self.buffers.len().saturating_add(chain.writable.len());
         if pieces > MOST_PIECES && !self.chains.is_empty() {
             return Added::Full;
         }
-        let tail = self.iovecs.len();
-        let (added, pieces, bytes) = match self.iovecs.extend(memory, &chain.writable) {
-            Ok(extent) if extent.bytes > HEADER => (Added::Usable, extent.pieces, extent.bytes),
-            Ok(_) => {
-                self.iovecs.truncate(tail);
-                (Added::Tiny, 0, 0)
+        let lengths = chain.writable.iter().map(|buffer| buffer.length as usize);
+        let (added, bytes) = if lengths.sum::<usize>() <= HEADER {
+            (Added::Tiny, 0)
+        } else {
+            let buffers = chain.writable.iter().copied();
+            match self.buffers.extend(memory, buffers) {
+                Ok(bytes) => (Added::Usable, bytes),
+                Err(Unmapped) => (Added::Unmapped, 0),
             }
-            Err(Unmapped) => (Added::Unmapped, 0, 0),
         };
-        self.bytes = self.bytes.saturating_add(bytes);
         self.largest = self.largest.max(bytes);
         self.chains.push_back(Held {
             head: chain.head,
-            pieces,
             bytes,
         });
         added
@@ -90,7 +86,7 @@ impl Stock {
 
     /// Room for a header and a frame in all chains.
     pub fn room(&self) -> usize {
-        self.bytes
+        self.buffers.bytes()
     }
 
     /// The most room that there can be, in a ring of so many `entries` whose
@@ -98,7 +94,8 @@ impl Stock {
     /// chain like the largest so far.
     pub fn reach(&self, entries: u16) -> usize {
         let free = usize::from(entries).saturating_sub(self.chains.len());
-        self.bytes.saturating_add(free.saturating_mul(self.largest))
+        self.room()
+            .saturating_add(free.saturating_mul(self.largest))
     }
 
     /// Room for a header and a frame in the first usable chain alone.
@@ -125,7 +122,7 @@ impl Stock {
     /// after another, and those without room on the way, before them: the
     /// parts of one frame must follow on each other.
     pub fn complete(&mut self, length: usize, done: &mut dyn FnMut(u16, u32)) {
-        let (mut left, mut pieces, mut chains) = (length, 0usize, 0usize);
+        let (mut left, mut chains) = (length, 0usize);
         for held in &self.chains {
             if held.bytes > 0 {
                 if left == 0 {
@@ -135,17 +132,15 @@ impl Stock {
             } else {
                 done(held.head, 0);
             }
-            pieces = pieces.saturating_add(held.pieces);
             chains = chains.saturating_add(1);
         }
         let mut left = length;
         for held in self.chains.drain(..chains).filter(|held| held.bytes > 0) {
             let part = left.min(held.bytes);
             left = left.saturating_sub(part);
-            self.bytes = self.bytes.saturating_sub(held.bytes);
+            self.buffers.advance(held.bytes);
             done(held.head, u32::try_from(part).unwrap_or(u32::MAX));
         }
-        self.iovecs.drop_front(pieces);
     }
 
     /// Gives up every chain, the one added last first.
@@ -153,8 +148,7 @@ impl Stock {
         for held in self.chains.drain(..).rev() {
             back(held.head);
         }
-        self.iovecs.clear();
-        self.bytes = 0;
+        self.buffers.clear();
     }
 }
 
@@ -208,11 +202,11 @@ mod tests {
         let mut used = Vec::new();
         stock.complete(60, &mut |head, length| used.push((head, length)));
         assert_eq!(used, [(0, 0), (2, 0), (4, 0), (1, 50), (3, 10)]);
-        assert_eq!((stock.room(), stock.iovecs.len()), (50, 1));
+        assert_eq!((stock.room(), stock.buffers.len()), (50, 1));
         let mut back = Vec::new();
         stock.give_back(&mut |head| back.push(head));
         assert_eq!(back, [5]);
-        assert!(stock.is_empty() && stock.iovecs.is_empty());
+        assert!(stock.is_empty() && stock.buffers.is_empty());
     }
 
     #[test]

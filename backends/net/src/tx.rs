@@ -12,11 +12,11 @@ use nix::sys::epoll::EpollFlags;
 use outboard_protocol::tap::HEADER;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::guest_buffers::{GuestBuffers, MOST_PIECES, is_fault};
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
 use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
-use crate::iovec::{Iovecs, MOST_PIECES, is_fault};
 use crate::peer::{Connection, PREFIX, Peer};
 use crate::tap::{Tap, is_gone};
 use crate::waiter::Waiter;
@@ -27,7 +27,7 @@ pub struct TxQueue {
     card: Arc<Card>,
     pair: u16,
     features: u64,
-    iovecs: Iovecs,
+    buffers: GuestBuffers,
     sent: Passed,
     /// A connection whose outbox is not empty, and what tells that it takes
     /// more.
@@ -57,18 +57,19 @@ impl TxQueue {
             card,
             pair,
             features,
-            iovecs: Iovecs::default(),
+            buffers: GuestBuffers::default(),
             sent: Passed::default(),
             full: None,
         })
     }
 
     fn send(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Sent {
-        self.iovecs.clear();
-        let Ok(extent) = self.iovecs.extend(memory, &chain.readable) else {
+        self.buffers.clear();
+        let buffers = chain.readable.iter().copied();
+        let Ok(bytes) = self.buffers.extend(memory, buffers) else {
             return Sent::No(Count::Unmapped);
         };
-        let length = extent.bytes.saturating_sub(HEADER);
+        let length = bytes.saturating_sub(HEADER);
         if length < LEAST_FRAME {
             return Sent::No(Count::Short);
         }
@@ -76,7 +77,7 @@ impl TxQueue {
             return Sent::No(Count::Long);
         }
         let mut header = [0; HEADER];
-        self.iovecs.copy_to(0, &mut header);
+        self.buffers.copy_to(0, &mut header);
         let header = Header::from_bytes(&header).checked(length, self.features);
         let Ok(header) = header else {
             return Sent::No(Count::BadHeader);
@@ -95,13 +96,13 @@ impl TxQueue {
         let Some(fd) = tap.queue(self.pair) else {
             return Sent::No(Count::Refused);
         };
-        let mut header = header.to_bytes();
-        let result = if self.iovecs.len() > MOST_PIECES {
+        let header = header.to_bytes();
+        let result = if self.buffers.len() > MOST_PIECES {
             let mut copy = header.to_vec();
             copy.extend(self.copy(length));
             nix::unistd::write(fd, &copy).map_err(io::Error::from)
         } else {
-            self.iovecs.write_frame(fd, &mut header)
+            self.buffers.write_after(fd, &header, HEADER)
         };
         match result {
             Ok(_) => Sent::Yes,
@@ -117,7 +118,7 @@ impl TxQueue {
     /// The frame, in one piece.
     fn copy(&self, length: usize) -> Vec<u8> {
         let mut copy = vec![0; length];
-        self.iovecs.copy_to(HEADER, &mut copy);
+        self.buffers.copy_to(HEADER, &mut copy);
         copy
     }
 
@@ -143,10 +144,10 @@ impl TxQueue {
         connection.flush()?;
         let mut outbox = connection.outbox();
         // Checked against MOST_FRAME.
-        let mut prefix = u32::try_from(length).unwrap_or(0).to_be_bytes();
+        let prefix = u32::try_from(length).unwrap_or(0).to_be_bytes();
         let whole = length.saturating_add(PREFIX);
-        let now = outbox.is_empty() && self.iovecs.len() <= MOST_PIECES;
-        let sent = match now.then(|| self.iovecs.send_frame(connection.as_fd(), &mut prefix)) {
+        let now = outbox.is_empty() && self.buffers.len() <= MOST_PIECES;
+        let sent = match now.then(|| self.buffers.send_after(connection.as_fd(), &prefix, HEADER)) {
             Some(Ok(sent)) => sent,
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => 0,

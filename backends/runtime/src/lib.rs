@@ -6,13 +6,15 @@
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
 //! - [`worker`]: the thread that serves one ring;
-//! - [`device`], [`notifier`]: what a device sees.
+//! - [`device`], [`notifier`]: what a device sees;
+//! - [`guest_buffers`]: buffers of chains as the kernel takes them.
 //!
 //! Rings and chains are of a crate of their own, [`outboard_ring`].
 
 pub mod activation;
 pub mod device;
 pub mod event;
+pub mod guest_buffers;
 pub mod inherited;
 mod kernel;
 pub mod listen;

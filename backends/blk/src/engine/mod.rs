@@ -19,7 +19,7 @@ use outboard_log::Rarely;
 
 pub use self::threads::Threads;
 pub use self::uring::{Unusable, Uring};
-use crate::iovec::Iovecs;
+use crate::data::Data;
 
 /// What the kernel is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,8 @@ pub struct Job {
     pub operation: Operation,
     /// Where, in bytes; 0 for a sync.
     pub offset: u64,
-    /// With which memory; none but for a read or a write.
-    pub iovecs: Iovecs,
+    /// With what; nothing but for a read or a write.
+    pub data: Data,
 }
 
 /// A job that the kernel is done with.
@@ -180,13 +180,10 @@ impl Choice {
 }
 
 /// Does a job on the spot.
-fn perform(file: &File, job: &Job) -> io::Result<u64> {
+fn perform(file: &File, job: &mut Job) -> io::Result<u64> {
     match job.operation {
-        Operation::Read => job.iovecs.read_from(file, job.offset),
-        Operation::Write { durable } => {
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            job.iovecs.write_to(file, job.offset, flags)
-        }
+        Operation::Read => job.data.read_at(file, job.offset),
+        Operation::Write { durable } => job.data.write_at(file, job.offset, durable),
         Operation::Sync => {
             nix::unistd::fdatasync(file)?;
             Ok(0)
@@ -207,10 +204,10 @@ fn perform(file: &File, job: &Job) -> io::Result<u64> {
 pub struct Null;
 
 impl Engine for Null {
-    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
-        let count = job.iovecs.remaining();
+    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
+        let count = job.data.remaining();
         if job.operation == Operation::Read {
-            job.iovecs.zero();
+            job.data.zero();
         }
         let result = Ok(count);
         Some(Completion { id, job, result })

@@ -2,6 +2,8 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use outboard_runtime::chain::Buffer;
+use outboard_runtime::guest_buffers::GuestBuffers;
 
 use super::*;
 use crate::guest::{Guest, pattern};
@@ -23,18 +25,23 @@ fn image(size: u64) -> Arc<File> {
     Arc::new(file)
 }
 
-fn buffers(guest: &mut Guest, parts: &[&[u8]]) -> Iovecs {
+fn buffers(guest: &mut Guest, parts: &[&[u8]]) -> Data {
     let buffers: Vec<_> = parts.iter().map(|part| guest.put(part)).collect();
-    let mut iovecs = Iovecs::default();
-    iovecs.fill(&guest.memory, buffers.into_iter()).unwrap();
-    iovecs
+    data(guest, &buffers)
 }
 
-fn job(operation: Operation, offset: u64, iovecs: Iovecs) -> Job {
+fn data(guest: &Guest, parts: &[Buffer]) -> Data {
+    let mut buffers = GuestBuffers::default();
+    let parts = parts.iter().copied();
+    buffers.extend(&guest.memory, parts).unwrap();
+    Data::Guest(buffers)
+}
+
+fn job(operation: Operation, offset: u64, data: Data) -> Job {
     Job {
         operation,
         offset,
-        iovecs,
+        data,
     }
 }
 
@@ -80,15 +87,14 @@ fn what_is_written_is_read() {
                 file.read_exact_at(&mut found, 8192).unwrap();
                 assert_eq!(found, content);
                 let target = guest.allocate(4096, 1);
-                let mut data = Iovecs::default();
-                data.fill(&guest.memory, [target].into_iter()).unwrap();
+                let data = self::data(&guest, &[target]);
                 let result = one(&mut *engine, job(Operation::Read, 8192, data));
                 assert_eq!(result.unwrap(), 4096);
                 assert_eq!(guest.get(target), content);
             }
         }
         assert_eq!(
-            one(&mut *engine, job(Operation::Sync, 0, Iovecs::default())).unwrap(),
+            one(&mut *engine, job(Operation::Sync, 0, Data::Nothing)).unwrap(),
             0
         );
     }
@@ -100,7 +106,7 @@ fn a_sync_reaches_the_file() {
     for choice in engines() {
         let null = File::open("/dev/null").unwrap();
         let mut engine = choice.make(&Arc::new(null), 8).unwrap();
-        let result = one(&mut *engine, job(Operation::Sync, 0, Iovecs::default()));
+        let result = one(&mut *engine, job(Operation::Sync, 0, Data::Nothing));
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL));
     }
 }
@@ -114,7 +120,7 @@ fn ranges_are_cleared_and_the_size_stays() {
             file.write_all_at(&[0xaa; 1 << 20], 0).unwrap();
             let length = 256 << 10;
             let clear = Operation::Clear { mode, length };
-            match one(&mut *engine, job(clear, 4096, Iovecs::default())) {
+            match one(&mut *engine, job(clear, 4096, Data::Nothing)) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     eprintln!("SKIP: no {mode:?} on the file system of temporary files");
@@ -122,7 +128,7 @@ fn ranges_are_cleared_and_the_size_stays() {
                 }
                 Err(error) => panic!("{mode:?}: {error}"),
             }
-            let beyond = job(clear, (1 << 20) - 4096, Iovecs::default());
+            let beyond = job(clear, (1 << 20) - 4096, Data::Nothing);
             one(&mut *engine, beyond).unwrap();
             assert_eq!(file.metadata().unwrap().len(), 1 << 20);
             let mut found = vec![1; length as usize];
@@ -226,8 +232,7 @@ fn a_dropped_engine_has_written_what_it_took() {
 fn the_null_engine_reads_zeroes_at_once() {
     let mut guest = Guest::new();
     let buffer = guest.put(&[5; 1024]);
-    let mut data = Iovecs::default();
-    data.fill(&guest.memory, [buffer].into_iter()).unwrap();
+    let data = data(&guest, &[buffer]);
     let done = Null.start(0, job(Operation::Read, 0, data)).unwrap();
     assert_eq!(done.result.unwrap(), 1024);
     assert_eq!(guest.get(buffer), [0; 1024]);

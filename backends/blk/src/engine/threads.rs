@@ -109,8 +109,8 @@ fn tell_few(there: u16, wanted: u16, error: &io::Error) {
 impl Pool {
     /// The life of a thread: ends when all is done and [`Work::stop`] is set.
     fn work(&self) {
-        while let Some((id, job)) = self.next() {
-            let result = perform(&self.file, &job);
+        while let Some((id, mut job)) = self.next() {
+            let result = perform(&self.file, &mut job);
             let mut done = lock(&self.done);
             if done.is_empty() {
                 // From 0 to 1: this cannot fail.
@@ -140,9 +140,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine for Threads {
-    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
         if self.threads.is_empty() {
-            let result = perform(&self.pool.file, &job);
+            let result = perform(&self.pool.file, &mut job);
             return Some(Completion { id, job, result });
         }
         self.taken.push((id, job));

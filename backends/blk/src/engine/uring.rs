@@ -24,6 +24,7 @@ use outboard_log::Rarely;
 pub(super) use self::probe::MORE_TASKS;
 pub use self::probe::Unusable;
 use super::{Completion, Engine, Job, Operation, perform};
+use crate::data::Place;
 
 /// Entries of the submission ring; a longer batch goes in parts. Small, since
 /// each entry that was ever used is a part of this process's footprint.
@@ -79,11 +80,11 @@ impl Uring {
     fn push(&mut self) {
         let mut submissions = self.ring.submission();
         while let Some(id) = self.backlog.front() {
-            if let Some(job) = self.jobs.get(*id).and_then(Option::as_ref) {
+            if let Some(job) = self.jobs.get_mut(*id).and_then(Option::as_mut) {
                 let entry = entry(&self.file, job).user_data(*id as u64);
                 // SAFETY: `jobs` keeps the job, and with it what the entry
-                // points to, until its completion is reaped; the list of
-                // buffers is on the heap and stays where it is. If the ring
+                // points to, until its completion is reaped; that is on the
+                // heap and stays where it is. If the ring
                 // cannot be drained when this is dropped, both are leaked.
                 if unsafe { submissions.push(&entry) }.is_err() {
                     return;
@@ -124,7 +125,7 @@ impl Uring {
     }
 
     /// What came of a job.
-    fn outcome(&mut self, job: &Job, result: i32) -> io::Result<u64> {
+    fn outcome(&mut self, job: &mut Job, result: i32) -> io::Result<u64> {
         if result == -libc::ECANCELED {
             static CANCELLED: Rarely = Rarely::new();
             if let Some(times) = CANCELLED.again() {
@@ -152,25 +153,25 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 /// The job in the kernel's words.
-fn entry(file: &File, job: &Job) -> Entry {
+fn entry(file: &File, job: &mut Job) -> Entry {
     let fd = Fd(file.as_raw_fd());
     match job.operation {
-        Operation::Read => match job.iovecs.target() {
-            [one] => opcode::Read::new(fd, one.iov_base.cast(), length(one))
+        Operation::Read => match job.data.target() {
+            Place::One(start, bytes) => opcode::Read::new(fd, start, length(bytes))
                 .offset(job.offset)
                 .build(),
-            many => opcode::Readv::new(fd, many.as_ptr(), many.len() as u32)
+            Place::Many(many) => opcode::Readv::new(fd, many.as_ptr(), many.len() as u32)
                 .offset(job.offset)
                 .build(),
         },
         Operation::Write { durable } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            match job.iovecs.source() {
-                [one] => opcode::Write::new(fd, one.iov_base.cast(), length(one))
+            match job.data.source() {
+                Place::One(start, bytes) => opcode::Write::new(fd, start, length(bytes))
                     .offset(job.offset)
                     .rw_flags(flags)
                     .build(),
-                many => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
+                Place::Many(many) => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
                     .offset(job.offset)
                     .rw_flags(flags)
                     .build(),
@@ -184,15 +185,15 @@ fn entry(file: &File, job: &Job) -> Entry {
     }
 }
 
-fn length(iovec: &libc::iovec) -> u32 {
-    iovec.iov_len.min(MAX_MOVE) as u32
+fn length(bytes: usize) -> u32 {
+    bytes.min(MAX_MOVE) as u32
 }
 
 impl Engine for Uring {
-    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
         // Nearly every read is done without a thread.
         if self.no_threads && job.operation != Operation::Read {
-            let result = perform(&self.file, &job);
+            let result = perform(&self.file, &mut job);
             return Some(Completion { id, job, result });
         }
         if self.jobs.len() <= id {
@@ -224,10 +225,10 @@ impl Engine for Uring {
                 break;
             };
             self.out = self.out.saturating_sub(1);
-            let Some((id, job)) = self.take(entry.user_data()) else {
+            let Some((id, mut job)) = self.take(entry.user_data()) else {
                 continue;
             };
-            let result = self.outcome(&job, entry.result());
+            let result = self.outcome(&mut job, entry.result());
             done.push(Completion { id, job, result });
         }
         // What did not go for want of room goes now.

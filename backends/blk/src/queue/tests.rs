@@ -28,6 +28,7 @@ const FLUSH: u32 = VIRTIO_BLK_T_FLUSH;
 const DISCARD: u32 = VIRTIO_BLK_T_DISCARD;
 const WRITE_ZEROES: u32 = VIRTIO_BLK_T_WRITE_ZEROES;
 
+use crate::data::Place;
 use crate::engine::Operation as Op;
 
 /// What the engine of a test does with a job.
@@ -57,14 +58,19 @@ struct Staged {
 }
 
 impl Engine for Staged {
-    fn start(&mut self, id: usize, job: Job) -> Option<Completion> {
+    fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
         let mut stage = self.stage.borrow_mut();
         let length = match job.operation {
             Op::Clear { length, .. } => length,
-            _ => job.iovecs.remaining(),
+            _ => job.data.remaining(),
         };
         stage.log.push((job.operation, job.offset, length));
-        stage.aligned.push(job.iovecs.is_aligned(512, 512));
+        stage.aligned.push(match job.data.source() {
+            Place::One(start, length) => start.addr() % 512 == 0 && length % 512 == 0,
+            Place::Many(many) => many
+                .iter()
+                .all(|piece| piece.iov_base.addr() % 512 == 0 && piece.iov_len % 512 == 0),
+        });
         self.held.push((id, job));
         None
     }
@@ -82,7 +88,7 @@ impl Engine for Staged {
             let result = match self.stage.borrow_mut().fates.pop_front() {
                 Some(Fate::Fails(errno)) => Err(io::Error::from_raw_os_error(errno)),
                 Some(Fate::Short(count)) => Ok(count),
-                None => Ok(job.iovecs.remaining()),
+                None => Ok(job.data.remaining()),
             };
             done.push(Completion { id, job, result });
         }

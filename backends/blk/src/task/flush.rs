@@ -3,9 +3,9 @@
 use std::io;
 
 use super::{FAILED, Progress, Rules, Step};
+use crate::data::Data;
 use crate::durability::{Ticket, Verdict};
 use crate::engine::{Job, Operation};
-use crate::iovec::Iovecs;
 
 /// How far it is.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Flush {
         Some(Step::Next(Job {
             operation: Operation::Sync,
             offset: 0,
-            iovecs: Iovecs::default(),
+            data: Data::Nothing,
         }))
     }
 

@@ -20,12 +20,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use outboard_runtime::guest_buffers::GuestBuffers;
+
 use self::flush::Flush;
 use self::transfer::Transfer;
 use self::wipe::Wipe;
+use crate::data::Bounce;
 use crate::durability::Durability;
 use crate::engine::{Clear, Job};
-use crate::iovec::{Bounce, Iovecs};
 use crate::request::{Segment, Status};
 use crate::trouble::{Deed, Troubles};
 
@@ -100,16 +102,16 @@ enum Work {
 
 impl Task {
     /// Reads the disk from `offset` on into `data`.
-    pub fn read(offset: u64, data: Iovecs) -> Self {
+    pub fn read(offset: u64, data: GuestBuffers) -> Self {
         Self::transfer(false, offset, data)
     }
 
     /// Writes `data` to the disk from `offset` on.
-    pub fn write(offset: u64, data: Iovecs) -> Self {
+    pub fn write(offset: u64, data: GuestBuffers) -> Self {
         Self::transfer(true, offset, data)
     }
 
-    fn transfer(is_write: bool, offset: u64, data: Iovecs) -> Self {
+    fn transfer(is_write: bool, offset: u64, data: GuestBuffers) -> Self {
         Self::of(Work::Transfer(Transfer::new(is_write, offset, data)))
     }
 
@@ -174,7 +176,7 @@ impl Task {
         // What the image said, if it was not what was hoped for.
         let trouble = match &result {
             Err(error) => Some(Err(again(error))),
-            Ok(0) if job.iovecs.remaining() > 0 => Some(Ok(())),
+            Ok(0) if job.data.remaining() > 0 => Some(Ok(())),
             Ok(_) => None,
         };
         let step = match &mut self.work {
@@ -218,7 +220,7 @@ impl Task {
     }
 
     /// What can be used again, when it is over.
-    pub fn dismantle(self) -> (Option<Iovecs>, Option<Bounce>) {
+    pub fn dismantle(self) -> (Option<GuestBuffers>, Option<Bounce>) {
         match self.work {
             Work::Transfer(transfer) => {
                 let (data, bounce) = transfer.dismantle();

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use outboard_runtime::chain::Buffer;
 
 use super::*;
+use crate::data::BOUNCE;
 use crate::guest::{Guest, pattern};
-use crate::iovec::BOUNCE;
 
 /// What another request has left in the bounce buffer, and what the guest has
 /// in its own.
@@ -54,12 +54,12 @@ impl Fixture {
     }
 
     /// The first step of a task on the guest's buffers.
-    fn begin(&self, make: impl FnOnce(u64, Iovecs) -> Task) -> (Task, Step) {
-        let mut data = Iovecs::default();
+    fn begin(&self, make: impl FnOnce(u64, GuestBuffers) -> Task) -> (Task, Step) {
+        let mut data = GuestBuffers::default();
         let buffers = self.buffers.into_iter();
-        data.fill(&self.guest.memory, buffers).unwrap();
-        let mut bounce = Bounce::new();
-        bounce.bytes().fill(STALE);
+        data.extend(&self.guest.memory, buffers).unwrap();
+        let mut bounce = Bounce::new(BOUNCE);
+        bounce.take(BOUNCE).fill(STALE);
         let mut task = make(0, data);
         task.give(bounce);
         let step = task.start(self.rules());
@@ -81,8 +81,8 @@ fn a_bounced_read_brings_what_was_read_and_nothing_of_another_request() {
     let mut end = 0;
     // The kernel stops where it likes.
     for most in [1, 511, 4096, 777, 40_000].into_iter().cycle() {
-        let Step::Next(job) = step else { break };
-        let count = job.iovecs.read_from(&fixture.file, job.offset).unwrap();
+        let Step::Next(mut job) = step else { break };
+        let count = job.data.read_at(&fixture.file, job.offset).unwrap();
         let count = count.min(most);
         end += count as usize;
         step = task.complete(job, Ok(count), fixture.rules());
@@ -101,16 +101,16 @@ fn a_bounced_read_that_ends_early_leaves_the_rest_as_it_was() {
     let fixture = Fixture::new(&content, &[UNTOUCHED; 3072]);
     for how in [Ok(0), Err(io::Error::from_raw_os_error(libc::EIO))] {
         let (mut task, step) = fixture.begin(Task::read);
-        let Step::Next(job) = step else {
+        let Step::Next(mut job) = step else {
             panic!("{step:?}")
         };
-        let count = job.iovecs.read_from(&fixture.file, 0).unwrap();
+        let count = job.data.read_at(&fixture.file, 0).unwrap();
         assert_eq!(count, 512, "the file is as short");
         let step = task.complete(job, Ok(count), fixture.rules());
         let Step::Next(job) = step else {
             panic!("{step:?}")
         };
-        assert_eq!((job.offset, job.iovecs.remaining()), (512, 2560));
+        assert_eq!((job.offset, job.data.remaining()), (512, 2560));
         let step = task.complete(job, how, fixture.rules());
         assert!(matches!(step, Step::Done(Status::IoErr)), "{step:?}");
         assert_eq!(task.written(), 512);
@@ -128,7 +128,7 @@ fn a_bounced_write_goes_on_where_the_kernel_stopped() {
     let (mut task, mut step) = fixture.begin(Task::write);
     for most in [1, 511, 4096, 777, 40_000].into_iter().cycle() {
         let Step::Next(job) = step else { break };
-        let count = job.iovecs.write_to(&fixture.file, job.offset, 0).unwrap();
+        let count = job.data.write_at(&fixture.file, job.offset, false).unwrap();
         step = task.complete(job, Ok(count.min(most)), fixture.rules());
     }
     assert!(matches!(step, Step::Done(Status::Ok)));

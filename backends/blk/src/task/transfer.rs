@@ -3,9 +3,11 @@
 
 use std::io;
 
+use outboard_runtime::guest_buffers::{GuestBuffers, is_fault};
+
 use super::{FAILED, Progress, Rules, Step};
+use crate::data::{BOUNCE, Bounce, Data};
 use crate::engine::{Job, Operation};
-use crate::iovec::{BOUNCE, Bounce, Iovecs};
 
 /// Data on its way.
 #[derive(Debug)]
@@ -14,30 +16,26 @@ pub struct Transfer {
     durable: bool,
     /// Of the next byte.
     offset: u64,
-    /// What is left of the guest's buffers; in the job meanwhile, unless
-    /// `bounced`.
-    data: Iovecs,
-    bounced: bool,
-    /// In the job meanwhile.
+    /// What is left of the guest's buffers; in the job meanwhile, unless there
+    /// is a bounce buffer, which is there then.
+    data: GuestBuffers,
     bounce: Option<Bounce>,
 }
 
 impl Transfer {
     /// From or to the disk at `offset`.
-    pub fn new(is_write: bool, offset: u64, data: Iovecs) -> Self {
+    pub fn new(is_write: bool, offset: u64, data: GuestBuffers) -> Self {
         Self {
             is_write,
             durable: false,
             offset,
             data,
-            bounced: false,
             bounce: None,
         }
     }
 
     /// Before the start: to go through this buffer.
     pub fn give(&mut self, bounce: Bounce) {
-        self.bounced = true;
         self.bounce = Some(bounce);
     }
 
@@ -47,24 +45,23 @@ impl Transfer {
     }
 
     /// What can be used again.
-    pub fn dismantle(mut self) -> (Iovecs, Option<Bounce>) {
-        self.data.clear();
+    pub fn dismantle(self) -> (GuestBuffers, Option<Bounce>) {
         (self.data, self.bounce)
     }
 
     pub fn start(&mut self, rules: Rules<'_>) -> Progress {
         self.durable = self.is_write && rules.write_through();
-        if self.data.remaining() == 0 {
+        if self.data.is_empty() {
             return None;
         }
-        if self.bounced {
+        if self.bounce.is_some() {
             return self.next_bounce();
         }
-        let iovecs = std::mem::take(&mut self.data);
-        Some(Step::Next(self.job(iovecs)))
+        let data = std::mem::take(&mut self.data);
+        Some(Step::Next(self.job(Data::Guest(data))))
     }
 
-    fn job(&self, iovecs: Iovecs) -> Job {
+    fn job(&self, data: Data) -> Job {
         let operation = match self.is_write {
             true => Operation::Write {
                 durable: self.durable,
@@ -74,30 +71,29 @@ impl Transfer {
         Job {
             operation,
             offset: self.offset,
-            iovecs,
+            data,
         }
     }
 
     /// The next part that fits a bounce buffer.
     fn next_bounce(&mut self) -> Progress {
-        let length = self.data.remaining().min(BOUNCE as u64) as usize;
+        let length = self.data.bytes().min(BOUNCE);
         if length == 0 {
             return None;
         }
-        let Some(mut bounce) = self.bounce.take() else {
+        let Some(bounce) = &mut self.bounce else {
             return FAILED;
         };
+        let bytes = bounce.take(length);
         if self.is_write {
-            let bytes = bounce.bytes();
-            self.data
-                .copy_to(bytes.get_mut(..length).unwrap_or_default());
+            self.data.copy_to(0, bytes);
+            self.data.advance(length);
             if self.data.is_lost() {
-                self.bounce = Some(bounce);
                 return FAILED;
             }
         }
-        let iovecs = Iovecs::of_bounce(bounce, length);
-        Some(Step::Next(self.job(iovecs)))
+        let bounce = self.bounce.take().map(Data::Bounce);
+        bounce.map(|bounce| Step::Next(self.job(bounce)))
     }
 
     pub fn complete(
@@ -111,10 +107,12 @@ impl Transfer {
             // The image ends where it did not when it was opened, or takes
             // nothing more.
             Ok(0) => return self.fail(job),
-            Ok(count) => count.min(job.iovecs.remaining()),
+            Ok(count) => count.min(job.data.remaining()),
             Err(error) => {
-                if error.raw_os_error() == Some(libc::EFAULT) {
-                    job.iovecs.touch();
+                if let Data::Guest(buffers) = &job.data
+                    && is_fault(&error)
+                {
+                    buffers.touch();
                 }
                 if self.durable && error.raw_os_error() == Some(libc::EIO) {
                     // The kernel may have told this write of a failure that
@@ -127,34 +125,33 @@ impl Transfer {
         self.offset = self.offset.saturating_add(count);
         if !self.is_write {
             *written = written.saturating_add(count);
-        }
-        if self.bounced && !self.is_write {
-            self.bounce = job.iovecs.take_bounce();
-            if let Some(bounce) = &mut self.bounce {
-                let bytes = bounce.bytes();
-                self.data
-                    .copy_from(bytes.get(..count as usize).unwrap_or_default());
+            if let Data::Bounce(bounce) = job.data {
+                let bytes = bounce.left().get(..count as usize).unwrap_or_default();
+                self.data.copy_from(0, bytes);
+                self.data.advance(bytes.len());
+                self.bounce = Some(bounce);
+                return self.next_bounce();
             }
-            return self.next_bounce();
         }
-        job.iovecs.advance(count);
-        if job.iovecs.remaining() > 0 {
-            return Some(Step::Next(self.job(job.iovecs)));
+        job.data.advance(count);
+        if job.data.remaining() > 0 {
+            return Some(Step::Next(self.job(job.data)));
         }
-        if self.bounced {
-            self.bounce = job.iovecs.take_bounce();
-            return self.next_bounce();
-        }
-        self.data = job.iovecs;
-        None
+        self.take_back(job.data);
+        // Nothing is left, but behind a bounce buffer.
+        self.next_bounce()
     }
 
-    fn fail(&mut self, mut job: Job) -> Progress {
-        if self.bounced {
-            self.bounce = job.iovecs.take_bounce();
-        } else {
-            self.data = job.iovecs;
-        }
+    fn fail(&mut self, job: Job) -> Progress {
+        self.take_back(job.data);
         FAILED
+    }
+
+    fn take_back(&mut self, data: Data) {
+        match data {
+            Data::Guest(buffers) => self.data = buffers,
+            Data::Bounce(bounce) => self.bounce = Some(bounce),
+            Data::Nothing | Data::Zeroes(_) => {}
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::vec;
 
 use super::{FAILED, Progress, Rules, Step};
+use crate::data::{Data, ZEROES};
 use crate::engine::{Clear, Job, Operation};
-use crate::iovec::Iovecs;
 use crate::request::{Range, Segment};
 
 /// Segments on their way to be nothing.
@@ -71,16 +71,17 @@ impl Wipe {
                 length: self.range.length,
             },
             offset: self.range.offset,
-            iovecs: Iovecs::default(),
+            data: Data::Nothing,
         }))
     }
 
     /// Zeroes, written one by one.
     fn write(&self) -> Step {
+        let length = self.range.length.min(ZEROES as u64);
         Step::Next(Job {
             operation: Operation::Write { durable: false },
             offset: self.range.offset,
-            iovecs: Iovecs::of_zeroes(self.range.length),
+            data: Data::Zeroes(length as usize),
         })
     }
 

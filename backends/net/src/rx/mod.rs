@@ -187,7 +187,7 @@ impl Sink {
             num_buffers: u16::try_from(chains).unwrap_or(u16::MAX),
             ..header
         };
-        self.stock.iovecs.copy_from(0, &header.to_bytes());
+        self.stock.buffers.copy_from(0, &header.to_bytes());
         self.stock.complete(length, done);
         self.received.0 = self.received.0.wrapping_add(1);
     }

@@ -139,7 +139,7 @@ impl PeerSource {
                 } else if too_long {
                     sink.drop(Count::NoRoom);
                 } else {
-                    sink.stock.iovecs.copy_from(HEADER, frame);
+                    sink.stock.buffers.copy_from(HEADER, frame);
                     sink.deliver(Header::default(), length, done);
                     left = left.saturating_sub(1);
                 }

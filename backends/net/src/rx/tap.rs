@@ -3,11 +3,11 @@
 use std::io;
 
 use outboard_protocol::tap::HEADER;
+use outboard_runtime::guest_buffers::is_fault;
 
 use super::Sink;
 use crate::counters::Count;
 use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
-use crate::iovec::is_fault;
 use crate::tap::Tap;
 
 /// Most frames that are delivered before the driver hears of them.
@@ -67,8 +67,8 @@ impl TapSource {
             let mut header = [0; HEADER];
             let result = sink
                 .stock
-                .iovecs
-                .read_frame(fd, &mut header, most, &mut self.rest);
+                .buffers
+                .read_between(fd, &mut header, most, &mut self.rest);
             match result {
                 Ok((length, room)) => {
                     let header = Header::from_bytes(&header);
@@ -139,7 +139,7 @@ impl TapSource {
         }
         let rest = waiting.length.saturating_sub(waiting.stocked);
         let rest = self.rest.get(..rest).unwrap_or_default();
-        sink.stock.iovecs.copy_from(waiting.stocked, rest);
+        sink.stock.buffers.copy_from(waiting.stocked, rest);
         sink.deliver(waiting.header, waiting.length, done);
         sink.patience.end();
         self.waiting = None;

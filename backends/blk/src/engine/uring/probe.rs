@@ -17,7 +17,7 @@ use rustix::fs::MemfdFlags;
 
 use super::super::{Engine, Job, Operation};
 use super::Uring;
-use crate::iovec::Iovecs;
+use crate::data::Data;
 
 /// What the kernel must be able to do.
 const NEEDED: [u8; 6] = [
@@ -106,7 +106,7 @@ fn sync(mut ring: Uring) -> io::Result<()> {
     let job = Job {
         operation: Operation::Sync,
         offset: 0,
-        iovecs: Iovecs::default(),
+        data: Data::Nothing,
     };
     ring.start(0, job);
     ring.submit()?;
