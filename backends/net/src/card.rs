@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
-use outboard_protocol::tap::Mac;
 
 use crate::counters::{Count, Counters};
 use crate::features;
+pub use crate::features::Settings;
 use crate::link::Link;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
@@ -29,17 +29,6 @@ pub enum Port {
     Tap(Tap),
     /// A stream socket.
     Peer(Peer),
-}
-
-/// How a card is to appear.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Its address; without one the driver chooses.
-    pub mac: Option<Mac>,
-    /// The MTU that the driver is told, if any.
-    pub mtu: Option<u16>,
-    /// Largest queue size, a power of two.
-    pub queue_size: u16,
 }
 
 /// What all queues of a card share.

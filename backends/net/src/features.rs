@@ -1,6 +1,7 @@
 //! What a card offers its driver (virtio 1.3, section 5.1.3), by what is behind
 //! it and by how large its rings can be.
 
+use outboard_protocol::tap::Mac;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ,
@@ -11,8 +12,18 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS,
 };
 
-use crate::card::Settings;
 use crate::tap::Tap;
+
+/// How a card is to appear.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Its address; without one the driver chooses.
+    pub mac: Option<Mac>,
+    /// The MTU that the driver is told, if any.
+    pub mtu: Option<u16>,
+    /// Largest queue size, a power of two.
+    pub queue_size: u16,
+}
 
 /// What a card of either kind offers.
 const ALWAYS: [u32; 6] = [
