@@ -1,11 +1,11 @@
 //! A tap (Linux, Documentation/networking/tuntap.rst): how it is opened by
-//! whoever may, and how it is set up by whoever is lent it.
+//! whoever may, known again by whoever is lent it, and left by the last of them.
 //!
-//! A descriptor is one queue of one tap. Every frame has a header of
-//! [`HEADER`] bytes before it, that of virtio (virtio 1.3, section 5.1.6), so
-//! that frames with checksums and segmentation still to be done can pass.
+//! A descriptor is one queue of one tap. Every frame has a header before it,
+//! that of virtio (virtio 1.3, section 5.1.6), so that frames with checksums and
+//! segmentation still to be done can pass.
 //!
-//! All ioctls on taps are in `ioctl`, and nothing else that is unsafe.
+//! The ioctls are in `ioctl`, and nothing else that is unsafe.
 
 #[allow(unsafe_code)]
 mod ioctl;
@@ -20,36 +20,20 @@ use nix::libc;
 
 use ioctl::Request;
 
-/// Bytes before every frame: `struct virtio_net_hdr_v1`.
-pub const HEADER: usize = 12;
-/// The same of a tap that nobody has set up: `struct virtio_net_hdr`.
+/// Bytes before every frame of a tap that nobody has set up: `struct
+/// virtio_net_hdr`.
 pub const FRESH_HEADER: usize = 10;
 /// Most queues of a tap (the kernel's MAX_TAP_QUEUES).
 pub const MAX_QUEUES: u16 = 256;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// The reader takes frames whose checksum is still to be computed; without it,
-/// none of the other offloads.
-pub const OFFLOAD_CSUM: u32 = 0x01;
-/// The reader takes TCP over IPv4 that is still to be cut up.
-pub const OFFLOAD_TSO4: u32 = 0x02;
-/// The reader takes TCP over IPv6 that is still to be cut up.
-pub const OFFLOAD_TSO6: u32 = 0x04;
-/// The same, with ECN bits; only beside the former two.
-pub const OFFLOAD_ECN: u32 = 0x08;
-/// The reader takes UDP over IPv4 and IPv6 that is still to be cut up (Linux
-/// 6.2); the kernel wants both or none.
-pub const OFFLOAD_USO: u32 = 0x20 | 0x40;
-
 const DEVICE: &str = "/dev/net/tun";
 const IFF_TAP: u16 = 0x0002;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
-const IFF_ATTACH_QUEUE: u16 = 0x0200;
 const IFF_DETACH_QUEUE: u16 = 0x0400;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
-const FILTER_ALL_MULTICAST: u16 = 1;
 /// Longest name of an interface, without the final zero.
 const NAME: usize = 15;
 
@@ -205,14 +189,6 @@ pub fn identify(fd: BorrowedFd<'_>) -> Result<String, String> {
     Ok(request.name())
 }
 
-/// Sets the header's size to [`HEADER`].
-///
-/// # Errors
-/// Those of the ioctl: EBADFD when the tap is gone.
-pub fn set_header(fd: BorrowedFd<'_>) -> nix::Result<()> {
-    ioctl::header(fd, HEADER as libc::c_int)
-}
-
 /// Makes a tap as new, by all descriptors that we have of it: no filter, no
 /// offloads, a header of [`FRESH_HEADER`] bytes. These are the tap's and outlive
 /// every descriptor of one that is persistent; which queues are attached, and
@@ -228,10 +204,7 @@ pub fn make_as_new(queues: &[OwnedFd]) -> nix::Result<()> {
     if is_shared(queues, &ioctl::identify(first)?) {
         return Ok(());
     }
-    // The filter before all, since of the others each user says what it takes.
-    set_filter(first, &[], false)?;
-    set_offloads(first, 0)?;
-    ioctl::header(first, FRESH_HEADER as libc::c_int)
+    ioctl::make_as_new(first, FRESH_HEADER as libc::c_int)
 }
 
 /// Whether another process has an attached queue of the tap, as far as can be
@@ -248,48 +221,6 @@ fn is_shared(queues: &[OwnedFd], tap: &Request) -> bool {
     let ours = queues.iter().filter(attached).count();
     let all = ioctl::attached_queues(&tap.name()).map(usize::try_from);
     all.is_ok_and(|all| all.is_ok_and(|all| all > ours))
-}
-
-/// Tells the tap what the reader of its frames takes (`OFFLOAD_*`).
-///
-/// # Errors
-/// EINVAL for what this kernel does not know; EBADFD when the tap is gone.
-pub fn set_offloads(fd: BorrowedFd<'_>, offloads: u32) -> nix::Result<()> {
-    ioctl::offload(fd, offloads)
-}
-
-/// Attaches or detaches a queue of a tap with several: a detached one gets no
-/// frames. One that is so already stays so.
-///
-/// # Errors
-/// Those of the ioctl: EBADFD when the tap is gone.
-pub fn attach(fd: BorrowedFd<'_>, attached: bool) -> nix::Result<()> {
-    let flags = if attached {
-        IFF_ATTACH_QUEUE
-    } else {
-        IFF_DETACH_QUEUE
-    };
-    match ioctl::queue(fd, &Request::new("", flags)) {
-        // What the kernel says when it is so already.
-        Err(Errno::EINVAL) => Ok(()),
-        result => result,
-    }
-}
-
-/// Lets only frames to these addresses through to the reader; none for
-/// everything. The kernel compares the first 8 exactly and the rest, which
-/// must be multicast, by a hash; other lists let everything through.
-///
-/// # Errors
-/// Those of the ioctl: EBADFD when the tap is gone.
-pub fn set_filter(fd: BorrowedFd<'_>, addresses: &[Mac], multicast: bool) -> nix::Result<()> {
-    let count = u16::try_from(addresses.len()).map_err(|_| Errno::EINVAL)?;
-    let flags = if multicast { FILTER_ALL_MULTICAST } else { 0 };
-    let mut filter = Vec::with_capacity(addresses.len().saturating_mul(6).saturating_add(4));
-    filter.extend(flags.to_ne_bytes());
-    filter.extend(count.to_ne_bytes());
-    filter.extend(addresses.iter().flatten());
-    ioctl::filter(fd, &filter)
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! frame and the features that were negotiated; what reaches the kernel is the
 //! copy. The kernel checks headers too, but not all of it in every version.
 
-use outboard_protocol::tap::{self, HEADER};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
@@ -15,11 +14,26 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 
+/// Bytes before every frame: `struct virtio_net_hdr_v1`.
+pub const HEADER: usize = 12;
 /// Least bytes in a frame: an Ethernet header.
 pub const LEAST_FRAME: usize = 14;
 /// Most bytes in a frame: the largest IP packet, an Ethernet header and a
 /// VLAN tag.
 pub const MOST_FRAME: usize = 65535 + LEAST_FRAME + 4;
+
+/// The reader takes frames whose checksum is still to be computed; without it,
+/// none of the other offloads.
+pub const OFFLOAD_CSUM: u32 = 0x01;
+/// The reader takes TCP over IPv4 that is still to be cut up.
+pub const OFFLOAD_TSO4: u32 = 0x02;
+/// The reader takes TCP over IPv6 that is still to be cut up.
+pub const OFFLOAD_TSO6: u32 = 0x04;
+/// The same, with ECN bits; only beside the former two.
+pub const OFFLOAD_ECN: u32 = 0x08;
+/// The reader takes UDP over IPv4 and IPv6 that is still to be cut up (Linux
+/// 6.2); the kernel wants both or none.
+pub const OFFLOAD_USO: u32 = 0x20 | 0x40;
 
 const NEEDS_CSUM: u8 = VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
 const DATA_VALID: u8 = VIRTIO_NET_HDR_F_DATA_VALID as u8;
@@ -141,18 +155,18 @@ impl Header {
         let takes = |bits: u32| offloads & bits == bits;
         let segments = match self.gso_type & !ECN {
             NONE => true,
-            TCPV4 => takes(tap::OFFLOAD_TSO4),
-            TCPV6 => takes(tap::OFFLOAD_TSO6),
-            UDP => takes(tap::OFFLOAD_USO),
+            TCPV4 => takes(OFFLOAD_TSO4),
+            TCPV6 => takes(OFFLOAD_TSO6),
+            UDP => takes(OFFLOAD_USO),
             _ => false,
         };
-        let ecn = self.gso_type & ECN == 0 || takes(tap::OFFLOAD_ECN);
-        let checksum = self.flags & NEEDS_CSUM == 0 || takes(tap::OFFLOAD_CSUM);
+        let ecn = self.gso_type & ECN == 0 || takes(OFFLOAD_ECN);
+        let checksum = self.flags & NEEDS_CSUM == 0 || takes(OFFLOAD_CSUM);
         if !(segments && ecn && checksum) {
             return None;
         }
         // Without GUEST_CSUM, all flags are 0 (section 5.1.6.4.1).
-        let flags = if takes(tap::OFFLOAD_CSUM) {
+        let flags = if takes(OFFLOAD_CSUM) {
             self.flags & (NEEDS_CSUM | DATA_VALID)
         } else {
             0
@@ -175,26 +189,26 @@ fn segments_negotiated(gso_type: u8, features: u64) -> bool {
 }
 
 /// What a tap may leave undone for a driver with these features
-/// (`tap::OFFLOAD_*`), or these bits of CTRL_GUEST_OFFLOADS.
+/// (`OFFLOAD_*`), or these bits of CTRL_GUEST_OFFLOADS.
 pub fn offloads(features: u64) -> u32 {
     if !has(features, VIRTIO_NET_F_GUEST_CSUM) {
         return 0;
     }
-    let mut bits = tap::OFFLOAD_CSUM;
+    let mut bits = OFFLOAD_CSUM;
     for (feature, bit) in [
-        (VIRTIO_NET_F_GUEST_TSO4, tap::OFFLOAD_TSO4),
-        (VIRTIO_NET_F_GUEST_TSO6, tap::OFFLOAD_TSO6),
+        (VIRTIO_NET_F_GUEST_TSO4, OFFLOAD_TSO4),
+        (VIRTIO_NET_F_GUEST_TSO6, OFFLOAD_TSO6),
     ] {
         if has(features, feature) {
             bits |= bit;
         }
     }
-    let tso = bits & (tap::OFFLOAD_TSO4 | tap::OFFLOAD_TSO6) != 0;
+    let tso = bits & (OFFLOAD_TSO4 | OFFLOAD_TSO6) != 0;
     if tso && has(features, VIRTIO_NET_F_GUEST_ECN) {
-        bits |= tap::OFFLOAD_ECN;
+        bits |= OFFLOAD_ECN;
     }
     if has(features, VIRTIO_NET_F_GUEST_USO4) && has(features, VIRTIO_NET_F_GUEST_USO6) {
-        bits |= tap::OFFLOAD_USO;
+        bits |= OFFLOAD_USO;
     }
     bits
 }

@@ -11,10 +11,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use outboard_protocol::tap::HEADER;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::Memory;
 use outboard_runtime::guest_buffers::{GuestBuffers, Unmapped};
+
+use crate::header::HEADER;
 
 /// Most pieces in stock: 16 times what one call takes.
 const MOST_PIECES: usize = 16 * 1024;

@@ -2,6 +2,9 @@
 //! since whoever had it before may have set it otherwise, and that this is taken
 //! back in the end.
 
+#[allow(unsafe_code)]
+mod ioctl;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,6 +15,7 @@ use outboard_log::Rarely;
 use outboard_protocol::tap;
 
 use crate::filter::TapFilter;
+use crate::header::{HEADER, OFFLOAD_CSUM, OFFLOAD_USO};
 use crate::watch::{Host, Watch};
 
 /// A tap, one descriptor for each of its queues.
@@ -56,9 +60,9 @@ impl Tap {
             let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
             fcntl(queue, FcntlArg::F_SETFL(flags))?;
         }
-        let probe = tap::OFFLOAD_CSUM | tap::OFFLOAD_USO;
+        let probe = OFFLOAD_CSUM | OFFLOAD_USO;
         let first = queues.first().context("no tap is given")?;
-        let uso = tap::set_offloads(first.as_fd(), probe).is_ok();
+        let uso = ioctl::set_offloads(first.as_fd(), probe).is_ok();
         let watch = Watch::new(&name);
         let watch = watch.inspect_err(|error| log::debug!("tap {name} is not watched: {error}"));
         let tap = Self {
@@ -143,24 +147,24 @@ impl Tap {
 
     /// Sets how frames look, and not which there are.
     fn set_up(&self, offloads: u32) -> nix::Result<()> {
-        tap::set_header(self.first()?)?;
+        ioctl::set_header(self.first()?, HEADER)?;
         self.set_offloads(offloads)
     }
 
-    /// See [`tap::set_offloads`].
+    /// Tells it what is taken (`OFFLOAD_*`).
     ///
     /// # Errors
-    /// The same.
+    /// EINVAL for what this kernel does not know; EBADFD when the tap is gone.
     pub fn set_offloads(&self, offloads: u32) -> nix::Result<()> {
-        tap::set_offloads(self.first()?, offloads)
+        ioctl::set_offloads(self.first()?, offloads)
     }
 
-    /// See [`tap::set_filter`].
+    /// Lets only these frames through.
     ///
     /// # Errors
-    /// The same.
+    /// Those of the ioctl: EBADFD when the tap is gone.
     pub fn set_filter(&self, filter: &TapFilter) -> nix::Result<()> {
-        tap::set_filter(self.first()?, &filter.addresses, filter.multicast)
+        ioctl::set_filter(self.first()?, &filter.addresses, filter.multicast)
     }
 
     /// Attaches the first `pairs` queues and detaches the others.
@@ -170,7 +174,7 @@ impl Tap {
     pub fn set_pairs(&self, pairs: u16) -> nix::Result<()> {
         if self.queues.len() > 1 {
             for (index, queue) in self.queues.iter().enumerate() {
-                tap::attach(queue.as_fd(), index < usize::from(pairs))?;
+                ioctl::attach(queue.as_fd(), index < usize::from(pairs))?;
             }
         }
         Ok(())
@@ -182,7 +186,7 @@ impl Tap {
     /// Those of the ioctl.
     pub fn attach(&self, pair: u16, attached: bool) -> nix::Result<()> {
         match self.queue(pair) {
-            Some(queue) if self.queues.len() > 1 => tap::attach(queue, attached),
+            Some(queue) if self.queues.len() > 1 => ioctl::attach(queue, attached),
             _ => Ok(()),
         }
     }

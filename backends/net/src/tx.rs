@@ -9,14 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::sys::epoll::EpollFlags;
-use outboard_protocol::tap::HEADER;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::{GuestBuffers, MOST_PIECES, is_fault};
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
-use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
+use crate::header::{HEADER, Header, LEAST_FRAME, MOST_FRAME};
 use crate::peer::{Connection, PREFIX, Peer};
 use crate::tap::{Tap, is_gone};
 use crate::waiter::Waiter;

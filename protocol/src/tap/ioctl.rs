@@ -63,10 +63,9 @@ struct Channels {
 nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, Pointing);
 nix::ioctl_write_ptr_bad!(set_iff, nix::request_code_write!(b'T', 202, 4), Request);
 nix::ioctl_write_int_bad!(set_offload, nix::request_code_write!(b'T', 208, 4));
-nix::ioctl_write_ptr_bad!(set_filter, nix::request_code_write!(b'T', 209, 4), u8);
+nix::ioctl_write_ptr_bad!(set_filter, nix::request_code_write!(b'T', 209, 4), u16);
 nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, 4), Request);
 nix::ioctl_write_ptr_bad!(set_header, nix::request_code_write!(b'T', 216, 4), c_int);
-nix::ioctl_write_ptr_bad!(set_queue, nix::request_code_write!(b'T', 217, 4), Request);
 
 pub fn identify(fd: BorrowedFd<'_>) -> nix::Result<Request> {
     let mut request = Request::new("", 0);
@@ -81,33 +80,17 @@ pub fn name(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
     unsafe { set_iff(fd.as_raw_fd(), &raw mut copy) }.map(drop)
 }
 
-pub fn queue(fd: BorrowedFd<'_>, request: &Request) -> nix::Result<()> {
-    // SAFETY: the kernel reads a `struct ifreq`, which `Request` is.
-    unsafe { set_queue(fd.as_raw_fd(), request) }.map(drop)
-}
-
-pub fn offload(fd: BorrowedFd<'_>, bits: u32) -> nix::Result<()> {
+/// No filter, no offloads, a header of `header` bytes.
+pub fn make_as_new(fd: BorrowedFd<'_>, header: c_int) -> nix::Result<()> {
+    // Flags, and the number of addresses: none.
+    const NO_FILTER: [u16; 2] = [0; 2];
+    // The filter before all, since of the others each user says what it takes.
+    // SAFETY: the kernel reads these flags and this number, and no address.
+    unsafe { set_filter(fd.as_raw_fd(), NO_FILTER.as_ptr()) }?;
     // SAFETY: the argument is a number and no pointer.
-    unsafe { set_offload(fd.as_raw_fd(), bits.cast_signed()) }.map(drop)
-}
-
-pub fn header(fd: BorrowedFd<'_>, length: c_int) -> nix::Result<()> {
+    unsafe { set_offload(fd.as_raw_fd(), 0) }?;
     // SAFETY: the kernel reads an int.
-    unsafe { set_header(fd.as_raw_fd(), &length) }.map(drop)
-}
-
-/// `filter` is a whole `struct tun_filter`: flags, count, that many
-/// addresses.
-pub fn filter(fd: BorrowedFd<'_>, filter: &[u8]) -> nix::Result<()> {
-    let count = filter.get(2..4).map_or(0, |count| {
-        usize::from(u16::from_ne_bytes([count[0], count[1]]))
-    });
-    if filter.len() != 4 + 6 * count {
-        return Err(nix::errno::Errno::EINVAL);
-    }
-    // SAFETY: the kernel reads the head and the `count` addresses that it
-    // names, all of which are in `filter`.
-    unsafe { set_filter(fd.as_raw_fd(), filter.as_ptr()) }.map(drop)
+    unsafe { set_header(fd.as_raw_fd(), &header) }.map(drop)
 }
 
 /// Queues of the tap `name`, in the network namespace of this process, that are

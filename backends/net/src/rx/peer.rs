@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::sys::epoll::EpollFlags;
-use outboard_protocol::tap::HEADER;
 
 use super::Sink;
 use crate::counters::Count;
-use crate::header::{Header, LEAST_FRAME};
+use crate::header::{HEADER, Header, LEAST_FRAME};
 use crate::peer::{Connection, Peer, TooLong};
 use crate::waiter::Waiter;
 

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use outboard_protocol::tap::HEADER;
 use outboard_runtime::guest_buffers::is_fault;
 
 use super::Sink;
 use crate::counters::Count;
-use crate::header::{Header, LEAST_FRAME, MOST_FRAME};
+use crate::header::{HEADER, Header, LEAST_FRAME, MOST_FRAME};
 use crate::tap::Tap;
 
 /// Most frames that are delivered before the driver hears of them.
