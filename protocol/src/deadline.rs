@@ -50,9 +50,11 @@ pub mod limits {
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// A deadline `wait` from now.
+    /// A deadline `wait` from now, and not later than in a century.
     pub fn after(wait: Duration) -> Self {
-        Self(Instant::now() + wait)
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        let now = Instant::now();
+        Self(now.checked_add(wait.min(CENTURY)).unwrap_or(now))
     }
 
     /// A deadline at this time.

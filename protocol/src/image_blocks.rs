@@ -175,8 +175,9 @@ fn statx_alignment(image: &File) -> Option<Option<Alignment>> {
 /// By trying: reads of growing size, until one is to the kernel's liking. Where
 /// there is data, since a hole is read without asking the storage.
 fn probe_alignment(image: &File) -> Option<u32> {
+    const LARGEST: u64 = MAX_BLOCK as u64;
     let data = rustix::fs::seek(image, rustix::fs::SeekFrom::Data(0)).unwrap_or(0);
-    let data = data.saturating_sub(data % u64::from(MAX_BLOCK));
+    let data = data.saturating_sub(data % LARGEST);
     let mut space = Aligned::new(1);
     [512, 1024, 2048, 4096].into_iter().find(|block: &u32| {
         let bytes = space.bytes();

@@ -84,6 +84,7 @@ impl Format {
     /// # Errors
     /// It cannot be read, or its size not be found out.
     pub fn probe(image: &File) -> io::Result<Option<Self>> {
+        const WHOLE: u64 = BLOCK as u64;
         let size = image_blocks::size(image)?;
         // The image may be open for direct I/O.
         let mut space = Aligned::new(2);
@@ -93,7 +94,7 @@ impl Format {
             return Ok(Some(format));
         }
         let last = size.saturating_sub(FOOTER as u64);
-        let begin = last.saturating_sub(last % BLOCK as u64);
+        let begin = last.saturating_sub(last % WHOLE);
         let tail = read(image, bytes, begin)?;
         let footer = tail.get(last.saturating_sub(begin) as usize..);
         Ok(footer.and_then(Self::of_footer))

@@ -71,8 +71,12 @@ impl Access {
 
     /// The bytes that stand for this access, all to be held.
     fn bytes(self) -> impl Iterator<Item = u8> {
-        let has = self.has().iter().map(|number| HAS + number);
-        has.chain(self.unshared().iter().map(|number| UNSHARED + number))
+        let has = self.has().iter().map(|number| HAS.saturating_add(*number));
+        has.chain(
+            self.unshared()
+                .iter()
+                .map(|number| UNSHARED.saturating_add(*number)),
+        )
     }
 
     /// The bytes that nobody else may hold, each with what it means if
@@ -83,12 +87,12 @@ impl Access {
                 WRITE => Clash::ForbidsWriting,
                 _ => Clash::ForbidsReading,
             };
-            (UNSHARED + number, clash)
+            (UNSHARED.saturating_add(*number), clash)
         });
         let unshared = self
             .unshared()
             .iter()
-            .map(|number| (HAS + number, Clash::Writes));
+            .map(|number| (HAS.saturating_add(*number), Clash::Writes));
         // Writers first: "writes to it" says more than "does not share it".
         unshared.chain(has)
     }

@@ -80,12 +80,15 @@ impl Shape {
 
     /// Bytes from one queue's block to the next.
     fn stride(self) -> u64 {
-        (HEADER as u64 + ENTRY as u64 * u64::from(self.queue_size)).next_multiple_of(ALIGNMENT)
+        let entries = u64::from(self.queue_size).saturating_mul(ENTRY as u64);
+        entries
+            .saturating_add(HEADER as u64)
+            .next_multiple_of(ALIGNMENT)
     }
 
     /// Bytes of the whole region.
     pub fn size(self) -> u64 {
-        self.stride() * u64::from(self.queues)
+        self.stride().saturating_mul(self.queues.into())
     }
 }
 
@@ -235,9 +238,8 @@ impl QueueRegion {
     /// # Errors
     /// [`Corrupt::Index`] when `head` is beyond the queue.
     pub fn take(&self, head: u16, counter: u64) -> Result<(), Corrupt> {
-        let entry = self.entry(head)?;
-        self.store(entry + COUNTER, counter)?;
-        self.store(entry + INFLIGHT, 1u8)
+        self.store(self.field(head, COUNTER)?, counter)?;
+        self.store(self.field(head, INFLIGHT)?, 1u8)
     }
 
     /// Undoes a taking: the head stays in the available ring.
@@ -245,7 +247,7 @@ impl QueueRegion {
     /// # Errors
     /// [`Corrupt::Index`] when `head` is beyond the queue.
     pub fn put_back(&self, head: u16) -> Result<(), Corrupt> {
-        self.store(self.entry(head)? + INFLIGHT, 0u8)
+        self.store(self.field(head, INFLIGHT)?, 0u8)
     }
 
     /// Adds `head` to the batch that is about to be returned; call it before
@@ -255,7 +257,7 @@ impl QueueRegion {
     /// [`Corrupt::Index`] when `head` is beyond the queue.
     pub fn batch(&self, head: u16) -> Result<(), Corrupt> {
         let last: u16 = self.load(LAST_BATCH_HEAD)?;
-        self.store(self.entry(head)? + NEXT, last)?;
+        self.store(self.field(head, NEXT)?, last)?;
         self.store(LAST_BATCH_HEAD, head)
     }
 
@@ -302,9 +304,8 @@ impl QueueRegion {
     fn in_flight(&self) -> Result<Vec<(u64, u16)>, Corrupt> {
         let mut found = Vec::new();
         for head in 0..self.size {
-            let entry = self.entry(head)?;
-            if self.load::<u8>(entry + INFLIGHT)? != 0 {
-                found.push((self.load(entry + COUNTER)?, head));
+            if self.load::<u8>(self.field(head, INFLIGHT)?)? != 0 {
+                found.push((self.load(self.field(head, COUNTER)?)?, head));
             }
         }
         Ok(found)
@@ -318,9 +319,9 @@ impl QueueRegion {
         }
         let mut head: u16 = self.load(LAST_BATCH_HEAD)?;
         for _ in 0..length {
-            let entry = self.entry(head).map_err(|_| Corrupt::Batch)?;
-            self.store(entry + INFLIGHT, 0u8)?;
-            head = self.load(entry + NEXT)?;
+            let in_flight = self.field(head, INFLIGHT);
+            self.store(in_flight.map_err(|_| Corrupt::Batch)?, 0u8)?;
+            head = self.load(self.field(head, NEXT)?)?;
         }
         Ok(())
     }
@@ -336,12 +337,13 @@ impl QueueRegion {
         self.store(REGION_VERSION, VERSION)
     }
 
-    fn entry(&self, head: u16) -> Result<usize, Corrupt> {
-        if head < self.size {
-            Ok(HEADER + ENTRY * usize::from(head))
-        } else {
-            Err(Corrupt::Index)
+    /// Where a field of an entry is, from the block's beginning on.
+    fn field(&self, head: u16, field: usize) -> Result<usize, Corrupt> {
+        if head >= self.size {
+            return Err(Corrupt::Index);
         }
+        let entry = usize::from(head).saturating_mul(ENTRY);
+        Ok(entry.saturating_add(HEADER).saturating_add(field))
     }
 
     // Only the order in which this process stores matters, since the successor
@@ -349,14 +351,14 @@ impl QueueRegion {
     fn store<T: AtomicAccess>(&self, offset: usize, value: T) -> Result<(), Corrupt> {
         let slice = self.map.as_volatile_slice();
         slice
-            .store(value, self.base + offset, Ordering::Release)
+            .store(value, self.base.saturating_add(offset), Ordering::Release)
             .map_err(|_| Corrupt::Index)
     }
 
     fn load<T: AtomicAccess>(&self, offset: usize) -> Result<T, Corrupt> {
         let slice = self.map.as_volatile_slice();
         slice
-            .load(self.base + offset, Ordering::Acquire)
+            .load(self.base.saturating_add(offset), Ordering::Acquire)
             .map_err(|_| Corrupt::Index)
     }
 }

@@ -18,6 +18,10 @@
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 mod aligned;
 pub mod block_device;

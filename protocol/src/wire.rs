@@ -239,11 +239,12 @@ impl Connection {
         let size = u32::try_from(payload.len()).map_err(|_| malformed("payload too long"))?;
         let mut bytes = header.encode(size).to_vec();
         bytes.extend_from_slice(payload);
-        let mut sent = 0;
+        let mut sent = 0usize;
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             // The descriptors travel with the first byte.
             let fds = if sent == 0 { fds } else { &[] };
-            sent += socket::send(self.stream.as_fd(), rest, fds, deadline)?;
+            let count = socket::send(self.stream.as_fd(), rest, fds, deadline)?;
+            sent = sent.saturating_add(count);
         }
         Ok(())
     }
@@ -279,7 +280,7 @@ impl Connection {
         deadline: Deadline,
         boundary: bool,
     ) -> Result<(), WireError> {
-        let mut filled = 0;
+        let mut filled = 0usize;
         while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let received = socket::receive(self.stream.as_fd(), rest, fds, deadline);
             // First of all, since too many may be why not all of them came.
@@ -289,7 +290,7 @@ impl Connection {
             match received? {
                 0 if boundary && filled == 0 => return Err(WireError::Closed),
                 0 => return Err(malformed("the connection ended within it")),
-                count => filled += count,
+                count => filled = filled.saturating_add(count),
             }
         }
         Ok(())

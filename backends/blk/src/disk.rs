@@ -293,11 +293,12 @@ impl Disk {
     fn config(&self) -> BlkConfig {
         let block = self.limits.block_size;
         let physical = self.physical_block.max(block);
-        let per_physical = physical / block.max(1);
+        let queue_size = u32::from(self.settings.queue_size);
+        let per_physical = physical.checked_div(block).unwrap_or(1);
         let mut config = BlkConfig {
             capacity: self.limits().capacity / SECTOR,
             // Header and status take a descriptor each.
-            seg_max: SEG_MAX.clamp(1, u32::from(self.settings.queue_size).max(3) - 2),
+            seg_max: SEG_MAX.clamp(1, queue_size.max(3).saturating_sub(2)),
             blk_size: block,
             physical_block_exp: per_physical.checked_ilog2().unwrap_or(0) as u8,
             min_io_size: u16::try_from(per_physical).unwrap_or(1),
@@ -308,7 +309,7 @@ impl Disk {
         if self.limits.discard {
             config.max_discard_sectors = MAX_DISCARD_SECTORS;
             config.max_discard_seg = MAX_SEGMENTS;
-            config.discard_sector_alignment = physical / SECTOR as u32;
+            config.discard_sector_alignment = (u64::from(physical) / SECTOR) as u32;
         }
         if self.limits.write_zeroes {
             config.max_write_zeroes_sectors = MAX_WRITE_ZEROES_SECTORS;

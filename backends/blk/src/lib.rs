@@ -13,6 +13,11 @@
 //!   are the program with one fault.
 //!
 //! Sockets, rings and indices are the runtime's.
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 mod cache;
 pub mod cli;

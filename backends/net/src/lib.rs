@@ -14,6 +14,11 @@
 //! - [`cli`]: the command line.
 //!
 //! Sockets of front-ends, rings and indices are the runtime's.
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 pub mod card;
 pub mod cli;

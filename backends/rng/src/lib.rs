@@ -2,6 +2,8 @@
 //! `vhost-user-backend` daemon, one session after another. Whatever a guest
 //! writes is answered or left alone: an error from the device would end the
 //! daemon's worker, and nobody would serve the queue any more.
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};

@@ -14,6 +14,7 @@
 //! The names of the VM and of the device come by the launch contract
 //! (`PROTOCOL.md`, section 1).
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod level;
 pub mod line;

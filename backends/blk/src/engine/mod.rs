@@ -7,6 +7,7 @@
 
 mod choice;
 mod threads;
+#[allow(unsafe_code)]
 mod uring;
 
 use std::fs::File;

@@ -97,7 +97,7 @@ impl Uring {
 
     /// Hands everything to the kernel and waits for `want` completions.
     fn enter(&mut self, want: usize) -> io::Result<()> {
-        let mut patience = 1000;
+        let mut patience = 1000u32;
         loop {
             self.push();
             match self.ring.submit_and_wait(want) {
@@ -110,7 +110,7 @@ impl Uring {
                         // Something completes, and reaping submits again.
                         return Ok(());
                     }
-                    patience -= 1;
+                    patience = patience.saturating_sub(1);
                     if patience == 0 {
                         return Err(error);
                     }

@@ -20,6 +20,7 @@ use crate::image::{Image, Options};
 
 mod durability;
 mod hostile;
+#[allow(unsafe_code)]
 mod real;
 
 const IN: u32 = VIRTIO_BLK_T_IN;
