@@ -14,6 +14,7 @@
 //! - [`block_device`]: what the kernel says of a block device's queue;
 //! - [`inflight`]: the shared region that lets a successor take over requests;
 //! - [`kept`]: what a driver has set of a device and will not say again;
+//! - [`size`]: a number of bytes as a user writes it, the same everywhere;
 //! - [`shared`]: memory of a file that another process can cut.
 //!
 //! The normative text is `PROTOCOL.md` beside this crate.
@@ -38,6 +39,7 @@ pub mod kept;
 pub mod launch;
 #[allow(unsafe_code)]
 pub mod shared;
+pub mod size;
 mod socket;
 pub mod tap;
 pub mod wire;

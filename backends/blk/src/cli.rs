@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{ArgGroup, Parser};
-use outboard_protocol::image_blocks;
+use outboard_protocol::{image_blocks, size};
 use outboard_runtime::device::Device;
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
@@ -51,7 +51,7 @@ pub struct Cli {
     blk_fd: Option<RawFd>,
 
     /// No disk: reads give zeroes, writes vanish (suffixes K, M, G, T)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = sectors)]
     null: Option<u64>,
 
     #[command(flatten)]
@@ -61,29 +61,14 @@ pub struct Cli {
     settings: Settings,
 }
 
-/// A size in bytes, with a suffix or without; whole sectors.
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match text.get(digits.len()..).unwrap_or_default() {
-        "" => 1,
-        "K" | "k" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        "T" => 1 << 40,
-        other => {
-            return Err(format!(
-                "{other:?} is no unit; use K, M, G or T, as in 512M"
-            ));
-        }
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "give a number and a unit, as in 512M".to_owned())?;
-    match number.checked_mul(unit) {
-        // Offsets in a file are 63 bits.
-        Some(size) if size > 0 && size.is_multiple_of(512) && size < 1 << 63 => Ok(size),
-        _ => Err("it must be a multiple of 512 bytes, more than 0, less than 8388608T".into()),
+/// A size in bytes; whole sectors.
+fn sectors(text: &str) -> Result<u64, &'static str> {
+    let size = size::parse(text).ok_or("give a number and a unit, K, M, G or T, as in 512M")?;
+    // Offsets in a file are 63 bits.
+    if size == 0 || !size.is_multiple_of(512) || size >= 1 << 63 {
+        return Err("it must be a multiple of 512 bytes, more than 0, less than 8388608T");
     }
+    Ok(size)
 }
 
 impl Cli {
@@ -135,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_units() {
-        assert_eq!(size("512"), Ok(512));
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("4G"), Ok(4 << 30));
+    fn a_disk_that_is_not_there_has_whole_sectors() {
+        assert_eq!(sectors("512"), Ok(512));
+        assert_eq!(sectors("512M"), Ok(512 << 20));
+        assert_eq!(sectors("4G"), Ok(4 << 30));
         for wrong in ["", "G", "1", "0", "-1G", "4X", "4GB", "99999999T"] {
-            assert!(size(wrong).is_err(), "{wrong:?}");
+            assert!(sectors(wrong).is_err(), "{wrong:?}");
         }
     }
 

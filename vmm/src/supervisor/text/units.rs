@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use outboard_protocol::size;
 use serde::{Deserialize, Deserializer, de};
 use toml::Value;
 
@@ -14,19 +15,9 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-        let unit = text.get(digits.len()..).unwrap_or_default();
-        let shift = match unit.to_ascii_uppercase().as_str() {
-            "K" | "KIB" => 10,
-            "M" | "MIB" => 20,
-            "G" | "GIB" => 30,
-            "T" | "TIB" => 40,
-            _ => return Err(format!("`{text}` is not a size; write it as 512M or 4G")),
-        };
-        digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|count| count.checked_mul(1 << shift))
+        let has_unit = !text.ends_with(|last: char| last.is_ascii_digit());
+        size::parse(text)
+            .filter(|_| has_unit)
             .map(Self)
             .ok_or_else(|| format!("`{text}` is not a size; write it as 512M or 4G"))
     }
