@@ -13,7 +13,7 @@ use outboard::machine::frontend::{Connected, Interruption, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::Ring;
 use outboard_contract::client::PROTOCOL_FEATURES;
-use outboard_contract::scripted::{Action, Scripted};
+use outboard_contract::scripted::{Fault, Scripted};
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use outboard_protocol::wire::{Header, Message};
@@ -67,7 +67,7 @@ fn ram(size: u64) -> Ram {
 /// Two drivers, one after the other, do all that a driver can do; the second has
 /// other features, and its second ring comes late.
 fn drive(script: Scripted, queues: u16) -> (anyhow::Result<()>, Vec<Message>) {
-    let (stream, running) = script.start().unwrap();
+    let (stream, running) = script.start();
     let result = drive_stream(stream, queues);
     (result, running.messages())
 }
@@ -305,22 +305,16 @@ fn a_session_has_the_order_that_is_promised() {
 
 #[test]
 fn answers_that_come_a_byte_at_a_time_are_answers() {
-    let number = |request: R, value: u64| {
-        let mut bytes = Vec::new();
-        for word in [u32::from(request), 5, 8] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        bytes.extend(value.to_ne_bytes());
-        Action::Dribble(bytes)
-    };
-    let script = Scripted::new(0, 1, vec![0; 8])
-        .on(
-            R::GET_FEATURES,
-            number(R::GET_FEATURES, VERSION_1 | 1 << 29 | PROTOCOL_FEATURES),
-        )
-        .on(R::GET_QUEUE_NUM, number(R::GET_QUEUE_NUM, 1))
-        .on(R::SET_FEATURES, number(R::SET_FEATURES, 0))
-        .on(R::GET_MAX_MEM_SLOTS, number(R::GET_MAX_MEM_SLOTS, 32));
+    let asked = [
+        R::GET_FEATURES,
+        R::GET_QUEUE_NUM,
+        R::SET_FEATURES,
+        R::GET_MAX_MEM_SLOTS,
+    ];
+    let script = Scripted::new(VERSION_1 | 1 << 29, 1, vec![0; 8]);
+    let script = { asked }
+        .into_iter()
+        .fold(script, |script, request| script.on(request, Fault::Dribble));
     drive(script, 1).0.unwrap();
 }
 
@@ -333,7 +327,7 @@ fn queue_numbers_are_believed_as_far_as_they_go() {
         (1, false),
         (0, false),
     ] {
-        let reply = Action::Reply(queues.to_ne_bytes().to_vec());
+        let reply = Fault::Payload(queues.to_ne_bytes().to_vec());
         let script = Scripted::new(VERSION_1 | 1 << 29, 2, vec![0; 8]).on(R::GET_QUEUE_NUM, reply);
         let (result, _) = drive(script, 2);
         assert_eq!(result.is_ok(), works, "{queues}: {result:?}");
@@ -351,11 +345,11 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
         (P::CONFIGURE_MEM_SLOTS, 1, false),
         (P::CONFIGURE_MEM_SLOTS, 0, false),
     ] {
-        let reply = Action::Reply(u64::to_ne_bytes(slots).to_vec());
+        let reply = Fault::Payload(u64::to_ne_bytes(slots).to_vec());
         let script = Scripted::new(VERSION_1, 1, vec![])
             .protocol((protocol | P::REPLY_ACK).bits())
             .on(R::GET_MAX_MEM_SLOTS, reply);
-        let (stream, running) = script.start().unwrap();
+        let (stream, running) = script.start();
         let session = Session::<Connected>::new(stream)
             .negotiate("some0", &Interruption::default())
             .unwrap();
@@ -388,22 +382,16 @@ fn inflight_regions_that_cannot_be_are_refused() {
         payload
     };
     let cases = [
-        (Action::ReplyWithFds(padded(4096, 0), 1), true),
-        (
-            Action::ReplyWithFds(padded(4096, 0)[..20].to_vec(), 1),
-            true,
-        ),
-        (Action::Reply(padded(4096, 0)), false),
-        (Action::ReplyWithFds(padded(4096, 0), 2), false),
-        (Action::ReplyWithFds(padded(4096, 0), 8), false),
-        (Action::ReplyWithFds(padded(0, 0), 1), false),
-        (Action::Reply(padded(0, 0)), false),
-        (Action::ReplyWithFds(padded(u64::MAX, 1), 1), false),
-        (
-            Action::ReplyWithFds(padded(4096, 0)[..19].to_vec(), 1),
-            false,
-        ),
-        (Action::ReplyWithFds(vec![], 1), false),
+        (Fault::WithFds(padded(4096, 0), 1), true),
+        (Fault::WithFds(padded(4096, 0)[..20].to_vec(), 1), true),
+        (Fault::Payload(padded(4096, 0)), false),
+        (Fault::WithFds(padded(4096, 0), 2), false),
+        (Fault::WithFds(padded(4096, 0), 8), false),
+        (Fault::WithFds(padded(0, 0), 1), false),
+        (Fault::Payload(padded(0, 0)), false),
+        (Fault::WithFds(padded(u64::MAX, 1), 1), false),
+        (Fault::WithFds(padded(4096, 0)[..19].to_vec(), 1), false),
+        (Fault::WithFds(vec![], 1), false),
     ];
     for (action, works) in cases {
         let script = Scripted::new(VERSION_1 | 1 << 29, 1, vec![0; 8])
@@ -422,7 +410,7 @@ fn configuration_of_another_place_or_length_is_refused() {
     let reply = |offset: u32, size: u32, bytes: usize| {
         let mut payload = [offset, size, 0].map(u32::to_ne_bytes).concat();
         payload.resize(12 + bytes, 0);
-        Action::Reply(payload)
+        Fault::Payload(payload)
     };
     for (action, works) in [
         (reply(0, 8, 8), true),
@@ -432,9 +420,9 @@ fn configuration_of_another_place_or_length_is_refused() {
         (reply(4, 8, 8), false),
         (reply(0, 0, 0), false),
         (reply(0, u32::MAX, 8), false),
-        (Action::Reply(vec![0; 11]), false),
-        (Action::Reply(vec![]), false),
-        (Action::ReplyWithFds(vec![0; 20], 1), false),
+        (Fault::Payload(vec![0; 11]), false),
+        (Fault::Payload(vec![]), false),
+        (Fault::WithFds(vec![0; 20], 1), false),
     ] {
         let script =
             Scripted::new(VERSION_1 | 1 << 29, 1, vec![]).on(R::GET_CONFIG, action.clone());
@@ -450,7 +438,7 @@ fn a_configuration_is_asked_for_once_and_whole() {
     for length in [8, 256, 257, 1024, 4080] {
         let config: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
         let script = Scripted::new(VERSION_1, 1, config.clone());
-        let (stream, running) = script.start().unwrap();
+        let (stream, running) = script.start();
         let mut session = Session::<Connected>::new(stream)
             .negotiate("some0", &Interruption::default())
             .unwrap();
@@ -492,7 +480,7 @@ fn an_answer_is_one_answer_and_its_own() {
         two,
     ];
     for bytes in cases {
-        let script = Scripted::new(0, 1, vec![]).on(R::GET_FEATURES, Action::Raw(bytes.clone()));
+        let script = Scripted::new(0, 1, vec![]).on(R::GET_FEATURES, Fault::Raw(bytes.clone()));
         let (result, messages) = drive(script, 1);
         assert!(result.is_err(), "{bytes:?}");
         let same = Header::request(R::GET_FEATURES.into());

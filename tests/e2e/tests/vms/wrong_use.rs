@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use outboard_contract::client::Client;
-use outboard_contract::scripted::{Action, Scripted};
+use outboard_contract::scripted::{Fault, Scripted};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::products::{self, Products};
@@ -319,15 +319,15 @@ fn no_back_end() -> Result<()> {
     let good = 1 << 32 | 1 << 9;
     for (script, words) in [
         (
-            Scripted::new(good, 1, vec![]).on(features, Action::Raw(http)),
+            Scripted::new(good, 1, vec![]).on(features, Fault::Raw(http)),
             "GET_FEATURES: the peer sent a malformed message",
         ),
         (
-            Scripted::new(good, 1, vec![]).on(features, Action::Close),
+            Scripted::new(good, 1, vec![]).on(features, Fault::Close),
             "closed its connection at GET_FEATURES",
         ),
         (
-            Scripted::new(good, 1, vec![]).on(features, Action::Reply(vec![0; 4])),
+            Scripted::new(good, 1, vec![]).on(features, Fault::Payload(vec![0; 4])),
             "GET_FEATURES",
         ),
         // Of virtio 0.9; without configuration, as a source of entropy is.
@@ -343,7 +343,7 @@ fn no_back_end() -> Result<()> {
     ] {
         let image = Image::new(MIB)?;
         let socket = image.directory().join("socket");
-        let running = script.listen(&socket)?;
+        let running = script.listen(&socket);
         let run = Run::guest("")?.with("--disk", format!("socket={},queues=1", socket.display()));
         refused(run.clone(), 1, words)?;
         drop(running);
@@ -557,10 +557,7 @@ fn unfit() -> Result<()> {
     // A length that is refused, and one that is not.
     let device = "virtio-id=2,queues=1,config-size=";
     let short = image.directory().join("short.sock");
-    let script = Scripted::new(1 << 32, 1, vec![]);
-    let _short = script
-        .on(FrontendReq::GET_CONFIG, Action::Reply(vec![]))
-        .listen(&short)?;
+    let _short = Scripted::new(1 << 32, 1, vec![]).listen(&short);
     let value = format!("socket={},{device}600", short.display());
     let run = Run::guest("scenario=identify")?.with("--device", value);
     let words = "reading 600 bytes of configuration (give config-size= the length";
@@ -598,11 +595,11 @@ fn another_kind() -> Result<()> {
         .iter()
         .fold(0, |sum, bit| sum | 1 << bit);
     let script = Scripted::new(card, 9, vec![0; 60]);
-    let _card = script.listen(&place("net.sock"))?;
+    let _card = script.listen(&place("net.sock"));
     let words = "it offers features that no disk has";
     refused(at("--disk", &place("net.sock"))?, 1, words)?;
     let rng = Scripted::new(1 << 32, 1, vec![]);
-    let _rng = rng.listen(&place("rng.sock"))?;
+    let _rng = rng.listen(&place("rng.sock"));
     let words = "it offers no feature of a network card";
     refused(at("--net", &place("rng.sock"))?, 1, words)?;
     // And where it belongs.
@@ -634,7 +631,7 @@ fn queues() -> Result<()> {
         .fold(0, |sum, bit| sum | 1 << bit);
     let config = [&[2, 0, 0, 0, 0, 1, 1, 0][..], &[2, 0, 0, 0]].concat();
     let script = Scripted::new(card, 5, config);
-    let _card = script.listen(&place("net.sock"))?;
+    let _card = script.listen(&place("net.sock"));
     let words = "the back-end offers 2 pairs of queues, 4 were asked: use queues=2";
     refused(run("--net", &place("net.sock"), ",queues=4")?, 1, words)
 }

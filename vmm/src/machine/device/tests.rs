@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
+use outboard_contract::scripted::{Fault, Running, Scripted};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
 use outboard_protocol::launch::{Cause, Whose};
@@ -18,7 +19,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::machine::frontend::Limits;
-use crate::machine::frontend::fake::{Fake, Fault, Running};
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 use crate::machine::layout;
 use crate::machine::memory::{Backing, Ram};
@@ -49,13 +49,7 @@ impl Bench {
     }
 
     fn with(kick_path: launch::KickPath) -> Option<Self> {
-        let spec = launch::Device {
-            id: "disk0".into(),
-            kind: Kind::blk(),
-            queues: 2,
-            fewer: false,
-            queue_size: 64,
-        };
+        let spec = spec(Kind::blk(), 2, false);
         Self::made(spec, kick_path)
     }
 
@@ -98,22 +92,22 @@ impl Bench {
         })
     }
 
-    fn attach(&self, fake: Fake) -> Running {
+    fn attach(&self, fake: Scripted) -> Running {
         self.attach_within(fake, Limits::default(), Whose::default())
     }
 
-    fn attach_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
+    fn attach_within(&self, fake: Scripted, limits: Limits, whose: Whose) -> Running {
         let (stream, running) = fake.start();
         self.device
             .attach(1, Session::new(stream).within(limits).of(whose));
         running
     }
 
-    fn attached(&self, fake: Fake) -> Running {
+    fn attached(&self, fake: Scripted) -> Running {
         self.attached_within(fake, Limits::default(), Whose::default())
     }
 
-    fn attached_within(&self, fake: Fake, limits: Limits, whose: Whose) -> Running {
+    fn attached_within(&self, fake: Scripted, limits: Limits, whose: Whose) -> Running {
         let running = self.attach_within(fake, limits, whose);
         let device = "disk0".into();
         assert_eq!(self.event(), FromMachine::Attached { device, session: 1 });
@@ -182,6 +176,12 @@ impl Bench {
         self.write(BAR + 20, 15, 1);
     }
 
+    /// What the used ring of queue 0 says.
+    fn uses(&self, index: u16) {
+        let used = GuestAddress(USED + 2);
+        self.ram.guest().write_obj(index, used).unwrap();
+    }
+
     fn reset(&self) {
         self.write(BAR + 20, 0, 1);
         eventually(|| self.status() == 0);
@@ -199,6 +199,17 @@ impl Bench {
     }
 }
 
+/// A device with this many queues, or with fewer.
+fn spec(kind: Kind, queues: u16, fewer: bool) -> launch::Device {
+    launch::Device {
+        id: "disk0".into(),
+        kind,
+        queues,
+        fewer,
+        queue_size: 64,
+    }
+}
+
 fn eventually(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -210,7 +221,7 @@ fn eventually(mut condition: impl FnMut() -> bool) {
 #[test]
 fn a_driver_comes_and_goes_as_often_as_it_likes() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     assert_eq!(bench.read(CONFIG, 8), 2048, "capacity");
     assert_eq!(bench.read(CONFIG + 34, 2), 2, "queues, not the fake's 4");
     for _ in 0..3 {
@@ -228,31 +239,23 @@ fn a_driver_comes_and_goes_as_often_as_it_likes() {
 #[test]
 fn a_reset_is_not_done_before_the_back_end_has_let_go() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // The fake says that it has stopped at 0; by the ring it is 5 short of that.
-    let used = GuestAddress(USED + 2);
-    bench
-        .ram
-        .guest()
-        .write_obj(0u16.wrapping_sub(5), used)
-        .unwrap();
+    bench.uses(0u16.wrapping_sub(5));
     bench.write(BAR + 20, 0, 1);
     fake.wait_for(FrontendReq::GET_VRING_BASE);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(bench.status(), 15, "requests are still under way");
-    bench.ram.guest().write_obj(0u16, used).unwrap();
+    bench.uses(0u16);
     eventually(|| bench.status() == 0);
 }
 
 #[test]
 fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
     let Some(bench) = Bench::new() else { return };
-    let silent = Fake {
-        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Silence)),
-        ..Fake::default()
-    };
+    let silent = Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Silence);
     let limits = Limits {
         answer: Duration::from_secs(1),
         ..Limits::default()
@@ -266,37 +269,25 @@ fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
 #[test]
 fn a_back_end_that_goes_is_lost_and_one_for_a_fresh_driver_may_follow() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attach(Fake {
-        queues: 1,
-        ..Fake::default()
-    });
+    let fake = bench.attach(Scripted::disk().queues(1));
     let advice = "the back-end offers 1 queue, 2 were asked: use queues=1";
     assert_eq!(bench.lost(), advice);
     fake.join();
-    let fake = bench.attached(Fake {
-        fault: Some((FrontendReq::SET_VRING_ENABLE, Fault::Close)),
-        ..Fake::default()
-    });
+    let fake = bench.attached(Scripted::disk().on(FrontendReq::SET_VRING_ENABLE, Fault::Close));
     bench.drive();
     assert!(bench.lost().contains("closed its connection"));
     fake.join();
-    let _refused = bench.attach(Fake::default());
+    let _refused = bench.attach(Scripted::disk());
     assert!(bench.lost().contains("must reset it first"));
     bench.reset();
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
 #[test]
 fn a_number_that_nobody_asked_for_becomes_what_the_back_end_has() {
-    let fewer = launch::Device {
-        id: "disk0".into(),
-        kind: Kind::blk(),
-        queues: 4,
-        fewer: true,
-        queue_size: 64,
-    };
+    let fewer = spec(Kind::blk(), 4, true);
     for (has, gets) in [(1, 1), (3, 3), (8, 4)] {
         let Some(bench) = Bench::of(fewer.clone()) else {
             return;
@@ -306,30 +297,22 @@ fn a_number_that_nobody_asked_for_becomes_what_the_back_end_has() {
             num_queues: 8,
             ..BlkConfig::default()
         };
-        let _fake = bench.attached(Fake {
-            queues: has,
-            config: config.to_bytes().to_vec(),
-            ..Fake::default()
-        });
+        let _fake = bench.attached(
+            Scripted::disk()
+                .queues(has)
+                .config(config.to_bytes().to_vec()),
+        );
         assert_eq!(bench.read(CONFIG + 34, 2), gets, "of {has}");
     }
 }
 
 #[test]
 fn a_card_s_pairs_are_those_asked_for_or_it_is_refused() {
-    let asked = launch::Device {
-        id: "disk0".into(),
-        kind: Kind::net(),
-        queues: 9,
-        fewer: false,
-        queue_size: 64,
-    };
-    let card = Fake {
-        features: Fake::default().features | 1 << 5 | 1 << 17 | 1 << 22,
-        queues: 5,
-        config: [&[0; 8][..], &[2, 0, 0, 0]].concat(),
-        ..Fake::default()
-    };
+    let asked = spec(Kind::net(), 9, false);
+    let card = Scripted::disk()
+        .with(1 << 5 | 1 << 17 | 1 << 22)
+        .queues(5)
+        .config([&[0; 8][..], &[2, 0, 0, 0]].concat());
     let Some(bench) = Bench::of(asked.clone()) else {
         return;
     };
@@ -346,7 +329,7 @@ fn a_card_s_pairs_are_those_asked_for_or_it_is_refused() {
 #[test]
 fn a_changed_configuration_reaches_the_driver_with_an_interrupt() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     let generation = bench.read(BAR + 21, 1);
@@ -372,20 +355,19 @@ fn a_changed_configuration_reaches_the_driver_with_an_interrupt() {
 #[test]
 fn what_no_driver_may_write_is_not_passed_on() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     bench.write(CONFIG, 7, 8);
     bench.write(CONFIG + 32, 1, 1);
     eventually(|| bench.read(CONFIG, 8) == 2048);
     bench.reset();
-    let mut seen = fake.seen.try_iter().map(|(request, _)| request);
-    assert!(seen.all(|request| request != FrontendReq::SET_CONFIG));
+    assert!(!fake.has_come(FrontendReq::SET_CONFIG));
 }
 
 #[test]
 fn a_ring_that_the_back_end_gives_up_or_that_lies_nowhere_needs_a_reset() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     let broken = 15 | status::NEEDS_RESET;
     bench.drive();
     let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
@@ -424,7 +406,7 @@ fn unmask(bench: &Bench, vector: u64) -> u64 {
 #[test]
 fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     let ecam = 1 << 15;
     let msix = unmask(&bench, 1);
     bench.drive();
@@ -461,7 +443,7 @@ fn a_masked_call_waits_in_its_eventfd_and_goes_when_it_is_unmasked() {
 #[test]
 fn a_kick_through_the_window_restarts_the_ring_and_one_at_the_doorbell_does_not() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.write(NOTIFY, 0, 2);
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
@@ -499,11 +481,11 @@ fn a_kick_through_the_window_restarts_the_ring_and_one_at_the_doorbell_does_not(
 #[test]
 fn stopping_does_not_wait_for_a_silent_back_end() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attach(Fake {
-        fault: Some((FrontendReq::GET_FEATURES, Fault::Silence)),
-        protocol: Protocol::empty(),
-        ..Fake::default()
-    });
+    let fake = bench.attach(
+        Scripted::disk()
+            .on(FrontendReq::GET_FEATURES, Fault::Silence)
+            .protocol(0),
+    );
     fake.wait_for(FrontendReq::GET_FEATURES);
     bench.device.stop();
     fake.join();
@@ -513,7 +495,7 @@ fn stopping_does_not_wait_for_a_silent_back_end() {
 #[test]
 fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     let ecam = 1 << 15;
     let start = layout::PCI_MEMORY.start;
     let bar = |address: u32| bench.bus.ecam.write(ecam + 0x10, &address.to_le_bytes());
@@ -536,8 +518,7 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
     let served = |index: u16| {
         base.set(index);
         fake.stop_at(index);
-        let used = GuestAddress(USED + 2);
-        bench.ram.guest().write_obj(index, used).unwrap();
+        bench.uses(index);
     };
     let restarted = || {
         fake.wait_for(FrontendReq::GET_VRING_BASE);
@@ -583,7 +564,7 @@ fn doorbells_are_where_the_bar_is_and_only_while_they_can_be_rung() {
 #[test]
 fn stopping_does_not_wait_for_a_request_that_is_not_completed() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    let fake = bench.attached_within(Scripted::disk(), PATIENT, Whose::Own);
     let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
     theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
     // Some time for the device's owner to begin to read it.
@@ -594,17 +575,13 @@ fn stopping_does_not_wait_for_a_request_that_is_not_completed() {
 
 #[test]
 fn stopping_does_not_wait_for_slow_io() {
-    let late = Fake {
-        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Silence)),
-        ..Fake::default()
-    };
+    let late = Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Silence);
     // Of the first the answer is late, of the second its ring.
-    for fake in [late, Fake::default()] {
+    for fake in [late, Scripted::disk()] {
         let Some(bench) = Bench::new() else { return };
         let fake = bench.attached_within(fake, PATIENT, Whose::default());
         bench.drive();
-        let used = GuestAddress(USED + 2);
-        bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+        bench.uses(u16::MAX);
         bench.write(BAR + 20, 0, 1);
         fake.wait_for(FrontendReq::GET_VRING_BASE);
         stopped(bench);
@@ -630,13 +607,10 @@ fn stopped(bench: Bench) {
 #[test]
 fn a_reset_waits_for_io_longer_than_for_an_answer_that_needs_none() {
     let Some(bench) = Bench::new() else { return };
-    let slow = Fake {
-        fault: Some((
-            FrontendReq::GET_VRING_BASE,
-            Fault::Late(Duration::from_secs(4)),
-        )),
-        ..Fake::default()
-    };
+    let slow = Scripted::disk().on(
+        FrontendReq::GET_VRING_BASE,
+        Fault::Late(Duration::from_secs(4)),
+    );
     let limits = Limits {
         message: Duration::from_secs(3),
         answer: Duration::from_secs(600),
@@ -657,10 +631,9 @@ fn a_back_end_that_does_not_finish_what_it_has_taken_is_lost() {
         answer: Duration::from_secs(1),
         ..Limits::default()
     };
-    let _fake = bench.attached_within(Fake::default(), limits, Whose::default());
+    let _fake = bench.attached_within(Scripted::disk(), limits, Whose::default());
     bench.drive();
-    let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.uses(u16::MAX);
     bench.reset();
     let words = "stopped queue 0 and did not finish its requests in time";
     let cause = bench.lost();
@@ -686,23 +659,14 @@ fn a_card_s_buffers_are_not_waited_for_as_a_disk_s_requests() {
             },
         ),
     ] {
-        let spec = launch::Device {
-            id: "disk0".into(),
-            kind,
-            queues: 3,
-            fewer: true,
-            queue_size: 64,
-        };
+        let spec = spec(kind, 3, true);
         let Some(bench) = Bench::of(spec) else { return };
-        let fake = Fake {
-            features: 1 << 32 | 1 << 30 | 1 << 5,
-            queues: 3,
-            ..Fake::default()
-        };
+        let fake = Scripted::disk()
+            .features(1 << 32 | 1 << 30 | 1 << 5)
+            .queues(3);
         let _fake = bench.attached_within(fake, limits, Whose::default());
         bench.drive();
-        let used = GuestAddress(USED + 2);
-        bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+        bench.uses(u16::MAX);
         bench.reset();
         assert!(bench.events.take().is_empty(), "nothing is lost");
     }
@@ -712,10 +676,9 @@ fn a_card_s_buffers_are_not_waited_for_as_a_disk_s_requests() {
 #[test]
 fn a_back_end_of_ours_has_finished_when_it_says_so() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    let fake = bench.attached_within(Scripted::disk(), PATIENT, Whose::Own);
     bench.drive();
-    let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.uses(u16::MAX);
     bench.reset();
     fake.wait_for(FrontendReq::RESET_DEVICE);
 }
@@ -723,7 +686,7 @@ fn a_back_end_of_ours_has_finished_when_it_says_so() {
 #[test]
 fn a_back_end_that_reads_no_answers_costs_nobody_anything() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached_within(Fake::default(), PATIENT, Whose::Own);
+    let fake = bench.attached_within(Scripted::disk(), PATIENT, Whose::Own);
     let theirs = Connection::new(fake.channel.recv_timeout(PATIENCE).unwrap().into());
     let ask = Header::request(BackendReq::CONFIG_CHANGE_MSG.into()).with_need_reply();
     let closed = |_| {
@@ -739,7 +702,7 @@ fn a_back_end_that_reads_no_answers_costs_nobody_anything() {
 #[test]
 fn rings_over_one_another_are_the_driver_s_fault() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     let broken = 15 | status::NEEDS_RESET;
     for parts in [
         [0x1000, 0x2000, 0x1000],
@@ -772,11 +735,8 @@ const FLUSH: u64 = 1 << 9;
 const CONFIG_WCE: u64 = 1 << 11;
 
 /// A disk whose cache can be set, and is said to be off.
-fn cached() -> Fake {
-    Fake {
-        features: Fake::default().features | FLUSH | CONFIG_WCE,
-        ..Fake::default()
-    }
+fn cached() -> Scripted {
+    Scripted::disk().with(FLUSH | CONFIG_WCE)
 }
 
 impl Bench {
@@ -835,10 +795,7 @@ fn a_cache_is_what_whoever_started_the_back_end_said() {
 fn a_cache_that_cannot_be_set_is_not_offered_to_be() {
     for fault in [Fault::Value, Fault::Idle] {
         let Some(bench) = Bench::new() else { return };
-        let _fake = bench.attached(Fake {
-            fault: Some((FrontendReq::SET_CONFIG, fault)),
-            ..cached()
-        });
+        let _fake = bench.attached(cached().on(FrontendReq::SET_CONFIG, fault.clone()));
         let offered = bench.offered();
         assert_eq!(offered & (CONFIG_WCE | FLUSH), FLUSH, "{fault:?}");
         bench.drive_with(FLUSH);
@@ -847,13 +804,9 @@ fn a_cache_that_cannot_be_set_is_not_offered_to_be() {
     }
     // Without CONFIG_WCE a driver goes by FLUSH anyway.
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake {
-        features: cached().features & !CONFIG_WCE,
-        ..Fake::default()
-    });
+    let fake = bench.attached(Scripted::disk().features(cached().features & !CONFIG_WCE));
     assert_eq!(bench.offered() & FLUSH, FLUSH);
-    let mut seen = fake.seen.try_iter().map(|(request, _)| request);
-    assert!(seen.all(|request| request != FrontendReq::SET_CONFIG));
+    assert!(!fake.has_come(FrontendReq::SET_CONFIG));
 }
 
 #[test]
@@ -899,7 +852,7 @@ proptest! {
         accesses in prop::collection::vec(access(), 0..200),
     ) {
         let Some(bench) = Bench::new() else { return Ok(()) };
-        let fake = bench.attached(Fake::default());
+        let fake = bench.attached(Scripted::disk());
         for access in accesses {
             let (target, at, mut data) = match access {
                 Access::Ecam(at, data) => (&bench.bus.ecam, at, data),
@@ -923,7 +876,7 @@ proptest! {
 #[test]
 fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // Far more than wait for a back-end; the rest is dropped, and forgotten.
@@ -935,21 +888,15 @@ fn a_driver_that_floods_the_configuration_still_sees_what_the_back_end_has() {
 
 #[test]
 fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
-    let Some(bench) = Bench::of(launch::Device {
-        id: "disk0".into(),
-        kind: Kind::net(),
-        queues: 5,
-        fewer: true,
-        queue_size: 64,
-    }) else {
+    let Some(bench) = Bench::of(spec(Kind::net(), 5, true)) else {
         return;
     };
-    let fake = bench.attached(Fake {
-        features: 1 << 32 | 1 << 30 | 1 << 5,
-        queues: 3,
-        config: vec![0; 60],
-        ..Fake::default()
-    });
+    let fake = bench.attached(
+        Scripted::disk()
+            .features(1 << 32 | 1 << 30 | 1 << 5)
+            .queues(3)
+            .config(vec![0; 60]),
+    );
     let enable = |queue: u64| {
         bench.write(BAR + 22, queue, 2);
         for (at, address) in [(32, 0x5000), (40, 0x6000), (48, 0x7000)] {
@@ -985,7 +932,7 @@ fn a_kick_that_exits_can_be_passed_on_by_the_vcpu_or_by_a_worker() {
         let Some(bench) = Bench::with(path) else {
             return;
         };
-        let fake = bench.attached(Fake::default());
+        let fake = bench.attached(Scripted::disk());
         bench.drive();
         let message = fake.wait_for(FrontendReq::SET_VRING_KICK);
         let mut kick = File::from(message.fds.into_iter().next().unwrap());
@@ -1024,22 +971,17 @@ fn master(bench: &Bench, on: bool) {
 #[test]
 fn a_write_that_turns_bus_mastering_off_returns_when_the_rings_are_back() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     // The fake says that it has stopped at 0; by the ring it is 5 short of that.
-    let used = GuestAddress(USED + 2);
-    bench
-        .ram
-        .guest()
-        .write_obj(0u16.wrapping_sub(5), used)
-        .unwrap();
+    bench.uses(0u16.wrapping_sub(5));
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| master(&bench, false));
         fake.wait_for(FrontendReq::GET_VRING_BASE);
         std::thread::sleep(Duration::from_millis(50));
         assert!(!vcpu.is_finished(), "requests are still under way");
-        bench.ram.guest().write_obj(0u16, used).unwrap();
+        bench.uses(0u16);
         vcpu.join().unwrap();
     });
     assert_eq!(bench.status(), 15, "the driver knows nothing of it");
@@ -1069,16 +1011,12 @@ fn starts(bench: &Bench, fake: &Running) -> bool {
 #[test]
 fn rings_go_on_where_they_were_with_a_kick_or_without_one() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     for kicks in [true, false] {
         let base = 7 + u16::from(kicks);
-        bench
-            .ram
-            .guest()
-            .write_obj(base, GuestAddress(USED + 2))
-            .unwrap();
+        bench.uses(base);
         fake.stop_at(base);
         master(&bench, false);
         // Without the bit a kick is only noted.
@@ -1097,7 +1035,7 @@ fn rings_go_on_where_they_were_with_a_kick_or_without_one() {
 #[test]
 fn a_region_is_asked_for_once_and_anew_after_a_reset() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
@@ -1119,7 +1057,7 @@ fn a_region_is_asked_for_once_and_anew_after_a_reset() {
 #[test]
 fn a_reset_after_bus_mastering_was_off_starts_nothing_of_the_driver_before() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     master(&bench, false);
@@ -1135,7 +1073,7 @@ fn a_reset_after_bus_mastering_was_off_starts_nothing_of_the_driver_before() {
 #[test]
 fn a_device_that_is_no_bus_master_is_not_started_and_sends_no_interrupt() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     master(&bench, false);
     bench.drive();
     unmask(&bench, 0);
@@ -1150,10 +1088,7 @@ fn a_device_that_is_no_bus_master_is_not_started_and_sends_no_interrupt() {
 #[test]
 fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_does_not_return() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake {
-        fault: Some((FrontendReq::GET_VRING_BASE, Fault::Close)),
-        ..Fake::default()
-    });
+    let fake = bench.attached(Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Close));
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     let bench = Arc::new(bench);
@@ -1171,15 +1106,11 @@ fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_does_not_return() {
 #[test]
 fn a_broken_ring_is_not_waited_for_and_not_started_again() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    bench
-        .ram
-        .guest()
-        .write_obj(0u16.wrapping_sub(5), GuestAddress(USED + 2))
-        .unwrap();
+    bench.uses(0u16.wrapping_sub(5));
     nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
     eventually(|| bench.status() == 15 | status::NEEDS_RESET);
     master(&bench, false);
@@ -1192,16 +1123,11 @@ fn a_broken_ring_is_not_waited_for_and_not_started_again() {
 #[test]
 fn a_reset_waits_for_no_ring_that_was_given_up() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    let used = GuestAddress(USED + 2);
-    bench
-        .ram
-        .guest()
-        .write_obj(0u16.wrapping_sub(5), used)
-        .unwrap();
+    bench.uses(0u16.wrapping_sub(5));
     nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
     eventually(|| bench.status() == 15 | status::NEEDS_RESET);
     bench.reset();

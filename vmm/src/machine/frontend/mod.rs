@@ -202,6 +202,4 @@ impl Session<Connected> {
 }
 
 #[cfg(test)]
-pub(crate) mod fake;
-#[cfg(test)]
 mod tests;

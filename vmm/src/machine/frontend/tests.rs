@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
+use outboard_contract::scripted::{Fault, Scripted};
 use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Header, WireError};
 use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures as Protocol};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::fake::{Fake, Fault};
 use super::*;
 use crate::machine::memory::{Backing, Ram};
 use crate::machine::virtio::Ring;
@@ -81,7 +81,7 @@ const ANSWERED: [FrontendReq; 21] = [
 
 #[test]
 fn a_session_goes_its_whole_way_and_each_request_comes_in_its_place() {
-    let (stream, fake) = Fake::default().start();
+    let (stream, fake) = Scripted::disk().start();
     drive(stream).unwrap();
     let mut seen: Vec<_> = fake.seen.iter().map(|(request, _)| request).collect();
     seen.dedup();
@@ -94,7 +94,7 @@ fn a_session_goes_its_whole_way_and_each_request_comes_in_its_place() {
 
 #[test]
 fn a_back_end_that_was_asked_already_is_not_asked_again() {
-    let (stream, fake) = Fake::default().start();
+    let (stream, fake) = Scripted::disk().start();
     let asked = Connection::new(stream.try_clone().unwrap());
     let request = Header::request(FrontendReq::GET_FEATURES.into());
     let long = Deadline::after(Duration::from_secs(60));
@@ -102,7 +102,7 @@ fn a_back_end_that_was_asked_already_is_not_asked_again() {
     let session = Session::asked(stream)
         .negotiate("disk0", &Interruption::default())
         .unwrap();
-    assert_eq!(session.agreement().features, Fake::default().features);
+    assert_eq!(session.agreement().features, Scripted::disk().features);
     drop((session, asked));
     let seen = fake.seen.iter().map(|(request, _)| request);
     let times = seen.filter(|request| *request == FrontendReq::GET_FEATURES);
@@ -124,9 +124,11 @@ fn every_fault_at_every_request_ends_the_session_with_a_reason() {
         Fault::Value,
     ];
     // Side by side: a silent one costs its whole deadline.
-    let cases = ANSWERED.iter().flat_map(|r| faults.map(|f| (*r, f)));
+    let cases = ANSWERED
+        .iter()
+        .flat_map(|r| faults.clone().map(|f| (*r, f)));
     let threads: Vec<_> = cases
-        .map(|case| std::thread::spawn(move || (case, one_fault(case))))
+        .map(|case| std::thread::spawn(move || (case.clone(), one_fault(case))))
         .collect();
     for thread in threads {
         let ((request, fault), result) = thread.join().unwrap();
@@ -150,10 +152,7 @@ fn every_fault_at_every_request_ends_the_session_with_a_reason() {
 }
 
 fn one_fault(case: (FrontendReq, Fault)) -> Result<()> {
-    let fake = Fake {
-        fault: Some(case),
-        ..Fake::default()
-    };
+    let fake = Scripted::disk().on(case.0, case.1);
     let (stream, fake) = fake.start();
     let result = drive(stream);
     fake.join();
@@ -162,10 +161,7 @@ fn one_fault(case: (FrontendReq, Fault)) -> Result<()> {
 
 #[test]
 fn a_back_end_without_protocol_features_is_never_asked_for_them() {
-    let fake = Fake {
-        features: 1 << 32,
-        ..Fake::default()
-    };
+    let fake = Scripted::disk().features(1 << 32);
     let (stream, fake) = fake.start();
     let ram = Ram::new(2 << 20, Backing::default()).unwrap();
     let mut session = Session::<Connected>::new(stream)
@@ -192,7 +188,7 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
 
 #[test]
 fn a_ring_is_described_as_the_specification_says() {
-    let (stream, fake) = Fake::default().start();
+    let (stream, fake) = Scripted::disk().start();
     drive(stream).unwrap();
     let words = |message: outboard_protocol::wire::Message| -> Vec<u32> {
         let words = message.payload.chunks(4);
@@ -203,7 +199,7 @@ fn a_ring_is_described_as_the_specification_says() {
     let region = words(fake.wait_for(FrontendReq::ADD_MEM_REG));
     assert_eq!(region, [0, 0, 0, 0, 2 << 20, 0, 0, 0, 0, 0]);
     let inflight = words(fake.wait_for(FrontendReq::SET_INFLIGHT_FD));
-    assert_eq!(inflight, [1, 0, 0, 0, 64 << 16 | 2, 0]);
+    assert_eq!(inflight, [4096, 0, 0, 0, 64 << 16 | 2, 0]);
     let size = words(fake.wait_for(FrontendReq::SET_VRING_NUM));
     assert_eq!(size, [0, 64]);
     assert_eq!(words(fake.wait_for(FrontendReq::SET_VRING_BASE)), [0, 7]);
@@ -217,7 +213,7 @@ fn a_ring_is_described_as_the_specification_says() {
 
 #[test]
 fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
-    let (stream, fake) = Fake::default().start();
+    let (stream, fake) = Scripted::disk().start();
     let mut session = Session::<Connected>::new(stream)
         .negotiate("disk0", &Interruption::default())
         .unwrap();
@@ -258,7 +254,7 @@ fn requests_of_the_back_end_are_answered_also_while_a_reply_is_awaited() {
 /// One who asks and reads no answer costs its channel, and nobody's time.
 #[test]
 fn answers_that_are_not_read_are_not_waited_for() {
-    let (stream, fake) = Fake::default().start();
+    let (stream, fake) = Scripted::disk().start();
     let mut session = Session::<Connected>::new(stream)
         .negotiate("disk0", &Interruption::default())
         .unwrap();
@@ -308,12 +304,10 @@ fn what_may_need_io_is_waited_for_longer_than_what_does_not() {
 /// what was asked before.
 #[test]
 fn what_follows_an_unanswered_request_may_need_as_long() {
-    let (stream, fake) = Fake {
-        protocol: Fake::default().protocol & !Protocol::REPLY_ACK,
-        fault: Some((FrontendReq::SET_CONFIG, Fault::Late(Duration::from_secs(3)))),
-        ..Fake::default()
-    }
-    .start();
+    let (stream, fake) = Scripted::disk()
+        .without(Protocol::REPLY_ACK)
+        .on(FrontendReq::SET_CONFIG, Fault::Late(Duration::from_secs(3)))
+        .start();
     let limits = Limits {
         message: Duration::from_secs(2),
         answer: Duration::from_secs(120),
@@ -331,11 +325,9 @@ fn what_follows_an_unanswered_request_may_need_as_long() {
 #[test]
 fn a_configuration_is_read_whole_or_not_at_all() {
     for len in [60, 256, 300, 4080] {
-        let (stream, fake) = Fake {
-            config: (0..len).map(|at| at as u8).collect(),
-            ..Fake::default()
-        }
-        .start();
+        let (stream, fake) = Scripted::disk()
+            .config((0..len).map(|at| at as u8).collect())
+            .start();
         let mut session = Session::<Connected>::new(stream)
             .negotiate("disk0", &Interruption::default())
             .unwrap();

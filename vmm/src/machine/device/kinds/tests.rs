@@ -1,8 +1,8 @@
+use outboard_contract::scripted::Scripted;
 use outboard_protocol::devices::BlkConfig;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
 
 use super::*;
-use crate::machine::frontend::fake::Fake;
 use crate::machine::frontend::{Connected, Interruption, Session, cause_of};
 
 fn spec(queues: u16) -> launch::Device {
@@ -16,14 +16,14 @@ fn spec(queues: u16) -> launch::Device {
 }
 
 /// What is found out about a back-end.
-fn agreement(fake: Fake) -> Agreement {
+fn agreement(fake: Scripted) -> Agreement {
     let (stream, _fake) = fake.start();
     let session = Session::<Connected>::new(stream);
     let session = session.negotiate("disk0", &Interruption::default());
     session.unwrap().agreement()
 }
 
-fn refusal(fake: Fake, queues: u16) -> String {
+fn refusal(fake: Scripted, queues: u16) -> String {
     let error = fits(&agreement(fake), &spec(queues)).unwrap_err();
     assert_eq!(cause_of(&error), Some(Cause::DoesNotFit));
     format!("{error:#}")
@@ -31,21 +31,12 @@ fn refusal(fake: Fake, queues: u16) -> String {
 
 #[test]
 fn a_back_end_that_does_not_fit_is_refused_with_advice() {
-    let legacy = Fake {
-        features: 1 << 30,
-        ..Fake::default()
-    };
+    let legacy = Scripted::disk().features(1 << 30);
     assert!(refusal(legacy, 1).contains("VIRTIO_F_VERSION_1"));
-    let small = Fake {
-        queues: 1,
-        ..Fake::default()
-    };
+    let small = Scripted::disk().queues(1);
     let text = "the back-end offers 1 queue, 4 were asked: use queues=1";
     assert_eq!(refusal(small, 4), text);
-    let single = Fake {
-        queues: 1,
-        ..Fake::default()
-    };
+    let single = Scripted::disk().queues(1);
     let nobody_asked = launch::Device {
         fewer: true,
         ..spec(4)
@@ -53,25 +44,13 @@ fn a_back_end_that_does_not_fit_is_refused_with_advice() {
     let single = agreement(single);
     fits(&single, &nobody_asked).unwrap();
     assert_eq!(served(&single, &nobody_asked), 1);
-    let none = Fake {
-        queues: 0,
-        ..Fake::default()
-    };
+    let none = Scripted::disk().queues(0);
     assert!(refusal(none, 1).contains("0 queues"));
-    let single = Fake {
-        protocol: Fake::default().protocol & !Protocol::MQ,
-        ..Fake::default()
-    };
+    let single = Scripted::disk().without(Protocol::MQ);
     assert!(refusal(single, 2).contains("use queues=1"));
-    let blind = Fake {
-        protocol: Fake::default().protocol & !Protocol::CONFIG,
-        ..Fake::default()
-    };
+    let blind = Scripted::disk().without(Protocol::CONFIG);
     assert!(refusal(blind, 1).contains("configuration"));
-    let simple = Fake {
-        features: 1 << 32,
-        ..Fake::default()
-    };
+    let simple = Scripted::disk().features(1 << 32);
     assert!(refusal(simple, 1).contains("configuration"));
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 impl Bench {
     /// As [`Bench::attach`], with a number of its own.
-    fn attach_as(&self, number: SessionNumber, fake: Fake) -> Running {
+    fn attach_as(&self, number: SessionNumber, fake: Scripted) -> Running {
         let (stream, running) = fake.start();
         self.device.attach(number, Session::new(stream));
         running
@@ -32,11 +32,8 @@ impl Bench {
     }
 }
 
-fn faulty(request: FrontendReq, fault: Fault) -> Fake {
-    Fake {
-        fault: Some((request, fault)),
-        ..Fake::default()
-    }
+fn faulty(request: FrontendReq, fault: Fault) -> Scripted {
+    Scripted::disk().on(request, fault)
 }
 
 /// Long enough for an answer, and short enough for a test.
@@ -56,7 +53,7 @@ fn cause_of_fault(fault: Fault, expected: Cause) {
         FrontendReq::SET_VRING_ENABLE,
     ] {
         let Some(bench) = Bench::new() else { return };
-        let _fake = bench.attach_within(faulty(request, fault), SHORT, Whose::Own);
+        let _fake = bench.attach_within(faulty(request, fault.clone()), SHORT, Whose::Own);
         if matches!(request, FrontendReq::GET_FEATURES | FrontendReq::SET_OWNER) {
             bench.lost_by(expected);
             continue;
@@ -81,7 +78,7 @@ fn one_that_closes_its_connection_unasked_is_gone() {
     theirs.recv(Deadline::after(PATIENCE)).unwrap();
     drop(theirs);
     bench.lost_by(Cause::Gone);
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     fake.hang_up();
@@ -95,10 +92,9 @@ fn one_that_does_not_answer_or_does_not_finish_is_silent() {
     cause_of_fault(Fault::Half, Cause::Silent);
     let Some(bench) = Bench::new() else { return };
     let foreign = Whose::Foreign { writeback: true };
-    let _fake = bench.attached_within(Fake::default(), SHORT, foreign);
+    let _fake = bench.attached_within(Scripted::disk(), SHORT, foreign);
     bench.drive();
-    let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.uses(u16::MAX);
     bench.reset();
     bench.lost_by(Cause::Silent);
 }
@@ -107,7 +103,7 @@ fn one_that_does_not_answer_or_does_not_finish_is_silent() {
 #[test]
 fn one_that_does_not_end_what_it_has_begun_is_silent() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached_within(Fake::default(), SHORT, Whose::Own);
+    let fake = bench.attached_within(Scripted::disk(), SHORT, Whose::Own);
     let mut theirs = File::from(fake.channel.recv_timeout(PATIENCE).unwrap());
     theirs.write_all(&[2, 0, 0, 0, 1]).unwrap();
     bench.lost_by(Cause::Silent);
@@ -125,43 +121,15 @@ fn one_that_answers_wrongly_or_refuses_broke_the_protocol() {
 
 #[test]
 fn one_that_cannot_serve_the_device_does_not_fit() {
-    let plain = Fake::default;
     for (fake, words) in [
+        (Scripted::disk().queues(1), "use queues=1"),
+        (Scripted::disk().features(1 << 30), "VIRTIO_F_VERSION_1"),
+        (Scripted::disk().with(1 << 22), "another kind of device"),
         (
-            Fake {
-                queues: 1,
-                ..plain()
-            },
-            "use queues=1",
-        ),
-        (
-            Fake {
-                features: 1 << 30,
-                ..plain()
-            },
-            "VIRTIO_F_VERSION_1",
-        ),
-        (
-            Fake {
-                features: plain().features | 1 << 22,
-                ..plain()
-            },
-            "another kind of device",
-        ),
-        (
-            Fake {
-                protocol: plain().protocol & !Protocol::CONFIG,
-                ..plain()
-            },
+            Scripted::disk().without(Protocol::CONFIG),
             "does not serve the configuration",
         ),
-        (
-            Fake {
-                config: vec![0; 36],
-                ..plain()
-            },
-            "another length",
-        ),
+        (Scripted::disk().config(vec![0; 36]), "another length"),
     ] {
         let Some(bench) = Bench::new() else { return };
         let _fake = bench.attach(fake);
@@ -172,21 +140,15 @@ fn one_that_cannot_serve_the_device_does_not_fit() {
 
 #[test]
 fn one_with_other_pairs_than_were_asked_for_does_not_fit() {
-    let Some(bench) = Bench::of(launch::Device {
-        id: "disk0".into(),
-        kind: Kind::net(),
-        queues: 9,
-        fewer: false,
-        queue_size: 64,
-    }) else {
+    let Some(bench) = Bench::of(spec(Kind::net(), 9, false)) else {
         return;
     };
-    let _fake = bench.attach(Fake {
-        features: Fake::default().features | 1 << 5 | 1 << 17 | 1 << 22,
-        queues: 5,
-        config: [&[0; 8][..], &[2, 0, 0, 0]].concat(),
-        ..Fake::default()
-    });
+    let _fake = bench.attach(
+        Scripted::disk()
+            .with(1 << 5 | 1 << 17 | 1 << 22)
+            .queues(5)
+            .config([&[0; 8][..], &[2, 0, 0, 0]].concat()),
+    );
     bench.lost_by(Cause::DoesNotFit);
 }
 
@@ -203,13 +165,13 @@ fn one_with_too_few_slots_for_memory_does_not_fit() {
 #[test]
 fn a_second_one_is_refused_and_the_first_serves_on() {
     let Some(bench) = Bench::new() else { return };
-    let first = bench.attached(Fake::default());
+    let first = bench.attached(Scripted::disk());
     for driven in [false, true] {
         if driven {
             bench.drive();
             first.wait_for(FrontendReq::SET_VRING_ENABLE);
         }
-        let second = bench.attach_as(2, Fake::default());
+        let second = bench.attach_as(2, Scripted::disk());
         let (session, cause, text) = bench.lost_session();
         assert_eq!((session, cause), (2, Cause::DoesNotFit));
         assert!(text.contains("has a back-end already"), "{text}");
@@ -229,13 +191,13 @@ fn a_second_one_is_refused_and_the_first_serves_on() {
 #[test]
 fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
     let Some(bench) = Bench::new() else { return };
-    let first = bench.attached(Fake::default());
+    let first = bench.attached(Scripted::disk());
     bench.drive();
     first.wait_for(FrontendReq::SET_VRING_ENABLE);
     first.hang_up();
     bench.lost_by(Cause::Gone);
     for number in [2, 3] {
-        let refused = bench.attach_as(number, Fake::default());
+        let refused = bench.attach_as(number, Scripted::disk());
         let (session, cause, text) = bench.lost_session();
         assert_eq!((session, cause), (number, Cause::NotRecoverable));
         assert!(text.contains("the guest must reset it first"), "{text}");
@@ -243,7 +205,7 @@ fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
         assert_eq!(bench.status(), 15, "the driver knows nothing of it");
     }
     bench.reset();
-    let fourth = bench.attach_as(4, Fake::default());
+    let fourth = bench.attach_as(4, Scripted::disk());
     let attached = FromMachine::Attached {
         device: "disk0".into(),
         session: 4,
@@ -258,14 +220,14 @@ fn one_that_comes_while_the_driver_uses_the_device_is_refused_until_a_reset() {
 fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
     let Some(bench) = Bench::new() else { return };
     for number in (1..60).step_by(2) {
-        let first = bench.attach_as(number, Fake::default());
+        let first = bench.attach_as(number, Scripted::disk());
         let attached = |session| FromMachine::Attached {
             device: "disk0".into(),
             session,
         };
         assert_eq!(bench.event(), attached(number));
         first.hang_up();
-        let second = bench.attach_as(number + 1, Fake::default());
+        let second = bench.attach_as(number + 1, Scripted::disk());
         let mut events = Vec::new();
         eventually(|| {
             events.extend(bench.events.take());
@@ -288,10 +250,7 @@ fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
 #[test]
 fn one_that_serves_and_changes_its_configuration_s_length_broke_the_protocol() {
     let Some(bench) = Bench::new() else { return };
-    let _fake = bench.attached(Fake {
-        fault_after: 1,
-        ..faulty(FrontendReq::GET_CONFIG, Fault::Long)
-    });
+    let _fake = bench.attached(Scripted::disk().on_after(FrontendReq::GET_CONFIG, 1, Fault::Long));
     bench.write(CONFIG, 7, 8);
     bench.lost_by(Cause::BrokeProtocol);
 }
@@ -299,7 +258,7 @@ fn one_that_serves_and_changes_its_configuration_s_length_broke_the_protocol() {
 #[test]
 fn a_lost_session_leaves_no_doorbell() {
     let Some(bench) = Bench::new() else { return };
-    let fake = bench.attached(Fake::default());
+    let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     let here = layout::PCI_MEMORY.start + NOTIFY;
@@ -312,24 +271,15 @@ fn a_lost_session_leaves_no_doorbell() {
 /// Other than at a reset, nobody else may have the memory before.
 #[test]
 fn a_card_that_keeps_its_buffers_when_bus_mastering_goes_off_is_lost() {
-    let spec = launch::Device {
-        id: "disk0".into(),
-        kind: Kind::net(),
-        queues: 3,
-        fewer: true,
-        queue_size: 64,
-    };
+    let spec = spec(Kind::net(), 3, true);
     let Some(bench) = Bench::of(spec) else { return };
-    let fake = Fake {
-        features: 1 << 32 | 1 << 30 | 1 << 5,
-        queues: 3,
-        ..Fake::default()
-    };
+    let fake = Scripted::disk()
+        .features(1 << 32 | 1 << 30 | 1 << 5)
+        .queues(3);
     let fake = bench.attached_within(fake, SHORT, Whose::default());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    let used = GuestAddress(USED + 2);
-    bench.ram.guest().write_obj(u16::MAX, used).unwrap();
+    bench.uses(u16::MAX);
     let bench = Arc::new(bench);
     let vcpu = std::thread::spawn({
         let bench = Arc::clone(&bench);

@@ -1,9 +1,9 @@
 //! The inflight region stays with the device, whatever becomes of a session.
 
 use nix::sys::stat::fstat;
+use outboard_contract::scripted::Running;
 
 use super::*;
-use crate::machine::frontend::fake::Running;
 
 /// A device's region, and where its memory is.
 struct Bench {
@@ -19,7 +19,7 @@ impl Bench {
         }
     }
 
-    fn start(&mut self, fake: Fake) -> (Result<Session<Started>>, Running) {
+    fn start(&mut self, fake: Scripted) -> (Result<Session<Started>>, Running) {
         let (stream, running) = fake.start();
         let session = Session::<Connected>::new(stream).within(SHORT);
         let session = session.negotiate("disk0", &Interruption::default());
@@ -32,11 +32,8 @@ impl Bench {
     }
 }
 
-fn faulty(request: FrontendReq) -> Fake {
-    Fake {
-        fault: Some((request, Fault::Close)),
-        ..Fake::default()
-    }
+fn faulty(request: FrontendReq) -> Scripted {
+    Scripted::disk().on(request, Fault::Close)
 }
 
 /// How often a region was asked for, and the files that were handed over.
@@ -58,7 +55,7 @@ fn regions(fake: &Running) -> (usize, Vec<u64>) {
 #[test]
 fn a_region_outlives_successors_that_die_while_they_are_started() {
     let mut bench = Bench::new();
-    let (first, fake) = bench.start(Fake::default());
+    let (first, fake) = bench.start(Scripted::disk());
     drop(first.unwrap());
     let (asked, handed) = regions(&fake);
     assert_eq!((asked, handed.len()), (1, 1));
@@ -75,7 +72,7 @@ fn a_region_outlives_successors_that_die_while_they_are_started() {
         assert!(bench.region.is_some(), "{request:?}");
         fake.join();
     }
-    let (last, fake) = bench.start(Fake::default());
+    let (last, fake) = bench.start(Scripted::disk());
     drop(last.unwrap());
     assert_eq!(regions(&fake), (0, handed), "the same, and no fresh one");
 }
@@ -86,7 +83,7 @@ fn a_region_that_was_asked_for_is_kept_although_it_was_never_used() {
     let (dies, _fake) = bench.start(faulty(FrontendReq::SET_INFLIGHT_FD));
     dies.unwrap_err();
     assert!(bench.region.is_some());
-    let (next, fake) = bench.start(Fake::default());
+    let (next, fake) = bench.start(Scripted::disk());
     drop(next.unwrap());
     let (asked, handed) = regions(&fake);
     assert_eq!((asked, handed.len()), (0, 1));
@@ -99,7 +96,7 @@ fn a_region_is_kept_when_a_ring_cannot_be_stopped() {
     session.unwrap().stop().unwrap_err();
     fake.join();
     assert!(bench.region.is_some());
-    let (next, fake) = bench.start(Fake::default());
+    let (next, fake) = bench.start(Scripted::disk());
     drop(next.unwrap());
     assert_eq!(regions(&fake).0, 0);
 }
@@ -107,7 +104,7 @@ fn a_region_is_kept_when_a_ring_cannot_be_stopped() {
 #[test]
 fn rings_that_go_on_after_a_stop_have_the_same_region() {
     let mut bench = Bench::new();
-    let (session, fake) = bench.start(Fake::default());
+    let (session, fake) = bench.start(Scripted::disk());
     let (session, _) = session.unwrap().stop().unwrap();
     drop(bench.start_again(session).unwrap());
     let (asked, handed) = regions(&fake);
@@ -118,12 +115,9 @@ fn rings_that_go_on_after_a_stop_have_the_same_region() {
 #[test]
 fn one_that_keeps_no_region_leaves_none_to_a_successor() {
     let mut bench = Bench::new();
-    let (session, _first) = bench.start(Fake::default());
+    let (session, _first) = bench.start(Scripted::disk());
     drop(session.unwrap());
-    let keeps_none = Fake {
-        protocol: Fake::default().protocol & !Protocol::INFLIGHT_SHMFD,
-        ..Fake::default()
-    };
+    let keeps_none = Scripted::disk().without(Protocol::INFLIGHT_SHMFD);
     let (session, fake) = bench.start(keeps_none);
     drop(session.unwrap());
     assert_eq!(regions(&fake), (0, Vec::new()));
