@@ -93,8 +93,8 @@ fn a_block_device_is_a_disk() {
                 assert!(message.contains("use --block-size=4096"), "{message}");
                 continue;
             }
-            let program = Program::serve(&device.device, &more);
-            let mut driver = program.driver(EVERYTHING);
+            let program = serve(&device.device, &more);
+            let mut driver = Driver::of(&program, EVERYTHING);
             let config = driver.client.config(0, 60).unwrap();
             assert_eq!(config[..8], (8u64 << 11).to_le_bytes());
             assert_eq!(config[20..24], block.to_le_bytes(), "{more:?}");
@@ -151,8 +151,8 @@ fn a_file_on_storage_of_4096_has_the_same_blocks_with_and_without_direct_io() {
         options.block_size = Some(4096);
         Image::open(&image, options).unwrap();
         let see = |more: &[&str]| {
-            let program = Program::serve(&image, more);
-            let mut driver = program.driver(EVERYTHING);
+            let program = serve(&image, more);
+            let mut driver = Driver::of(&program, EVERYTHING);
             assert_eq!(driver.write(8, &pattern(8192, 1)), (OK, 1), "{more:?}");
             assert_eq!(driver.read(8, 8192).2, pattern(8192, 1), "{more:?}");
             driver.works();
@@ -239,8 +239,8 @@ fn a_block_device_that_cannot_discard_does_not_offer_it() {
     let Some(device) = Loop::by(&mut command, file) else {
         return;
     };
-    let program = Program::serve(&device.device, &[]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = serve(&device.device, &[]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert!(!driver.has(VIRTIO_BLK_F_DISCARD));
     assert_eq!(driver.segment(VIRTIO_BLK_T_DISCARD, 0, 8, 0), (UNSUPP, 1));
     assert_eq!(driver.write(0, &[7; 8192]), (OK, 1));

@@ -6,16 +6,13 @@
     reason = "tests"
 )]
 
-#[path = "support/heard.rs"]
-mod heard;
 mod support;
 
-use heard::Heard;
-use support::{OK, pattern};
+use support::{Driver, EVERYTHING, OK, Program, by_shell, pattern};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_WRITE_ZEROES};
 
 /// Each test has a user of its own, whose tasks nobody else adds to.
-fn limited(user: u32, tasks: u32, arguments: &[&str]) -> Option<Heard> {
+fn limited(user: u32, tasks: u32, arguments: &[&str]) -> Option<Program> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIP: only root can become a user that has no tasks yet");
         return None;
@@ -27,11 +24,11 @@ fn limited(user: u32, tasks: u32, arguments: &[&str]) -> Option<Heard> {
          exec prlimit --nproc={tasks} setpriv --reuid={user} --clear-groups \
          $folder/program \"$@\" --blk-file=$folder/image"
     );
-    Some(Heard::start(&script, arguments))
+    Some(by_shell(&script, arguments))
 }
 
-fn writes_flushes_and_wipes(disk: &mut Heard) {
-    let mut driver = disk.driver();
+fn writes_flushes_and_wipes(disk: &Program) {
+    let mut driver = Driver::of(disk, EVERYTHING);
     for round in 0..3 {
         let bytes = pattern(4096, round);
         assert_eq!(driver.write(8, &bytes), (OK, 1), "{}", disk.said());
@@ -47,21 +44,23 @@ fn writes_flushes_and_wipes(disk: &mut Heard) {
 #[test]
 fn without_a_thread_for_io_uring_the_engine_is_threads_and_that_is_said() {
     // The program, its queue, and nothing for either engine.
-    let Some(mut disk) = limited(0, 2, &["--engine=auto"]) else {
+    let Some(disk) = limited(0, 2, &["--engine=auto"]) else {
         return;
     };
-    writes_flushes_and_wipes(&mut disk);
-    disk.says(&["no threads for its work", "using threads", "ulimit -u"]);
-    disk.says(&["0 of 4 threads", "does its I/O itself"]);
+    writes_flushes_and_wipes(&disk);
+    disk.says(&["no threads for its work", "using threads", "ulimit -u"])
+        .unwrap();
+    disk.says(&["0 of 4 threads", "does its I/O itself"])
+        .unwrap();
 }
 
 #[test]
 fn fewer_threads_than_wanted_serve_as_well() {
-    let Some(mut disk) = limited(1, 3, &["--engine=threads"]) else {
+    let Some(disk) = limited(1, 3, &["--engine=threads"]) else {
         return;
     };
-    writes_flushes_and_wipes(&mut disk);
-    disk.says(&["1 of 4 threads", "slower"]);
+    writes_flushes_and_wipes(&disk);
+    disk.says(&["1 of 4 threads", "slower"]).unwrap();
 }
 
 #[test]
@@ -69,26 +68,28 @@ fn io_uring_without_threads_is_refused_when_asked_for_by_name() {
     let Some(mut disk) = limited(2, 2, &["--engine=io_uring"]) else {
         return;
     };
-    assert!(!disk.wait().success());
+    assert!(!disk.wait().unwrap().success());
     disk.says(&[
         "cannot use io_uring",
         "no threads",
         "--engine=auto",
         "pids.max",
-    ]);
+    ])
+    .unwrap();
 }
 
 #[test]
 fn a_thread_that_is_missed_only_later_is_no_error_of_the_guest() {
     // Enough for the probe at the start, but not for two queues at a time.
-    let Some(mut disk) = limited(3, 3, &["--engine=auto", "--num-queues=2"]) else {
+    let Some(disk) = limited(3, 3, &["--engine=auto", "--num-queues=2"]) else {
         return;
     };
-    let mut driver = disk.driver();
-    let _second = support::ring(&driver.client, &driver.memory, 1, driver.features);
+    let mut driver = Driver::of(&disk, EVERYTHING);
+    let _second = driver.queue(1);
     let flush = driver.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
     assert_eq!(flush, (OK, 1), "{}", disk.said());
-    disk.says(&["no thread for a job of io_uring", "ulimit -u"]);
+    disk.says(&["no thread for a job of io_uring", "ulimit -u"])
+        .unwrap();
     assert_eq!(driver.write(8, &pattern(4096, 1)), (OK, 1));
     driver.works();
     assert!(!disk.said().contains("using threads"), "{}", disk.said());

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use outboard_blk::image::{Image, Options};
+use outboard_contract::program::command;
 use support::*;
 
 /// By qemu-img: the format, its options, and what the refusal calls it.
@@ -47,19 +48,7 @@ fn run(command: &mut Command) -> Option<bool> {
 
 /// What the program says to this image when it refuses it.
 fn refusal(image: &Path, more: &[&str]) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
-    let output = Command::new("timeout")
-        .arg("60")
-        .arg(program())
-        .arg(format!("--blk-file={}", image.display()))
-        .arg(format!("--socket-path={}", socket.display()))
-        .args(more)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr).unwrap()
+    serve(image, more).ends_with(1, "").unwrap()
 }
 
 /// Every file of a folder, with its content.
@@ -143,13 +132,9 @@ fn a_compressed_image_is_refused_and_left_alone() {
 
 #[test]
 fn only_raw_can_be_asked_for() {
-    let output = Command::new(program())
-        .args(["--null=1M", "--socket-path=s", "--format=qcow2"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("qemu-img convert -O raw"), "{said}");
+    let arguments = ["--null=1M", "--format=qcow2"];
+    let refused = Program::serve(&mut command(program(), &arguments)).unwrap();
+    refused.ends_with(2, "qemu-img convert -O raw").unwrap();
 }
 
 /// An image whose guest has written such a header goes on as long as it is
@@ -161,23 +146,23 @@ fn a_header_that_a_guest_wrote_is_served_by_whoever_says_that_it_is_raw() {
     fs::write(&path, vec![0; 1 << 20]).unwrap();
     let mut header = vec![0; 512];
     header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-    let program = Program::serve(&path, &[]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = serve(&path, &[]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.write(0, &header), (OK, 1));
     drop(driver);
     // The next front-end of the same program.
-    let mut driver = program.driver(EVERYTHING);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.read(0, 512), (OK, 513, header.clone()));
     drop(driver);
     drop(program);
     assert!(refusal(&path, &[]).contains("is a qcow2 image"));
-    let program = Program::serve(&path, &["--format=raw"]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = serve(&path, &["--format=raw"]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.read(0, 512), (OK, 513, header.clone()));
     drop(driver);
     drop(program);
     // Lent, it is not looked at.
-    let program = Program::inherit(&path, &[]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = inherit(&path, &[]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.read(0, 512), (OK, 513, header));
 }

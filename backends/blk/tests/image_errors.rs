@@ -8,15 +8,12 @@
     reason = "tests"
 )]
 
-#[path = "support/heard.rs"]
-mod heard;
 mod support;
 
-use std::fs::{self, File};
+use std::fs;
 use std::process::Command;
 
-use heard::Heard;
-use support::{Driver, IOERR, OK, pattern};
+use support::*;
 use virtio_bindings::virtio_blk::*;
 
 const ENGINES: [&str; 2] = ["--engine=auto", "--engine=threads"];
@@ -29,7 +26,7 @@ fn fill(driver: &mut Driver, count: u64) -> Vec<u8> {
 }
 
 /// Lines that have all of these words.
-fn lines(disk: &Heard, words: &[&str]) -> usize {
+fn lines(disk: &Program, words: &[&str]) -> usize {
     let said = disk.said();
     let has = |line: &&str| words.iter().all(|word| line.contains(word));
     said.lines().filter(has).count()
@@ -53,8 +50,8 @@ fn a_full_file_system_is_told_with_its_place_and_what_to_do() {
         let script = "mkdir $folder/full; exec unshare -m sh -ec 'mount -t tmpfs -o size=256k \
                       none $folder/full; truncate -s 1M $folder/full/image; exec \"$@\" \
                       --blk-file=$folder/full/image' sh \"$@\"";
-        let mut disk = Heard::start(script, &[engine]);
-        let mut driver = disk.driver();
+        let disk = by_shell(script, &[engine]);
+        let mut driver = Driver::of(&disk, EVERYTHING);
         let statuses = fill(&mut driver, 16);
         assert_eq!(statuses[0], OK);
         let failed = statuses.iter().filter(|status| **status == IOERR).count();
@@ -65,7 +62,7 @@ fn a_full_file_system_is_told_with_its_place_and_what_to_do() {
             "No space left on device",
             "make room",
         ];
-        disk.says(&line);
+        disk.says(&line).unwrap();
         // The first, the second, the fourth, the eighth, and the count.
         let said = lines(&disk, &line) as u32;
         assert_eq!(said, failed.ilog2() + 1, "{failed}: {}", disk.said());
@@ -75,31 +72,30 @@ fn a_full_file_system_is_told_with_its_place_and_what_to_do() {
         driver.works();
         assert_eq!(driver.read(0, 512).0, OK);
         drop(driver);
-        disk.says(&["session ended", &format!("{failed} I/O errors")]);
+        disk.says(&["session ended", &format!("{failed} I/O errors")])
+            .unwrap();
     }
 }
 
 #[test]
 fn an_image_that_is_cut_short_while_it_is_served_is_told() {
     for engine in ENGINES {
-        let mut disk = Heard::start(
-            "truncate -s 1M $folder/image; exec \"$@\" --blk-file=$folder/image",
-            &[engine],
-        );
-        let mut driver = disk.driver();
+        let disk = start(&[engine]);
+        let mut driver = Driver::of(&disk, EVERYTHING);
         assert_eq!(driver.read(1024, 4096).0, OK);
-        let image = File::options().write(true).open(disk.image()).unwrap();
+        let image = image(&disk);
         image.set_len(256 << 10).unwrap();
         assert_eq!(driver.read(1024, 4096).0, IOERR);
         disk.says(&[
             "WARN cannot read 4096 bytes at offset 524288 of the image",
             "cut short",
             "truncate -s",
-        ]);
+        ])
+        .unwrap();
         image.set_len(1 << 20).unwrap();
         assert_eq!(driver.read(1024, 4096).0, OK);
         drop(driver);
-        disk.says(&["session ended", "1 I/O errors"]);
+        disk.says(&["session ended", "1 I/O errors"]).unwrap();
     }
 }
 
@@ -108,8 +104,8 @@ fn a_limit_on_the_size_of_files_is_an_error_and_ends_nothing() {
     for engine in ENGINES {
         let script = "truncate -s 1M $folder/image; exec prlimit --fsize=262144 \"$@\" \
                       --blk-file=$folder/image";
-        let mut disk = Heard::start(script, &[engine]);
-        let mut driver = disk.driver();
+        let disk = by_shell(script, &[engine]);
+        let mut driver = Driver::of(&disk, EVERYTHING);
         assert_eq!(driver.write(0, &pattern(512, 1)).0, OK);
         assert_eq!(driver.write(1024, &pattern(4096, 1)).0, IOERR);
         let line = [
@@ -117,7 +113,7 @@ fn a_limit_on_the_size_of_files_is_an_error_and_ends_nothing() {
             "too large",
             "ulimit -f",
         ];
-        disk.says(&line);
+        disk.says(&line).unwrap();
         driver.works();
         assert_eq!(driver.read(0, 512).2, pattern(512, 1));
     }
@@ -125,11 +121,8 @@ fn a_limit_on_the_size_of_files_is_an_error_and_ends_nothing() {
 
 #[test]
 fn what_a_guest_does_wrong_is_no_error_of_the_image() {
-    let mut disk = Heard::start(
-        "truncate -s 1M $folder/image; exec \"$@\" --blk-file=$folder/image",
-        &[],
-    );
-    let mut driver = disk.driver();
+    let disk = start(&[]);
+    let mut driver = Driver::of(&disk, EVERYTHING);
     // Beyond the end, and a kind that there is not.
     assert_eq!(driver.read(2048, 512).0, IOERR);
     assert_eq!(driver.write(2047, &pattern(1024, 1)).0, IOERR);
@@ -137,12 +130,12 @@ fn what_a_guest_does_wrong_is_no_error_of_the_image() {
     driver.works();
     drop(driver);
     // What it says next comes after whatever it said of the first session.
-    let mut driver = disk.driver();
-    let image = File::options().write(true).open(disk.image()).unwrap();
+    let mut driver = Driver::of(&disk, EVERYTHING);
+    let image = image(&disk);
     image.set_len(0).unwrap();
     assert_eq!(driver.read(0, 512).0, IOERR);
     drop(driver);
-    disk.says(&["session ended", "1 I/O errors"]);
+    disk.says(&["session ended", "1 I/O errors"]).unwrap();
     assert_eq!(lines(&disk, &["cannot"]), 1, "{}", disk.said());
 }
 
@@ -178,29 +171,32 @@ fn a_sync_that_fails_says_that_every_flush_fails_from_then_on() {
                       none $folder/full; truncate -s 1M $folder/full/behind; \
                       device=$(losetup --show -f $folder/full/behind); \
                       echo $device >$folder/device; exec \"$@\" --blk-file=$device' sh \"$@\"";
-        let mut disk = Heard::start(script, &[engine]);
-        let mut driver = disk.driver();
+        let disk = by_shell(script, &[engine]);
+        let mut driver = Driver::of(&disk, EVERYTHING);
         let device = fs::read_to_string(disk.folder().join("device")).unwrap();
         let _detach = Detach(device.trim().to_owned());
         driver.works();
         assert_eq!(fill(&mut driver, 16), [OK; 16], "in the cache");
         let flush = driver.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
         assert_eq!(flush.0, IOERR, "{}", disk.said());
-        disk.says(&["WARN cannot sync the image: ", "kernel log"]);
+        disk.says(&["WARN cannot sync the image: ", "kernel log"])
+            .unwrap();
         disk.says(&[
             "ERROR data that",
             "may be lost",
             "every flush",
             "started anew",
-        ]);
+        ])
+        .unwrap();
         for _ in 0..3 {
             assert_eq!(driver.request(VIRTIO_BLK_T_FLUSH, 0, &[]).0, IOERR);
         }
-        disk.says(&["a flush of the guest failed", "(2 times so far)"]);
+        disk.says(&["a flush of the guest failed", "(2 times so far)"])
+            .unwrap();
         assert_eq!(lines(&disk, &["may be lost"]), 1);
         drop(driver);
-        disk.says(&["session ended", "4 I/O errors"]);
-        disk.stop();
+        disk.says(&["session ended", "4 I/O errors"]).unwrap();
+        disk.last_words().unwrap();
     }
 }
 
@@ -212,8 +208,8 @@ fn a_device_that_becomes_read_only_is_told() {
     let script = "truncate -s 1M $folder/behind; \
                   device=$(losetup --show -f $folder/behind); \
                   echo $device >$folder/device; exec \"$@\" --blk-file=$device";
-    let mut disk = Heard::start(script, &[]);
-    let mut driver = disk.driver();
+    let disk = by_shell(script, &[]);
+    let mut driver = Driver::of(&disk, EVERYTHING);
     let device = fs::read_to_string(disk.folder().join("device")).unwrap();
     let detach = Detach(device.trim().to_owned());
     assert_eq!(driver.write(0, &pattern(512, 1)).0, OK);
@@ -225,10 +221,11 @@ fn a_device_that_becomes_read_only_is_told() {
         "cannot write 512 bytes at offset 4096",
         "has become read-only",
         "make it writable",
-    ]);
+    ])
+    .unwrap();
     // Nothing that was written before is lost.
     driver.works();
     assert_eq!(driver.read(0, 512).2, pattern(512, 1));
     drop(driver);
-    disk.says(&["session ended", "1 I/O errors"]);
+    disk.says(&["session ended", "1 I/O errors"]).unwrap();
 }

@@ -5,16 +5,13 @@
 
 mod support;
 
-use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use outboard_contract::client::Client;
 use outboard_contract::memory::Memory;
 use outboard_contract::ring::Buffer;
 use outboard_protocol::wire::WireError;
 use support::*;
 use virtio_bindings::virtio_blk::*;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes of the memory, and what is left when it is cut.
 const SIZE: u64 = 0x20_0000;
@@ -24,43 +21,38 @@ const END: u64 = 0x10_0000;
 fn data_that_is_cut_off_ends_the_session_and_the_next_is_served() {
     // Aligned for direct I/O, and not: read by the kernel, and by the program.
     for (way, at) in WAYS.iter().flat_map(|way| [(way, END), (way, END + 4)]) {
-        let program = Program::start(way);
+        let program = start(way);
         for (kind, data) in [
             (VIRTIO_BLK_T_IN, Buffer::writable(at, 4096)),
             (VIRTIO_BLK_T_OUT, Buffer::readable(at, 4096)),
         ] {
-            let file = File::from(memfd_create(c"not sealed", MFdFlags::MFD_CLOEXEC).unwrap());
-            file.set_len(SIZE).unwrap();
-            let memory = Memory::of(vec![(0, file.try_clone().unwrap())]).unwrap();
-            let socket = program.folder.path().join("socket");
-            let mut client = Client::connect(&socket).unwrap();
-            let features = client.negotiate(EVERYTHING).unwrap();
-            client.set_mem_table(&memory).unwrap();
-            let mut ring = ring(&client, &memory, 0, features);
+            let (memory, file) = Memory::cuttable(0, SIZE).unwrap();
+            let mut driver = Driver::with(program.client().unwrap(), EVERYTHING, memory);
             let mut header = [0; 16];
             header[..4].copy_from_slice(&kind.to_le_bytes());
-            let guest = &memory.guest;
-            guest.write_slice(&header, GuestAddress(HEADER)).unwrap();
+            driver.put(HEADER, &header);
             let header = Buffer::readable(HEADER, 16);
             // So that zeroes would be found out.
-            let image = File::options()
-                .write(true)
-                .open(program.folder.path().join("image"))
-                .unwrap();
-            std::os::unix::fs::FileExt::write_all_at(&image, &[7; 4096], 0).unwrap();
+            image(&program).write_all_at(&[7; 4096], 0).unwrap();
             // Before the request is there: a worker that has just started looks by
             // itself.
             file.set_len(END).unwrap();
-            ring.add(&[header, data, Buffer::writable(STATUS, 1)])
+            driver
+                .ring
+                .add(&[header, data, Buffer::writable(STATUS, 1)])
                 .unwrap();
-            ring.kick().unwrap();
+            driver.ring.kick().unwrap();
             assert!(
-                matches!(client.receive(), Err(WireError::Closed)),
+                matches!(driver.client.receive(), Err(WireError::Closed)),
                 "{way:?} {at:#x} {kind}"
             );
-            assert_eq!(ring.used_idx().unwrap(), 0);
-            assert_eq!(program.content(0, 4096), [7; 4096], "{way:?} {at:#x}");
+            assert_eq!(driver.ring.used_idx().unwrap(), 0);
+            assert_eq!(
+                stored(&image(&program), 0, 4096),
+                [7; 4096],
+                "{way:?} {at:#x}"
+            );
         }
-        program.driver(EVERYTHING).works();
+        Driver::of(&program, EVERYTHING).works();
     }
 }

@@ -4,10 +4,10 @@
 
 mod support;
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use outboard_contract::client::{Ack, Client};
+use outboard_contract::program::command;
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
 use outboard_protocol::devices::BlkConfig;
@@ -18,30 +18,33 @@ use vm_memory::{Bytes, GuestAddress};
 #[test]
 fn a_disk_reads_writes_flushes_discards_and_tells_its_name() {
     for way in WAYS {
-        let program = Program::start(&[way, &["--serial=name-of-disk"]].concat());
-        let mut driver = program.driver(EVERYTHING);
+        let program = start(&[way, &["--serial=name-of-disk"]].concat());
+        let mut driver = Driver::of(&program, EVERYTHING);
         // Over the border of the regions, and not aligned.
         let content = pattern(16384, 1);
         assert_eq!(driver.write(8, &content), (OK, 1), "{way:?}");
         assert_eq!(driver.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
-        assert_eq!(program.content(4096, 16384), content, "{way:?}");
+        assert_eq!(stored(&image(&program), 4096, 16384), content, "{way:?}");
         assert_eq!(driver.read(8, 16384), (OK, 16385, content), "{way:?}");
         if driver.has(VIRTIO_BLK_F_DISCARD) {
             let result = driver.segment(VIRTIO_BLK_T_DISCARD, 8, 8, 0);
             assert_eq!(result, (OK, 1));
-            assert_eq!(program.content(4096, 4096), [0; 4096]);
+            assert_eq!(stored(&image(&program), 4096, 4096), [0; 4096]);
         }
         for flags in [0, 1] {
             let sector = 16 + 8 * u64::from(flags);
             let result = driver.segment(VIRTIO_BLK_T_WRITE_ZEROES, sector, 8, flags);
             assert_eq!(result, (OK, 1));
         }
-        assert_eq!(program.content(8192, 8192), [0; 8192]);
-        assert_eq!(program.content(16384, 4096), pattern(16384, 1)[12288..]);
+        assert_eq!(stored(&image(&program), 8192, 8192), [0; 8192]);
+        assert_eq!(
+            stored(&image(&program), 16384, 4096),
+            pattern(16384, 1)[12288..]
+        );
         let name = driver.request(VIRTIO_BLK_T_GET_ID, 0, &[Buffer::writable(DATA, 20)]);
         assert_eq!(name, (OK, 21));
         assert_eq!(driver.get(DATA, 20), *b"name-of-disk\0\0\0\0\0\0\0\0");
-        assert_eq!(program.image().metadata().unwrap().len(), 1 << 20);
+        assert_eq!(image(&program).metadata().unwrap().len(), 1 << 20);
         driver.works();
     }
 }
@@ -49,8 +52,8 @@ fn a_disk_reads_writes_flushes_discards_and_tells_its_name() {
 #[test]
 fn bad_requests_are_answered_and_the_next_one_works() {
     for way in WAYS {
-        let program = Program::start(way);
-        let mut driver = program.driver(EVERYTHING);
+        let program = start(way);
+        let mut driver = Driver::of(&program, EVERYTHING);
         let out = Buffer::readable(DATA, 512);
         let into = Buffer::writable(DATA, 512);
         for (kind, sector, data, status) in [
@@ -92,16 +95,16 @@ fn bad_requests_are_answered_and_the_next_one_works() {
         assert_eq!(driver.submit(&[header]), 0);
         let nowhere = Buffer::writable(1 << 40, 1);
         assert_eq!(driver.submit(&[header, out, nowhere]), 0);
-        assert_eq!(program.content(0, 512), [0; 512], "{way:?}");
-        assert_eq!(program.image().metadata().unwrap().len(), 1 << 20);
+        assert_eq!(stored(&image(&program), 0, 512), [0; 512], "{way:?}");
+        assert_eq!(image(&program).metadata().unwrap().len(), 1 << 20);
         driver.works();
     }
 }
 
 #[test]
 fn a_read_only_disk_says_so_and_refuses_writes() {
-    let program = Program::start(&["--read-only"]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = start(&["--read-only"]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert!(driver.has(VIRTIO_BLK_F_RO));
     assert_eq!(driver.write(0, &[7; 512]), (IOERR, 1));
     assert_eq!(
@@ -116,8 +119,8 @@ fn a_read_only_disk_says_so_and_refuses_writes() {
 #[test]
 fn many_requests_in_flight_on_indirect_tables_all_come_back() {
     for way in WAYS {
-        let program = Program::start(way);
-        let mut driver = program.driver(EVERYTHING);
+        let program = start(way);
+        let mut driver = Driver::of(&program, EVERYTHING);
         let count = 32u64;
         let old = driver.ring.next_avail;
         for i in 0..count {
@@ -142,7 +145,7 @@ fn many_requests_in_flight_on_indirect_tables_all_come_back() {
         }
         for i in 0..count {
             assert_eq!(driver.get(STATUS + i, 1), [OK], "{way:?}");
-            let found = program.content(4096 * i, 4096);
+            let found = stored(&image(&program), 4096 * i, 4096);
             assert_eq!(found, pattern(4096, i as u8), "{way:?}");
         }
         assert_eq!(driver.client.stop_ring(0).unwrap(), count as u16);
@@ -151,8 +154,8 @@ fn many_requests_in_flight_on_indirect_tables_all_come_back() {
 
 #[test]
 fn the_configuration_is_that_of_the_disk_and_the_cache_can_be_switched() {
-    let program = Program::start(&["--num-queues=4"]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = start(&["--num-queues=4"]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     let config = driver.client.config(0, BlkConfig::LEN as u32).unwrap();
     assert_eq!(config[..8], 2048u64.to_le_bytes());
     assert_eq!(config[34..36], 4u16.to_le_bytes());
@@ -170,7 +173,7 @@ fn the_configuration_is_that_of_the_disk_and_the_cache_can_be_switched() {
 
 /// Bytes that only this process has, by smaps: what it has allocated, and all
 /// that it has besides guest memory.
-fn private(pid: u32) -> (u64, u64) {
+fn private(pid: nix::unistd::Pid) -> (u64, u64) {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut own, mut all) = (0, 0);
     let (mut is_guest, mut is_file) = (false, false);
@@ -192,16 +195,14 @@ fn private(pid: u32) -> (u64, u64) {
 #[test]
 fn four_busy_queues_need_less_than_3_mib() {
     for way in WAYS {
-        let mut program = Program::start(&[way, &["--num-queues=4"]].concat());
-        let mut driver = program.driver(EVERYTHING);
+        let program = start(&[way, &["--num-queues=4"]].concat());
+        let mut driver = Driver::of(&program, EVERYTHING);
         let mut rings = vec![];
         for index in 1..4 {
-            rings.push(ring(&driver.client, &driver.memory, index, driver.features));
+            rings.push(driver.queue(index));
         }
-        rings.push(std::mem::replace(
-            &mut driver.ring,
-            Ring::new(&driver.memory, 0x6000, 2, false).unwrap(),
-        ));
+        let other = Ring::new(&driver.memory, 0x6000, 2, false).unwrap();
+        rings.push(std::mem::replace(&mut driver.ring, other));
         for round in 0..20u64 {
             for (index, ring) in rings.iter_mut().enumerate() {
                 let old = ring.next_avail;
@@ -246,11 +247,11 @@ fn four_busy_queues_need_less_than_3_mib() {
 
 #[test]
 fn one_front_end_follows_another_and_finds_what_was_written() {
-    let program = Program::start(&[]);
-    let mut first = program.driver(EVERYTHING);
+    let program = start(&[]);
+    let mut first = Driver::of(&program, EVERYTHING);
     assert_eq!(first.write(0, &pattern(4096, 3)), (OK, 1));
     drop(first);
-    let mut second = program.driver(VERSION_1);
+    let mut second = Driver::of(&program, VERSION_1);
     assert_eq!(second.read(0, 4096), (OK, 4097, pattern(4096, 3)));
 }
 
@@ -259,15 +260,12 @@ fn one_front_end_follows_another_and_finds_what_was_written() {
 fn each_front_end_sees_the_size_that_the_image_has_when_it_comes() {
     const MIB: u64 = 1 << 20;
     for (more, block) in [("--engine=auto", 512), ("--block-size=4096", 4096)] {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let program = Program::logged(log.reopen().unwrap(), &[more]);
-        let path = program.folder.path().join("image");
+        let program = start(&[more]);
         let mut size = MIB;
         for next in [2 * MIB, MIB, MIB + 1000, 0, MIB, MIB] {
             let whole = size - size % block;
-            let mut driver = program.driver(EVERYTHING);
-            let said = std::fs::read_to_string(log.path()).unwrap();
-            let image = std::fs::File::options().write(true).open(&path).unwrap();
+            let mut driver = Driver::of(&program, EVERYTHING);
+            let (said, image) = (program.said(), image(&program));
             image.set_len(next).unwrap();
             let config = driver.client.config(0, 60).unwrap();
             assert_eq!(config[..8], (whole / 512).to_le_bytes(), "{size}: {said}");
@@ -284,7 +282,7 @@ fn each_front_end_sees_the_size_that_the_image_has_when_it_comes() {
             drop(driver);
             size = next;
         }
-        let said = std::fs::read_to_string(log.path()).unwrap();
+        let said = program.said();
         for words in [
             "from 1048576 to 2097152 bytes",
             "has 1049576 bytes now",
@@ -297,29 +295,9 @@ fn each_front_end_sees_the_size_that_the_image_has_when_it_comes() {
 
 /// Runs the program to its end: its messages and whether it succeeded.
 fn run(arguments: &[&str]) -> (bool, String) {
-    let mut child = Command::new("timeout")
-        .arg("20")
-        .arg(program())
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut text = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
-    (child.wait().unwrap().success(), text)
+    let mut program = Program::run(&mut command(program(), arguments)).unwrap();
+    let success = program.wait().unwrap().success();
+    (success, program.printed() + &program.said())
 }
 
 #[test]
@@ -386,36 +364,22 @@ fn wrong_use_ends_with_a_message_that_says_what_to_do() {
 
 #[test]
 fn an_image_that_is_served_is_not_served_twice() {
-    let program = Program::start(&[]);
-    let _ready = program.driver(EVERYTHING);
-    let image = format!(
-        "--blk-file={}",
-        program.folder.path().join("image").display()
-    );
-    let socket = format!(
-        "--socket-path={}",
-        program.folder.path().join("other").display()
-    );
-    let (success, text) = run(&[&socket, &image]);
-    assert!(!success);
-    assert!(text.contains("in use by another process"), "{text}");
+    let program = start(&[]);
+    let _ready = Driver::of(&program, EVERYTHING);
+    let second = serve(&program.folder().join("image"), &[]);
+    second.ends_with(1, "in use by another process").unwrap();
 }
 
 #[test]
 fn an_inherited_image_is_served_and_locked() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
-    let program = Program::inherit(image.path(), &[]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = inherit(image.path(), &[]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.write(0, &pattern(4096, 5)), (OK, 1));
-    assert_eq!(program.content(0, 4096), pattern(4096, 5));
-    let other = format!(
-        "--socket-path={}",
-        program.folder.path().join("other").display()
-    );
-    let (success, text) = run(&[&other, &format!("--blk-file={}", image.path().display())]);
-    assert!(!success);
-    assert!(text.contains("in use by another process"), "{text}");
+    assert_eq!(stored(image.as_file(), 0, 4096), pattern(4096, 5));
+    let second = serve(image.path(), &[]);
+    second.ends_with(1, "in use by another process").unwrap();
 }
 
 /// The commands of the examples, each line that is one as a word list.
@@ -445,17 +409,10 @@ fn the_examples_of_the_help_work_when_pasted() {
         let socket = arguments
             .iter()
             .find_map(|one| one.strip_prefix("--socket-path="));
-        let mut child = Command::new("timeout")
-            .arg("60")
-            .arg(program())
-            .args(&arguments)
-            .spawn()
-            .unwrap();
+        let program = Program::run(&mut command(program(), &arguments)).unwrap();
         let client = Client::connect(socket.unwrap().as_ref()).unwrap();
-        let mut driver = Driver::new(client, EVERYTHING);
-        driver.works();
-        drop(driver);
-        stop(&mut child);
+        Driver::new(client, EVERYTHING).works();
+        program.last_words().unwrap();
         tried += 1;
     }
     assert_eq!(tried, 3);

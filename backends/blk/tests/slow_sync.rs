@@ -7,18 +7,15 @@
     reason = "tests"
 )]
 
-#[path = "support/heard.rs"]
-mod heard;
 mod support;
 
 use std::process::Command;
 
-use heard::Heard;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::wire::Header;
-use support::{OK, pattern};
+use support::{Driver, EVERYTHING, OK, Program, by_shell, pattern};
 
 /// VHOST_USER_SET_CONFIG.
 const SET_CONFIG: u32 = 25;
@@ -27,7 +24,7 @@ const SET_CONFIG: u32 = 25;
 struct Hanging {
     // Ended first, since what it traces is not reaped before.
     tracer: Tracer,
-    disk: Heard,
+    disk: Program,
 }
 
 struct Tracer(Pid);
@@ -49,30 +46,29 @@ impl Hanging {
         let script = "truncate -s 1M $folder/image; exec strace -D -f -qq -o $folder/trace \
                       -e trace=fdatasync -e inject=fdatasync:delay_enter=110s \"$@\" \
                       --engine=auto --blk-file=$folder/image";
-        let mut disk = Heard::start(script, &[]);
-        drop(disk.driver());
+        let disk = by_shell(script, &[]);
+        drop(Driver::of(&disk, EVERYTHING));
         let tracer = field(disk.pid(), "TracerPid:").parse().unwrap();
         let tracer = Tracer(Pid::from_raw(tracer));
         Some(Self { tracer, disk })
     }
 
     /// Asks the program to end, and waits until it has, and well.
-    fn end(mut self) {
+    fn end(self) {
         let pid = self.disk.pid();
-        self.disk.ask_to_stop();
+        self.disk.signal(Signal::SIGTERM).unwrap();
         let deadline = outboard_contract::soon();
         while !field(pid, "State:").starts_with('Z') {
             assert!(!deadline.passed(), "it does not end: {}", self.disk.said());
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         drop(self.tracer);
-        let status = self.disk.wait();
-        assert!(status.success(), "{status}: {}", self.disk.said());
+        self.disk.ends_with(0, "").unwrap();
     }
 }
 
 /// What a process's status says.
-fn field(pid: u32, name: &str) -> String {
+fn field(pid: Pid, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
     let status = status.expect("it was there until its sync had ended");
     let value = status.lines().find_map(|line| line.strip_prefix(name));
@@ -80,7 +76,7 @@ fn field(pid: u32, name: &str) -> String {
 }
 
 /// Turns the cache off, and waits until the sync has begun.
-fn turn_off(disk: &mut Heard, driver: &support::Driver) {
+fn turn_off(disk: &Program, driver: &support::Driver) {
     let mut payload = [BlkConfig::WRITEBACK, 1, 0].map(u32::to_ne_bytes).concat();
     payload.push(0);
     let header = Header::request(SET_CONFIG).with_need_reply();
@@ -93,7 +89,7 @@ fn turn_off(disk: &mut Heard, driver: &support::Driver) {
 }
 
 /// Whether a thread of it is in fdatasync(2).
-fn is_syncing(pid: u32) -> bool {
+fn is_syncing(pid: Pid) -> bool {
     let number = format!("{} ", nix::libc::SYS_fdatasync);
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let mut calls = tasks
@@ -104,12 +100,12 @@ fn is_syncing(pid: u32) -> bool {
 
 #[test]
 fn a_program_that_is_to_end_does_not_wait_for_the_cache_to_be_off() {
-    let Some(mut hanging) = Hanging::start() else {
+    let Some(hanging) = Hanging::start() else {
         return;
     };
-    let mut driver = hanging.disk.driver();
+    let mut driver = Driver::of(&hanging.disk, EVERYTHING);
     assert_eq!(driver.write(0, &pattern(4096, 1)), (OK, 1));
-    turn_off(&mut hanging.disk, &driver);
+    turn_off(&hanging.disk, &driver);
     // The queue goes on meanwhile: what it writes is durable by itself.
     assert_eq!(driver.write(8, &pattern(4096, 2)), (OK, 1));
     hanging.end();
@@ -117,14 +113,14 @@ fn a_program_that_is_to_end_does_not_wait_for_the_cache_to_be_off() {
 
 #[test]
 fn the_next_front_end_is_served_while_the_last_ones_sync_hangs() {
-    let Some(mut hanging) = Hanging::start() else {
+    let Some(hanging) = Hanging::start() else {
         return;
     };
-    let mut driver = hanging.disk.driver();
+    let mut driver = Driver::of(&hanging.disk, EVERYTHING);
     assert_eq!(driver.write(0, &pattern(4096, 1)), (OK, 1));
-    turn_off(&mut hanging.disk, &driver);
+    turn_off(&hanging.disk, &driver);
     drop(driver);
-    let mut driver = hanging.disk.driver();
+    let mut driver = Driver::of(&hanging.disk, EVERYTHING);
     assert_eq!(driver.read(0, 4096).2, pattern(4096, 1));
     let config = driver.client.config(BlkConfig::WRITEBACK, 1).unwrap();
     assert_eq!(config, [1], "it was not turned off");

@@ -22,26 +22,19 @@ use virtio_bindings::virtio_net::*;
 
 const QUIET: Duration = Duration::from_millis(100);
 
-struct Bench {
-    program: Program,
+/// A card, its driver with buffers, and the network behind it.
+struct Driven {
     driver: Driver,
-    wire: Wire,
+    bench: Bench,
     mark: u8,
 }
 
-impl Bench {
-    fn new(features: u64) -> Option<Self> {
-        if !own_network() {
-            return None;
-        }
-        make_tap("t0", "");
-        let program = Program::start(&["--tap=t0", "--mac=02:00:00:00:00:01"]);
-        let mut driver = program.driver(features);
-        driver.post(0, 60, 1526);
+impl Driven {
+    fn new() -> Option<Self> {
+        let bench = Bench::plain()?;
         Some(Self {
-            program,
-            driver,
-            wire: Wire::new("t0", true),
+            driver: bench.ready(60),
+            bench,
             mark: 0,
         })
     }
@@ -50,21 +43,20 @@ impl Bench {
     fn works(&mut self) {
         self.mark = self.mark.wrapping_add(1);
         self.driver.send(0, &frame(HOST, 60, self.mark));
-        assert!(self.wire.receive().1 == frame(HOST, 60, self.mark));
-        self.wire
-            .send(Header::default(), &frame(GUEST, 60, self.mark));
+        assert!(self.bench.wire.receive().1 == frame(HOST, 60, self.mark));
+        self.bench.send(&frame(GUEST, 60, self.mark));
         assert!(self.driver.receive(0).1 == frame(GUEST, 60, self.mark));
         self.driver.is_whole();
-        assert!(self.program.is_alive());
+        assert!(self.bench.program.is_alive());
     }
 }
 
 #[test]
 fn transmit_chains_that_are_no_frames_come_back_and_nothing_is_sent() {
-    let Some(mut bench) = Bench::new(EVERYTHING) else {
+    let Some(mut card) = Driven::new() else {
         return;
     };
-    bench.driver.put(TX_DATA, &[0; 0x2_0000]);
+    card.driver.put(TX_DATA, &[0; 0x2_0000]);
     let part = |offset: u64, length| Buffer::readable(TX_DATA + offset, length);
     for chain in [
         &[part(0, 1)][..],
@@ -84,33 +76,33 @@ fn transmit_chains_that_are_no_frames_come_back_and_nothing_is_sent() {
         &[part(0, 12), Buffer::readable(0x7f_ffff, 100)],
         &[Buffer::readable(0x7f_fff0, 100)],
     ] {
-        bench.driver.send_chain(chain);
+        card.driver.send_chain(chain);
     }
-    bench.works();
+    card.works();
     // A frame in one byte after another is one.
     let content = frame(HOST, 100, 9);
     let bytes = [&[0; 12][..], &content].concat();
-    bench.driver.put(TX_DATA, &bytes);
+    card.driver.put(TX_DATA, &bytes);
     let pieces: Vec<_> = (0..112).map(|at| part(at, 1)).collect();
-    bench.driver.send_chain(&pieces);
-    assert!(bench.wire.receive().1 == content);
+    card.driver.send_chain(&pieces);
+    assert!(card.bench.wire.receive().1 == content);
     // More pieces than a system call takes.
     let content = frame(HOST, 1012, 10);
     let bytes = [&[0; 12][..], &content].concat();
-    bench.driver.put(TX_DATA, &bytes);
+    card.driver.put(TX_DATA, &bytes);
     let table: Vec<_> = (0..1024).map(|at| part(at, 1)).collect();
-    let ring = &mut bench.driver.pairs[0].tx;
+    let ring = &mut card.driver.pairs[0].tx;
     let old = ring.next_avail;
     ring.add_indirect(TX_DATA + 0x1_0000, &table).unwrap();
     ring.announce(old).unwrap();
-    bench.driver.sent(0);
-    assert!(bench.wire.receive().1 == content);
-    bench.works();
+    card.driver.sent(0);
+    assert!(card.bench.wire.receive().1 == content);
+    card.works();
 }
 
 #[test]
 fn headers_that_lie_are_dropped() {
-    let Some(mut bench) = Bench::new(EVERYTHING) else {
+    let Some(mut card) = Driven::new() else {
         return;
     };
     let (good, segment) = tcp(HOST, 3000, 1000);
@@ -153,22 +145,21 @@ fn headers_that_lie_are_dropped() {
             ..good
         },
     ] {
-        bench.driver.send_with(0, header, &segment);
+        card.driver.send_with(0, header, &segment);
     }
-    bench.works();
+    card.works();
     // Sizes that no network has are the kernel's affair.
     for gso_size in [1, 8, 0xffff] {
-        bench
-            .driver
+        card.driver
             .send_with(0, Header { gso_size, ..good }, &segment);
     }
-    while bench.wire.try_receive(QUIET).is_some() {}
-    bench.works();
+    while card.bench.wire.try_receive(QUIET).is_some() {}
+    card.works();
 }
 
 #[test]
 fn no_header_at_all_is_too_strange() {
-    let Some(mut bench) = Bench::new(EVERYTHING) else {
+    let Some(mut card) = Driven::new() else {
         return;
     };
     let (_, segment) = tcp(HOST, 3000, 1000);
@@ -185,22 +176,19 @@ fn no_header_at_all_is_too_strange() {
             bytes[1] = [0, 1, 4, 5, 0x81][usize::from(bytes[1]) % 5];
         }
         let header = Header::from_bytes(&bytes);
-        bench.driver.send_with(0, header, &segment[..length]);
+        card.driver.send_with(0, header, &segment[..length]);
     }
-    while bench.wire.try_receive(QUIET).is_some() {}
-    bench.works();
+    while card.bench.wire.try_receive(QUIET).is_some() {}
+    card.works();
 }
 
 #[test]
 fn buffers_without_room_and_without_memory_are_passed_over() {
     for features in [EVERYTHING, bit(VIRTIO_NET_F_CTRL_VQ)] {
-        if !own_network() {
+        let Some(bench) = Bench::plain() else {
             return;
-        }
-        make_tap("t0", "");
-        let program = Program::start(&["--tap=t0"]);
-        let mut driver = program.driver(features);
-        let wire = Wire::new("t0", true);
+        };
+        let mut driver = bench.driver(features);
         let bad = [
             vec![Buffer::writable(RX_DATA, 1)],
             vec![Buffer::writable(RX_DATA, 12)],
@@ -235,7 +223,7 @@ fn buffers_without_room_and_without_memory_are_passed_over() {
         } else {
             40
         };
-        wire.send(Header::default(), &frame(GUEST, length, 1));
+        bench.send(&frame(GUEST, length, 1));
         let mut left = length + 12;
         let mut found = 0;
         while left > 0 {
@@ -252,17 +240,17 @@ fn buffers_without_room_and_without_memory_are_passed_over() {
         let base = driver.client.stop_ring(0).unwrap();
         assert_eq!(base, driver.pairs[0].rx.used_idx().unwrap());
         drop(driver);
-        ip("link del t0");
+        bench.end();
     }
 }
 
 #[test]
 fn malformed_rings_are_answered_or_given_up_and_a_new_driver_works() {
-    let Some(mut bench) = Bench::new(EVERYTHING) else {
+    let Some(mut card) = Driven::new() else {
         return;
     };
     for ring in [0, 1] {
-        let pair = &mut bench.driver.pairs[0];
+        let pair = &mut card.driver.pairs[0];
         let ring = if ring == 0 {
             &mut pair.rx
         } else {
@@ -283,29 +271,27 @@ fn malformed_rings_are_answered_or_given_up_and_a_new_driver_works() {
         }
     }
     // The receive ring has buffers from before, which are there still.
-    bench.works();
+    card.works();
     // An index from nowhere.
-    let tx = &bench.driver.pairs[0].tx;
+    let tx = &card.driver.pairs[0].tx;
     tx.set_avail_idx(tx.next_avail.wrapping_add(9999)).unwrap();
     tx.kick().unwrap();
     outboard_contract::ring::wait_event(&tx.err, soon()).unwrap();
-    let rx = &bench.driver.pairs[0].rx;
+    let rx = &card.driver.pairs[0].rx;
     rx.set_avail_idx(rx.next_avail.wrapping_sub(1000)).unwrap();
     rx.kick().unwrap();
     outboard_contract::ring::wait_event(&rx.err, soon()).unwrap();
-    let Bench {
-        program,
+    // The next one follows when the one before has gone.
+    let Driven {
+        bench,
         driver,
-        wire,
         mark,
-    } = bench;
+    } = card;
     drop(driver);
-    let mut driver = program.driver(EVERYTHING);
-    driver.post(0, 60, 1526);
-    Bench {
-        program,
+    let driver = bench.ready(60);
+    Driven {
+        bench,
         driver,
-        wire,
         mark,
     }
     .works();
@@ -313,7 +299,7 @@ fn malformed_rings_are_answered_or_given_up_and_a_new_driver_works() {
 
 #[test]
 fn commands_that_are_none_are_answered_so() {
-    let Some(mut bench) = Bench::new(EVERYTHING) else {
+    let Some(mut card) = Driven::new() else {
         return;
     };
     let huge = [&[1, 0, 0, 40, 0, 0][..], &vec![2; 70_000]].concat();
@@ -336,7 +322,7 @@ fn commands_that_are_none_are_answered_so() {
         &huge,
     ] {
         assert_eq!(
-            bench.driver.command(command),
+            card.driver.command(command),
             Some(1),
             "{:?}",
             command.get(..9)
@@ -350,12 +336,12 @@ fn commands_that_are_none_are_answered_so() {
         &[class, nowhere],
         &[nowhere],
     ] {
-        assert_eq!(bench.driver.command_chain(chain), 0);
+        assert_eq!(card.driver.command_chain(chain), 0);
     }
     let unread = [Buffer::readable(1 << 40, 3), Buffer::writable(COMMAND, 1)];
-    assert_eq!(bench.driver.command_chain(&unread), 1);
-    assert_eq!(bench.driver.get(COMMAND, 1), [1]);
+    assert_eq!(card.driver.command_chain(&unread), 1);
+    assert_eq!(card.driver.get(COMMAND, 1), [1]);
     let only = [Buffer::writable(COMMAND, 1)];
-    assert_eq!(bench.driver.command_chain(&only), 1);
-    bench.works();
+    assert_eq!(card.driver.command_chain(&only), 1);
+    card.works();
 }

@@ -47,9 +47,14 @@ struct Lent {
 }
 
 impl Lent {
+    /// So many taps in a network of the test's own; `None` where that cannot be.
+    fn taps<const N: usize>(queues: u16) -> Option<[Self; N]> {
+        let names = std::array::from_fn(|number| format!("t{number}"));
+        own_network().then(|| names.map(|name| Self::new(&name, queues)))
+    }
+
     fn new(name: &str, queues: u16) -> Self {
-        let kind = if queues > 1 { "multi_queue" } else { "" };
-        make_tap(name, kind);
+        make_tap(name, "multi_queue");
         Self {
             queues: tap::open(name, queues).unwrap(),
             wire: Wire::new(name, true),
@@ -193,10 +198,9 @@ fn probe(lent: &Lent) {
 
 #[test]
 fn a_successor_receives_what_the_card_before_it_would_whatever_was_commanded() {
-    if !own_network() {
+    let Some([first, second]) = Lent::taps(4) else {
         return;
-    }
-    let (first, second) = (Lent::new("t0", 4), Lent::new("t1", 4));
+    };
     let cases = ProptestConfig::with_cases(48);
     proptest!(cases, |(commands in vec(command(), 0..12))| {
         let card = first.fresh();
@@ -216,10 +220,9 @@ fn a_successor_receives_what_the_card_before_it_would_whatever_was_commanded() {
 #[test]
 fn nothing_comes_in_that_the_driver_does_not_want_while_a_successor_takes_over_and_nothing_is_lost()
 {
-    if !own_network() {
+    let Some([lent]) = Lent::taps(2) else {
         return;
-    }
-    let lent = Lent::new("t0", 2);
+    };
     let card = lent.fresh();
     obey(
         &card,
@@ -253,10 +256,9 @@ fn nothing_comes_in_that_the_driver_does_not_want_while_a_successor_takes_over_a
 
 #[test]
 fn a_reset_undoes_what_was_restored_and_so_does_a_driver_with_other_features() {
-    if !own_network() {
+    let Some([lent]) = Lent::taps(2) else {
         return;
-    }
-    let lent = Lent::new("t0", 2);
+    };
     let commands = [
         Command::Mode(Mode::Promiscuous, false),
         Command::Address(OTHER),
@@ -286,10 +288,9 @@ fn a_reset_undoes_what_was_restored_and_so_does_a_driver_with_other_features() {
 
 #[test]
 fn a_card_restores_only_what_it_could_have_been_commanded() {
-    if !own_network() {
+    let Some([lent]) = Lent::taps(2) else {
         return;
-    }
-    let lent = Lent::new("t0", 2);
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peer");
     let _listener = UnixListener::bind(&path).unwrap();
@@ -349,10 +350,10 @@ fn a_card_restores_only_what_it_could_have_been_commanded() {
 /// Whoever offers one of these has something more to keep.
 #[test]
 fn nothing_is_offered_that_a_driver_sets_by_commands_and_that_is_not_kept() {
-    if !own_network() {
+    let Some([lent]) = Lent::taps(2) else {
         return;
-    }
-    let card = Lent::new("t0", 2).card();
+    };
+    let card = lent.card();
     for feature in [
         VIRTIO_NET_F_CTRL_VLAN,
         VIRTIO_NET_F_GUEST_ANNOUNCE,

@@ -11,14 +11,11 @@ mod support;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::net::UnixListener;
-use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use outboard_contract::client::Client;
+use outboard_contract::driver;
 use outboard_contract::memory::Memory;
 use outboard_contract::ring::{Buffer, Ring};
-use outboard_net::header::Header;
 use outboard_protocol::wire::WireError;
 use support::*;
 
@@ -37,17 +34,12 @@ struct Session {
 
 impl Session {
     fn new(program: &Program) -> Self {
-        let file = File::from(memfd_create(c"not sealed", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(SIZE).unwrap();
-        let memory = Memory::of(vec![(0, file.try_clone().unwrap())]).unwrap();
-        let mut client = program.client();
-        client.negotiate(VERSION_1).unwrap();
-        client.set_mem_table(&memory).unwrap();
-        let [rx, tx] = [0x1000, 0x8000].map(|at| Ring::new(&memory, at, 64, false).unwrap());
-        client.start_ring(0, &rx, 0).unwrap();
-        client.start_ring(1, &tx, 0).unwrap();
+        let (memory, file) = Memory::cuttable(0, SIZE).unwrap();
+        let driver = driver::Driver::new(program.client().unwrap(), 0, memory);
+        let rings = [(0, 0x1000), (1, 0x8000)];
+        let [rx, tx] = rings.map(|(index, at)| driver.ring(index, at, 64));
         Self {
-            client,
+            client: driver.client,
             rx,
             tx,
             file,
@@ -67,36 +59,32 @@ impl Session {
 
 #[test]
 fn memory_that_is_cut_off_is_not_the_fault_of_the_tap() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = Program::start(&["--tap=t0", "--mac=02:00:00:00:00:01"]);
-    let wire = Wire::new("t0", false);
+    };
     // The kernel is to write there. It is gone before the buffer is there: a worker
     // that has just started looks by itself.
-    let mut session = Session::new(&program);
+    let mut session = Session::new(&bench.program);
     session.cut();
     session.rx.add(&[Buffer::writable(LEFT, 1526)]).unwrap();
     session.rx.kick().unwrap();
-    wire.send(Header::default(), &frame(GUEST, 64, 2));
+    bench.send(&frame(GUEST, 64, 2));
     session.wait_for_its_end();
     // And to read there, after a header that is still there.
-    let mut session = Session::new(&program);
+    let mut session = Session::new(&bench.program);
     let parts = [Buffer::readable(THERE, 12), Buffer::readable(LEFT, 64)];
     session.cut();
     session.tx.add(&parts).unwrap();
     session.tx.kick().unwrap();
     session.wait_for_its_end();
     // The tap is as good as before.
-    let mut driver = program.driver(EVERYTHING);
-    driver.post(0, 16, 1526);
-    wire.send(Header::default(), &frame(GUEST, 100, 3));
+    let mut driver = bench.ready(16);
+    bench.send(&frame(GUEST, 100, 3));
     assert_eq!(driver.receive(0).1, frame(GUEST, 100, 3));
     driver.send(0, &frame(HOST, 100, 4));
-    assert_eq!(wire.receive().1, frame(HOST, 100, 4));
+    assert_eq!(bench.wire.receive().1, frame(HOST, 100, 4));
     drop(driver);
-    let said = program.last_words();
+    let said = bench.program.last_words().unwrap();
     let sentence = "cut a front-end off: the guest's memory at 0x100000 is not there any more";
     assert_eq!(said.matches(sentence).count(), 2, "{said}");
     assert!(!said.contains("it was deleted"), "{said}");
@@ -104,11 +92,7 @@ fn memory_that_is_cut_off_is_not_the_fault_of_the_tap() {
 
 #[test]
 fn memory_that_is_cut_off_is_not_the_fault_of_the_peer() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("peer");
-    let listener = UnixListener::bind(&path).unwrap();
-    let program = Program::start(&[&format!("--peer={}", path.display())]);
-    let mut peer = listener.accept().unwrap().0;
+    let (program, mut peer) = connected();
     let mut session = Session::new(&program);
     let parts = [Buffer::readable(THERE, 12), Buffer::readable(LEFT, 64)];
     session.cut();
@@ -116,10 +100,8 @@ fn memory_that_is_cut_off_is_not_the_fault_of_the_peer() {
     session.tx.kick().unwrap();
     session.wait_for_its_end();
     // The connection stays, and nothing of that frame went.
-    let mut driver = program.driver(EVERYTHING);
+    let mut driver = Driver::of(&program, EVERYTHING);
     driver.send(0, &frame(HOST, 100, 4));
-    peer.set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
     let mut read = [0; 4 + 100];
     peer.read_exact(&mut read).unwrap();
     assert_eq!(read[..4], 100u32.to_be_bytes());

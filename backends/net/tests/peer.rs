@@ -29,28 +29,11 @@ fn get(peer: &mut UnixStream) -> Vec<u8> {
     frame
 }
 
-fn patient(peer: UnixStream) -> UnixStream {
-    peer.set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    peer.set_write_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    peer
-}
-
-/// The program connected to a peer of ours.
-fn connected() -> (Program, UnixStream) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("peer");
-    let listener = UnixListener::bind(&path).unwrap();
-    let program = Program::start(&[&format!("--peer={}", path.display())]);
-    (program, patient(listener.accept().unwrap().0))
-}
-
 #[test]
 fn frames_of_every_length_pass_both_ways_unchanged() {
     for (features, size) in [(EVERYTHING, 1526), (EVERYTHING, 100), (0, 1600)] {
         let (program, mut peer) = connected();
-        let mut driver = program.driver(features);
+        let mut driver = Driver::of(&program, features);
         for offload in [
             VIRTIO_NET_F_CSUM,
             VIRTIO_NET_F_GUEST_CSUM,
@@ -76,7 +59,7 @@ fn frames_of_every_length_pass_both_ways_unchanged() {
 #[test]
 fn frames_cut_anywhere_and_many_at_once_arrive_whole() {
     let (program, mut peer) = connected();
-    let mut driver = program.driver(EVERYTHING);
+    let mut driver = Driver::of(&program, EVERYTHING);
     driver.post(0, 120, 1526);
     let mut bytes = Vec::new();
     for length in 14..400usize {
@@ -115,7 +98,7 @@ fn frames_cut_anywhere_and_many_at_once_arrive_whole() {
 #[test]
 fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
     let (program, mut peer) = connected();
-    let mut driver = Driver::sized(program.client(), EVERYTHING, 16);
+    let mut driver = Driver::sized(program.client().unwrap(), EVERYTHING, 16);
     for posted in [8, 8] {
         driver.post(0, posted, 1530);
         // Each waited for 5 s, this would be more than a quarter of an hour.
@@ -129,7 +112,7 @@ fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
     }
     driver.is_whole();
     drop(driver);
-    let words = program.last_words();
+    let words = program.last_words().unwrap();
     assert!(
         words.contains(", 200 received and too large for the buffer"),
         "{words}"
@@ -139,21 +122,21 @@ fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
 #[test]
 fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
     let (program, mut peer) = connected();
-    let mut driver = program.driver(EVERYTHING);
+    let mut driver = Driver::of(&program, EVERYTHING);
     driver.post(0, 4, 100);
     put(&mut peer, &frame(GUEST, 9000, 1));
     put(&mut peer, &frame(GUEST, 60, 2));
     assert_eq!(driver.receive(0).1, frame(GUEST, 60, 2));
     driver.is_whole();
     drop(driver);
-    let words = program.last_words();
+    let words = program.last_words().unwrap();
     assert!(words.contains(", 1 received and too large for the buffer"));
 }
 
 #[test]
 fn a_peer_that_reads_slowly_loses_nothing() {
     let (program, mut peer) = connected();
-    let mut driver = program.driver(EVERYTHING);
+    let mut driver = Driver::of(&program, EVERYTHING);
     let mut expected = Vec::new();
     // Far more than the socket holds; the ring holds the rest.
     let old = driver.pairs[0].tx.next_avail;
@@ -183,14 +166,14 @@ fn a_peer_that_reads_slowly_loses_nothing() {
 fn the_peers_end_is_a_link_down_and_the_next_peer_brings_it_up() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peer");
-    let mut program = Program::start(&[&format!("--peer={},listen", path.display())]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = start(&[&format!("--peer={},listen", path.display())]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     driver.post(0, 50, 1526);
     assert_eq!(driver.config().status, 0);
     driver.send(0, &frame(HOST, 60, 0));
     for mark in 1..4u8 {
-        let mut peer = patient(UnixStream::connect(&path).unwrap());
+        let mut peer = patient(UnixStream::connect(&path).unwrap()).unwrap();
         link_becomes(&requests, &driver, 1);
         driver.send(0, &frame(HOST, 60, mark));
         assert!(get(&mut peer) == frame(HOST, 60, mark));
@@ -215,27 +198,24 @@ fn the_peers_end_is_a_link_down_and_the_next_peer_brings_it_up() {
 
 #[test]
 fn a_peer_that_listens_again_is_connected_to_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("peer");
-    let listener = UnixListener::bind(&path).unwrap();
-    let program = Program::start(&[&format!("--peer={}", path.display())]);
-    let mut peer = patient(listener.accept().unwrap().0);
-    let mut driver = program.driver(EVERYTHING);
+    let (program, mut peer) = connected();
+    let path = program.folder().join("peer");
+    let mut driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     driver.post(0, 50, 1526);
     driver.send(0, &frame(HOST, 60, 0));
     assert!(get(&mut peer) == frame(HOST, 60, 0));
-    drop((peer, listener));
+    drop(peer);
     link_becomes(&requests, &driver, 0);
     std::fs::remove_file(&path).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
-    let mut peer = patient(listener.accept().unwrap().0);
+    let mut peer = patient(listener.accept().unwrap().0).unwrap();
     link_becomes(&requests, &driver, 1);
     driver.send(0, &frame(HOST, 60, 1));
     assert!(get(&mut peer) == frame(HOST, 60, 1));
     put(&mut peer, &frame(GUEST, 60, 2));
     assert!(driver.receive(0).1 == frame(GUEST, 60, 2));
-    let log = program.log();
+    let log = program.said();
     assert_eq!(log.matches("sees its link down").count(), 1, "{log}");
     assert_eq!(log.matches("sees its link up").count(), 1, "{log}");
     // Whoever sees warnings alone learns of both.
@@ -246,8 +226,8 @@ fn a_peer_that_listens_again_is_connected_to_again() {
 
 #[test]
 fn a_peer_that_goes_while_frames_are_sent_to_it_is_a_link_down() {
-    let (mut program, peer) = connected();
-    let mut driver = program.driver(EVERYTHING);
+    let (program, peer) = connected();
+    let mut driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     assert_eq!(driver.config().status, 1);
     driver.client.stop_ring(0).unwrap();
@@ -263,8 +243,8 @@ fn a_peer_that_goes_while_frames_are_sent_to_it_is_a_link_down() {
 
 #[test]
 fn a_peer_that_goes_is_a_link_down_without_a_single_buffer() {
-    let (mut program, peer) = connected();
-    let driver = program.driver(EVERYTHING);
+    let (program, peer) = connected();
+    let driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     assert_eq!(driver.config().status, 1);
     drop(peer);
@@ -276,8 +256,8 @@ fn a_peer_that_goes_is_a_link_down_without_a_single_buffer() {
 #[test]
 fn last_frames_wait_for_buffers_and_not_for_ever() {
     for late in [true, false] {
-        let (mut program, mut peer) = connected();
-        let mut driver = program.driver(EVERYTHING);
+        let (program, mut peer) = connected();
+        let mut driver = Driver::of(&program, EVERYTHING);
         let requests = driver.client.backend_requests().unwrap();
         assert_eq!(driver.config().status, 1);
         for mark in 0..3 {
@@ -299,8 +279,8 @@ fn last_frames_wait_for_buffers_and_not_for_ever() {
 
 #[test]
 fn a_queue_that_was_not_negotiated_is_there_and_does_nothing() {
-    let (mut program, mut peer) = connected();
-    let mut driver = program.driver(0);
+    let (program, mut peer) = connected();
+    let mut driver = Driver::of(&program, 0);
     driver.control = Some(driver.ring(2, 16));
     assert_eq!(driver.command(&[0, 0, 1]), None);
     driver.send(0, &frame(HOST, 60, 1));
@@ -313,11 +293,11 @@ fn a_queue_that_was_not_negotiated_is_there_and_does_nothing() {
 fn two_of_them_talk_to_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peer");
-    let first = Program::start(&[&format!("--peer={},listen", path.display())]);
-    let mut one = first.driver(EVERYTHING);
+    let first = start(&[&format!("--peer={},listen", path.display())]);
+    let mut one = Driver::of(&first, EVERYTHING);
     one.post(0, 100, 1526);
-    let second = Program::start(&[&format!("--peer={}", path.display())]);
-    let mut two = second.driver(EVERYTHING);
+    let second = start(&[&format!("--peer={}", path.display())]);
+    let mut two = Driver::of(&second, EVERYTHING);
     two.post(0, 100, 1526);
     while one.config().status == 0 {
         std::thread::sleep(Duration::from_millis(5));

@@ -9,10 +9,12 @@
 
 mod support;
 
-use std::process::Command;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use outboard_contract::client::Ack;
+use outboard_contract::program::{by_shell, lent};
 use outboard_net::header::Header;
 use outboard_protocol::devices::NetConfig;
 use support::*;
@@ -22,17 +24,11 @@ use virtio_bindings::virtio_net::*;
 const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const QUIET: Duration = Duration::from_millis(300);
 
-fn start(tap: &str, arguments: &[&str]) -> Program {
-    let tap = format!("--tap={tap}");
-    Program::start(&[&[tap.as_str(), "--mac=02:00:00:00:00:01"], arguments].concat())
-}
-
 #[test]
 fn frames_of_every_length_pass_both_ways_unchanged() {
-    if !own_network() {
+    let Some(mut bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
+    };
     for (features, size) in [
         (EVERYTHING, 1526),
         (EVERYTHING & !(1 << 29), 64),
@@ -40,10 +36,8 @@ fn frames_of_every_length_pass_both_ways_unchanged() {
         (0, 1526),
         (bit(VIRTIO_NET_F_CSUM), 4096),
     ] {
-        let program = start("t0", &[]);
-        let mut driver = program.driver(features);
+        let mut driver = bench.driver(features);
         driver.post(0, 120, size);
-        let wire = Wire::new("t0", false);
         let lengths: Vec<_> = (14..=1514).collect();
         for batch in lengths.chunks(40) {
             let old = driver.pairs[0].tx.next_avail;
@@ -52,14 +46,14 @@ fn frames_of_every_length_pass_both_ways_unchanged() {
             }
             driver.pairs[0].tx.announce(old).unwrap();
             for length in batch {
-                assert_eq!(wire.receive().1, frame(HOST, *length, 1), "{length}");
+                assert_eq!(bench.wire.receive().1, frame(HOST, *length, 1), "{length}");
                 driver.sent(0);
             }
         }
         // Few enough at a time for the queue of the tap.
         for batch in lengths.chunks(40) {
             for length in batch {
-                wire.send(Header::default(), &frame(GUEST, *length, 2));
+                bench.send(&frame(GUEST, *length, 2));
             }
             for length in batch {
                 let (header, found) = driver.receive(0);
@@ -68,20 +62,18 @@ fn frames_of_every_length_pass_both_ways_unchanged() {
             }
         }
         driver.is_whole();
+        drop(driver);
+        bench = bench.anew();
     }
 }
 
 #[test]
 fn segments_and_checksums_are_left_to_whoever_takes_them() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
+    };
+    let mut driver = bench.ready(100);
     assert!(driver.has(VIRTIO_NET_F_HOST_TSO4) && driver.has(VIRTIO_NET_F_GUEST_TSO4));
-    driver.post(0, 100, 1526);
-    let wire = Wire::new("t0", true);
     for (payload, mss) in [
         (0, 0),
         (1000, 0),
@@ -91,13 +83,13 @@ fn segments_and_checksums_are_left_to_whoever_takes_them() {
     ] {
         let (header, frame) = tcp(HOST, payload, mss);
         driver.send_with(0, header, &frame);
-        let (found, bytes) = wire.receive();
+        let (found, bytes) = bench.wire.receive();
         assert!(bytes == frame, "{payload}");
         assert_eq!((found.flags, found.gso_type), (1, header.gso_type));
         assert_eq!((found.gso_size, found.csum_start), (mss, 34));
 
         let (header, frame) = tcp(GUEST, payload, mss);
-        wire.send(header, &frame);
+        bench.wire.send(header, &frame);
         let (found, bytes) = driver.receive(0);
         assert!(bytes == frame, "{payload}");
         assert_eq!((found.flags & 1, found.gso_type), (1, header.gso_type));
@@ -111,10 +103,10 @@ fn segments_and_checksums_are_left_to_whoever_takes_them() {
     drop(driver);
 
     // A driver that takes none of it gets whole segments with checksums.
-    let mut driver = program.driver(MRG_RXBUF);
+    let mut driver = bench.driver(MRG_RXBUF);
     driver.post(0, 100, 1526);
     let (header, frame) = tcp(GUEST, 10_000, 1000);
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     let mut payload: Vec<u8> = Vec::new();
     for _ in 0..10 {
         let (found, bytes) = driver.receive(0);
@@ -127,20 +119,20 @@ fn segments_and_checksums_are_left_to_whoever_takes_them() {
     let (header, frame) = tcp(HOST, 3000, 1000);
     driver.send_with(0, header, &frame);
     driver.send(0, &support::frame(HOST, 60, 1));
-    assert_eq!(wire.receive().1, support::frame(HOST, 60, 1));
+    assert_eq!(bench.wire.receive().1, support::frame(HOST, 60, 1));
     driver.is_whole();
 }
 
 /// That a frame with this header passes both ways uncut and with it.
-fn passes_uncut(driver: &mut Driver, wire: &Wire, make: impl Fn([u8; 6]) -> (Header, Vec<u8>)) {
+fn passes_uncut(driver: &mut Driver, bench: &Bench, make: impl Fn([u8; 6]) -> (Header, Vec<u8>)) {
     let (header, frame) = make(HOST);
     driver.send_with(0, header, &frame);
-    let (found, bytes) = wire.receive();
+    let (found, bytes) = bench.wire.receive();
     assert!(bytes == frame);
     let same = |found: Header| (found.gso_type, found.gso_size, found.csum_start);
     assert_eq!(same(found), same(header));
     let (header, frame) = make(GUEST);
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     let (found, bytes) = driver.receive(0);
     assert!(bytes == frame);
     assert_eq!(same(found), same(header));
@@ -148,15 +140,11 @@ fn passes_uncut(driver: &mut Driver, wire: &Wire, make: impl Fn([u8; 6]) -> (Hea
 
 #[test]
 fn segments_with_ecn_keep_their_mark() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
+    };
+    let mut driver = bench.ready(100);
     assert!(driver.has(VIRTIO_NET_F_HOST_ECN) && driver.has(VIRTIO_NET_F_GUEST_ECN));
-    driver.post(0, 100, 1526);
-    let wire = Wire::new("t0", true);
     let marked = |to| {
         let (mut header, mut frame) = tcp(to, 20_000, 1448);
         header.gso_type |= VIRTIO_NET_HDR_GSO_ECN as u8;
@@ -164,14 +152,14 @@ fn segments_with_ecn_keep_their_mark() {
         frame[47] |= 0x80;
         (header, frame)
     };
-    passes_uncut(&mut driver, &wire, marked);
+    passes_uncut(&mut driver, &bench, marked);
     drop(driver);
     // A driver without ECN gets them cut, the mark on the first alone.
     let without = EVERYTHING & !bit(VIRTIO_NET_F_GUEST_ECN);
-    let mut driver = program.driver(without);
+    let mut driver = bench.driver(without);
     driver.post(0, 100, 1526);
     let (header, frame) = marked(GUEST);
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     let marks: Vec<_> = (0..20_000usize.div_ceil(1448))
         .map(|_| driver.receive(0).1[47] & 0x80)
         .collect();
@@ -180,29 +168,26 @@ fn segments_with_ecn_keep_their_mark() {
 
 #[test]
 fn udp_segments_pass_both_ways_where_the_kernel_knows_them() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
+    };
+    let mut driver = bench.driver(EVERYTHING);
     if !driver.has(VIRTIO_NET_F_HOST_USO) {
         eprintln!("SKIP: this kernel has no UDP segmentation on taps (Linux 6.2)");
         return;
     }
     assert!(driver.has(VIRTIO_NET_F_GUEST_USO4) && driver.has(VIRTIO_NET_F_GUEST_USO6));
     driver.post(0, 100, 1526);
-    let wire = Wire::new("t0", true);
     for (payload, part) in [(2000, 1000), (1473, 1472), (40_000, 700)] {
-        passes_uncut(&mut driver, &wire, |to| udp(to, payload, part));
+        passes_uncut(&mut driver, &bench, |to| udp(to, payload, part));
     }
     drop(driver);
     // A driver without it gets datagrams of that size.
     let without = bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6);
-    let mut driver = program.driver(EVERYTHING & !without);
+    let mut driver = bench.driver(EVERYTHING & !without);
     driver.post(0, 100, 1526);
     let (header, frame) = udp(GUEST, 2500, 1000);
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     let received: Vec<_> = (0..3).map(|_| driver.receive(0).1).collect();
     let payload: Vec<_> = received.iter().flat_map(|one| &one[42..]).collect();
     assert!(payload.into_iter().eq(&frame[42..]));
@@ -210,24 +195,20 @@ fn udp_segments_pass_both_ways_where_the_kernel_knows_them() {
 
 #[test]
 fn offloads_are_turned_off_and_on_while_the_driver_runs() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
-    driver.post(0, 100, 1526);
-    let wire = Wire::new("t0", true);
+    };
+    let mut driver = bench.ready(100);
     let offloads = |bits: u64| [&[5, 0][..], &bits.to_le_bytes()].concat();
     let (header, frame) = tcp(GUEST, 5000, 1000);
     assert_eq!(driver.command(&offloads(0)), Some(0));
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     for _ in 0..5 {
         assert!(tcp_is_sound(&driver.receive(0).1));
     }
     let all = bit(VIRTIO_NET_F_GUEST_CSUM) | bit(VIRTIO_NET_F_GUEST_TSO4);
     assert_eq!(driver.command(&offloads(all)), Some(0));
-    wire.send(header, &frame);
+    bench.wire.send(header, &frame);
     assert!(driver.receive(0).1 == frame);
     // Not one of the offloads of this command.
     let wrong = bit(VIRTIO_NET_F_HOST_TSO4);
@@ -236,17 +217,14 @@ fn offloads_are_turned_off_and_on_while_the_driver_runs() {
 
 #[test]
 fn a_frame_larger_than_all_buffers_waits_for_more_and_nothing_is_lost() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
-    let wire = Wire::new("t0", true);
+    };
+    let mut driver = bench.driver(EVERYTHING);
     driver.post(0, 2, 100);
     let (header, segment) = tcp(GUEST, 9000, 1000);
-    wire.send(header, &segment);
-    wire.send(Header::default(), &frame(GUEST, 60, 3));
+    bench.wire.send(header, &segment);
+    bench.send(&frame(GUEST, 60, 3));
     std::thread::sleep(QUIET);
     assert!(driver.pairs[0].rx.take_used().unwrap().is_none());
     driver.post(0, 2, 100);
@@ -257,27 +235,24 @@ fn a_frame_larger_than_all_buffers_waits_for_more_and_nothing_is_lost() {
     driver.is_whole();
     drop(driver);
     // Without MRG_RXBUF a frame has one chain and no other chance.
-    let mut driver = program.driver(0);
+    let mut driver = bench.driver(0);
     driver.post(0, 2, 100);
-    wire.send(Header::default(), &frame(GUEST, 400, 4));
-    wire.send(Header::default(), &frame(GUEST, 60, 5));
+    bench.send(&frame(GUEST, 400, 4));
+    bench.send(&frame(GUEST, 60, 5));
     assert_eq!(driver.receive(0).1, frame(GUEST, 60, 5));
 }
 
 #[test]
 fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
-    let wire = Wire::new("t0", true);
+    };
+    let mut driver = bench.driver(EVERYTHING);
     driver.post(0, 4, 100);
     let (header, segment) = tcp(GUEST, 9000, 1000);
-    wire.send(header, &segment);
+    bench.wire.send(header, &segment);
     for mark in 0..3 {
-        wire.send(Header::default(), &frame(GUEST, 60, mark));
+        bench.send(&frame(GUEST, 60, mark));
     }
     // The buffers hold each of these, and come back.
     for mark in 0..3 {
@@ -285,7 +260,7 @@ fn a_frame_larger_than_all_there_will_ever_be_is_dropped_and_counted() {
     }
     driver.is_whole();
     drop(driver);
-    let words = program.last_words();
+    let words = bench.program.last_words().unwrap();
     assert!(words.contains(", 1 received and too large for the buffer"));
 }
 
@@ -318,40 +293,35 @@ fn segments_are_offered_only_where_a_ring_can_hold_them() {
         (128, sent | received),
         (256, sent | received),
     ] {
-        make_tap("t0", "");
-        let program = start("t0", &[&format!("--queue-size={size}")]);
-        let mut driver = Driver::sized(program.client(), EVERYTHING, size);
+        let bench = Bench::again("", &[&format!("--queue-size={size}")]);
+        let mut driver = Driver::sized(bench.program.client().unwrap(), EVERYTHING, size);
         let found = driver.features;
         assert_eq!(found & (sent | received), offered, "{size}");
         assert!(found & uso == 0 || offered != 0, "{size}");
         assert!(driver.has(VIRTIO_NET_F_CSUM) && driver.has(VIRTIO_NET_F_GUEST_CSUM));
         // As Linux posts them: as many as the ring has entries.
         driver.post(0, usize::from(size).min(128), 1530);
-        let wire = Wire::new("t0", true);
         let (header, segment) = tcp(GUEST, 20_000, 1448);
-        wire.send(header, &segment);
+        bench.wire.send(header, &segment);
         let mut payload = Vec::new();
         while payload.len() < 20_000 {
             payload.extend_from_slice(&driver.receive(0).1[54..]);
         }
         assert!(payload == segment[54..], "{size}");
         driver.is_whole();
-        drop((driver, program));
-        ip("link del t0");
+        drop(driver);
+        bench.end();
     }
 }
 
 #[test]
 fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
+    };
     // What was offered for larger rings has been taken for a small one.
-    let mut driver = Driver::sized(program.client(), EVERYTHING, 16);
+    let mut driver = Driver::sized(bench.program.client().unwrap(), EVERYTHING, 16);
     assert!(driver.has(VIRTIO_NET_F_GUEST_TSO4));
-    let wire = Wire::new("t0", true);
     // The ring full, and half full, as Linux leaves it without posting anew.
     for posted in [8, 8] {
         driver.post(0, posted, 1530);
@@ -359,19 +329,19 @@ fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
         for round in 0..20 {
             for _ in 0..20 {
                 let (header, segment) = tcp(GUEST, 60_000, 1448);
-                wire.send(header, &segment);
+                bench.wire.send(header, &segment);
             }
-            wire.send(Header::default(), &frame(GUEST, 60, round));
+            bench.send(&frame(GUEST, 60, round));
             assert_eq!(driver.receive(0).1, frame(GUEST, 60, round));
         }
     }
     // One that fits is received whole.
     let (header, segment) = tcp(GUEST, 20_000, 1448);
-    wire.send(header, &segment);
+    bench.wire.send(header, &segment);
     assert!(driver.receive(0).1 == segment);
     driver.is_whole();
     drop(driver);
-    let words = program.last_words();
+    let words = bench.program.last_words().unwrap();
     assert!(
         words.contains(", 800 received and too large for the buffer"),
         "{words}"
@@ -380,14 +350,10 @@ fn a_frame_that_the_whole_ring_could_not_hold_holds_nobody() {
 
 #[test]
 fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
-    let wire = Wire::new("t0", false);
-    driver.post(0, 50, 1526);
+    };
+    let mut driver = bench.ready(50);
     for round in 0..5u16 {
         let base = driver.client.stop_ring(0).unwrap();
         assert_eq!(base, driver.pairs[0].rx.used_idx().unwrap());
@@ -397,7 +363,7 @@ fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
             .start_ring(0, &driver.pairs[0].rx, base)
             .unwrap();
         for mark in 0..3 {
-            wire.send(Header::default(), &frame(GUEST, 100, mark));
+            bench.send(&frame(GUEST, 100, mark));
             assert_eq!(driver.receive(0).1, frame(GUEST, 100, mark));
         }
     }
@@ -406,14 +372,10 @@ fn a_stopped_ring_has_its_buffers_back_and_goes_on() {
 
 #[test]
 fn the_driver_says_what_it_wants_to_receive() {
-    if !own_network() {
+    let Some(bench) = Bench::new("", &["--mtu=1400"]) else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &["--mtu=1400"]);
-    let mut driver = program.driver(EVERYTHING);
-    driver.post(0, 50, 1526);
-    let wire = Wire::new("t0", false);
+    };
+    let mut driver = bench.ready(50);
     assert_eq!(
         driver.config(),
         NetConfig {
@@ -427,9 +389,9 @@ fn the_driver_says_what_it_wants_to_receive() {
     let group = [1, 0, 0x5e, 0, 0, 9];
     let everyone = [0xff; 6];
     let passes = |driver: &mut Driver, to: [u8; 6], expected: bool| {
-        wire.send(Header::default(), &frame(to, 100, 6));
+        bench.send(&frame(to, 100, 6));
         // Broadcast passes as long as this test needs it.
-        wire.send(Header::default(), &frame(everyone, 60, 7));
+        bench.send(&frame(everyone, 60, 7));
         let first = driver.receive(0).1;
         if expected {
             assert_eq!(first, frame(to, 100, 6));
@@ -459,28 +421,27 @@ fn the_driver_says_what_it_wants_to_receive() {
     passes(&mut driver, [2, 0, 0, 0, 0, 8], true);
     drop(driver);
     // The next driver begins anew.
-    let mut driver = program.driver(EVERYTHING);
-    driver.post(0, 50, 1526);
+    let mut driver = bench.ready(50);
     assert_eq!(driver.config().mac, GUEST);
     passes(&mut driver, other, true);
 }
 
 /// Sends a frame from each of four pairs, and 64 flows to them: how many each
 /// has got.
-fn blast(driver: &mut Driver, wire: &Wire) -> [usize; 4] {
+fn blast(driver: &mut Driver, bench: &Bench) -> [usize; 4] {
     for pair in 0..4 {
         driver.send(pair, &frame(HOST, 60 + pair, 8));
-        assert_eq!(wire.receive().1, frame(HOST, 60 + pair, 8));
+        assert_eq!(bench.wire.receive().1, frame(HOST, 60 + pair, 8));
     }
-    receive_flows(driver, wire)
+    receive_flows(driver, bench)
 }
 
-fn receive_flows(driver: &mut Driver, wire: &Wire) -> [usize; 4] {
+fn receive_flows(driver: &mut Driver, bench: &Bench) -> [usize; 4] {
     let mut count = [0; 4];
     for port in 0..64u8 {
         let (_, mut segment) = tcp(GUEST, 100, 0);
         segment[35] = port;
-        wire.send(Header::default(), &segment);
+        bench.send(&segment);
     }
     let mut left = 64;
     let deadline = outboard_contract::soon();
@@ -498,180 +459,128 @@ fn receive_flows(driver: &mut Driver, wire: &Wire) -> [usize; 4] {
     count
 }
 
-#[test]
-fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
-    if !own_network() {
-        return;
-    }
-    make_tap("t0", "multi_queue");
-    let program = start("t0", &["--num-queues=4"]);
-    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
-    assert_eq!(driver.config().max_virtqueue_pairs, 4);
+/// A driver of four pairs that run, with buffers for all; its control queue is
+/// started by the caller.
+fn four_pairs(bench: &Bench, features: u64) -> Driver {
+    let mut driver = Driver::negotiated(bench.program.client().unwrap(), features);
     for _ in 0..4 {
         driver.start_pair();
     }
-    driver.start_control();
-    for pair in 0..4 {
-        driver.post(pair, 100, 1526);
+    (0..4).for_each(|pair| driver.post(pair, 100, 1526));
+    driver
+}
+
+/// Enables or disables rings.
+fn enable(driver: &Driver, rings: Range<u32>, enabled: u32) {
+    for ring in rings {
+        let request = FrontendReq::SET_VRING_ENABLE;
+        let answer = driver.client.vring_state(request, ring, enabled);
+        assert_eq!(answer.unwrap(), Ack::Done);
     }
-    let wire = Wire::new("t0", false);
-    assert_eq!(blast(&mut driver, &wire), [64, 0, 0, 0]);
+}
+
+#[test]
+fn several_pairs_share_the_frames_when_the_driver_asks_for_it() {
+    let Some(bench) = Bench::of_four_pairs() else {
+        return;
+    };
+    let mut driver = four_pairs(&bench, EVERYTHING);
+    assert_eq!(driver.config().max_virtqueue_pairs, 4);
+    driver.start_control();
+    assert_eq!(blast(&mut driver, &bench), [64, 0, 0, 0]);
     for wrong in [0u16, 5, 0x8000, 0xffff] {
         let command = [&[4, 0][..], &wrong.to_le_bytes()].concat();
         assert_eq!(driver.command(&command), Some(1));
     }
     assert_eq!(driver.command(&[4, 0, 4, 0]), Some(0));
-    let count = blast(&mut driver, &wire);
-    assert!(
-        count.iter().filter(|count| **count > 0).count() > 1,
-        "{count:?}"
-    );
+    assert!(pairs_used(&mut driver, &bench) > 1);
     // While frames flow.
     for turn in 0..50u8 {
-        wire.send(Header::default(), &frame(GUEST, 100, turn));
+        bench.send(&frame(GUEST, 100, turn));
         assert_eq!(driver.command(&[4, 0, 1 + turn % 4, 0]), Some(0));
         driver.send(usize::from(turn % 4), &frame(HOST, 60, turn));
-        assert_eq!(wire.receive().1, frame(HOST, 60, turn));
+        assert_eq!(bench.wire.receive().1, frame(HOST, 60, turn));
     }
     assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
-    assert_eq!(blast(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(blast(&mut driver, &bench), [64, 0, 0, 0]);
     driver.is_whole();
 }
 
 #[test]
 fn pairs_are_attached_as_their_rings_are_enabled_when_the_front_end_has_the_control_queue() {
-    if !own_network() {
+    let Some(bench) = Bench::of_four_pairs() else {
         return;
-    }
-    make_tap("t0", "multi_queue");
-    let program = start("t0", &["--num-queues=4"]);
-    let features = EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ);
-    let mut driver = Driver::negotiated(program.client(), features);
-    for _ in 0..4 {
-        driver.start_pair();
-    }
-    for pair in 0..4 {
-        driver.post(pair, 100, 1526);
-    }
-    let wire = Wire::new("t0", false);
-    let used = |count: [usize; 4]| count.map(|count| count > 0);
-    let count = blast(&mut driver, &wire);
-    assert!(
-        used(count).iter().filter(|used| **used).count() > 1,
-        "{count:?}"
-    );
-    // All but the first are turned off, as by a driver that wants one pair.
-    let enable = |driver: &Driver, enabled| {
-        for ring in 2..8 {
-            let request = FrontendReq::SET_VRING_ENABLE;
-            let answer = driver.client.vring_state(request, ring, enabled);
-            assert_eq!(answer.unwrap(), Ack::Done);
-        }
     };
-    enable(&driver, 0);
-    let count = receive_flows(&mut driver, &wire);
-    assert_eq!(count, [64, 0, 0, 0]);
-    enable(&driver, 1);
-    let count = blast(&mut driver, &wire);
-    assert!(
-        used(count).iter().filter(|used| **used).count() > 1,
-        "{count:?}"
-    );
+    let features = EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ);
+    let mut driver = four_pairs(&bench, features);
+    assert!(pairs_used(&mut driver, &bench) > 1);
+    // All but the first are turned off, as by a driver that wants one pair.
+    enable(&driver, 2..8, 0);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
+    enable(&driver, 2..8, 1);
+    assert!(pairs_used(&mut driver, &bench) > 1);
     driver.is_whole();
 }
 
-/// A driver of four pairs and a control queue, with buffers for all; its rings
-/// are described and started by the caller.
-fn four_pairs(program: &Program) -> Driver {
-    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
-    assert!(driver.has(VIRTIO_NET_F_CTRL_VQ) && driver.has(VIRTIO_NET_F_MQ));
-    for _ in 0..4 {
-        driver.start_pair();
-    }
-    for pair in 0..4 {
-        driver.post(pair, 100, 1526);
-    }
-    driver
-}
-
-fn pairs_used(driver: &mut Driver, wire: &Wire) -> usize {
-    let count = blast(driver, wire);
+fn pairs_used(driver: &mut Driver, bench: &Bench) -> usize {
+    let count = blast(driver, bench);
     count.iter().filter(|count| **count > 0).count()
 }
 
 #[test]
 fn every_enabled_pair_is_used_when_the_front_end_keeps_the_control_queue_and_says_nothing_of_it() {
-    if !own_network() {
+    let Some(bench) = Bench::of_four_pairs() else {
         return;
-    }
-    make_tap("t0", "multi_queue");
-    let program = start("t0", &["--num-queues=4"]);
-    let mut driver = four_pairs(&program);
-    let wire = Wire::new("t0", false);
-    assert_eq!(pairs_used(&mut driver, &wire), 4);
-    let request = FrontendReq::SET_VRING_ENABLE;
-    for ring in 2..8 {
-        let answer = driver.client.vring_state(request, ring, 0);
-        assert_eq!(answer.unwrap(), Ack::Done);
-    }
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
-    for ring in 2..8 {
-        let answer = driver.client.vring_state(request, ring, 1);
-        assert_eq!(answer.unwrap(), Ack::Done);
-    }
-    assert_eq!(pairs_used(&mut driver, &wire), 4);
+    };
+    let mut driver = four_pairs(&bench, EVERYTHING);
+    assert!(driver.has(VIRTIO_NET_F_CTRL_VQ) && driver.has(VIRTIO_NET_F_MQ));
+    assert_eq!(pairs_used(&mut driver, &bench), 4);
+    enable(&driver, 2..8, 0);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
+    enable(&driver, 2..8, 1);
+    assert_eq!(pairs_used(&mut driver, &bench), 4);
     // It may bring the control queue after all.
     driver.start_control();
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
     driver.is_whole();
 }
 
 #[test]
 fn no_pair_is_used_before_the_driver_has_commanded_it_once_the_control_queue_is_described() {
-    if !own_network() {
+    let Some(bench) = Bench::of_four_pairs() else {
         return;
-    }
-    make_tap("t0", "multi_queue");
-    let program = start("t0", &["--num-queues=4"]);
-    let mut driver = Driver::negotiated(program.client(), EVERYTHING);
+    };
+    let mut driver = Driver::negotiated(bench.program.client().unwrap(), EVERYTHING);
     // All rings are described, and then enabled one after another, as by
     // Outboard's machine: the control queue last.
     let rings: Vec<_> = (0..9).map(|index| driver.described(index)).collect();
     driver.take_rings(rings);
-    let wire = Wire::new("t0", false);
-    let enable = |driver: &Driver, ring| {
-        let request = FrontendReq::SET_VRING_ENABLE;
-        let answer = driver.client.vring_state(request, ring, 1);
-        assert_eq!(answer.unwrap(), Ack::Done);
-    };
-    (0..8).for_each(|ring| enable(&driver, ring));
+    enable(&driver, 0..8, 1);
     for pair in 0..4 {
         driver.post(pair, 100, 1526);
     }
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
-    enable(&driver, 8);
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
+    enable(&driver, 8..9, 1);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
     assert_eq!(driver.command(&[4, 0, 4, 0]), Some(0));
-    assert_eq!(pairs_used(&mut driver, &wire), 4);
+    assert_eq!(pairs_used(&mut driver, &bench), 4);
     // A command lasts while the rings rest: a VM that is paused.
     assert_eq!(driver.command(&[4, 0, 1, 0]), Some(0));
     let control = driver.control.take().unwrap();
     let base = driver.client.stop_ring(8).unwrap();
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
     driver.client.start_ring(8, &control, base).unwrap();
     driver.control = Some(control);
-    assert_eq!(receive_flows(&mut driver, &wire), [64, 0, 0, 0]);
+    assert_eq!(receive_flows(&mut driver, &bench), [64, 0, 0, 0]);
     driver.is_whole();
 }
 
 #[test]
 fn a_driver_without_mq_finds_its_control_queue_after_the_first_pair() {
-    if !own_network() {
+    let Some(bench) = Bench::new("multi_queue", &["--num-queues=2"]) else {
         return;
-    }
-    make_tap("t0", "multi_queue");
-    let program = start("t0", &["--num-queues=2"]);
-    let mut driver = program.driver(EVERYTHING & !bit(VIRTIO_NET_F_MQ));
+    };
+    let mut driver = bench.driver(EVERYTHING & !bit(VIRTIO_NET_F_MQ));
     assert_eq!(driver.command(&[0, 0, 0]), Some(0));
     assert_eq!(driver.command(&[4, 0, 2, 0]), Some(1));
 }
@@ -683,8 +592,8 @@ fn a_tap_deleted_underneath_is_a_link_down_and_no_more() {
     }
     for writes in [false, true] {
         make_tap("t0", "");
-        let mut program = start("t0", &[]);
-        let mut driver = program.driver(EVERYTHING);
+        let program = on_tap("t0", &[]);
+        let mut driver = Driver::of(&program, EVERYTHING);
         let requests = driver.client.backend_requests().unwrap();
         driver.post(0, 50, 1526);
         driver.send(0, &frame(HOST, 60, 1));
@@ -703,10 +612,10 @@ fn a_tap_deleted_underneath_is_a_link_down_and_no_more() {
         assert_eq!(driver.command(&[0, 0, 1]), Some(0));
         driver.is_whole();
         drop(driver);
-        let driver = program.driver(EVERYTHING);
+        let driver = Driver::of(&program, EVERYTHING);
         assert_eq!(driver.config().status, 0);
         assert!(program.is_alive());
-        let log = program.log();
+        let log = program.said();
         assert_eq!(log.matches("sees its link down").count(), 1, "{log}");
     }
 }
@@ -719,8 +628,8 @@ fn a_tap_that_is_turned_off_is_a_link_down_until_it_is_turned_on() {
     make_tap("t0", "");
     ip("link set t0 down");
     // It may be off from the beginning.
-    let mut program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = on_tap("t0", &[]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     driver.post(0, 50, 1526);
     assert_eq!(driver.config().status, 0);
@@ -744,12 +653,8 @@ fn a_tap_that_is_turned_off_is_a_link_down_until_it_is_turned_on() {
     make_tap("t1", "");
     ip("link set t1 down");
     ip("link del t0");
-    let deadline = outboard_contract::soon();
-    while !program.log().contains("it was deleted") {
-        assert!(!deadline.passed(), "{}", program.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let log = program.log();
+    program.says(&["it was deleted"]).unwrap();
+    let log = program.said();
     assert_eq!(log.matches("sees its link down").count(), 4, "{log}");
     assert_eq!(log.matches("sees its link up").count(), 2, "{log}");
     assert_eq!(driver.config().status, 0);
@@ -767,17 +672,8 @@ fn a_tap_that_cannot_be_had_is_refused_with_what_to_do() {
     make_tap("full", "multi_queue");
     ip("tuntap add dev tun0 mode tun");
     let _most = outboard_protocol::tap::open("full", 255).unwrap();
-    let run = |arguments: &[&str]| {
-        let socket = "--socket-path=/nowhere/net.sock";
-        let folder = tempfile::tempdir().unwrap();
-        let socket = socket.replace("/nowhere", &folder.path().display().to_string());
-        refusal(
-            Command::new("timeout")
-                .arg("60")
-                .arg(program())
-                .arg(socket)
-                .args(arguments),
-        )
+    let refused = |arguments: &[&str], words: &str| {
+        start(arguments).ends_with(1, words).unwrap();
     };
     for (arguments, words) in [
         (
@@ -800,17 +696,20 @@ fn a_tap_that_cannot_be_had_is_refused_with_what_to_do() {
             "no peer listens at /nowhere/peer",
         ),
     ] {
-        let error = run(arguments);
-        assert!(error.contains(words), "{error}");
+        refused(arguments, words);
     }
-    let holder = start("single", &[]);
-    let driver = holder.driver(0);
-    let error = run(&["--tap=single"]);
-    assert!(error.contains("tap single is busy"), "{error}");
+    let holder = on_tap("single", &[]);
+    let driver = Driver::of(&holder, 0);
+    refused(&["--tap=single"], "tap single is busy");
     drop(driver);
     // A tap of several queues serves one as well.
-    let program = start("multi", &[]);
-    assert_eq!(program.driver(EVERYTHING).config().max_virtqueue_pairs, 1);
+    let program = on_tap("multi", &[]);
+    assert_eq!(
+        Driver::of(&program, EVERYTHING)
+            .config()
+            .max_virtqueue_pairs,
+        1
+    );
 }
 
 #[test]
@@ -819,21 +718,15 @@ fn rights_are_named_when_they_are_missing() {
         return;
     }
     make_tap("t0", "user 1234");
-    let folder = tempfile::tempdir().unwrap();
     // Root without the one capability that matters.
-    let output = Command::new("setpriv")
-        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
-        .args(["timeout", "60"])
-        .arg(program())
-        .arg(format!("--socket-path={}/never", folder.path().display()))
-        .arg("--tap=t0")
-        .output();
-    let Ok(output) = output else {
+    let script = "exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin \"$@\"";
+    let mut command = by_shell(script, support::program(), &["--tap=t0"]);
+    let mut program = Program::serve(&mut command).unwrap();
+    if program.wait().unwrap().code() == Some(127) {
         println!("SKIP: there is no setpriv");
         return;
-    };
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("tap t0 may not be used"), "{error}");
+    }
+    let error = program.ends_with(1, "tap t0 may not be used").unwrap();
     assert!(
         error.contains("run as root or with CAP_NET_ADMIN"),
         "{error}"
@@ -882,8 +775,8 @@ fn what_was_set_of_a_tap_is_taken_back_at_the_end() {
     ];
     for (name, kind, queues) in taps {
         make_tap(name, kind);
-        let program = start(name, &[&format!("--num-queues={queues}")]);
-        let mut driver = program.driver(EVERYTHING);
+        let program = on_tap(name, &[&format!("--num-queues={queues}")]);
+        let mut driver = Driver::of(&program, EVERYTHING);
         // No frames but the driver's own.
         assert_eq!(driver.command(&[0, 0, 0]), Some(0));
         drop(driver);
@@ -895,23 +788,21 @@ fn what_was_set_of_a_tap_is_taken_back_at_the_end() {
 
 #[test]
 fn a_tap_whose_user_was_killed_is_set_up_anew_and_taken_back_by_the_next() {
-    if !own_network() {
+    let Some(mut bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let mut program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING);
+    };
+    let mut driver = bench.driver(EVERYTHING);
     assert_eq!(driver.command(&[0, 0, 0]), Some(0));
-    program.kill();
+    bench.program.kill().unwrap();
     drop(driver);
-    let program = start("t0", &[]);
-    let mut driver = program.driver(EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ));
+    let bench = bench.anew();
+    let mut driver = bench.driver(EVERYTHING & !bit(VIRTIO_NET_F_CTRL_VQ));
     driver.post(0, 50, 1526);
-    let wire = Wire::new("t0", false);
     let other = [2, 0, 0, 0, 0, 9];
-    wire.send(Header::default(), &frame(other, 100, 6));
+    bench.send(&frame(other, 100, 6));
     assert_eq!(driver.receive(0).1, frame(other, 100, 6));
-    drop((driver, program));
+    drop(driver);
+    drop(bench);
     is_as_new("t0", 1);
 }
 
@@ -923,8 +814,8 @@ fn a_tap_of_which_another_has_a_queue_is_left_as_it_is() {
     make_tap("t0", "multi_queue");
     // It stands for a VM that was started twice.
     let first = outboard_protocol::tap::open("t0", 2).unwrap();
-    let program = start("t0", &["--num-queues=2"]);
-    let mut driver = program.driver(EVERYTHING);
+    let program = on_tap("t0", &["--num-queues=2"]);
+    let mut driver = Driver::of(&program, EVERYTHING);
     assert_eq!(driver.command(&[0, 0, 0]), Some(0));
     drop((driver, program));
     let wire = Wire::new("t0", false);
@@ -951,30 +842,18 @@ fn a_tap_that_a_supervisor_has_lent_is_left_to_it() {
     if !own_network() {
         return;
     }
-    use std::os::fd::AsFd;
     make_tap("t0", "");
     let queue = outboard_protocol::tap::open("t0", 1).unwrap();
     for (supervised, header) in [(true, 12), (false, 10)] {
-        // A descriptor that the program is started with.
-        let mut program = Command::new("sh");
-        program.args(["-c", "exec \"$0\" \"$@\" 9<&0"]);
-        program.arg(support::program());
-        let lent = queue[0].try_clone().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        program.args(["--tap-fd=9", "--mac=02:00:00:00:00:01"]);
-        program.arg(format!("--socket-path={}", socket.display()));
+        let tap = queue[0].try_clone().unwrap();
+        let arguments = ["--tap-fd=9", "--mac=02:00:00:00:00:01"];
+        let mut command = lent(tap, support::program(), &arguments);
         if supervised {
-            program.env("OUTBOARD_LAUNCH", "1");
+            command.env("OUTBOARD_LAUNCH", "1");
         }
-        let mut child = program.stdin(lent).spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-        drop(Driver::new(
-            outboard_contract::client::Client::connect(&socket).unwrap(),
-            EVERYTHING,
-        ));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        assert!(child.wait().unwrap().success());
+        let program = Program::serve(&mut command).unwrap();
+        drop(Driver::of(&program, EVERYTHING));
+        program.last_words().unwrap();
         let wire = Wire::new("t0", false);
         wire.send(Header::default(), &frame(GUEST, 100, 6));
         let mut bytes = [0; 4096];
@@ -987,12 +866,10 @@ fn a_tap_that_a_supervisor_has_lent_is_left_to_it() {
 
 #[test]
 fn nothing_in_the_configuration_can_be_written() {
-    if !own_network() {
+    let Some(bench) = Bench::plain() else {
         return;
-    }
-    make_tap("t0", "");
-    let program = start("t0", &[]);
-    let driver = program.driver(EVERYTHING);
+    };
+    let driver = bench.driver(EVERYTHING);
     assert_eq!(driver.client.set_config(0, &[2; 6]).unwrap(), Ack::Refused);
     let queues: u64 = driver
         .client

@@ -8,78 +8,29 @@
 )]
 
 use std::fs::File;
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use outboard_contract::client::Client;
+use outboard_contract::driver::Driver;
 use outboard_contract::memory::Memory;
+use outboard_contract::program::{Program, command};
 use outboard_contract::ring::{Buffer, Ring};
-use outboard_contract::soon;
 use outboard_protocol::wire::WireError;
 
-const VERSION_1: u64 = 1 << 32;
 const LOW: u64 = 0x10_0000;
 const REGION: u64 = 0x20_0000;
 /// Where memory ends once it is cut.
 const END: u64 = LOW + REGION / 2;
 
-struct Program {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Program {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = format!("--socket-path={}", folder.path().join("socket").display());
-        let child = Command::new(env!("CARGO_BIN_EXE_outboard-rng"))
-            .arg(path)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self { child, folder }
-    }
-
-    /// A session with memory in a file that can be cut.
-    fn session(&self) -> (Client, Memory, File) {
-        let file = File::from(memfd_create(c"not sealed", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(REGION).unwrap();
-        let guest = Memory::of(vec![(LOW, file.try_clone().unwrap())]).unwrap();
-        let mut client = Client::connect(&self.folder.path().join("socket")).unwrap();
-        client.negotiate(VERSION_1).unwrap();
-        client.set_mem_table(&guest).unwrap();
-        (client, guest, file)
-    }
-
-    /// Ends it; what it said.
-    fn end(mut self) -> String {
-        let pid = Pid::from_raw(self.child.id() as i32);
-        kill(pid, Signal::SIGTERM).unwrap();
-        let status = self.child.wait().unwrap();
-        let mut said = String::new();
-        let mut stderr = self.child.stderr.take().unwrap();
-        stderr.read_to_string(&mut said).unwrap();
-        assert!(status.success(), "{status}: {said}");
-        said
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A session with memory in a file that can be cut.
+fn session(program: &Program) -> (Client, Memory, File) {
+    let (memory, file) = Memory::cuttable(LOW, REGION).unwrap();
+    let driver = Driver::new(program.client().unwrap(), 0, memory);
+    (driver.client, driver.memory, file)
 }
 
 fn serves(ring: &mut Ring) {
     let at = LOW + 0x8000;
-    let head = ring.add(&[Buffer::writable(at, 64)]).unwrap();
-    ring.kick().unwrap();
-    assert_eq!(ring.wait_used(soon()).unwrap(), (head, 64));
+    assert_eq!(ring.submit(&[Buffer::writable(at, 64)]).unwrap(), 64);
 }
 
 /// Every part of a ring, and a buffer: what is touched by the daemon, and what
@@ -93,9 +44,10 @@ fn memory_that_is_cut_ends_the_session_and_the_next_is_served() {
         Some(|ring| &mut ring.used),
         None,
     ];
-    let program = Program::start();
+    let mut program = command(env!("CARGO_BIN_EXE_outboard-rng"), &[""; 0]);
+    let program = Program::serve(&mut program).unwrap();
     for part in parts {
-        let (client, guest, file) = program.session();
+        let (client, guest, file) = session(&program);
         let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
         if let Some(part) = part {
             *part(&mut ring) = END + 0x3000;
@@ -118,12 +70,12 @@ fn memory_that_is_cut_ends_the_session_and_the_next_is_served() {
             assert_eq!(ring.used_idx().unwrap(), 1, "it was not returned");
         }
         // The next one's memory is whole.
-        let (client, guest, _file) = program.session();
+        let (client, guest, _file) = session(&program);
         let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
         client.start_ring(0, &ring, 0).unwrap();
         serves(&mut ring);
     }
-    let said = program.end();
+    let said = program.last_words().unwrap();
     let sentence = "cut a front-end off: the guest's memory at 0x203000 is not there any more";
     // The first, the second and the fourth of four.
     assert_eq!(said.matches(sentence).count(), 3, "{said}");

@@ -6,32 +6,25 @@
     reason = "tests"
 )]
 
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::process::Command;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::ptrace;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use outboard_contract::client::Client;
+use outboard_contract::driver::{Driver, EVENT_IDX, INDIRECT};
 use outboard_contract::memory::Memory;
-use outboard_contract::ring::{Buffer, Descriptor, Ring};
+use outboard_contract::program::{Program, command, lent};
+use outboard_contract::ring::{Buffer, Descriptor, INDIRECT as TABLE, NEXT, Ring, WRITE};
 use outboard_contract::soon;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::Handover;
 use outboard_protocol::wire::Header;
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
-use vm_memory::{ByteValued, Bytes, GuestAddress};
-
-const EVENT_IDX: u64 = 1 << 29;
-const INDIRECT: u64 = 1 << 28;
-const VERSION_1: u64 = 1 << 32;
+use vm_memory::ByteValued;
 
 /// Guest memory: two regions with a hole between them.
 const LOW: u64 = 0x10_0000;
@@ -42,100 +35,44 @@ const DATA: u64 = LOW + 0x10_0000;
 /// What lies in a buffer before the device writes it.
 const BEFORE: u8 = 0xa5;
 
-/// NEXT, WRITE and INDIRECT of a descriptor.
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const TABLE: u16 = 4;
-
-/// What one test lets its child inherit, no other child may.
-static STARTING: Mutex<()> = Mutex::new(());
-
-/// The program; ended, and its status checked, when dropped.
-struct Program {
-    child: Child,
-    folder: tempfile::TempDir,
+fn started(arguments: &[&str]) -> Command {
+    command(env!("CARGO_BIN_EXE_outboard-rng"), arguments)
 }
 
-impl Program {
-    fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = format!("--socket-path={}", folder.path().join("socket").display());
-        let child = Self::command(&[&[path.as_str()], arguments].concat());
-        Self { child, folder }
-    }
-
-    fn command(arguments: &[&str]) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_outboard-rng"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("socket")
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.path()).unwrap()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-            return;
-        }
-        let pid = Pid::from_raw(self.child.id() as i32);
-        kill(pid, Signal::SIGTERM).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-        assert!(!self.path().exists());
-    }
+fn serve(arguments: &[&str]) -> Program {
+    Program::serve(&mut started(arguments)).unwrap()
 }
 
 /// A session with its ring started.
 struct Session {
-    client: Client,
-    guest: Memory,
+    driver: Driver,
     ring: Ring,
     /// The available index that the device has been told of.
     told: u16,
 }
 
 impl Session {
-    fn new(mut client: Client, features: u64) -> Self {
-        let guest = Memory::new(&[(LOW, REGION), (HIGH, REGION)]).unwrap();
-        let acknowledged = client.negotiate(features | VERSION_1).unwrap();
-        client.set_mem_table(&guest).unwrap();
-        let ring = Ring::new(&guest, LOW, 16, acknowledged & EVENT_IDX != 0).unwrap();
-        client.start_ring(0, &ring, 0).unwrap();
+    fn new(client: Client, features: u64) -> Self {
+        let memory = Memory::new(&[(LOW, REGION), (HIGH, REGION)]).unwrap();
+        let driver = Driver::new(client, features, memory);
+        let ring = driver.ring(0, LOW, 16);
         Self {
-            client,
-            guest,
+            driver,
             ring,
             told: 0,
         }
     }
 
+    fn of(program: &Program, features: u64) -> Self {
+        Self::new(program.client().unwrap(), features)
+    }
+
     fn lay_out(&self, at: u64, length: usize) {
-        let before = vec![BEFORE; length];
-        self.guest
-            .guest
-            .write_slice(&before, GuestAddress(at))
-            .unwrap();
+        self.driver.put(at, &vec![BEFORE; length]);
     }
 
     fn bytes(&self, at: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.guest
-            .guest
-            .read_slice(&mut bytes, GuestAddress(at))
-            .unwrap();
-        bytes
+        self.driver.get(at, length)
     }
 
     /// Tells the device of `count` more chains, if it wants to know.
@@ -174,9 +111,9 @@ impl Session {
 
 #[test]
 fn answers_are_random_and_nothing_behind_them_is_written() {
-    let program = Program::start(&[]);
+    let program = serve(&[]);
     for features in [0, EVENT_IDX, INDIRECT, EVENT_IDX | INDIRECT] {
-        let mut session = Session::new(program.client(), features);
+        let mut session = Session::of(&program, features);
         session.still_serves();
         let first = session.bytes(DATA, 64);
         session.still_serves();
@@ -199,16 +136,16 @@ fn answers_are_random_and_nothing_behind_them_is_written() {
 
 #[test]
 fn an_answer_is_bounded_however_much_is_asked_for() {
-    let program = Program::start(&[]);
-    let mut session = Session::new(program.client(), 0);
+    let program = serve(&[]);
+    let mut session = Session::of(&program, 0);
     let most = [Buffer::writable(HIGH, REGION as u32)];
     assert_eq!(session.ask(&most), 64 << 10);
 }
 
 #[test]
 fn a_guest_beyond_its_rate_gets_what_is_left_and_then_waits() {
-    let program = Program::start(&["--max-bytes=200", "--period=3600000"]);
-    let mut session = Session::new(program.client(), EVENT_IDX);
+    let program = serve(&["--max-bytes=200", "--period=3600000"]);
+    let mut session = Session::of(&program, EVENT_IDX);
     session.ask_often(8);
     let mut lengths = Vec::new();
     for _ in 0..4 {
@@ -219,31 +156,31 @@ fn a_guest_beyond_its_rate_gets_what_is_left_and_then_waits() {
         session.ring.kick().unwrap();
     }
     // The stop is the proof: the rest has not been taken, and never will be.
-    assert_eq!(session.client.stop_ring(0).unwrap(), 4);
+    assert_eq!(session.driver.client.stop_ring(0).unwrap(), 4);
     assert_eq!(session.ring.used_idx().unwrap(), 4);
     // The wait for the next hour holds nobody up.
     drop(session);
-    let mut next = Session::new(program.client(), 0);
+    let mut next = Session::of(&program, 0);
     assert_eq!(next.ask(&[Buffer::writable(DATA, 64)]), 64);
 }
 
 #[test]
 fn a_guest_that_waited_is_served_when_the_period_is_over() {
-    let program = Program::start(&["--max-bytes=64", "--period=20"]);
-    let mut session = Session::new(program.client(), EVENT_IDX);
+    let program = serve(&["--max-bytes=64", "--period=20"]);
+    let mut session = Session::of(&program, EVENT_IDX);
     session.ask_often(8);
     for _ in 0..8 {
         assert_eq!(session.ring.wait_used(soon()).unwrap().1, 64);
     }
-    assert_eq!(session.client.stop_ring(0).unwrap(), 8);
+    assert_eq!(session.driver.client.stop_ring(0).unwrap(), 8);
 }
 
 /// Chains that are none: each is answered with nothing written, or, where there
 /// is nothing to answer, left alone; and the device goes on.
 #[test]
 fn hostile_chains_are_answered_and_the_device_goes_on() {
-    let program = Program::start(&[]);
-    let mut session = Session::new(program.client(), INDIRECT);
+    let program = serve(&[]);
+    let mut session = Session::of(&program, INDIRECT);
     let table = DATA + 0x1000;
     let hole = LOW + REGION;
     let write = |next| WRITE | if next { NEXT } else { 0 };
@@ -303,8 +240,8 @@ fn hostile_chains_are_answered_and_the_device_goes_on() {
 
 #[test]
 fn heads_and_indexes_that_make_no_sense_are_survived() {
-    let program = Program::start(&[]);
-    let mut session = Session::new(program.client(), EVENT_IDX);
+    let program = serve(&[]);
+    let mut session = Session::of(&program, EVENT_IDX);
     // Nobody can look for a head that is none; the next one is served.
     session.ring.offer_head(16).unwrap();
     session.ring.offer_head(0xffff).unwrap();
@@ -317,31 +254,31 @@ fn heads_and_indexes_that_make_no_sense_are_survived() {
     for _ in 0..100 {
         session.ring.kick().unwrap();
     }
-    let base = session.client.stop_ring(0).unwrap();
+    let base = session.driver.client.stop_ring(0).unwrap();
     assert_eq!((base, session.ring.used_idx().unwrap()), (sane, 1));
     drop(session);
-    Session::new(program.client(), EVENT_IDX).still_serves();
+    Session::of(&program, EVENT_IDX).still_serves();
 }
 
 #[test]
 fn one_front_end_is_served_after_another_and_nothing_piles_up() {
-    let program = Program::start(&[]);
+    let program = serve(&[]);
     let descriptors = || {
-        let folder = format!("/proc/{}/fd", program.child.id());
+        let folder = format!("/proc/{}/fd", program.pid());
         std::fs::read_dir(folder).unwrap().count()
     };
     let mut counts = Vec::new();
     for _ in 0..4 {
-        let mut session = Session::new(program.client(), 0);
+        let mut session = Session::of(&program, 0);
         session.still_serves();
         counts.push(descriptors());
     }
     assert_eq!(counts, [counts[0]; 4]);
     // One that breaks the rules is cut off, and the next is served.
-    let client = program.client();
+    let client = program.client().unwrap();
     client.send(Header::reply_to(1), &[], &[]).unwrap();
     client.receive().unwrap_err();
-    Session::new(program.client(), 0).still_serves();
+    Session::of(&program, 0).still_serves();
 }
 
 /// The thread that serves the queue, held by the test that traces it.
@@ -350,7 +287,7 @@ struct Worker(Pid);
 impl Worker {
     /// Holds the one of a program with a session.
     fn seize(program: &Program) -> Self {
-        let tasks = format!("/proc/{}/task", program.child.id());
+        let tasks = format!("/proc/{}/task", program.pid());
         let tasks = std::fs::read_dir(tasks).unwrap();
         let worker = tasks.map(Result::unwrap).find(|task| {
             let name = std::fs::read_to_string(task.path().join("comm")).unwrap();
@@ -389,27 +326,35 @@ impl Worker {
 /// kick in hand: it must not take that for the new kick, which nobody has rung.
 #[test]
 fn a_kick_from_before_a_stop_is_not_one_after_it() {
-    let program = Program::start(&[]);
-    let mut session = Session::new(program.client(), 0);
+    let program = serve(&[]);
+    let mut session = Session::of(&program, 0);
     session.still_serves();
     let worker = Worker::seize(&program);
     session.ring.kick().unwrap();
     worker.hold_when_told();
     let stop = VhostUserVringState::new(0, 0);
     let request = Header::request(FrontendReq::GET_VRING_BASE.into());
-    session.client.send(request, stop.as_slice(), &[]).unwrap();
+    session
+        .driver
+        .client
+        .send(request, stop.as_slice(), &[])
+        .unwrap();
     // A daemon that does not wait for the thread answers now; it alone needs the
     // time, and passes by mistake if that is too short.
     let mut answer = [PollFd::new(
-        session.client.connection.as_fd(),
+        session.driver.client.connection.as_fd(),
         PollFlags::POLLIN,
     )];
     let answered = poll(&mut answer, PollTimeout::from(500u16)).unwrap();
     let restart = |session: &mut Session| {
-        let base: VhostUserVringState = session.client.receive().unwrap().body().unwrap();
+        let base: VhostUserVringState = session.driver.client.receive().unwrap().body().unwrap();
         session.ring.renew_events().unwrap();
         let base = u16::try_from(base.num).unwrap();
-        session.client.start_ring(0, &session.ring, base).unwrap();
+        session
+            .driver
+            .client
+            .start_ring(0, &session.ring, base)
+            .unwrap();
     };
     if answered > 0 {
         restart(&mut session);
@@ -422,32 +367,17 @@ fn a_kick_from_before_a_stop_is_not_one_after_it() {
 }
 
 /// Starts the program with a socket that it inherits.
-fn inheriting(socket: OwnedFd) -> Child {
-    let _alone = STARTING.lock().unwrap();
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let argument = format!("--fd={}", socket.as_fd().as_raw_fd());
-    Program::command(&[&argument])
-}
-
-fn ends_with(mut child: Child, status: i32, words: &str) {
-    let ended = child.wait().unwrap();
-    let mut said = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
-    assert_eq!(ended.code(), Some(status), "{said}");
-    assert!(said.contains(words), "{said:?} without {words:?}");
+fn inheriting(socket: OwnedFd) -> Program {
+    let program = env!("CARGO_BIN_EXE_outboard-rng");
+    Program::run(&mut lent(socket, program, &["--fd=9"])).unwrap()
 }
 
 #[test]
 fn the_launch_contracts_socket_is_served_and_the_program_ends_with_it() {
     let (front, back) = Handover::of(&Kind::rng()).sockets().unwrap();
-    let child = inheriting(back);
+    let program = inheriting(back);
     Session::new(Client::new(front), EVENT_IDX).still_serves();
-    ends_with(child, 0, "");
+    program.ends_with(0, "").unwrap();
     // A front-end that is gone already, before or after it has asked.
     for asks in [false, true] {
         let (front, back) = Handover::Listening.sockets().unwrap();
@@ -457,17 +387,22 @@ fn the_launch_contracts_socket_is_served_and_the_program_ends_with_it() {
             client.send(request, &[], &[]).unwrap();
         }
         drop(client);
-        ends_with(inheriting(back), 0, "");
+        inheriting(back).ends_with(0, "").unwrap();
     }
 }
 
 #[test]
 fn wrong_use_is_refused_and_says_what_to_do() {
-    ends_with(Program::command(&[]), 2, "--socket-path");
-    ends_with(Program::command(&["--fd=77"]), 1, "not open");
+    let refused = |arguments: &[&str], status: i32, words: &str| {
+        let program = Program::run(&mut started(arguments)).unwrap();
+        program.ends_with(status, words).unwrap();
+    };
+    refused(&[], 2, "--socket-path");
+    refused(&["--fd=77"], 1, "not open");
     let (_front, back) = UnixStream::pair().unwrap();
-    ends_with(inheriting(back.into()), 1, "give one that listens");
+    let program = inheriting(back.into());
+    program.ends_with(1, "give one that listens").unwrap();
     for wrong in ["--max-bytes=0", "--period=0", "--period=4294967296"] {
-        ends_with(Program::command(&[wrong]), 2, "is not in");
+        refused(&[wrong], 2, "is not in");
     }
 }

@@ -26,7 +26,6 @@ use outboard_contract::soon;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::{self, Handover};
 use support::*;
-use vm_memory::{Bytes, GuestAddress};
 
 const CHILD: &str = "OUTBOARD_TEST_CHILD";
 
@@ -108,11 +107,7 @@ fn serves() {
         assert_eq!(answer(Buffer::readable(DATA, 64)), 0);
         assert_eq!(answer(Buffer::writable(LOW + REGION, 64)), 0);
         assert_eq!(answer(Buffer::writable(DATA, 0x8_0000)), 0x1_0000);
-        let mut bytes = [0; 64];
-        guest
-            .guest
-            .read_slice(&mut bytes, GuestAddress(DATA))
-            .unwrap();
+        let bytes = guest.get(DATA, 64);
         assert_ne!(bytes, [0; 64]);
         drop(client);
         wait(|| child.try_wait().unwrap().is_some());

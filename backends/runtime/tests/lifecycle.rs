@@ -88,7 +88,7 @@ fn an_indirect_table_and_many_direct_descriptors_carry_the_same() {
         };
         ring.announce(ring.next_avail.wrapping_sub(1)).unwrap();
         assert_eq!(ring.wait_used(soon()).unwrap(), (head, 0x300));
-        assert_eq!(read(&guest, answer, 0x300), bytes);
+        assert_eq!(guest.get(answer, 0x300), bytes);
     }
     session.close();
 }

@@ -26,7 +26,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use outboard_contract::client::{Ack, Client};
-use outboard_contract::memory::Memory as Guest;
+use outboard_contract::memory::{Memory as Guest, unsealed};
 use outboard_contract::ring::{Buffer, Ring, wait_event};
 use outboard_contract::soon;
 use outboard_protocol::inflight::Shape;
@@ -34,7 +34,6 @@ use outboard_runtime::event::Event;
 use outboard_runtime::session::{End, Host, Limits, serve};
 use support::*;
 use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
-use vm_memory::{Bytes, GuestAddress};
 
 const FEATURES: u64 = EVENT_IDX | INDIRECT | VERSION_1;
 /// Where memory ends once it is cut: whatever is to be lost lies behind.
@@ -45,13 +44,13 @@ const GONE: u64 = END + 0x5000;
 const SIZE: u16 = 16;
 
 /// A program that serves one front-end after another.
-struct Program {
+struct Served {
     connections: Sender<UnixStream>,
     ends: Receiver<End>,
     knobs: Arc<Knobs>,
 }
 
-impl Program {
+impl Served {
     fn new() -> Self {
         Self::with_queues(2)
     }
@@ -109,17 +108,9 @@ impl Program {
     }
 }
 
-fn memfd(size: u64) -> File {
-    let file = File::from(memfd_create(c"not sealed", MFdFlags::MFD_CLOEXEC).unwrap());
-    file.set_len(size).unwrap();
-    file
-}
-
 /// Memory that can be cut, and the file to do it by.
 fn cuttable() -> (Guest, File) {
-    let file = memfd(REGION);
-    let copy = file.try_clone().unwrap();
-    (Guest::of(vec![(LOW, file)]).unwrap(), copy)
+    Guest::cuttable(LOW, REGION).unwrap()
 }
 
 fn cut(file: &File) {
@@ -129,9 +120,7 @@ fn cut(file: &File) {
 /// Moves a part of a ring, still empty, behind the end.
 fn behind(guest: &Guest, part: &mut u64) {
     *part = END + 0x3000;
-    let zeroes = [0; 0x1000];
-    let place = GuestAddress(*part);
-    guest.guest.write_slice(&zeroes, place).unwrap();
+    guest.put(*part, &[0; 0x1000]);
 }
 
 /// What the worker of this queue has used of its processor, in clock ticks; no
@@ -157,7 +146,7 @@ fn a_running_ring_of_which_a_part_is_cut_off_ends_the_session() {
         |ring| &mut ring.used,
     ];
     for (at, part) in parts.into_iter().enumerate() {
-        let program = Program::new();
+        let program = Served::new();
         let (guest, file) = cuttable();
         let client = program.connect(&guest);
         let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
@@ -196,7 +185,7 @@ fn a_chain_whose_memory_is_cut_off_ends_the_session_and_is_not_returned() {
         }),
     ];
     for (place, chain) in chains {
-        let program = Program::new();
+        let program = Served::new();
         let (guest, file) = cuttable();
         let client = program.connect(&guest);
         let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
@@ -218,7 +207,7 @@ fn a_chain_whose_memory_is_cut_off_ends_the_session_and_is_not_returned() {
 /// touched nothing that is lost, stops with it.
 #[test]
 fn a_loss_is_the_loss_of_the_whole_session_and_keeps_nobody_busy() {
-    let program = Program::with_queues(8);
+    let program = Served::with_queues(8);
     let (guest, file) = cuttable();
     let client = program.connect(&guest);
     let mut rings = [LOW, LOW + 0x4000].map(|at| Ring::new(&guest, at, SIZE, true).unwrap());
@@ -246,7 +235,7 @@ fn a_loss_is_the_loss_of_the_whole_session_and_keeps_nobody_busy() {
 
 #[test]
 fn a_request_that_finds_memory_gone_is_not_answered() {
-    let program = Program::new();
+    let program = Served::new();
     let (guest, file) = cuttable();
     let client = program.connect(&guest);
     let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();
@@ -262,14 +251,14 @@ fn a_request_that_finds_memory_gone_is_not_answered() {
 fn inflight(size: u64) -> (VhostUserInflight, File) {
     let shape = Shape::new(2, SIZE).unwrap();
     let described = VhostUserInflight::new(shape.size(), 0, 2, SIZE);
-    (described, memfd(size))
+    (described, unsealed(size).unwrap())
 }
 
 #[test]
 fn an_inflight_region_that_is_cut_ends_the_session_and_nothing_is_returned() {
     let guest = guest();
     for later in [false, true] {
-        let program = Program::new();
+        let program = Served::new();
         let client = program.connect(&guest);
         // Not sealed, as DPDK makes it: it is taken all the same.
         let (described, file) = inflight(0x1000);
@@ -296,7 +285,7 @@ fn an_inflight_region_that_is_cut_ends_the_session_and_nothing_is_returned() {
 
 #[test]
 fn an_inflight_region_that_is_gone_when_it_is_wanted_ends_the_session() {
-    let program = Program::new();
+    let program = Served::new();
     let guest = guest();
     let client = program.connect(&guest);
     let (described, file) = inflight(0x1000);
@@ -338,7 +327,7 @@ fn in_tmpfs(room: u64, size: u64) -> File {
 /// flight, and once there is room a session that is handed the region does it.
 #[test]
 fn a_tmpfs_without_room_ends_the_session_and_the_next_does_what_was_under_way() {
-    let program = Program::new();
+    let program = Served::new();
     let file = in_tmpfs(0x8000, REGION);
     let guest = Guest::of(vec![(LOW, file.try_clone().unwrap())]).unwrap();
     let client = program.connect(&guest);
@@ -350,10 +339,7 @@ fn a_tmpfs_without_room_ends_the_session_and_the_next_does_what_was_under_way() 
     // The rest of the room.
     let taken = 0x8000 - file.metadata().unwrap().blocks() * 512;
     let zeroes = vec![1; taken as usize];
-    guest
-        .guest
-        .write_slice(&zeroes, GuestAddress(LOW + 0x8000))
-        .unwrap();
+    guest.put(LOW + 0x8000, &zeroes);
 
     let (question, answer) = place(255);
     let buffers = [Buffer::readable(question, 64), Buffer::writable(END, 64)];
@@ -369,7 +355,7 @@ fn a_tmpfs_without_room_ends_the_session_and_the_next_does_what_was_under_way() 
     client.set_inflight(&described, region.as_fd()).unwrap();
     client.start_ring(1, &ring, 1).unwrap();
     assert_eq!(ring.wait_used(soon()).unwrap(), (head, 64));
-    assert_eq!(read(&guest, END, 64), read(&guest, answer, 64));
+    assert_eq!(guest.get(END, 64), guest.get(answer, 64));
     drop(client);
     assert_eq!(program.ends.recv_timeout(soon().left()), Ok(End::Closed));
 }
@@ -382,7 +368,7 @@ fn punch(file: &File, offset: u64, length: u64) {
 
 #[test]
 fn huge_pages_that_are_not_there_end_the_session() {
-    let program = Program::new();
+    let program = Served::new();
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
     let huge = File::from(memfd_create(c"huge", flags).unwrap());
     // More than there are: those that are to be had are taken below.
@@ -394,7 +380,7 @@ fn huge_pages_that_are_not_there_end_the_session() {
         .unwrap();
     assert!(free < 1024, "this test takes every huge page there is");
     huge.set_len((free + 1) * 0x20_0000).unwrap();
-    let low = memfd(REGION);
+    let low = unsealed(REGION).unwrap();
     let guest = Guest::of(vec![(LOW, low), (HIGH, huge)]).unwrap();
     let client = program.connect(&guest);
     let mut ring = Ring::new(&guest, LOW, SIZE, true).unwrap();

@@ -10,21 +10,20 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use outboard_contract::client::{Ack, Client};
-use outboard_contract::ring::Ring;
+use outboard_contract::driver::Driver;
+use outboard_contract::program::{Program, by_shell, command, lent};
 use outboard_contract::soon;
 use outboard_protocol::launch;
 use outboard_protocol::wire::Header;
@@ -116,7 +115,7 @@ fn main() -> ExitCode {
             call_held,
         ),
     ];
-    // One at a time: what one lets its child inherit, no other child may.
+    // One at a time: what one closes is open until the exec of a child that another starts.
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let trials = tests.iter().map(|(name, test)| {
@@ -128,60 +127,28 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-/// The program under test; killed when dropped.
-struct Program {
-    child: Child,
+/// The program under test: this very one, started again.
+fn with_env(arguments: &[&str], env: &[(&str, &str)]) -> Program {
+    let mut child = command(std::env::current_exe().unwrap(), arguments);
+    Program::run(as_child(&mut child).envs(env.iter().copied())).unwrap()
 }
 
-impl Program {
-    fn start(arguments: &[&str]) -> Self {
-        Self::with_env(arguments, &[])
-    }
-
-    fn with_env(arguments: &[&str], env: &[(&str, &str)]) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(arguments)
-            .env(CHILD, "1")
-            .env_remove("RUST_LOG")
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self { child }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), signal).unwrap();
-    }
-
-    /// Waits for its end: its status (none when killed), and what it said.
-    fn end(mut self) -> (Option<i32>, String, String) {
-        wait(|| self.child.try_wait().unwrap().is_some());
-        let status = self.child.wait().unwrap().code();
-        let mut said = [String::new(), String::new()];
-        let [out, err] = &mut said;
-        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        stdout.unwrap().read_to_string(out).unwrap();
-        stderr.unwrap().read_to_string(err).unwrap();
-        let [out, err] = said;
-        (status, out, err)
-    }
-
-    fn ends_with(self, status: i32, text: &str) {
-        let (code, _, err) = self.end();
-        assert_eq!(code, Some(status), "{err}");
-        assert!(err.contains(text), "{err:?} without {text:?}");
-    }
+fn as_child(command: &mut Command) -> &mut Command {
+    command.env(CHILD, "1").env_remove("RUST_LOG")
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(arguments: &[&str]) -> Program {
+    with_env(arguments, &[])
+}
+
+/// With a socket as its descriptor 9, and this environment.
+fn inheriting_with(socket: OwnedFd, env: &[(&str, &str)]) -> Program {
+    let mut child = lent(socket, std::env::current_exe().unwrap(), &["--fd=9"]);
+    Program::run(as_child(&mut child).envs(env.iter().copied())).unwrap()
+}
+
+fn inheriting(socket: impl Into<OwnedFd>) -> Program {
+    inheriting_with(socket.into(), &[])
 }
 
 struct Place {
@@ -201,35 +168,40 @@ impl Place {
     fn argument(&self) -> String {
         format!("--socket-path={}", self.path.display())
     }
+
+    /// A program that serves here.
+    fn served(&self) -> Program {
+        start(&[&self.argument()])
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(&self.path).unwrap()
+    }
+
+    fn echoes(&self) -> Client {
+        echoes(self.connect())
+    }
 }
 
-/// Lets a child inherit it; returns its number as an option.
-fn inheritable(fd: &impl AsFd) -> String {
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    format!("--fd={}", fd.as_fd().as_raw_fd())
+/// Its end by SIGTERM, which is a good one; what it said.
+fn ended(program: Program) -> String {
+    program.last_words().unwrap()
 }
 
 /// Serves an echo or two over this connection.
-fn echoes(mut client: Client) -> Client {
-    let guest = guest();
-    client.negotiate(EVENT_IDX | VERSION_1).unwrap();
-    client.set_mem_table(&guest).unwrap();
-    let mut ring = Ring::new(&guest, LOW, 16, true).unwrap();
-    client.start_ring(0, &ring, 0).unwrap();
-    still_serves(&guest, &mut ring);
-    still_serves(&guest, &mut ring);
-    client
-}
-
-fn connect(path: &Path) -> Client {
-    Client::connect(path).unwrap()
+fn echoes(client: Client) -> Client {
+    let driver = Driver::new(client, EVENT_IDX, guest());
+    let mut ring = driver.ring(0, LOW, 16);
+    still_serves(&driver.memory, &mut ring);
+    still_serves(&driver.memory, &mut ring);
+    driver.client
 }
 
 fn capabilities() {
     for more in [&[][..], &["--fd=77"][..]] {
-        let (status, out, _) = Program::start(&[&["--print-capabilities"], more].concat()).end();
-        assert_eq!(status, Some(0));
-        let parsed: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let mut program = start(&[&["--print-capabilities"], more].concat());
+        assert_eq!(program.wait().unwrap().code(), Some(0));
+        let parsed: serde_json::Value = serde_json::from_str(&program.printed()).unwrap();
         let expected = serde_json::json!({ "type": "loopback", "features": ["echo"] });
         assert_eq!(parsed, expected);
     }
@@ -237,25 +209,29 @@ fn capabilities() {
 
 fn wrong_use() {
     let place = Place::new();
-    Program::start(&[]).ends_with(2, "--socket-path");
-    Program::start(&[&place.argument(), "--fd=5"]).ends_with(2, "cannot be used with");
-    Program::start(&["--fd=77"]).ends_with(1, "not open");
-    Program::start(&["--fd=1"]).ends_with(1, "standard streams");
-    let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    Program::start(&[&inheritable(&null)]).ends_with(1, "not a socket");
-    Program::start(&["--socket-path=/nowhere/at/all"]).ends_with(1, "cannot listen at");
+    start(&[]).ends_with(2, "--socket-path").unwrap();
+    start(&[&place.argument(), "--fd=5"])
+        .ends_with(2, "cannot be used with")
+        .unwrap();
+    start(&["--fd=77"]).ends_with(1, "not open").unwrap();
+    start(&["--fd=1"]).ends_with(1, "standard streams").unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    inheriting(null).ends_with(1, "not a socket").unwrap();
+    start(&["--socket-path=/nowhere/at/all"])
+        .ends_with(1, "cannot listen at")
+        .unwrap();
     std::fs::write(&place.path, "precious").unwrap();
-    Program::start(&[&place.argument()]).ends_with(1, "not a socket");
+    place.served().ends_with(1, "not a socket").unwrap();
     assert_eq!(std::fs::read(&place.path).unwrap(), b"precious");
 }
 
 fn one_after_another() {
     let place = Place::new();
-    let program = Program::start(&[&place.argument()]);
-    let first = echoes(connect(&place.path));
+    let program = place.served();
+    let first = place.echoes();
     // The second waits for the first; the third is gone before its turn.
-    let second = connect(&place.path);
-    drop(connect(&place.path));
+    let second = place.connect();
+    drop(place.connect());
     let header = Header::request(1);
     second.send(header, &[], &[]).unwrap();
     drop(first);
@@ -263,12 +239,15 @@ fn one_after_another() {
     // One that breaks the rules is cut off, and the next is served.
     second.send(Header::reply_to(1), &[], &[]).unwrap();
     second.receive().unwrap_err();
-    drop(echoes(connect(&place.path)));
+    drop(place.echoes());
     // Somebody else does not get the place.
-    Program::start(&[&place.argument()]).ends_with(1, "another process serves it");
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "cut a front-end off");
+    place
+        .served()
+        .ends_with(1, "another process serves it")
+        .unwrap();
+    drop(place.echoes());
+    let said = ended(program);
+    assert!(said.contains("cut a front-end off"), "{said}");
     assert!(!place.path.exists());
 }
 
@@ -276,15 +255,13 @@ fn ends_on_a_signal() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         for connected in [false, true] {
             let place = Place::new();
-            let program = Program::start(&[&place.argument()]);
-            let client = echoes(connect(&place.path));
+            let program = place.served();
+            let client = place.echoes();
             if !connected {
                 drop(client);
-                program.signal(signal);
-                program.ends_with(0, "");
+                program.ends_by(signal).unwrap();
             } else {
-                program.signal(signal);
-                program.ends_with(0, "");
+                program.ends_by(signal).unwrap();
                 client.receive().unwrap_err();
             }
             assert!(!place.path.exists());
@@ -294,32 +271,28 @@ fn ends_on_a_signal() {
 
 fn replaced_when_stale() {
     let place = Place::new();
-    let program = Program::start(&[&place.argument()]);
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGKILL);
-    assert_eq!(program.end().0, None);
+    let mut program = place.served();
+    drop(place.echoes());
+    program.kill().unwrap();
     assert!(place.path.exists());
-    let program = Program::start(&[&place.argument()]);
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "");
+    let program = place.served();
+    drop(place.echoes());
+    ended(program);
     assert!(!place.path.exists());
 }
 
 fn inherited_connection() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let program = Program::start(&[&inheritable(&theirs)]);
-    drop(theirs);
+    let program = inheriting(theirs);
     drop(echoes(Client::new(ours)));
-    program.ends_with(0, "");
+    program.ends_with(0, "").unwrap();
 
     // Cut off, it is a failure and says why.
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let program = Program::start(&[&inheritable(&theirs)]);
-    drop(theirs);
+    let program = inheriting(theirs);
     let client = echoes(Client::new(ours));
     client.send(Header::reply_to(1), &[], &[]).unwrap();
-    program.ends_with(1, "cut the front-end off");
+    program.ends_with(1, "cut the front-end off").unwrap();
 }
 
 /// The end is met by the write of an answer, not by a read.
@@ -331,43 +304,36 @@ fn left_before_the_answer() {
             .send(Header::request(request.into()), &[], &[])
             .unwrap();
         drop(client);
-        let program = Program::start(&[&inheritable(&theirs)]);
-        drop(theirs);
-        let (status, _, said) = program.end();
-        assert_eq!((status, said.as_str()), (Some(0), ""));
+        let program = inheriting(theirs);
+        assert_eq!(program.ends_with(0, "").unwrap(), "");
     }
     // An answer that nobody has read resets the connection.
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let program = Program::start(&[&inheritable(&theirs)]);
-    drop(theirs);
+    let program = inheriting(theirs);
     let client = echoes(Client::new(ours));
     let request = Header::request(FrontendReq::GET_FEATURES.into());
     client.send(request, &[], &[]).unwrap();
     let mut answer = [PollFd::new(client.connection.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut answer, soon().poll_timeout()).unwrap(), 1);
     drop(client);
-    let (status, _, said) = program.end();
-    assert_eq!((status, said.as_str()), (Some(0), ""));
+    assert_eq!(program.ends_with(0, "").unwrap(), "");
 }
 
 fn inherited_listener() {
     let place = Place::new();
     let listener = UnixListener::bind(&place.path).unwrap();
-    let program = Program::start(&[&inheritable(&listener)]);
-    drop(listener);
-    drop(echoes(connect(&place.path)));
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "");
+    let program = inheriting(listener);
+    drop(place.echoes());
+    drop(place.echoes());
+    ended(program);
     // The path is its owner's to remove.
     assert!(place.path.exists());
 
     // The launch contract's has one front-end and ends with it.
     let (front, back) = launch::Handover::Listening.sockets().unwrap();
-    let program = Program::start(&[&inheritable(&back)]);
-    drop(back);
+    let program = inheriting(back);
     drop(echoes(Client::new(front)));
-    program.ends_with(0, "");
+    program.ends_with(0, "").unwrap();
 }
 
 fn unknown_launch_contract() {
@@ -375,12 +341,12 @@ fn unknown_launch_contract() {
     for (version, fits) in [(known.as_str(), true), ("999", false), ("", false)] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let env = [(launch::VERSION_ENV, version)];
-        let program = Program::with_env(&[&inheritable(&theirs)], &env);
-        drop((ours, theirs));
+        let program = inheriting_with(theirs.into(), &env);
+        drop(ours);
         if fits {
-            program.ends_with(0, "");
+            program.ends_with(0, "").unwrap();
         } else {
-            program.ends_with(1, launch::VERSION_ENV);
+            program.ends_with(1, launch::VERSION_ENV).unwrap();
         }
     }
 }
@@ -396,15 +362,12 @@ fn said_of_a_cut(arguments: &[&str], env: &[(&str, &str)]) -> String {
     let place = Place::new();
     let own = place.argument();
     let arguments = [&[own.as_str()], arguments].concat();
-    let program = Program::with_env(&arguments, env);
-    let client = connect(&place.path);
+    let program = with_env(&arguments, env);
+    let client = place.connect();
     client.send(Header::reply_to(1), &[], &[]).unwrap();
     client.receive().unwrap_err();
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    let (status, _, said) = program.end();
-    assert_eq!(status, Some(0), "{said}");
-    said
+    drop(place.echoes());
+    ended(program)
 }
 
 fn lines_have_a_speaker() {
@@ -424,8 +387,8 @@ fn lines_have_a_speaker() {
         assert!(said.starts_with(&line), "{said:?} without {line:?}");
         assert_eq!(said.lines().count(), 1, "{said}");
         // So does the last word of one that cannot start.
-        let program = Program::with_env(&["--socket-path=/nowhere/a\nb"], &env);
-        let (_, _, said) = program.end();
+        let program = with_env(&["--socket-path=/nowhere/a\nb"], &env);
+        let said = program.ends_with(1, "").unwrap();
         let line = format!("{speaker}: cannot listen at /nowhere/a\\nb: ");
         assert!(said.starts_with(&line), "{said:?} without {line:?}");
         assert_eq!(said.lines().count(), 1, "{said}");
@@ -453,24 +416,27 @@ fn chosen_words() {
         assert_eq!(found, (warns, debugs_too), "{arguments:?} {env:?}: {said}");
     }
     // Why it cannot start is said in any case.
-    Program::start(&["--log-level=off"]).ends_with(2, "--socket-path");
-    Program::start(&["--log-level=loud"]).ends_with(2, "possible values: off, error");
+    start(&["--log-level=off"])
+        .ends_with(2, "--socket-path")
+        .unwrap();
+    start(&["--log-level=loud"])
+        .ends_with(2, "possible values: off, error")
+        .unwrap();
 }
 
 fn cut_off_again_and_again() {
     const TIMES: usize = 1000;
     let place = Place::new();
-    let program = Program::start(&[&place.argument(), "--log-level=debug"]);
+    let program = start(&[&place.argument(), "--log-level=debug"]);
     for _ in 0..TIMES {
         // A refusal, which is answered, and what ends the session.
-        let mut client = connect(&place.path);
+        let mut client = place.connect();
         client.negotiate(VERSION_1).unwrap();
         refused(&client, FrontendReq::SET_VRING_NUM, 77, 8);
         client.send(Header::reply_to(1), &[], &[]).unwrap();
         client.receive().unwrap_err();
     }
-    program.signal(Signal::SIGTERM);
-    let (_, _, said) = program.end();
+    let said = ended(program);
     let lines: Vec<_> = said.lines().collect();
     assert!(lines.len() <= 40, "{} lines:\n{said}", lines.len());
     let mut cuts = lines
@@ -484,19 +450,16 @@ fn cut_off_again_and_again() {
 /// with eight of them.
 fn said_of_eight_descriptors(limits: &str) -> String {
     let place = Place::new();
-    let program = Program::with_env(&[&place.argument()], &[(DESCRIPTORS, limits)]);
-    let mut client = connect(&place.path);
+    let program = with_env(&[&place.argument()], &[(DESCRIPTORS, limits)]);
+    let mut client = place.connect();
     client.negotiate(EVENT_IDX | VERSION_1).unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
     let header = Header::request(FrontendReq::SET_MEM_TABLE.into());
     client.send(header, &[0; 8], &[file.as_fd(); 8]).unwrap();
     client.receive().unwrap_err();
     // The next front-end finds room.
-    connect(&place.path)
-        .negotiate(EVENT_IDX | VERSION_1)
-        .unwrap();
-    program.signal(Signal::SIGTERM);
-    let (_, _, said) = program.end();
+    place.connect().negotiate(EVENT_IDX | VERSION_1).unwrap();
+    let said = ended(program);
     assert!(said.contains("cut a front-end off: "), "{said}");
     said
 }
@@ -517,84 +480,61 @@ fn soft_limit_on_descriptors() {
     assert!(said.contains("a memory table of another length"), "{said}");
 }
 
-/// Lets the program have this many descriptors from now on.
-fn limit_descriptors(program: &Program, most: usize) {
-    let pid = rustix::process::Pid::from_raw(program.child.id() as i32);
-    let limits = rustix::process::Rlimit {
-        current: Some(most as u64),
-        maximum: Some(1000),
-    };
-    rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limits).unwrap();
-}
-
-/// Waits until the program says something, and reads that.
-fn next_words(program: &mut Program) -> String {
-    let said = program.child.stderr.as_mut().unwrap();
-    wait(|| {
-        let mut fds = [PollFd::new(said.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
-    });
-    let mut words = vec![0; 4096];
-    let count = said.read(&mut words).unwrap();
-    words.truncate(count);
-    String::from_utf8(words).unwrap()
-}
-
 fn no_descriptor_to_accept() {
     let place = Place::new();
-    let mut program = Program::start(&[&place.argument()]);
-    let table = format!("/proc/{}/fd", program.child.id());
+    let program = place.served();
+    let table = format!("/proc/{}/fd", program.pid());
     let open = || -> BTreeSet<usize> {
         let entries = std::fs::read_dir(&table).unwrap().map(Result::unwrap);
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());
         names.map(|name| name.parse().unwrap()).collect()
     };
     // A session that has only begun has one, the next number that is free.
-    let client = connect(&place.path);
+    let client = place.connect();
     client.ask(FrontendReq::GET_FEATURES, &[]).unwrap();
     let begun = open().len();
     drop(client);
     let rests = || open().len() == begun - 1;
     wait(rests);
     let free = (0..).find(|number| !open().contains(number)).unwrap();
-    limit_descriptors(&program, free);
-    let client = connect(&place.path);
+    program.limit_descriptors(free as u64).unwrap();
+    let client = place.connect();
     client.send(Header::request(1), &[], &[]).unwrap();
-    let said = next_words(&mut program);
-    assert!(said.contains("cannot accept a front-end for"), "{said}");
-    assert!(said.contains("raise its limit (`ulimit -n`"), "{said}");
-    limit_descriptors(&program, 100);
+    let words = [
+        "cannot accept a front-end for",
+        "raise its limit (`ulimit -n`",
+    ];
+    program.says(&words).unwrap();
+    program.limit_descriptors(100).unwrap();
     assert_eq!(client.receive().unwrap().header, Header::reply_to(1));
     drop(client);
-    drop(echoes(connect(&place.path)));
+    drop(place.echoes());
     // And while one waits, it ends when it is asked.
     wait(rests);
-    limit_descriptors(&program, free);
-    let _client = connect(&place.path);
-    next_words(&mut program);
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "");
+    program.limit_descriptors(free as u64).unwrap();
+    let before = program.said().lines().count();
+    let _client = place.connect();
+    wait(|| program.said().lines().count() > before);
+    ended(program);
     assert!(!place.path.exists());
 }
 
 fn ignored_hangup() {
     let place = Place::new();
     let this = std::env::current_exe().unwrap();
-    let script = format!("trap '' HUP; exec {this:?} {}", place.argument());
-    let program = Program {
-        child: by_shell(&script),
-    };
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGHUP);
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "");
+    let own = place.argument();
+    let mut child = by_shell("trap '' HUP; exec \"$@\"", this, &[&own]);
+    let program = Program::run(as_child(&mut child)).unwrap();
+    drop(place.echoes());
+    program.signal(Signal::SIGHUP).unwrap();
+    drop(place.echoes());
+    ended(program);
 }
 
 fn refusals_are_explained() {
     let place = Place::new();
-    let program = Program::start(&[&place.argument()]);
-    let mut client = connect(&place.path);
+    let program = place.served();
+    let mut client = place.connect();
     client.negotiate(VERSION_1).unwrap();
     for _ in 0..100 {
         refused(&client, FrontendReq::SET_VRING_NUM, 1, 512);
@@ -605,8 +545,7 @@ fn refusals_are_explained() {
         client.send(Header::request(99), &[], &[]).unwrap();
     }
     drop(client);
-    program.signal(Signal::SIGTERM);
-    let (_, _, said) = program.end();
+    let said = ended(program);
     let warnings = said.lines().filter(|line| line.contains("WARN"));
     assert_eq!(warnings.count(), 5, "{said}");
     for words in [
@@ -623,64 +562,58 @@ fn refusals_are_explained() {
 
 fn call_held() {
     let place = Place::new();
-    let program = Program::start(&[&place.argument()]);
-    let (mut client, guest) = (connect(&place.path), guest());
-    client.negotiate(VERSION_1).unwrap();
-    client.set_mem_table(&guest).unwrap();
-    let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    let program = place.served();
+    let driver = Driver::new(place.connect(), 0, guest());
+    let (guest, mut ring) = (&driver.memory, driver.fresh_ring(LOW, 16));
     fcntl(&ring.call, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    client.start_ring(0, &ring, 0).unwrap();
-    still_serves(&guest, &mut ring);
+    driver.client.start_ring(0, &ring, 0).unwrap();
+    still_serves(guest, &mut ring);
     let _ = ring.call.read();
     ring.call.write(u64::MAX - 1).unwrap();
     fcntl(&ring.call, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    submit(&guest, &mut ring, NOW, 1);
+    submit(guest, &mut ring, NOW, 1);
     wait(|| ring.used_idx().unwrap() == 2);
-    drop(client);
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "queue 0: its call eventfd held this device up");
-}
-
-/// A shell that becomes the program.
-fn by_shell(script: &str) -> Child {
-    Command::new("/bin/sh")
-        .args(["-c", script])
-        .env(CHILD, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    drop(driver);
+    drop(place.echoes());
+    let said = ended(program);
+    assert!(
+        said.contains("queue 0: its call eventfd held this device up"),
+        "{said}"
+    );
 }
 
 /// A shell becomes the program, with its own process id in `LISTEN_PID` and the
 /// socket as descriptor 3: what a service manager does.
-fn passed(socket: &impl AsFd, environment: &str, arguments: &str) -> Program {
-    let number = inheritable(socket).replace("--fd=", "");
+fn passed(socket: &UnixListener, environment: &str, arguments: &[&str]) -> Program {
     let this = std::env::current_exe().unwrap();
-    let script = format!("exec 3<&{number}; {environment} exec {this:?} {arguments}");
-    Program {
-        child: by_shell(&script),
-    }
+    let script = format!("exec 3<&0 </dev/null; {environment} exec \"$@\"");
+    let mut child = by_shell(&script, this, arguments);
+    child.stdin(OwnedFd::from(socket.try_clone().unwrap()));
+    Program::run(as_child(&mut child)).unwrap()
 }
 
 fn passed_socket() {
     let place = Place::new();
     let listener = UnixListener::bind(&place.path).unwrap();
     let ours = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=disk";
-    let program = passed(&listener, ours, "");
-    drop(echoes(connect(&place.path)));
-    drop(echoes(connect(&place.path)));
-    program.signal(Signal::SIGTERM);
-    program.ends_with(0, "");
+    let program = passed(&listener, ours, &[]);
+    drop(place.echoes());
+    drop(place.echoes());
+    ended(program);
     assert!(place.path.exists(), "the path is its owner's to remove");
     for (environment, arguments, status, words) in [
-        (ours, "--socket-path=/nowhere/s", 2, "leave one of them out"),
-        (ours, "--fd=3", 2, "leave one of them out"),
-        ("LISTEN_PID=$$ LISTEN_FDS=2", "", 1, "one ListenStream="),
-        ("LISTEN_PID=1 LISTEN_FDS=1", "", 2, "--socket-path"),
+        (
+            ours,
+            &["--socket-path=/nowhere/s"][..],
+            2,
+            "leave one of them out",
+        ),
+        (ours, &["--fd=3"], 2, "leave one of them out"),
+        ("LISTEN_PID=$$ LISTEN_FDS=2", &[], 1, "one ListenStream="),
+        ("LISTEN_PID=1 LISTEN_FDS=1", &[], 2, "--socket-path"),
     ] {
-        passed(&listener, environment, arguments).ends_with(status, words);
+        passed(&listener, environment, arguments)
+            .ends_with(status, words)
+            .unwrap();
     }
 }

@@ -3,18 +3,20 @@
 //! - [`memory`]: guest memory to lend;
 //! - [`ring`]: the driver's side of a split ring, legal or not;
 //! - [`client`]: a front-end that sends any message, whole or broken;
-//! - [`scripted`]: a back-end that answers as a test says;
-//! - [`timeout`]: how a program that timeout(1) runs is ended;
-//! - [`program`], [`traffic`]: back-end programs, and what to ask of their devices;
+//! - [`driver`]: the driver behind it;
+//! - [`scripted`]: a back-end that answers rightly, but where a test says otherwise;
+//! - [`program`]: a program under test, as a process;
+//! - [`ours`], [`traffic`]: the back-end programs, and what to ask of their devices;
 //! - [`model`], [`walk`]: which messages are legal when, and walks through them.
 
 pub mod client;
+pub mod driver;
 pub mod memory;
 pub mod model;
+pub mod ours;
 pub mod program;
 pub mod ring;
 pub mod scripted;
-pub mod timeout;
 pub mod traffic;
 pub mod walk;
 

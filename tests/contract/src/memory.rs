@@ -1,4 +1,5 @@
 //! Guest memory that a test lends to a back-end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,7 +8,7 @@ use anyhow::Context;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// What a front-end's own addresses differ by from guest addresses here, so
 /// that a back-end that mistakes one for the other is found out.
@@ -83,6 +84,43 @@ impl Memory {
             guest: GuestMemoryMmap::from_regions(mapped)?,
         })
     }
+
+    /// One region at `guest` that can be cut, and the file to do it by.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2) and mmap(2).
+    pub fn cuttable(guest: u64, size: u64) -> anyhow::Result<(Self, File)> {
+        let file = unsealed(size)?;
+        Ok((Self::of(vec![(guest, file.try_clone()?)])?, file))
+    }
+
+    /// Writes to it.
+    ///
+    /// # Panics
+    /// There is no such memory.
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        self.guest.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
+    /// Reads from it.
+    ///
+    /// # Panics
+    /// There is no such memory.
+    pub fn get(&self, at: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.guest.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+}
+
+/// A memfd of this size that can be cut.
+///
+/// # Errors
+/// Those of memfd_create(2).
+pub fn unsealed(size: u64) -> anyhow::Result<File> {
+    let file = File::from(memfd_create(c"not sealed", MFdFlags::MFD_CLOEXEC)?);
+    file.set_len(size)?;
+    Ok(file)
 }
 
 /// A memfd of this size that nobody can resize.

@@ -1,191 +1,313 @@
-//! The back-end programs under test, and how each is started.
+//! A program under test: a process of its own, with a folder of its own.
 //!
-//! `OUTBOARD_BIN_DIR`, or `OUTBOARD_BIN`, which the scripts set, names a folder
-//! with them; else they are built as the test was, debug or release.
+//! What it prints and what it says, on standard output and on standard error, is
+//! kept in that folder. Each wait for it has a limit, and ends when it does.
 
-use std::env;
-use std::ffi::OsString;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use outboard_protocol::Deadline;
+use rustix::process::{Resource, Rlimit, prlimit};
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::model::Daemon;
 
-/// Where a program of ours is.
+/// How long anything may take that a program does.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A command of this program with these arguments, which reads nothing.
+pub fn command<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// The same behind a shell's `script`, in which `"$@"` is the command and
+/// `$folder` the program's folder. The script must `exec` it in the end.
+pub fn by_shell(script: &str, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+    let mut command = command("sh", &["-ec", script, "sh"]);
+    command.arg(program).args(arguments);
+    command
+}
+
+/// The same, with this as its descriptor 9.
+pub fn lent(fd: OwnedFd, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+    let mut command = by_shell("exec \"$@\" 9<&0 </dev/null", program, arguments);
+    command.stdin(fd);
+    command
+}
+
+/// The option `name`, which ends with `=`, with this path.
+pub fn option(name: &str, path: &Path) -> OsString {
+    let mut option = OsString::from(name);
+    option.push(path);
+    option
+}
+
+/// A program that was started.
 ///
-/// # Errors
-/// It is not there and cannot be built.
-pub fn path(name: &str) -> Result<PathBuf> {
-    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| folder().map_err(|error| format!("{error:#}")));
-    let folder = folder.as_ref().map_err(|error| anyhow!("{error}"))?;
-    Ok(folder.join(name))
-}
-
-fn folder() -> Result<PathBuf> {
-    let named = env::var_os("OUTBOARD_BIN_DIR").or_else(|| env::var_os("OUTBOARD_BIN"));
-    if let Some(folder) = named {
-        return Ok(folder.into());
-    }
-    let test = env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("no target folder")?;
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--locked"]);
-    cargo.args([
-        "-p",
-        "outboard-blk",
-        "-p",
-        "outboard-net",
-        "-p",
-        "outboard-rng",
-    ]);
-    if folder.ends_with("release") {
-        cargo.arg("--release");
-    }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let status = cargo.current_dir(workspace).status()?;
-    if !status.success() {
-        bail!("cargo build: {status}");
-    }
-    Ok(folder.to_owned())
-}
-
-/// A back-end that listens; ended when dropped.
+/// Dropped, it is killed; but one of ours that serves a socket is asked to end
+/// then, and must do so well, and take its socket away.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
-    daemon: Daemon,
     folder: TempDir,
+    serves: bool,
+    /// Its end has been waited for.
+    over: bool,
 }
 
 impl Program {
-    /// Starts `program` with the arguments that `arguments` makes of its
-    /// socket and of a folder of its own.
+    /// Starts any program.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(
-        program: &Path,
-        arguments: impl FnOnce(&Path, &Path) -> Vec<OsString>,
-    ) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let arguments = arguments(&folder.path().join("socket"), folder.path());
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null());
-        // What it says of being cut off is no news in these tests.
-        command.env("RUST_LOG", "error");
+    pub fn run(command: &mut Command) -> Result<Self> {
+        Self::begin(tempfile::tempdir()?, command, false)
+    }
+
+    /// Starts one of ours, with the socket that it is to make and serve.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn serve(command: &mut Command) -> Result<Self> {
+        Self::serve_in(tempfile::tempdir()?, command)
+    }
+
+    /// The same in a folder that has what it needs.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn serve_in(folder: TempDir, command: &mut Command) -> Result<Self> {
+        command.arg(option("--socket-path=", &folder.path().join("socket")));
+        // SAFETY: between fork and exec, prctl(2) is all that is called.
+        unsafe {
+            // Whoever ends the tests ends it too.
+            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?))
+        };
+        Self::begin(folder, command, true)
+    }
+
+    fn begin(folder: TempDir, command: &mut Command, serves: bool) -> Result<Self> {
+        let file = |name| File::create(folder.path().join(name));
         let child = command
+            .env("folder", folder.path())
+            .stdout(file("printed")?)
+            .stderr(file("said")?)
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
-        let daemon = Daemon::Ours;
         Ok(Self {
             child,
-            daemon,
             folder,
+            serves,
+            over: false,
         })
     }
 
-    /// `outboard-blk`, serving a file of `content`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn blk(content: &[u8], more: &[&str]) -> Result<Self> {
-        Self::start(&path("outboard-blk")?, |socket, folder| {
-            let image = folder.join("image");
-            // A file that cannot be written is missed by the program.
-            let _ = std::fs::write(&image, content);
-            let ours = [
-                option("--socket-path=", socket),
-                option("--blk-file=", &image),
-            ];
-            ours.into_iter()
-                .chain(more.iter().map(OsString::from))
-                .collect()
-        })
-    }
-
-    /// `outboard-net`, and the peer that it is connected to.
-    ///
-    /// # Errors
-    /// It cannot be started, or does not connect.
-    pub fn net() -> Result<(Self, UnixStream)> {
-        let mut listener = None;
-        let program = Self::start(&path("outboard-net")?, |socket, folder| {
-            let peer = folder.join("peer");
-            listener = UnixListener::bind(&peer).ok();
-            vec![option("--socket-path=", socket), option("--peer=", &peer)]
-        })?;
-        let listener = listener.context("no socket for the peer")?;
-        let (peer, _) = listener.accept()?;
-        peer.set_read_timeout(Some(crate::soon().left()))?;
-        peer.set_write_timeout(Some(crate::soon().left()))?;
-        Ok((program, peer))
-    }
-
-    /// `outboard-rng`, on the stock daemon.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn rng() -> Result<Self> {
-        let mut program = Self::start(&path("outboard-rng")?, |socket, _| {
-            vec![option("--socket-path=", socket)]
-        })?;
-        program.daemon = Daemon::Stock;
-        Ok(program)
-    }
-
-    /// Whose daemon it has.
-    pub fn daemon(&self) -> Daemon {
-        self.daemon
-    }
-
-    /// A new connection to it.
-    ///
-    /// # Errors
-    /// It does not listen.
-    pub fn client(&self) -> Result<Client> {
-        Client::connect(&self.folder.path().join("socket"))
-    }
-
-    /// Its folder.
+    /// Its folder, which goes with it.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
+    /// The socket that it serves.
+    pub fn socket(&self) -> PathBuf {
+        self.folder().join("socket")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     /// Whether it runs.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    pub fn is_alive(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        !self.over && waitid(Id::Pid(self.pid()), flags) == Ok(WaitStatus::StillAlive)
+    }
+
+    /// Waits until `found` finds something.
+    ///
+    /// # Errors
+    /// It does not in time, or not before the program ends; what that said.
+    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> Result<T> {
+        let deadline = Deadline::after(PATIENCE);
+        loop {
+            let alive = self.is_alive();
+            if let Some(found) = found() {
+                return Ok(found);
+            }
+            if !alive || deadline.passed() {
+                let lives = if alive { "in time" } else { "before it ended" };
+                bail!("not {lives}: {what}; it said:\n{}", self.said());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// A new connection to its socket, as soon as it listens.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn client(&self) -> Result<Client> {
+        let stream = self.until("it listens", || UnixStream::connect(self.socket()).ok())?;
+        Ok(Client::new(stream))
+    }
+
+    /// Everything that it has said so far.
+    pub fn said(&self) -> String {
+        self.content("said")
+    }
+
+    /// Everything that it has printed so far.
+    pub fn printed(&self) -> String {
+        self.content("printed")
+    }
+
+    fn content(&self, name: &str) -> String {
+        let bytes = fs::read(self.folder().join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until it has said all of these words in one line.
+    ///
+    /// # Errors
+    /// It has not in time, or has ended.
+    pub fn says(&self, words: &[&str]) -> Result<()> {
+        let has = |line: &str| words.iter().all(|word| line.contains(word));
+        let found = || self.said().lines().any(has).then_some(());
+        self.until(&format!("{words:?}"), found)
+    }
+
+    /// How many descriptors it may have from now on.
+    ///
+    /// # Errors
+    /// Those of prlimit(2).
+    pub fn limit_descriptors(&self, most: u64) -> Result<()> {
+        let limits = Rlimit {
+            current: Some(most),
+            maximum: Some(1000),
+        };
+        let pid = rustix::process::Pid::from_raw(self.pid().as_raw());
+        prlimit(pid, Resource::Nofile, limits)?;
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// Those of kill(2).
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid(), signal)?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let deadline = Deadline::after(PATIENCE);
+        while self.is_alive() {
+            let said = || self.said();
+            ensure!(!deadline.passed(), "it does not end; it said:\n{}", said());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.over = true;
+        Ok(self.child.wait()?)
+    }
+
+    /// Sends it a signal and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.signal(signal)?;
+        self.wait()
     }
 
     /// Kills it: no request that it has is finished.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Waits for its end, which must have this code; what it said.
+    ///
+    /// # Errors
+    /// It ends otherwise, or has not said `words`.
+    pub fn ends_with(mut self, code: i32, words: &str) -> Result<String> {
+        let (status, said) = (self.wait()?, self.said());
+        ensure!(status.code() == Some(code), "{status}; it said:\n{said}");
+        ensure!(said.contains(words), "{said:?} without {words:?}");
+        ensure!(
+            !self.serves || !self.socket().exists(),
+            "its socket is left"
+        );
+        Ok(said)
+    }
+
+    /// Asks it to end, which it must do well; what it said.
+    ///
+    /// # Errors
+    /// It ends otherwise.
+    pub fn last_words(self) -> Result<String> {
+        self.ends_by(Signal::SIGTERM)
+    }
+
+    /// The same by another signal.
+    ///
+    /// # Errors
+    /// It ends otherwise.
+    pub fn ends_by(self, signal: Signal) -> Result<String> {
+        self.signal(signal)?;
+        self.ends_with(0, "")
+    }
+
+    fn end_of_serving(&mut self) -> Result<()> {
+        let status = self.end(Signal::SIGTERM)?;
+        ensure!(status.success(), "it ended with {status}");
+        ensure!(!self.socket().exists(), "its socket is left");
+        Ok(())
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if self.is_alive() {
-            let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM);
-            let deadline = crate::soon();
-            while self.is_alive() && !deadline.passed() {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
+        let result = match self.serves && !self.over {
+            true => self.end_of_serving(),
+            false => Ok(()),
+        };
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let panics = std::thread::panicking();
+        if panics || result.is_err() {
+            eprint!("{}", self.said());
         }
-        self.kill();
+        assert!(panics || result.is_ok(), "{result:?}");
     }
 }
 
-fn option(name: &str, path: &Path) -> OsString {
-    let mut option = OsString::from(name);
-    option.push(path);
-    option
+/// The file of a program of that name in PATH.
+///
+/// # Errors
+/// There is none.
+pub fn in_path(name: &str) -> io::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut files = std::env::split_paths(&path).map(|folder| folder.join(name));
+    files
+        .find(|file| file.is_file())
+        .ok_or_else(|| io::Error::other(format!("there is no {name} in PATH")))
 }

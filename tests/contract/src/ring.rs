@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{Ordering, fence};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_protocol::Deadline;
@@ -324,6 +324,20 @@ impl Ring {
             }
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
+    }
+
+    /// Makes a chain available, announces it, and waits until it comes back: the
+    /// used length.
+    ///
+    /// # Errors
+    /// Those of [`Self::add`] and [`Self::wait_used`], or another one came back.
+    pub fn submit(&mut self, buffers: &[Buffer]) -> anyhow::Result<u32> {
+        let old = self.next_avail;
+        let head = self.add(buffers)?;
+        self.announce(old)?;
+        let (used, length) = self.wait_used(crate::soon())?;
+        ensure!(used == head, "chain {used} came back, not {head}");
+        Ok(length)
     }
 
     fn load(&self, at: u64) -> anyhow::Result<u16> {

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::Memory;
+use crate::model::Daemon;
 use crate::ring::Buffer;
 
 /// Requests of a queue that may be on their way at a time; each has a page of
@@ -44,6 +45,10 @@ pub trait Traffic {
         number: u64,
         length: u32,
     ) -> Result<()>;
+    /// Whose daemon serves it.
+    fn daemon(&self) -> Daemon {
+        Daemon::Ours
+    }
     /// The requests of `queue` that have not come back never will.
     fn forget(&mut self, queue: u16);
 }
@@ -303,6 +308,10 @@ impl Traffic for Card {
 pub struct Entropy;
 
 impl Traffic for Entropy {
+    fn daemon(&self) -> Daemon {
+        Daemon::Stock
+    }
+
     fn queues(&self) -> u16 {
         1
     }

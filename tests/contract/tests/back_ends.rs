@@ -10,7 +10,8 @@ use std::os::unix::net::UnixStream;
 
 use outboard_contract::client::{Ack, Client, PROTOCOL_FEATURES};
 use outboard_contract::memory::Memory;
-use outboard_contract::program::Program;
+use outboard_contract::ours;
+use outboard_contract::program::{Program, command};
 use outboard_contract::ring::Ring;
 use outboard_contract::soon;
 use outboard_contract::traffic::{Card, DISK, Disk, Traffic, page};
@@ -41,7 +42,7 @@ struct Served {
 fn disk() -> Served {
     Served {
         name: "outboard-blk",
-        program: Program::blk(&[0; DISK], &["--num-queues=2"]).unwrap(),
+        program: ours::blk(&[0; DISK], &["--num-queues=2"]).unwrap(),
         traffic: Box::new(Disk::new(2)),
         config: BlkConfig::LEN as u32,
         queue: 0,
@@ -49,7 +50,7 @@ fn disk() -> Served {
 }
 
 fn card() -> Served {
-    let (program, peer) = Program::net().unwrap();
+    let (program, peer) = ours::net().unwrap();
     Served {
         name: "outboard-net",
         program,
@@ -374,17 +375,12 @@ fn a_killed_disk_is_followed_by_one_that_finishes() {
                 std::hint::spin_loop();
             }
             let last: &mut Program = successors.last_mut().unwrap_or(&mut disk.program);
-            last.kill();
+            last.kill().unwrap();
             wait_until_free(&image);
-            let socket = format!("--blk-file={}", image.display());
-            let next = Program::start(
-                &outboard_contract::program::path("outboard-blk").unwrap(),
-                |path, _| {
-                    let path = format!("--socket-path={}", path.display());
-                    vec![path.into(), socket.into(), "--num-queues=2".into()]
-                },
-            );
-            successors.push(next.unwrap());
+            let image_option = format!("--blk-file={}", image.display());
+            let program = ours::path("outboard-blk").unwrap();
+            let mut next = command(program, &[image_option.as_str(), "--num-queues=2"]);
+            successors.push(Program::serve(&mut next).unwrap());
             client = successors.last().unwrap().client().unwrap();
             client.negotiate(VERSION_1).unwrap();
             client.set_mem_table(&memory).unwrap();

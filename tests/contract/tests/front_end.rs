@@ -425,7 +425,7 @@ fn configuration_of_another_place_or_length_is_refused() {
         (Fault::WithFds(vec![0; 20], 1), false),
     ] {
         let script =
-            Scripted::new(VERSION_1 | 1 << 29, 1, vec![]).on(R::GET_CONFIG, action.clone());
+            Scripted::new(VERSION_1 | 1 << 29, 1, vec![0; 8]).on(R::GET_CONFIG, action.clone());
         let (result, _) = drive(script, 1);
         assert_eq!(result.is_ok(), works, "{action:?}: {result:?}");
     }

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use anyhow::Result;
-use outboard_contract::program::Program;
+use outboard_contract::ours;
 use outboard_contract::traffic::{Card, DISK, Disk, Entropy};
 use outboard_contract::walk::walk;
 
@@ -39,7 +39,7 @@ fn walks(one: impl Fn(u64) -> Result<u64>) {
 fn a_disk_obeys_every_legal_order() {
     walks(|seed| {
         let engine = ["--engine=auto", "--engine=threads"][seed as usize % 2];
-        let program = Program::blk(&[0; DISK], &["--num-queues=3", engine])?;
+        let program = ours::blk(&[0; DISK], &["--num-queues=3", engine])?;
         walk(&program, Disk::new(3), seed, STEPS)
     });
 }
@@ -47,7 +47,7 @@ fn a_disk_obeys_every_legal_order() {
 #[test]
 fn a_card_obeys_every_legal_order() {
     walks(|seed| {
-        let (program, peer) = Program::net()?;
+        let (program, peer) = ours::net()?;
         walk(&program, Card::new(peer), seed, STEPS)
     });
 }
@@ -55,5 +55,5 @@ fn a_card_obeys_every_legal_order() {
 /// As far as the stock daemon obeys ([`outboard_contract::model::Daemon`]).
 #[test]
 fn a_source_of_entropy_obeys_legal_orders() {
-    walks(|seed| walk(&Program::rng()?, Entropy, seed, STEPS));
+    walks(|seed| walk(&ours::rng()?, Entropy, seed, STEPS));
 }

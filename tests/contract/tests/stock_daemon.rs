@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_contract::client::{Ack, Client};
 use outboard_contract::memory::Memory;
+use outboard_contract::ours;
 use outboard_contract::program::Program;
 use outboard_contract::ring::{Ring, drain, fresh_event};
 use outboard_contract::soon;
@@ -32,7 +33,7 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        let program = Program::rng().unwrap();
+        let program = ours::rng().unwrap();
         let memory = Memory::new(&[(0, 0x10_0000)]).unwrap();
         let mut client = program.client().unwrap();
         client.negotiate(VERSION_1).unwrap();

@@ -1,20 +1,24 @@
 //! The program under test and a driver of it.
-#![allow(dead_code, reason = "not every test file needs all of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "not every test file needs all of it"
+)]
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
 
 use outboard_contract::client::Client;
+pub use outboard_contract::driver::{EVERYTHING, VERSION_1};
 use outboard_contract::memory::Memory;
+pub use outboard_contract::program::Program;
+use outboard_contract::program::{command, option};
 use outboard_contract::ring::{Buffer, Ring};
-use outboard_contract::soon;
+use outboard_contract::{driver, program};
 use virtio_bindings::virtio_blk::*;
-use vm_memory::{Bytes, GuestAddress};
-
-pub const VERSION_1: u64 = 1 << 32;
-pub const EVERYTHING: u64 = !(1 << 30);
 
 /// Where the test has what in guest memory; the data lies over two regions.
 pub const RINGS: u64 = 0x1000;
@@ -31,162 +35,85 @@ pub fn program() -> OsString {
     std::env::var_os("OUTBOARD_BLK").unwrap_or(env!("CARGO_BIN_EXE_outboard-blk").into())
 }
 
-/// The program, ended when dropped.
-pub struct Program {
-    pub child: Child,
-    pub folder: tempfile::TempDir,
-    path: PathBuf,
+/// Serves the file `image` of 1 MiB in the program's folder.
+pub fn start(arguments: &[&str]) -> Program {
+    by_shell(
+        "truncate -s 1M $folder/image; exec \"$@\" --blk-file=$folder/image",
+        arguments,
+    )
 }
 
-impl Program {
-    /// Serves an image of 1 MiB, with these arguments besides.
-    pub fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        let file = std::fs::File::create(&path).unwrap();
-        file.set_len(1 << 20).unwrap();
-        let mut command = Command::new("timeout");
-        command.arg("120").arg(program());
-        command.arg(format!("--blk-file={}", path.display()));
-        Self::spawn(command, folder, &path, arguments)
-    }
-
-    /// The same; what it says goes to `log`.
-    pub fn logged(log: std::fs::File, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        std::fs::File::create(&path)
-            .unwrap()
-            .set_len(1 << 20)
-            .unwrap();
-        let mut command = Command::new("timeout");
-        command.arg("120").arg(program()).stderr(log);
-        command.arg(format!("--blk-file={}", path.display()));
-        Self::spawn(command, folder, &path, arguments)
-    }
-
-    /// Serves another image.
-    pub fn serve(path: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new("timeout");
-        command.arg("120").arg(program());
-        command.arg(format!("--blk-file={}", path.display()));
-        Self::spawn(command, tempfile::tempdir().unwrap(), path, arguments)
-    }
-
-    /// Serves an image that a shell has opened as descriptor 5.
-    pub fn inherit(path: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new("timeout");
-        command.args(["120", "sh", "-c", "exec \"$@\" 5<>\"$0\""]);
-        command.arg(path).arg(program()).arg("--blk-fd=5");
-        Self::spawn(command, tempfile::tempdir().unwrap(), path, arguments)
-    }
-
-    fn spawn(
-        mut command: Command,
-        folder: tempfile::TempDir,
-        path: &Path,
-        arguments: &[&str],
-    ) -> Self {
-        let socket = folder.path().join("socket");
-        command.arg(format!("--socket-path={}", socket.display()));
-        Self {
-            child: command.args(arguments).spawn().unwrap(),
-            folder,
-            path: path.to_owned(),
-        }
-    }
-
-    /// The program's own id: timeout(1) is its parent.
-    pub fn pid(&mut self) -> u32 {
-        let pid = outboard_contract::timeout::pid(&mut self.child).unwrap();
-        pid.unwrap().as_raw() as u32
-    }
-
-    pub fn image(&self) -> std::fs::File {
-        std::fs::File::open(&self.path).unwrap()
-    }
-
-    pub fn content(&self, offset: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.image().read_exact_at(&mut bytes, offset).unwrap();
-        bytes
-    }
-
-    /// A driver that acknowledges `features` as far as they are offered.
-    pub fn driver(&self, features: u64) -> Driver {
-        Driver::new(
-            Client::connect(&self.folder.path().join("socket")).unwrap(),
-            features,
-        )
-    }
+/// Serves another image.
+pub fn serve(image: &Path, arguments: &[&str]) -> Program {
+    let mut command = command(program(), arguments);
+    Program::serve(command.arg(option("--blk-file=", image))).unwrap()
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        stop(&mut self.child);
-    }
+/// Serves an image that a shell has opened as descriptor 5.
+pub fn inherit(image: &Path, arguments: &[&str]) -> Program {
+    let script = format!("exec \"$@\" --blk-fd=5 5<>{}", image.display());
+    by_shell(&script, arguments)
 }
 
-/// Asks a program to end, and waits.
-pub fn stop(child: &mut Child) {
-    let _ = outboard_contract::timeout::stop(child);
+/// Behind a shell's script that arranges what it lives in.
+pub fn by_shell(script: &str, arguments: &[&str]) -> Program {
+    let mut command = program::by_shell(script, program(), arguments);
+    Program::serve(&mut command).unwrap()
 }
 
-/// Starts a ring of the test's.
-pub fn ring(client: &Client, memory: &Memory, index: u8, features: u64) -> Ring {
-    let event_idx = features & (1 << 29) != 0;
-    let at = RINGS + 0x1000 * u64::from(index);
-    let ring = Ring::new(memory, at, 64, event_idx).unwrap();
-    client.start_ring(index, &ring, 0).unwrap();
-    ring
+/// The image in the program's folder, to be changed behind its back.
+pub fn image(program: &Program) -> File {
+    let image = program.folder().join("image");
+    File::options().read(true).write(true).open(image).unwrap()
+}
+
+/// What lies in the image.
+pub fn stored(image: &File, offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    image.read_exact_at(&mut bytes, offset).unwrap();
+    bytes
 }
 
 /// A driver of the first queue.
 pub struct Driver {
-    pub client: Client,
-    pub memory: Memory,
+    driver: driver::Driver,
     pub ring: Ring,
-    pub features: u64,
+}
+
+impl Deref for Driver {
+    type Target = driver::Driver;
+
+    fn deref(&self) -> &driver::Driver {
+        &self.driver
+    }
 }
 
 impl Driver {
-    pub fn new(mut client: Client, features: u64) -> Self {
+    pub fn new(client: Client, features: u64) -> Self {
         let memory = Memory::new(&[(0, 0x10_0000), (0x10_0000, 0x10_0000)]).unwrap();
-        let features = client.negotiate(features | VERSION_1).unwrap();
-        client.set_mem_table(&memory).unwrap();
-        let ring = ring(&client, &memory, 0, features);
-        Self {
-            client,
-            memory,
-            ring,
-            features,
-        }
+        Self::with(client, features, memory)
     }
 
-    pub fn has(&self, bit: u32) -> bool {
-        self.features & (1 << bit) != 0
+    pub fn with(client: Client, features: u64, memory: Memory) -> Self {
+        let driver = driver::Driver::new(client, features, memory);
+        let ring = driver.ring(0, RINGS, 64);
+        Self { driver, ring }
     }
 
-    pub fn put(&self, address: u64, bytes: &[u8]) {
-        let guest = &self.memory.guest;
-        guest.write_slice(bytes, GuestAddress(address)).unwrap();
+    /// That acknowledges `features` as far as they are offered.
+    pub fn of(program: &Program, features: u64) -> Self {
+        Self::new(program.client().unwrap(), features)
     }
 
-    pub fn get(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        let guest = &self.memory.guest;
-        guest.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
+    /// Starts another queue.
+    pub fn queue(&self, index: u8) -> Ring {
+        self.driver
+            .ring(index, RINGS + 0x1000 * u64::from(index), 64)
     }
 
     /// Makes buffers available and waits: the used length.
     pub fn submit(&mut self, buffers: &[Buffer]) -> u32 {
-        let old = self.ring.next_avail;
-        let head = self.ring.add(buffers).unwrap();
-        self.ring.announce(old).unwrap();
-        let (used, length) = self.ring.wait_used(soon()).unwrap();
-        assert_eq!(used, head);
-        length
+        self.ring.submit(buffers).unwrap()
     }
 
     /// One request: its status and used length.

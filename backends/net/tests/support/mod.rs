@@ -1,31 +1,36 @@
 //! The program under test, a driver of it, and the network behind it.
-#![allow(dead_code, reason = "not every test file needs all of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "not every test file needs all of it"
+)]
 
-use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 use outboard_contract::client::Client;
+pub use outboard_contract::driver::{EVERYTHING, VERSION_1};
 use outboard_contract::memory::Memory;
+pub use outboard_contract::ours::patient;
+pub use outboard_contract::program::Program;
+use outboard_contract::program::{command, option};
 use outboard_contract::ring::{Buffer, Ring};
-use outboard_contract::soon;
-use outboard_net::header::{Header, has};
+use outboard_contract::{driver, ours, soon};
+use outboard_net::header::Header;
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::wire::Connection;
-use std::os::fd::AsFd;
 use vhost::vhost_user::message::BackendReq;
 use virtio_bindings::virtio_net::*;
-use vm_memory::{Bytes, GuestAddress};
 
-pub const VERSION_1: u64 = 1 << 32;
-pub const EVERYTHING: u64 = !(1 << 30);
 /// Bytes of a header.
 pub const HEADER: usize = 12;
 
@@ -33,7 +38,9 @@ pub const HEADER: usize = 12;
 const MIDDLE: u64 = 0x40_0000;
 const END: u64 = 0x80_0000;
 /// Where rings are, and the data of each.
-const RINGS: u64 = 0x1000;
+fn place(ring: u8) -> u64 {
+    0x1000 + 0x2000 * u64::from(ring)
+}
 /// Receive buffers, over the border of the regions; transmit buffers; commands.
 pub const RX_DATA: u64 = MIDDLE - 0x2_0000;
 pub const TX_DATA: u64 = 0x10_0000;
@@ -69,75 +76,91 @@ pub fn make_tap(name: &str, options: &str) {
 }
 
 /// The program under test; another build of it by OUTBOARD_NET.
-pub fn program() -> OsString {
-    std::env::var_os("OUTBOARD_NET").unwrap_or(env!("CARGO_BIN_EXE_outboard-net").into())
+pub fn program() -> PathBuf {
+    let other = std::env::var_os("OUTBOARD_NET");
+    other.map_or(env!("CARGO_BIN_EXE_outboard-net").into(), PathBuf::from)
 }
 
-/// The program, ended when dropped.
-pub struct Program {
-    pub child: Child,
-    pub folder: tempfile::TempDir,
-    killed: bool,
+/// The program with these arguments.
+pub fn start(arguments: &[&str]) -> Program {
+    Program::serve(&mut command(program(), arguments)).unwrap()
 }
 
-impl Program {
-    pub fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new("timeout");
-        command.arg("300").arg(program());
-        command.arg(format!(
-            "--socket-path={}",
-            folder.path().join("socket").display()
-        ));
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+/// The program connected to a peer of ours.
+pub fn connected() -> (Program, UnixStream) {
+    ours::connected(program(), &[]).unwrap()
+}
+
+/// The program on a tap, that tap and the guest's address as they are everywhere
+/// in these tests.
+pub fn on_tap(tap: &str, arguments: &[&str]) -> Program {
+    let tap = format!("--tap={tap}");
+    start(&[&[tap.as_str(), "--mac=02:00:00:00:00:01"], arguments].concat())
+}
+
+/// A tap of the name `t0` in a network of the test's own, and the program on it.
+pub struct Bench {
+    pub program: Program,
+    pub wire: Wire,
+}
+
+impl Bench {
+    /// With a tap of this kind, and these arguments for the program. The wire has
+    /// the headers of PACKET_VNET_HDR. `None`, and says so, where that is not
+    /// possible.
+    pub fn new(kind: &str, arguments: &[&str]) -> Option<Self> {
+        let made = own_network();
+        made.then(|| Self::again(kind, arguments))
+    }
+
+    /// With an ordinary tap.
+    pub fn plain() -> Option<Self> {
+        Self::new("", &[])
+    }
+
+    /// With a tap of four pairs of queues.
+    pub fn of_four_pairs() -> Option<Self> {
+        Self::new("multi_queue", &["--num-queues=4"])
+    }
+
+    /// Another tap in the network that is there, after the end of the one before.
+    pub fn again(kind: &str, arguments: &[&str]) -> Self {
+        make_tap("t0", kind);
         Self {
-            child: command.args(arguments).stderr(log).spawn().unwrap(),
-            folder,
-            killed: false,
+            program: on_tap("t0", arguments),
+            wire: Wire::new("t0", true),
         }
     }
 
-    /// What it has said so far.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    /// Another program on the same tap, after the end of this one.
+    pub fn anew(self) -> Self {
+        drop(self.program);
+        Self {
+            program: on_tap("t0", &[]),
+            wire: self.wire,
+        }
     }
 
-    /// All that it has said when it has been told to end.
-    pub fn last_words(mut self) -> String {
-        outboard_contract::timeout::stop(&mut self.child).unwrap();
-        self.log()
+    /// Ends the program and deletes the tap.
+    pub fn end(self) {
+        drop(self);
+        ip("link del t0");
     }
 
     pub fn driver(&self, features: u64) -> Driver {
-        let path = self.folder.path().join("socket");
-        Driver::new(Client::connect(&path).unwrap(), features)
+        Driver::of(&self.program, features)
     }
 
-    /// A driver of several pairs, none of them started.
-    pub fn client(&self) -> Client {
-        Client::connect(&self.folder.path().join("socket")).unwrap()
+    /// A driver with every feature and so many receive buffers for whole frames.
+    pub fn ready(&self, count: usize) -> Driver {
+        let mut driver = self.driver(EVERYTHING);
+        driver.post(0, count, 1526);
+        driver
     }
 
-    /// It dies without a word.
-    pub fn kill(&mut self) {
-        let program = outboard_contract::timeout::pid(&mut self.child).unwrap();
-        kill(program.expect("it lives"), Signal::SIGKILL).unwrap();
-        self.child.wait().unwrap();
-        self.killed = true;
-    }
-
-    pub fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let status = outboard_contract::timeout::stop(&mut self.child).unwrap();
-        eprint!("{}", self.log());
-        if !std::thread::panicking() {
-            assert!(status.success() || self.killed, "{status}");
-        }
+    /// Sends a frame to the guest as it is.
+    pub fn send(&self, frame: &[u8]) {
+        self.wire.send(Header::default(), frame);
     }
 }
 
@@ -148,13 +171,6 @@ pub fn link_becomes(requests: &Connection, driver: &Driver, status: u16) {
         let number: u32 = BackendReq::CONFIG_CHANGE_MSG.into();
         assert_eq!(change.header.request, number);
     }
-}
-
-/// Runs the program, which must refuse: its message.
-pub fn refusal(command: &mut Command) -> String {
-    let output = command.stderr(Stdio::piped()).output().unwrap();
-    assert!(!output.status.success());
-    String::from_utf8(output.stderr).unwrap()
 }
 
 /// A pair of queues and what the driver has in them.
@@ -170,11 +186,17 @@ pub struct Pair {
 }
 
 pub struct Driver {
-    pub client: Client,
-    pub memory: Memory,
+    driver: driver::Driver,
     pub pairs: Vec<Pair>,
     pub control: Option<Ring>,
-    pub features: u64,
+}
+
+impl Deref for Driver {
+    type Target = driver::Driver;
+
+    fn deref(&self) -> &driver::Driver {
+        &self.driver
+    }
 }
 
 const RX_SIZE: u16 = 128;
@@ -182,6 +204,10 @@ const TX_SIZE: u16 = 128;
 
 impl Driver {
     /// A driver of the first pair, started, without receive buffers.
+    pub fn of(program: &Program, features: u64) -> Self {
+        Self::new(program.client().unwrap(), features)
+    }
+
     pub fn new(client: Client, features: u64) -> Self {
         let mut driver = Self::negotiated(client, features);
         driver.start_pair();
@@ -197,34 +223,22 @@ impl Driver {
         driver
     }
 
-    pub fn negotiated(mut client: Client, features: u64) -> Self {
+    pub fn negotiated(client: Client, features: u64) -> Self {
         let memory = Memory::new(&[(0, MIDDLE), (MIDDLE, END - MIDDLE)]).unwrap();
-        let features = client.negotiate(features | VERSION_1).unwrap();
-        client.set_mem_table(&memory).unwrap();
         Self {
-            client,
-            memory,
+            driver: driver::Driver::new(client, features, memory),
             pairs: Vec::new(),
             control: None,
-            features,
         }
     }
 
-    fn fresh_ring(&self, index: u8, size: u16) -> Ring {
-        let event_idx = self.features & (1 << 29) != 0;
-        let at = RINGS + 0x2000 * u64::from(index);
-        Ring::new(&self.memory, at, size, event_idx).unwrap()
-    }
-
     pub fn ring(&self, index: u8, size: u16) -> Ring {
-        let ring = self.fresh_ring(index, size);
-        self.client.start_ring(index, &ring, 0).unwrap();
-        ring
+        self.driver.ring(index, place(index), size)
     }
 
     /// A ring that is described, and not enabled.
     pub fn described(&self, index: u8) -> Ring {
-        let ring = self.fresh_ring(index, RX_SIZE);
+        let ring = self.fresh_ring(place(index), RX_SIZE);
         self.client.describe_ring(index, &ring, 0).unwrap();
         ring
     }
@@ -272,10 +286,6 @@ impl Driver {
         }
     }
 
-    pub fn has(&self, feature: u32) -> bool {
-        has(self.features, feature)
-    }
-
     pub fn config(&self) -> NetConfig {
         let bytes = self.client.config(0, NetConfig::LEN as u32).unwrap();
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
@@ -285,18 +295,6 @@ impl Driver {
             max_virtqueue_pairs: word(8),
             mtu: word(10),
         }
-    }
-
-    pub fn put(&self, address: u64, bytes: &[u8]) {
-        let guest = &self.memory.guest;
-        guest.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
-
-    pub fn get(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        let guest = &self.memory.guest;
-        guest.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
     }
 
     /// Gives `count` receive buffers of `size` bytes.
@@ -398,11 +396,7 @@ impl Driver {
 
     /// Transmits any chain, and waits until it comes back.
     pub fn send_chain(&mut self, buffers: &[Buffer]) {
-        let ring = &mut self.pairs[0].tx;
-        let old = ring.next_avail;
-        ring.add(buffers).unwrap();
-        ring.announce(old).unwrap();
-        assert_eq!(ring.wait_used(soon()).unwrap().1, 0);
+        assert_eq!(self.pairs[0].tx.submit(buffers).unwrap(), 0);
     }
 
     /// Gives a command of these bytes: its status, if it was answered.
@@ -421,11 +415,7 @@ impl Driver {
     }
 
     pub fn command_chain(&mut self, buffers: &[Buffer]) -> u32 {
-        let ring = self.control.as_mut().unwrap();
-        let old = ring.next_avail;
-        ring.add(buffers).unwrap();
-        ring.announce(old).unwrap();
-        ring.wait_used(soon()).unwrap().1
+        self.control.as_mut().unwrap().submit(buffers).unwrap()
     }
 
     /// That no ring is broken.

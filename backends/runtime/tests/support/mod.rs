@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     dead_code,
+    unused_imports,
     reason = "tests; each uses a part of this"
 )]
 
@@ -17,6 +18,7 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use outboard_contract::client::{Ack, Client};
+pub use outboard_contract::driver::{EVENT_IDX, INDIRECT, VERSION_1};
 use outboard_contract::memory::Memory as Guest;
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
@@ -24,12 +26,7 @@ use outboard_runtime::event::{Event, Stuck};
 use outboard_runtime::session::{End, Host, Limits, serve};
 use outboard_runtime::{Chain, Change, Device, Memory, Notifier, Outcome, Preparation, Queue};
 use vhost::vhost_user::message::FrontendReq;
-use vm_memory::{Bytes, GuestAddress};
-
-/// EVENT_IDX, INDIRECT_DESC, VERSION_1.
-pub const EVENT_IDX: u64 = 1 << 29;
-pub const INDIRECT: u64 = 1 << 28;
-pub const VERSION_1: u64 = 1 << 32;
+use vm_memory::Bytes;
 
 /// Guest memory of the tests: two regions with a hole between them.
 pub const LOW: u64 = 0x10_0000;
@@ -390,19 +387,7 @@ pub fn fill(guest: &Guest, place: u64, kind: u8, mark: u8, length: u32) -> Vec<u
         .collect();
     bytes[0] = kind;
     bytes[1] = mark;
-    guest
-        .guest
-        .write_slice(&bytes, GuestAddress(place))
-        .unwrap();
-    bytes
-}
-
-pub fn read(guest: &Guest, place: u64, length: u32) -> Vec<u8> {
-    let mut bytes = vec![0; length as usize];
-    guest
-        .guest
-        .read_slice(&mut bytes, GuestAddress(place))
-        .unwrap();
+    guest.put(place, &bytes);
     bytes
 }
 
@@ -432,11 +417,7 @@ pub fn expect(guest: &Guest, ring: &mut Ring, head: u16, mark: u8) {
 /// Checks that an echo has been answered with its own bytes.
 pub fn check(guest: &Guest, mark: u8) {
     let (data, answer) = place(mark);
-    assert_eq!(
-        read(guest, data, 64),
-        read(guest, answer, 64),
-        "echo {mark}"
-    );
+    assert_eq!(guest.get(data, 64), guest.get(answer, 64), "echo {mark}");
 }
 
 /// The session still serves: an echo on this ring works.

@@ -110,7 +110,7 @@ impl<'a, T: Traffic> Walk<'a, T> {
         Ok(Self {
             client: program.client()?,
             queues: (0..traffic.queues()).map(queue).collect::<Result<_>>()?,
-            model: Model::new(program.daemon(), traffic.queues(), traffic.needs()),
+            model: Model::new(traffic.daemon(), traffic.queues(), traffic.needs()),
             program,
             channel: None,
             memory,
