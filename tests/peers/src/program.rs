@@ -1,14 +1,14 @@
 //! A peer, or a back-end of ours, as a process.
 
 use std::env;
-use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+pub use outboard_contract::program::Program;
+use outboard_contract::program::in_path;
 use outboard_e2e::eventually;
 use outboard_e2e::processes::is_listened_on;
 
@@ -26,11 +26,7 @@ pub fn find(name: &str) -> Result<PathBuf, String> {
             false => Err(format!("{variable}: there is no {}", file.display())),
         };
     }
-    let directories = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&directories)
-        .map(|directory| directory.join(name))
-        .find(|file| file.is_file())
-        .ok_or_else(|| format!("there is no program {name}, see scripts/peers"))
+    in_path(name).map_err(|error| format!("{error}, see scripts/peers"))
 }
 
 /// The version that a program says it has.
@@ -50,80 +46,27 @@ pub fn version(name: &str) -> Result<String> {
         .to_owned())
 }
 
-/// A running program whose output goes to a file. Dropped, it is killed.
-#[derive(Debug)]
-pub struct Program {
-    child: Child,
-    log: PathBuf,
+/// Starts a program and waits until the socket is there that it serves. Nothing
+/// connects to it: some peers serve one connection only.
+///
+/// # Errors
+/// It cannot be started, or the socket does not come, or the program ends before.
+pub fn serving(command: &mut Command, socket: &Path) -> Result<Program> {
+    let program = Program::run(command.stdin(Stdio::null()))?;
+    let there = || is_listened_on(socket).then_some(());
+    program.until("the socket is there", there)?;
+    Ok(program)
 }
 
-impl Program {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start(command: &mut Command, log: PathBuf) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(&log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("starting {command:?}"))?;
-        Ok(Self { child, log })
-    }
-
-    /// Waits until the socket is there that it serves. Nothing connects to
-    /// it: some peers serve one connection only.
-    ///
-    /// # Errors
-    /// It does not come, or the program ends before.
-    pub fn listens_at(&mut self, socket: &Path) -> Result<()> {
-        eventually("the socket is there", || {
-            let ended = self.ended()?;
-            ensure!(ended.is_none(), "it ended; it said:\n{}", self.said());
-            Ok(is_listened_on(socket).then_some(()))
-        })
-    }
-
-    /// How it ended, if it has.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
-    }
-
-    /// Everything it said.
-    pub fn said(&self) -> String {
-        let bytes = std::fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Sends it a signal and waits for its end.
-    ///
-    /// # Errors
-    /// It does not end.
-    pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
-        kill(Pid::from_raw(self.child.id() as i32), signal)?;
-        self.wait()
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// It does not end.
-    pub fn wait(&mut self) -> Result<ExitStatus> {
-        let ended = eventually("the program ends", || Ok(self.child.try_wait()?));
-        ended.with_context(|| format!("it said:\n{}", self.said()))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Asks a program to end, which it must do well.
+///
+/// # Errors
+/// It does not; what it said.
+pub fn end(mut program: Program) -> Result<String> {
+    let status = program.end(Signal::SIGTERM)?;
+    let said = program.printed() + &program.said();
+    ensure!(status.success(), "it ended with {status}; it said:\n{said}");
+    Ok(said)
 }
 
 /// Connects to a Unix socket as soon as somebody listens on it.

@@ -35,8 +35,7 @@ impl Qemu {
             .args(arguments)
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()));
-        let mut program = Program::start(&mut command, directory.join("qemu.log"))?;
-        program.listens_at(&socket)?;
+        let program = program::serving(&mut command, &socket)?;
         let stream = program::connect(&socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut qemu = Self {
@@ -51,11 +50,11 @@ impl Qemu {
 
     /// Everything it said, and how it ended if it did, for a message.
     pub fn said(&mut self) -> String {
-        let ended = match self.program.ended() {
-            Ok(Some(status)) => format!("it ended with {status}\n"),
-            _ => String::new(),
+        let ended = match self.program.is_alive() {
+            true => "",
+            false => "it ended\n",
         };
-        ended + &self.program.said()
+        ended.to_owned() + &self.program.printed() + &self.program.said()
     }
 
     /// A command; its answer.

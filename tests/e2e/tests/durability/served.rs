@@ -5,12 +5,12 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::unistd::Pid;
-use outboard_e2e::eventually;
+use outboard_contract::program as contract;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::{Process, is_listened_on};
 use outboard_e2e::products::Products;
@@ -128,74 +128,45 @@ fn socket(image: &Image) -> PathBuf {
 /// A back-end started by hand. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Backend {
-    child: Child,
+    program: contract::Program,
     socket: PathBuf,
 }
 
 impl Backend {
     /// Starts outboard-blk and waits until it listens.
     pub fn start(program: &Path, engine: &str, image: &Image, options: &[&str]) -> Result<Self> {
-        let socket = socket(image);
-        let mut command = Command::new(program);
-        command
-            .arg(format!("--socket-path={}", socket.display()))
-            .arg(format!("--blk-file={}", image.path().display()))
-            .args([
-                format!("--engine={engine}"),
-                format!("--num-queues={QUEUES}"),
-            ])
-            .args(options);
+        let mut command = contract::command(program, options);
+        command.args([
+            contract::option("--socket-path=", &socket(image)),
+            contract::option("--blk-file=", image.path()),
+            format!("--engine={engine}").into(),
+            format!("--num-queues={QUEUES}").into(),
+        ]);
         Self::by(command, image)
     }
 
     /// Starts QEMU's and waits until it listens.
     pub fn storage_daemon(image: &Image) -> Result<Self> {
-        let mut command = Command::new("qemu-storage-daemon");
-        let file = image.path().display();
         let socket = socket(image);
         let at = format!("addr.type=unix,addr.path={}", socket.display());
-        command
-            .args([
-                "--blockdev",
-                &format!("file,node-name=disk,filename={file}"),
-            ])
-            .args([
-                "--export",
-                &format!(
-                    "vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES},{at}"
-                ),
-            ]);
-        Self::by(command, image)
+        let file = format!("file,node-name=disk,filename={}", image.path().display());
+        let export =
+            format!("vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={QUEUES},{at}");
+        let options = ["--blockdev", &file, "--export", &export];
+        Self::by(contract::command("qemu-storage-daemon", &options), image)
     }
 
     fn by(mut command: Command, image: &Image) -> Result<Self> {
-        let socket = socket(image);
-        let messages = image.directory().join("back-end.txt");
-        let child = command
-            .stdin(Stdio::null())
-            .stderr(fs::File::create(&messages)?)
-            .spawn()
-            .with_context(|| format!("starting {command:?}"))?;
-        let mut this = Self { child, socket };
-        eventually("the back-end holds the image", || {
-            if let Some(status) = this.child.try_wait()? {
-                bail!("{status}: {}", fs::read_to_string(&messages)?.trim());
-            }
-            let listens = is_listened_on(&this.socket) && image.is_held_by(this.pid());
-            Ok(listens.then_some(()))
+        let (program, socket) = (contract::Program::run(&mut command)?, socket(image));
+        program.until("it listens and holds the image", || {
+            let listens = is_listened_on(&socket) && image.is_held_by(program.pid());
+            listens.then_some(())
         })?;
-        Ok(this)
+        Ok(Self { program, socket })
     }
 
     fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.program.pid()
     }
 }
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use outboard_contract::program::{Program, command, option};
 use outboard_e2e::image::Image;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::Run;
@@ -59,59 +59,34 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// An outboard-blk that listens; dropped, it is killed.
-pub struct Listener(Child);
-
-impl Listener {
-    /// Any other program that listens.
-    pub fn of(child: Child) -> Self {
-        Self(child)
-    }
-
-    /// QEMU's, with the image as it is.
-    pub fn storage_daemon(image: &Image, socket: &Path) -> Result<Self> {
-        let node = "node-name=disk";
-        let child = Command::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!("file,{node},filename={}", image.path().display()))
-            .arg("--export")
-            .arg(format!(
-                "vhost-user-blk,id=export,{node},writable=on,addr.type=unix,addr.path={}",
-                socket.display()
-            ))
-            .stdin(Stdio::null())
-            .spawn()?;
-        Ok(Self(child))
-    }
-
-    pub fn start(image: &Image, socket: &Path) -> Result<Self> {
-        let child = Command::new(Products::get()?.program("outboard-blk"))
-            .arg(format!("--socket-path={}", socket.display()))
-            .arg(format!("--blk-file={}", image.path().display()))
-            .stdin(Stdio::null())
-            .spawn()?;
-        Ok(Self(child))
-    }
-
-    pub fn ready(&mut self, socket: &Path) -> Result<()> {
-        eventually("the back-end listens", || {
-            let status = self.0.try_wait()?;
-            ensure!(status.is_none(), "the back-end ended: {status:?}");
-            Ok(UnixStream::connect(socket).is_ok().then_some(()))
-        })
-    }
-
-    fn end(&mut self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.0.id() as i32), signal)?;
-        eventually("the back-end ends", || Ok(self.0.try_wait()?))?;
-        Ok(())
-    }
+pub fn listener(image: &Image, socket: &Path) -> Result<Program> {
+    let options = [
+        option("--socket-path=", socket),
+        option("--blk-file=", image.path()),
+    ];
+    listening(
+        &mut command(Products::get()?.program("outboard-blk"), &options),
+        socket,
+    )
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// QEMU's, with the image as it is.
+pub fn storage_daemon(image: &Image, socket: &Path) -> Result<Program> {
+    let node = "node-name=disk";
+    let file = format!("file,{node},filename={}", image.path().display());
+    let export = format!(
+        "vhost-user-blk,id=export,{node},writable=on,addr.type=unix,addr.path={}",
+        socket.display()
+    );
+    let options = ["--blockdev", &file, "--export", &export];
+    listening(&mut command("qemu-storage-daemon", &options), socket)
+}
+
+/// Waits until a program listens.
+pub fn listening(command: &mut Command, socket: &Path) -> Result<Program> {
+    let program = Program::run(command)?;
+    program.until("it listens", || UnixStream::connect(socket).ok())?;
+    Ok(program)
 }
 
 fn verify_at(socket: &Path, wait: &str) -> Result<()> {
@@ -126,8 +101,7 @@ fn verify_at(socket: &Path, wait: &str) -> Result<()> {
 fn a_listening_back_end() -> Result<()> {
     let image = Image::new(16 * MIB)?;
     let socket = image.directory().join("blk.sock");
-    let mut listener = Listener::start(&image, &socket)?;
-    listener.ready(&socket)?;
+    let mut listener = listener(&image, &socket)?;
     verify_at(&socket, "")?;
     verify_at(&socket, "")?;
     listener.end(Signal::SIGTERM)?;
@@ -150,7 +124,7 @@ fn a_late_back_end() -> Result<()> {
             .contains("waiting for a back-end")
             .then_some(()))
     })?;
-    let _listener = Listener::start(&image, &socket)?;
+    let _listener = listener(&image, &socket)?;
     vm.wait()?.with_code(0)?.result("identify")?.passed()?;
     Ok(())
 }
@@ -158,13 +132,11 @@ fn a_late_back_end() -> Result<()> {
 fn a_stale_socket() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("blk.sock");
-    let mut first = Listener::start(&image, &socket)?;
-    first.ready(&socket)?;
+    let mut first = listener(&image, &socket)?;
     first.end(Signal::SIGKILL)?;
     let left = fs::symlink_metadata(&socket).context("a killed back-end leaves its socket")?;
     ensure!(left.file_type().is_socket());
-    let mut second = Listener::start(&image, &socket)?;
-    second.ready(&socket)?;
+    let mut second = listener(&image, &socket)?;
     second.end(Signal::SIGTERM)?;
     ensure!(image.others()?.is_empty(), "left: {:?}", image.others()?);
     image.wait_until_free()

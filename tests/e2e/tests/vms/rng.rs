@@ -1,15 +1,14 @@
 //! Entropy: where it may come from, and how much of it.
 
 use std::fs;
-use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use outboard_contract::program::{Program, command, option};
 use outboard_e2e::processes::Process;
 use outboard_e2e::products::Products;
 use outboard_e2e::vm::Run;
 
-use crate::disks::Listener;
 use crate::{KVM, Test, test};
 
 pub fn tests() -> Vec<Test> {
@@ -69,11 +68,9 @@ fn from_a_file() -> Result<()> {
 fn listening() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("rng.sock");
-    let program = Command::new(Products::get()?.program("outboard-rng"))
-        .arg(format!("--socket-path={}", socket.display()))
-        .stdin(Stdio::null())
-        .spawn()?;
-    let _listener = Listener::of(program);
+    let program = Products::get()?.program("outboard-rng");
+    let options = [option("--socket-path=", &socket)];
+    let _listener = Program::run(&mut command(program, &options))?;
     let at = format!("socket={},wait=60s", socket.display());
     for (option, value) in [
         ("--rng", at.clone()),

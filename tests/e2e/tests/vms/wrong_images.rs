@@ -11,7 +11,7 @@ use outboard_e2e::image::Image;
 use outboard_e2e::vm::Run;
 use outboard_protocol::image_lock::{self, Access};
 
-use crate::disks::Listener;
+use crate::disks::storage_daemon;
 use crate::wrong_use::refused;
 use crate::{KVM, Need, Test, test};
 
@@ -131,9 +131,8 @@ fn image_of_another_vm() -> Result<()> {
 fn image_of_qemu() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("socket");
-    let mut daemon = Listener::storage_daemon(&image, &socket)?;
+    let _daemon = storage_daemon(&image, &socket)?;
     // It has what it asks for before it listens.
-    daemon.ready(&socket)?;
     held(&image)
 }
 

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use outboard_contract::client::Client;
+use outboard_contract::program::Program;
 use outboard_contract::scripted::{Fault, Scripted};
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
@@ -17,7 +18,7 @@ use outboard_e2e::products::{self, Products};
 use outboard_e2e::vm::{Run, Vm};
 use vhost::vhost_user::message::FrontendReq;
 
-use crate::disks::Listener;
+use crate::disks::{listener, storage_daemon};
 use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
@@ -500,8 +501,7 @@ fn a_busy_listener() -> Result<()> {
 
 /// One front-end is served, and another comes: it is told so, and served when
 /// the first has gone, if it waits.
-fn another_front_end(mut listener: Listener, image: &Image, socket: &Path) -> Result<()> {
-    listener.ready(socket)?;
+fn another_front_end(listener: Program, image: &Image, socket: &Path) -> Result<()> {
     let mut first = Client::connect(socket)?;
     first.negotiate(1 << 32)?;
     let run = |wait: &str| {
@@ -534,21 +534,20 @@ fn another_front_end(mut listener: Listener, image: &Image, socket: &Path) -> Re
 fn two_at_ours() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("blk.sock");
-    another_front_end(Listener::start(&image, &socket)?, &image, &socket)
+    another_front_end(listener(&image, &socket)?, &image, &socket)
 }
 
 fn two_at_qemu_s() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("blk.sock");
-    let daemon = Listener::storage_daemon(&image, &socket)?;
+    let daemon = storage_daemon(&image, &socket)?;
     another_front_end(daemon, &image, &socket)
 }
 
 fn unfit() -> Result<()> {
     let image = Image::new(MIB)?;
     let socket = image.directory().join("blk.sock");
-    let mut listener = Listener::start(&image, &socket)?;
-    listener.ready(&socket)?;
+    let _listener = listener(&image, &socket)?;
     let at = |option: &str, more: &str| {
         let value = format!("socket={},{more}", socket.display());
         Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with(option, value))
@@ -579,8 +578,7 @@ fn another_kind() -> Result<()> {
         Ok::<_, anyhow::Error>(Run::guest("scenario=identify")?.with(option, value))
     };
     let disk = place("blk.sock");
-    let mut listener = Listener::start(&image, &disk)?;
-    listener.ready(&disk)?;
+    let _listener = listener(&image, &disk)?;
     let words =
         "net0: the back-end cannot be used: it offers features that a network card has only";
     refused(at("--net", &disk)?, 1, words)?;
@@ -614,8 +612,7 @@ fn queues() -> Result<()> {
     let image = Image::new(MIB)?;
     let place = |name: &str| image.directory().join(name);
     let disk = place("blk.sock");
-    let mut listener = Listener::start(&image, &disk)?;
-    listener.ready(&disk)?;
+    let _listener = listener(&image, &disk)?;
     let run = |option: &str, socket: &Path, more: &str| {
         let value = format!("socket={},wait=30s{more}", socket.display());
         let run = Run::guest("scenario=identify")?.with("--cpus", "4");

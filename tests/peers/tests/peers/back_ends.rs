@@ -5,8 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
 use outboard_e2e::image::Image;
 use outboard_e2e::vm::{Ended, Run};
 use outboard_peers::program::{self, Program};
@@ -109,8 +108,7 @@ impl Daemon {
                 "vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={}{export}",
                 socket.display()
             ));
-        let mut program = Program::start(&mut command, image.with_extension("log"))?;
-        program.listens_at(&socket)?;
+        let program = program::serving(&mut command, &socket)?;
         Ok(Self { program, socket })
     }
 
@@ -123,14 +121,8 @@ impl Daemon {
     }
 
     /// Ends it, so that its image is whole.
-    fn end(mut self) -> Result<()> {
-        let status = self.program.end(Signal::SIGTERM)?;
-        ensure!(
-            status.success(),
-            "it ended with {status}; it said:\n{}",
-            self.program.said()
-        );
-        Ok(())
+    fn end(self) -> Result<()> {
+        program::end(self.program).map(drop)
     }
 }
 
@@ -282,8 +274,11 @@ impl Entropy {
             .arg("--socket-path")
             .arg(directory.path().join("rng.sock"))
             .args(["--period", "1000", "--max-bytes", "1073741824"]);
-        let program = Program::start(&mut command, directory.path().join("log"))?;
-        Ok(Self { program, directory })
+        let socket = directory.path().join("rng.sock0");
+        Ok(Self {
+            program: program::serving(&mut command, &socket)?,
+            directory,
+        })
     }
 
     /// It numbers its sockets.
@@ -301,8 +296,7 @@ impl Entropy {
 }
 
 fn entropy() -> Result<Outcome> {
-    let mut device = Entropy::start()?;
-    device.program.listens_at(&device.socket())?;
+    let device = Entropy::start()?;
     let ended = device.guest(1)?.to_the_end()?.with_code(0)?;
     let result = ended.result("rng")?.passed()?;
     ensure!(result.number("bytes")? >= 60_000, "{ended}");
@@ -318,16 +312,12 @@ fn more_queues_of_entropy() -> Result<Outcome> {
 }
 
 fn several_vms_with_entropy() -> Result<Outcome> {
-    let mut device = Entropy::start()?;
+    let device = Entropy::start()?;
     for _ in 0..2 {
         let ended = device.guest(1)?.to_the_end()?.with_code(0)?;
         ended.result("rng")?.passed()?;
     }
-    if let Some(status) = device.program.ended()? {
-        bail!(
-            "it ended with {status}; it said:\n{}",
-            device.program.said()
-        );
-    }
+    let lives = device.program.is_alive();
+    ensure!(lives, "it ended; it said:\n{}", device.program.said());
     Ok(Outcome::Passed)
 }

@@ -11,11 +11,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use memmap2::MmapMut;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use outboard_e2e::PATIENCE;
 use outboard_e2e::image::Image;
 use outboard_e2e::products::Products;
-use outboard_peers::program::Program;
+use outboard_peers::program::{self, Program};
 use outboard_peers::table::Outcome;
 use virtio_driver::{
     VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
@@ -62,8 +61,7 @@ impl Disk {
             .arg(format!("--socket-path={}", socket.display()))
             .arg(format!("--blk-file={}", image.path().display()))
             .arg(format!("--num-queues={queues}"));
-        let mut program = Program::start(&mut command, image.directory().join("log"))?;
-        program.listens_at(&socket)?;
+        let program = program::serving(&mut command, &socket)?;
         Ok(Self {
             image,
             socket,
@@ -76,14 +74,9 @@ impl Disk {
     }
 
     /// It has nothing to complain of, and ends in peace.
-    fn end(mut self) -> Result<()> {
-        let status = self.program.end(Signal::SIGTERM)?;
-        ensure!(status.success(), "it ended with {status}");
-        ensure!(
-            self.program.said().is_empty(),
-            "it said:\n{}",
-            self.program.said()
-        );
+    fn end(self) -> Result<()> {
+        let said = program::end(self.program)?;
+        ensure!(said.is_empty(), "it said:\n{said}");
         Ok(())
     }
 }

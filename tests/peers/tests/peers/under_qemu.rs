@@ -134,14 +134,14 @@ impl BackEnd {
 
     fn run(name: &str, words: &[String], socket: &Path) -> Result<Program> {
         let mut command = Command::new(Products::get()?.program(name));
-        let mut program = Program::start(command.args(words), socket.with_extension("log"))?;
-        program.listens_at(socket)?;
-        Ok(program)
+        program::serving(command.args(words), socket)
     }
 
     /// Ends it by a signal, and starts another.
     fn restart(&mut self, signal: Signal) -> Result<()> {
         self.program.end(signal)?;
+        let said = self.program.said();
+        ensure!(!said.contains("cut "), "{:?} said:\n{said}", self.words);
         self.program = Self::run(self.name, &self.words, &self.socket)?;
         Ok(())
     }
