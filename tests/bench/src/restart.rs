@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_row_runs() {
-        let program = outboard_contract::program::path("outboard-blk").unwrap();
+        let program = outboard_contract::ours::path("outboard-blk").unwrap();
         for case in Case::all() {
             match case.once([&program, &program], 2) {
                 Ok(times) => assert!(times.iter().all(|time| *time > 0.0), "{times:?}"),
