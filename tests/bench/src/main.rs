@@ -12,6 +12,7 @@ mod processes;
 mod program;
 mod reads;
 mod restart;
+mod slots;
 mod spread;
 mod startup;
 
@@ -66,6 +67,16 @@ enum What {
         bin: PathBuf,
         #[command(flatten)]
         options: restart::Options,
+    },
+    /// What a register costs to read in the last of 31 slots, beside the first.
+    Slots {
+        #[command(flatten)]
+        products: Products,
+        /// VMs of each side.
+        #[arg(long, default_value_t = 15)]
+        runs: usize,
+        #[command(flatten)]
+        other: Other,
     },
     /// What a doorbell costs, in KVM and by an exit; round trips; a disk by who
     /// rings.
@@ -124,6 +135,11 @@ fn main() -> ExitCode {
         What::Footprint { products, other } => footprint::run(&products, &other),
         What::Compare { products, options } => compare::run(&products, &options),
         What::Restart { bin, options } => restart::run(&bin, &options),
+        What::Slots {
+            products,
+            runs,
+            other,
+        } => slots::run(&products, runs, &other),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
     };

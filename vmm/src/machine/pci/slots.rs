@@ -1,19 +1,33 @@
 //! The slots of the bus, and which function an access is for. To find it takes
-//! no lock: only the function that an address belongs to takes its own.
+//! no lock, and as long in the last slot as in the first: only the function that
+//! an address belongs to takes its own.
 
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::decoded::Places;
 use super::function::Function;
 
 /// Slots for functions: all but the host bridge's.
 pub(crate) const MAX_FUNCTIONS: usize = 31;
 
 /// The functions, each in its slot: the first in slot 1.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Slots {
     functions: Vec<Arc<Function>>,
+    memory: Arc<Places>,
+    ports: Arc<Places>,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self {
+            functions: Vec::new(),
+            memory: Arc::new(Places::memory()),
+            ports: Arc::new(Places::ports()),
+        }
+    }
 }
 
 impl Slots {
@@ -26,7 +40,9 @@ impl Slots {
             bail!("more than {MAX_FUNCTIONS} devices: the PCI bus has no more slots");
         }
         self.functions.push(Arc::clone(&function));
-        function.place(self.functions.len() as u8);
+        let slot = self.functions.len() as u8;
+        function.decoded().seat(slot, &self.memory, &self.ports);
+        function.place(slot);
         Ok(())
     }
 
@@ -39,14 +55,15 @@ impl Slots {
     /// The functions whose memory BAR has this guest-physical address, by slot. It
     /// may have been moved since, so the function itself has the last word.
     pub(crate) fn at_address(&self, address: u64) -> impl Iterator<Item = &Function> {
-        let functions = self.functions.iter().map(AsRef::as_ref);
+        let functions = self.memory.at(address).filter_map(|slot| self.get(slot));
         functions
             .filter(move |function: &&Function| function.decoded().in_memory(address).is_some())
     }
 
     /// As [`Self::at_address`], for a port.
     pub(crate) fn at_port(&self, port: u16) -> impl Iterator<Item = &Function> {
-        let functions = self.functions.iter().map(AsRef::as_ref);
+        let functions = self.ports.at(port.into());
+        let functions = functions.filter_map(|slot| self.get(slot));
         functions.filter(move |function: &&Function| function.decoded().in_ports(port).is_some())
     }
 }
@@ -63,6 +80,7 @@ mod tests {
 
     use super::*;
     use crate::machine::kvm::irq::Routes;
+    use crate::machine::layout as map;
     use crate::machine::pci::Host;
     use crate::machine::post::Mailbox;
 
@@ -145,6 +163,39 @@ mod tests {
             assert_eq!(slots.at_port(0xc101).count(), 2);
             assert_eq!(slots.at_port(0xd000).count(), 0);
         }
+    }
+
+    #[test]
+    fn who_reads_one_function_notices_nothing_of_another_that_is_moved_about() {
+        let Some(functions) = functions() else {
+            return;
+        };
+        let mut host = Host::new();
+        for function in functions.iter().take(MAX_FUNCTIONS) {
+            host.add(Arc::clone(function)).unwrap();
+        }
+        let bus = host.targets();
+        let on = |slot: u64| bus.ecam.write((slot << 15) + 4, &[2, 0]);
+        let base = |slot: usize| map::PCI_MEMORY.start + 0x8000 * slot as u64;
+        (1..=MAX_FUNCTIONS as u64).for_each(on);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for turn in 0..20_000 {
+                    // Over the one that is read, and as far away as shares its place.
+                    for slot in [MAX_FUNCTIONS, MAX_FUNCTIONS + 64, 1 + turn % 500] {
+                        let base = base(slot) as u32;
+                        bus.ecam.write((1 << 15) + 0x10, &base.to_le_bytes());
+                    }
+                    on(MAX_FUNCTIONS as u64);
+                }
+            });
+            for turn in 0..20_000 {
+                let mut queues = [0xff; 2];
+                let offset = base(MAX_FUNCTIONS) + 18 - map::PCI_MEMORY.start;
+                bus.memory.read(offset, &mut queues);
+                assert_eq!(queues, [1, 0], "{turn}");
+            }
+        });
     }
 
     /// Does something with the lock of each function held.

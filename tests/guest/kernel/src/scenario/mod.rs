@@ -13,6 +13,7 @@ mod plan;
 mod registers;
 mod rings;
 mod rng;
+mod slots;
 mod verifier;
 mod verify;
 
@@ -94,6 +95,7 @@ fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
         "net-canary" => net::canary::run(machine),
         "net-hostile" => net::hostile::run(machine),
         "rng" => rng::run(machine),
+        "slots" => slots::run(machine),
         "idle" => {
             say!("OUTBOARD idle result=pass");
             power::halt()
