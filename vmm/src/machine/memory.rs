@@ -7,11 +7,12 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::errno::Errno;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{Advice, madvise};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -113,7 +114,7 @@ fn map_region(
         .build()
         .map_err(|error| refused(size, backing.hugepages, &error))?;
     let host_address = mapping.as_ptr() as u64;
-    advise(host_address, length, libc::MADV_DONTDUMP)
+    advise(host_address, length, Advice::LinuxDontDump)
         .context("keeping guest memory out of core dumps")?;
     if backing.prefault {
         populate(host_address, length).map_err(|error| {
@@ -152,15 +153,16 @@ fn refused(size: u64, hugepages: bool, error: &dyn std::fmt::Display) -> anyhow:
 
 /// A memfd of `size` bytes whose size is final.
 fn sealed_memfd(name: &CStr, size: u64, hugepages: bool) -> Result<File> {
-    let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if hugepages {
-        flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     }
     // Linux 6.3 has MFD_NOEXEC_SEAL; an older one refuses the flag.
-    let file = match memfd_create(name, flags | libc::MFD_NOEXEC_SEAL) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd_create(name, flags),
+    let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
         result => result,
     }
+    .map(File::from)
     .map_err(|error| {
         let advice = if hugepages {
             "; the host may lack huge pages of 2 MiB: leave --hugepages out"
@@ -171,18 +173,9 @@ fn sealed_memfd(name: &CStr, size: u64, hugepages: bool) -> Result<File> {
     })?;
     file.set_len(size)
         .map_err(|error| refused(size, hugepages, &error))?;
-    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-    // SAFETY: fcntl on a descriptor that `file` owns, with an integer argument.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
-    Errno::result(result).context("sealing guest memory")?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).context("sealing guest memory")?;
     Ok(file)
-}
-
-fn memfd_create(name: &CStr, flags: u32) -> io::Result<File> {
-    // SAFETY: `name` is a string with its terminating zero.
-    let fd = Errno::result(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
-    // SAFETY: memfd_create has just made this descriptor; nobody else has it.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Makes every page exist, with as many threads as are useful.
@@ -197,7 +190,7 @@ fn populate(address: u64, length: usize) -> io::Result<()> {
                 return Ok(());
             }
             let run = RUN.min(length - start);
-            advise(address + start as u64, run, libc::MADV_POPULATE_WRITE)?;
+            advise(address + start as u64, run, Advice::LinuxPopulateWrite)?;
         }
     };
     let threads = std::thread::available_parallelism()
@@ -218,11 +211,10 @@ fn populate(address: u64, length: usize) -> io::Result<()> {
 }
 
 /// madvise on a mapping that this module has just made.
-fn advise(address: u64, length: usize, advice: libc::c_int) -> io::Result<()> {
+fn advise(address: u64, length: usize, advice: Advice) -> io::Result<()> {
     // SAFETY: the callers give a range within their own live mapping of guest
     // memory, and none of the advice used here changes what it holds.
-    let result = unsafe { libc::madvise(address as *mut libc::c_void, length, advice) };
-    Errno::result(result)?;
+    unsafe { madvise(address as *mut libc::c_void, length, advice) }?;
     Ok(())
 }
 
@@ -244,10 +236,8 @@ mod tests {
         let file = &ram.regions()[0].file;
         assert!(file.set_len(0).is_err());
         assert!(file.set_len(8 << 20).is_err());
-        // SAFETY: fcntl on an open descriptor.
-        let result =
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
-        assert_eq!(result, -1);
+        let sealed = fcntl_add_seals(file, SealFlags::WRITE);
+        assert_eq!(sealed, Err(Errno::PERM));
         assert_eq!(file.metadata().unwrap().len(), 4 << 20);
     }
 

@@ -18,6 +18,7 @@ use std::ptr;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
+use rustix::process;
 
 use crate::supervisor::host::descriptors;
 
@@ -126,9 +127,7 @@ impl Spawn<'_> {
 }
 
 fn duplicate(fd: BorrowedFd<'_>, above: RawFd) -> io::Result<OwnedFd> {
-    let fd = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(above))?;
-    // SAFETY: fcntl has just made this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, above)?)
 }
 
 /// Takes the descriptor that this process was started with, if it is open, and
@@ -144,14 +143,8 @@ pub fn inherited(number: RawFd) -> Option<OwnedFd> {
 
 /// A descriptor for a child that has not been reaped.
 fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two integers; it answers a new descriptor, which
-    // closes on exec, or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    match RawFd::try_from(fd) {
-        // SAFETY: as above, nobody else owns it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let pid = process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(process::pidfd_open(pid, process::PidfdFlags::empty())?)
 }
 
 /// In the child: takes on what the plan says and executes the program.
