@@ -4,6 +4,8 @@
 //! - [`machine`]: the process that holds the guest;
 //! - [`cli`], [`exit`]: what the user gives and gets.
 
+#![deny(unsafe_code, clippy::indexing_slicing)]
+
 pub mod cli;
 pub mod exit;
 pub mod machine;

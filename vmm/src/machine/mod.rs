@@ -9,12 +9,15 @@ pub mod device;
 pub(crate) mod devices;
 pub(crate) mod ending;
 pub mod frontend;
+#[allow(unsafe_code)]
 pub mod kvm;
 pub(crate) mod layout;
+#[allow(unsafe_code)]
 pub mod memory;
 pub mod pci;
 pub(crate) mod post;
 mod run;
+#[allow(unsafe_code)]
 mod signal;
 pub(crate) mod threads;
 pub(crate) mod vcpu;

@@ -6,7 +6,6 @@
 //!  text ─────▶ device, plan ──▶ host ──▶ vm
 //! (as written)   (checked)    (opened)   (alive, to its end)
 //! ```
-#![deny(unsafe_code)]
 
 pub(crate) mod console;
 pub(crate) mod device;

@@ -173,9 +173,9 @@ impl Vcpu {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_MMIO, so this is the member in use.
         let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
-        let size = (mmio.len as usize).min(mmio.data.len());
         let (space, address) = (Space::Memory, mmio.phys_addr);
-        let data = &mut mmio.data[..size];
+        let size = (mmio.len as usize).min(mmio.data.len());
+        let data = mmio.data.get_mut(..size).unwrap_or_default();
         if mmio.is_write != 0 {
             Exit::Write {
                 space,

@@ -98,11 +98,11 @@ fn lacks_a_required(own: u64) -> bool {
         .any(|(bit, required)| own >> bit & 1 == 1 && own & bits(required) == 0)
 }
 
-const fn bits(list: &[u32]) -> u64 {
-    let (mut sum, mut index) = (0, 0);
-    while index < list.len() {
-        sum |= 1 << list[index];
-        index += 1;
+const fn bits(mut list: &[u32]) -> u64 {
+    let mut sum = 0;
+    while let [bit, rest @ ..] = list {
+        sum |= 1 << *bit;
+        list = rest;
     }
     sum
 }
