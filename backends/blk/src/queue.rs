@@ -1,5 +1,8 @@
 //! One queue of a disk: chains in, requests through the engine, answers out.
 //!
+//! Its engine is made once, on its worker's thread, and serves one ring after
+//! another; one that has failed is made anew for the next ring.
+//!
 //! ```text
 //! take ──► Done at once (refused, identify, a disk that is not there)
 //!   └────► Deferred: pending[id], its job in the engine ⟲ ──reap──► answer
@@ -15,6 +18,7 @@ use outboard_log::Rarely;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::GuestBuffers;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use crate::data::{BOUNCE, Bounce};
 use crate::disk::Disk;
@@ -31,6 +35,10 @@ const SPARE: usize = 64;
 pub struct BlkQueue {
     disk: Arc<Disk>,
     engine: Box<dyn Engine>,
+    /// It has failed, and is not used for another ring.
+    engine_failed: bool,
+    /// Where the chains lie.
+    memory: Arc<Memory>,
     /// The driver has negotiated FLUSH.
     flushes: bool,
     /// Requests under way, by the id of their job.
@@ -60,13 +68,14 @@ impl std::fmt::Debug for BlkQueue {
 }
 
 impl BlkQueue {
-    /// A queue of `disk`, by way of `engine`; `flushes` when the driver has
-    /// negotiated FLUSH.
-    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>, flushes: bool) -> Self {
+    /// A queue of `disk`, by way of `engine`.
+    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>) -> Self {
         Self {
             disk,
             engine,
-            flushes,
+            engine_failed: false,
+            memory: Arc::default(),
+            flushes: false,
             pending: Vec::new(),
             free: Vec::new(),
             waiting: VecDeque::new(),
@@ -78,11 +87,11 @@ impl BlkQueue {
     }
 
     /// Begins a request: its answer, or `None` when it is under way.
-    fn begin(&mut self, memory: &Arc<Memory>, request: Request<'_>) -> Option<(u16, u32)> {
+    fn enter(&mut self, request: Request<'_>) -> Option<(u16, u32)> {
         let mut data = self.spare.pop().unwrap_or_default();
-        if data.extend(memory, request.data()).is_err() {
+        if data.extend(&self.memory, request.data()).is_err() {
             self.keep(data);
-            return Some(request.reply.finish(Status::IoErr, 0));
+            return Some(request.reply.finish(&self.memory, Status::IoErr, 0));
         }
         let (reply, aligned) = (request.reply, self.disk.takes(&data));
         let task = match request.operation {
@@ -92,12 +101,12 @@ impl BlkQueue {
             Operation::WriteZeroes(segments) => Task::write_zeroes(segments),
             // Nothing is ever changed through a read-only descriptor.
             Operation::Flush if self.disk.limits().read_only => {
-                return Some(reply.finish(Status::Ok, 0));
+                return Some(reply.finish(&self.memory, Status::Ok, 0));
             }
             Operation::Flush => Task::flush(),
             Operation::Identify(length) => {
                 data.copy_from(0, self.disk.serial().get(..length).unwrap_or_default());
-                return Some(reply.finish(Status::Ok, length as u64));
+                return Some(reply.finish(&self.memory, Status::Ok, length as u64));
             }
         };
         let mut pending = Pending { reply, task };
@@ -128,7 +137,7 @@ impl BlkQueue {
                     let (data, bounce) = pending.task.dismantle();
                     data.into_iter().for_each(|data| self.keep(data));
                     self.bounces.extend(bounce);
-                    return Some(pending.reply.finish(status, written));
+                    return Some(pending.reply.finish(&self.memory, status, written));
                 }
                 Step::Next(job) => match self.engine.start(id, job) {
                     Some(done) => {
@@ -162,7 +171,8 @@ impl BlkQueue {
     }
 
     fn keep(&mut self, mut data: GuestBuffers) {
-        data.release();
+        // It keeps hold of the memory, which the next one needs.
+        data.clear();
         if self.spare.len() < SPARE {
             self.spare.push(data);
         }
@@ -174,6 +184,23 @@ impl BlkQueue {
             return Some(Bounce::new(BOUNCE));
         }
         self.bounces.pop()
+    }
+
+    /// Notes and says that the engine has failed; the driver sees its ring stand
+    /// still.
+    fn note(&mut self, result: io::Result<()>) -> io::Result<()> {
+        // A guest can start its queues as often as it likes.
+        static FAILED: Rarely = Rarely::new();
+        if let Err(error) = &result {
+            self.engine_failed = true;
+            if let Some(times) = FAILED.again() {
+                log::error!(
+                    "a queue of the disk is not served any more until its driver resets it, its \
+                     engine failed: {error}{times}"
+                );
+            }
+        }
+        result
     }
 
     /// Gives bounce buffers that have come back to those who wait.
@@ -197,21 +224,35 @@ impl BlkQueue {
 }
 
 impl Queue for BlkQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+    fn begin(&mut self, features: u64) -> io::Result<()> {
+        if self.engine_failed {
+            self.engine = self.disk.engine()?;
+            self.engine_failed = false;
+        }
+        self.flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
+        Ok(())
+    }
+
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
         // The ring has no more chains than this; whoever says otherwise waits.
         if self.in_flight() >= usize::from(self.disk.queue_size()) {
             return Outcome::NotNow;
         }
-        let answer = match Request::parse(memory, chain, &self.disk.limits()) {
-            Ok(request) => self.begin(memory, request),
-            Err(Refusal::Status(reply, status)) => Some(reply.finish(status, 0)),
+        let answer = match Request::parse(&self.memory, chain, &self.disk.limits()) {
+            Ok(request) => self.enter(request),
+            Err(Refusal::Status(reply, status)) => Some(reply.finish(&self.memory, status, 0)),
             Err(Refusal::NoStatus) => Some((chain.head, 0)),
         };
         answer.map_or(Outcome::Deferred, |(_, used)| Outcome::Done(used))
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.engine.submit().inspect_err(broken)
+        let result = self.engine.submit();
+        self.note(result)
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {
@@ -232,34 +273,21 @@ impl Queue for BlkQueue {
             }
         }
         self.completions = completions;
-        result
-            .and_then(|()| self.engine.submit())
-            .inspect_err(broken)
+        let result = result.and_then(|()| self.engine.submit());
+        self.note(result)
     }
 
     fn in_flight(&self) -> usize {
         self.pending.len().saturating_sub(self.free.len())
     }
-}
 
-/// Says that an engine is broken; the driver sees its ring stand still.
-fn broken(error: &io::Error) {
-    // A guest can start its queues as often as it likes.
-    static BROKEN: Rarely = Rarely::new();
-    if let Some(times) = BROKEN.again() {
-        log::error!(
-            "a queue of the disk is not served any more, its engine failed: {error}{times}"
-        );
-    }
-}
-
-impl Drop for BlkQueue {
     /// Waits until the kernel is done with the guest's memory. What then
     /// remains of a request is not done, and nobody is told; but a sync that
     /// has failed is remembered.
-    fn drop(&mut self) {
-        let mut completions = Vec::new();
+    fn end(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
         if let Err(error) = self.engine.drain(&mut completions) {
+            self.engine_failed = true;
             // A guest can stop its queues as often as it likes.
             static UNDRAINED: Rarely = Rarely::new();
             if let Some(times) = UNDRAINED.again() {
@@ -271,6 +299,16 @@ impl Drop for BlkQueue {
                 let _ = pending.task.complete(job, result, self.rules());
             }
         }
+        // A queue without a ring takes no room.
+        (self.pending, self.free) = (Vec::new(), Vec::new());
+        (self.waiting, self.spare) = (VecDeque::new(), Vec::new());
+        (self.bounces, self.bounces_made) = (Vec::new(), 0);
+    }
+}
+
+impl Drop for BlkQueue {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -10,8 +10,6 @@
 //! and what follows it in a discard is copied once and never looked at again.
 //! Nothing here trusts a length, an address or a sum of them.
 
-use std::sync::Arc;
-
 use outboard_runtime::chain::{Buffer, Chain};
 use outboard_runtime::device::Memory;
 use virtio_bindings::virtio_blk::{
@@ -108,31 +106,28 @@ pub enum Operation {
 /// The place for a status, and what must be known to return the chain.
 #[derive(Debug)]
 pub struct Reply {
-    memory: Arc<Memory>,
     head: u16,
     status: GuestAddress,
 }
 
 impl Reply {
     /// Finds the last writable byte of a chain.
-    fn of(memory: &Arc<Memory>, chain: &Chain) -> Option<Self> {
+    fn of(memory: &Memory, chain: &Chain) -> Option<Self> {
         let last = chain.writable.iter().rev().find(|last| last.length > 0)?;
         let status = last
             .address
             .checked_add(u64::from(last.length).checked_sub(1)?)?;
-        memory.address_in_range(status).then(|| Self {
-            memory: memory.clone(),
-            head: chain.head,
-            status,
-        })
+        let head = chain.head;
+        let there = memory.address_in_range(status);
+        there.then_some(Self { head, status })
     }
 
     /// Ends a request whose execution wrote `written` bytes of data to the
     /// guest. Returns the chain's head and its used length: the bytes that were
     /// written, with the status.
-    pub fn finish(self, status: Status, written: u64) -> (u16, u32) {
-        // The address was found in this very memory.
-        let told = self.memory.write_obj(status as u8, self.status).is_ok();
+    pub fn finish(self, memory: &Memory, status: Status, written: u64) -> (u16, u32) {
+        // The address was found in this memory, or in a part of it.
+        let told = memory.write_obj(status as u8, self.status).is_ok();
         let used = written.saturating_add(told.into());
         (self.head, u32::try_from(used).unwrap_or(u32::MAX))
     }
@@ -164,7 +159,7 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     /// A [`Refusal`], which is the guest's answer.
-    pub fn parse(memory: &Arc<Memory>, chain: &'a Chain, limits: &Limits) -> Result<Self, Refusal> {
+    pub fn parse(memory: &Memory, chain: &'a Chain, limits: &Limits) -> Result<Self, Refusal> {
         let Some(reply) = Reply::of(memory, chain) else {
             return Err(Refusal::NoStatus);
         };

@@ -20,22 +20,33 @@ const MOST_BYTES: usize = 64 * 1024;
 pub struct ControlQueue {
     card: Arc<Card>,
     features: u64,
+    /// Where the chains lie.
+    memory: Arc<Memory>,
 }
 
 impl ControlQueue {
     /// The control queue of a card whose driver has negotiated `features`.
     pub fn new(card: Arc<Card>, features: u64) -> Self {
-        Self { card, features }
+        let memory = Arc::default();
+        Self {
+            card,
+            features,
+            memory,
+        }
     }
 }
 
 impl Queue for ControlQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
         let Some(answer) = chain.writable.iter().find(|buffer| buffer.length > 0) else {
             self.card.counters().add(Count::BadCommand, 1);
             return Outcome::Done(0);
         };
-        let command = read(memory, &chain.readable)
+        let command = read(&self.memory, &chain.readable)
             .and_then(|bytes| Command::parse(&bytes, self.features))
             .filter(|command| self.card.obey(command, self.features));
         let status = match command {
@@ -45,7 +56,7 @@ impl Queue for ControlQueue {
         if command.is_none() {
             self.card.counters().add(Count::BadCommand, 1);
         }
-        match memory.write_obj(status as u8, answer.address) {
+        match self.memory.write_obj(status as u8, answer.address) {
             Ok(()) => Outcome::Done(1),
             Err(_) => {
                 self.card.counters().add(Count::Unmapped, 1);

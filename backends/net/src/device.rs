@@ -125,91 +125,90 @@ impl Device for Net {
         }
     }
 
-    /// One for each pair, and one for commands, whose work may take a while.
-    fn worker(&self, index: u16, features: u64) -> u16 {
-        match Role::of(&self.0, index, features) {
-            Role::Receive(pair) | Role::Transmit(pair) => pair,
-            Role::Control | Role::Unused => self.0.pairs(),
-        }
+    /// One for each pair, and one for commands, whose work may take a while: that
+    /// of the last queue or, for a driver without MQ, of the second pair, which has
+    /// nothing else to do then.
+    fn worker(&self, index: u16) -> u16 {
+        index / 2
     }
 
-    fn queue(&self, index: u16, features: u64) -> io::Result<NetQueue> {
+    fn queue(&self, index: u16) -> io::Result<NetQueue> {
         let card = self.0.clone();
-        match Role::of(&card, index, features) {
-            Role::Receive(pair) => RxQueue::new(card, pair, features).map(NetQueue::Receive),
-            Role::Transmit(pair) => TxQueue::new(card, pair, features).map(NetQueue::Transmit),
-            Role::Control => Ok(NetQueue::Control(ControlQueue::new(card, features))),
-            Role::Unused => Ok(NetQueue::Unused(Unused)),
-        }
+        let role = Box::new(Unused);
+        Ok(NetQueue { card, index, role })
     }
 }
 
-/// A queue of a card.
+/// A queue of a card: what it is depends on what the driver of its ring has
+/// negotiated.
 #[derive(Debug)]
-pub enum NetQueue {
-    /// From the network to the driver.
-    Receive(RxQueue),
-    /// From the driver to the network.
-    Transmit(TxQueue),
-    /// From the driver to the card.
-    Control(ControlQueue),
-    /// The place of the control queue, for a driver that did not negotiate one.
-    Unused(Unused),
+pub struct NetQueue {
+    card: Arc<Card>,
+    index: u16,
+    /// [`Unused`] without a ring.
+    role: Box<dyn Served>,
 }
 
-/// A queue that a driver should not have enabled: whatever it gives comes back
-/// untouched. It is the driver's fault, so it is no error.
+/// What a queue of a card can be.
+trait Served: Queue + std::fmt::Debug {}
+
+impl<Q: Queue + std::fmt::Debug> Served for Q {}
+
+/// A queue that a driver should not have enabled, as the place of the control queue
+/// if it did not negotiate one: whatever it gives comes back untouched. It is the
+/// driver's fault, so it is no error.
 #[derive(Debug)]
-pub struct Unused;
+struct Unused;
 
 impl Queue for Unused {
-    fn take(&mut self, _memory: &Arc<Memory>, _chain: &Chain) -> Outcome {
+    fn map(&mut self, _memory: Arc<Memory>) {}
+
+    fn take(&mut self, _chain: &Chain) -> Outcome {
         Outcome::Done(0)
     }
 }
 
-impl NetQueue {
-    fn inner(&self) -> &dyn Queue {
-        match self {
-            Self::Receive(queue) => queue,
-            Self::Transmit(queue) => queue,
-            Self::Control(queue) => queue,
-            Self::Unused(queue) => queue,
-        }
-    }
-
-    fn inner_mut(&mut self) -> &mut dyn Queue {
-        match self {
-            Self::Receive(queue) => queue,
-            Self::Transmit(queue) => queue,
-            Self::Control(queue) => queue,
-            Self::Unused(queue) => queue,
-        }
-    }
-}
-
 impl Queue for NetQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
-        self.inner_mut().take(memory, chain)
+    fn begin(&mut self, features: u64) -> io::Result<()> {
+        let card = self.card.clone();
+        self.role = match Role::of(&card, self.index, features) {
+            Role::Receive(pair) => Box::new(RxQueue::new(card, pair, features)?),
+            Role::Transmit(pair) => Box::new(TxQueue::new(card, pair, features)?),
+            Role::Control => Box::new(ControlQueue::new(card, features)),
+            Role::Unused => Box::new(Unused),
+        };
+        Ok(())
+    }
+
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.role.map(memory);
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
+        self.role.take(chain)
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.inner_mut().submit()
+        self.role.submit()
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {
-        self.inner().ready()
+        self.role.ready()
     }
 
     fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
-        self.inner_mut().reap(done)
+        self.role.reap(done)
     }
 
     fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
-        self.inner_mut().give_back(back);
+        self.role.give_back(back);
     }
 
     fn in_flight(&self) -> usize {
-        self.inner().in_flight()
+        self.role.in_flight()
+    }
+
+    fn end(&mut self) {
+        self.role = Box::new(Unused);
     }
 }

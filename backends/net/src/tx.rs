@@ -26,6 +26,8 @@ pub struct TxQueue {
     card: Arc<Card>,
     pair: u16,
     features: u64,
+    /// Where the chains lie.
+    memory: Arc<Memory>,
     buffers: GuestBuffers,
     sent: Passed,
     /// A connection whose outbox is not empty, and what tells that it takes
@@ -56,16 +58,17 @@ impl TxQueue {
             card,
             pair,
             features,
+            memory: Arc::default(),
             buffers: GuestBuffers::default(),
             sent: Passed::default(),
             full: None,
         })
     }
 
-    fn send(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Sent {
+    fn send(&mut self, chain: &Chain) -> Sent {
         self.buffers.clear();
         let buffers = chain.readable.iter().copied();
-        let Ok(bytes) = self.buffers.extend(memory, buffers) else {
+        let Ok(bytes) = self.buffers.extend(&self.memory, buffers) else {
             return Sent::No(Count::Unmapped);
         };
         let length = bytes.saturating_sub(HEADER);
@@ -188,8 +191,12 @@ impl TxQueue {
 }
 
 impl Queue for TxQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
-        match self.send(memory, chain) {
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
+        match self.send(chain) {
             Sent::Yes => self.sent.0 = self.sent.0.wrapping_add(1),
             Sent::No(why) => self.card.counters().add(why, 1),
             Sent::NotNow => return Outcome::NotNow,

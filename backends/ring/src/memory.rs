@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use outboard_protocol::shared::{Alarm, Guard};
-use vm_memory::{Bytes, GuestMemoryBackend, MmapRegion, VolatileSlice};
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, VolatileSlice};
 
 /// The guest's memory as one session has mapped it. Where it turns out not to be
 /// there any more, zeroes are read instead, and the session ends.
@@ -29,6 +29,15 @@ pub fn touch(slice: &VolatileSlice<'_>) {
 /// there any more: what was read of it may be zeroes, and must not be kept.
 pub fn is_lost(memory: &Memory) -> bool {
     alarm(memory).is_some_and(|alarm| alarm.lost().is_some())
+}
+
+/// Whether every mapping of `former` is one of `memory`, too: whoever keeps that
+/// keeps those mapped.
+pub fn keeps(memory: &Memory, former: &Memory) -> bool {
+    former.iter().all(|region| {
+        let same = memory.find_region(region.start_addr());
+        same.is_some_and(|same| std::ptr::eq(same, region))
+    })
 }
 
 /// What rings when memory is found to be gone: the same for all of a session.

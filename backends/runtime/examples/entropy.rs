@@ -43,19 +43,25 @@ impl Device for Entropy {
         Err(io::ErrorKind::InvalidInput.into())
     }
     fn reset(&self, _features: u64) {}
-    fn queue(&self, _index: u16, _features: u64) -> io::Result<EntropyQueue> {
+    fn queue(&self, _index: u16) -> io::Result<EntropyQueue> {
         let source = self.source.try_clone()?;
-        Ok(EntropyQueue { source })
+        let memory = Arc::default();
+        Ok(EntropyQueue { source, memory })
     }
 }
 
 /// What serves its queue, on a thread of its own.
 struct EntropyQueue {
     source: File,
+    memory: Arc<Memory>,
 }
 
 impl Queue for EntropyQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+    fn take(&mut self, chain: &Chain) -> Outcome {
+        let memory = &self.memory;
         let mut written = 0;
         for buffer in &chain.writable {
             // An answer may be shorter than what was asked for (virtio 1.3,

@@ -91,16 +91,18 @@ pub trait Device: Send + Sync + 'static {
         let _ = (index, size, features);
     }
     /// Which worker serves queue `index`: one thread serves all queues of the
-    /// same number, in turn. By default each has a worker of its own.
-    fn worker(&self, index: u16, features: u64) -> u16 {
-        let _ = features;
+    /// same number, in turn. By default each has a worker of its own. Asked once,
+    /// before the first session.
+    fn worker(&self, index: u16) -> u16 {
         index
     }
-    /// Makes the server of queue `index`, on the worker's own thread.
+    /// Makes the server of queue `index`: once, before the first session, on the
+    /// worker's own thread. What needs a thread or an `io_uring` has it from here
+    /// on, since neither may be had later.
     ///
     /// # Errors
-    /// Those of the resources it needs; the ring's error eventfd tells.
-    fn queue(&self, index: u16, features: u64) -> io::Result<Self::Queue>;
+    /// Those of the resources it needs: the program does not start.
+    fn queue(&self, index: u16) -> io::Result<Self::Queue>;
 }
 
 /// What a write to the configuration space comes to.
@@ -145,10 +147,33 @@ pub enum Outcome {
     NotNow,
 }
 
-/// The server of one queue, owned by the worker that owns the ring.
+/// The server of one queue. It lives as long as the program, and is given one
+/// ring after another.
+///
+/// ```text
+/// made ──► without a ring ──begin, map──► take, submit, reap ─┐
+///               ▲                          ▲ └──── map ───────┘
+///               └── map(no memory) ◄── end ┘ nothing in flight
+/// ```
 pub trait Queue {
-    /// Takes one chain. `memory` stays mapped for as long as any clone of it.
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome;
+    /// A ring is about to be handed to it, whose driver has acknowledged
+    /// `features`.
+    ///
+    /// # Errors
+    /// What it needs is not to be had: the ring is not started, and its error
+    /// eventfd tells.
+    fn begin(&mut self, features: u64) -> io::Result<()> {
+        let _ = features;
+        Ok(())
+    }
+    /// Chains lie in this memory from now on: said after [`Self::begin`], again
+    /// whenever regions are added, and without a region after [`Self::end`]. It
+    /// has every mapping that the former one had while anything is in flight,
+    /// and each stays mapped for as long as any clone of it is held. The counter of
+    /// these clones is this worker's alone.
+    fn map(&mut self, memory: Arc<Memory>);
+    /// Takes one chain.
+    fn take(&mut self, chain: &Chain) -> Outcome;
     /// The batch is over: hand what was taken to the kernel.
     ///
     /// # Errors
@@ -184,4 +209,8 @@ pub trait Queue {
     fn in_flight(&self) -> usize {
         0
     }
+    /// The ring is being handed back. Whatever is left of it, as in an engine that
+    /// has failed, is over when this returns: the kernel is done with the guest's
+    /// memory, or that stays mapped for good.
+    fn end(&mut self) {}
 }

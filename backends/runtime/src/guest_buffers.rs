@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use libc::{c_int, iovec, off_t};
 use outboard_ring::chain::Buffer;
-use outboard_ring::memory::{Memory, is_lost, touch};
+use outboard_ring::memory::{Memory, is_lost, keeps, touch};
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 /// Most entries that one system call takes (`UIO_MAXIOV`).
@@ -27,8 +27,8 @@ const MOST_ENTRIES: usize = 1024;
 pub const MOST_PIECES: usize = MOST_ENTRIES - 2;
 
 /// What keeps the memory behind the pieces mapped, and nothing else does: it is
-/// held from the first piece on until [`GuestBuffers::release`], or until the
-/// first piece of other memory comes.
+/// held from the first piece on until the first piece of other memory comes, or this
+/// is dropped.
 type Mapped = Arc<Memory>;
 
 /// A buffer that is not all in guest memory.
@@ -88,16 +88,18 @@ impl GuestBuffers {
     }
 
     /// Makes `memory` the one that the pieces are of; false if there are
-    /// pieces of another, which a queue never sees.
+    /// pieces that it does not keep mapped, which a queue never sees.
     fn holds(&mut self, memory: &Mapped) -> bool {
         let held = self.memory.as_ref();
         if held.is_some_and(|held| Arc::ptr_eq(held, memory)) {
             return true;
         }
-        if self.pieces.is_empty() {
+        // One with regions more keeps the mappings of all that there were.
+        let kept = self.pieces.is_empty() || held.is_some_and(|held| keeps(memory, held));
+        if kept {
             self.memory = Some(memory.clone());
         }
-        self.pieces.is_empty()
+        kept
     }
 
     /// Number of pieces.
@@ -134,12 +136,6 @@ impl GuestBuffers {
     pub fn clear(&mut self) {
         self.pieces.clear();
         self.bytes = 0;
-    }
-
-    /// Forgets all pieces and lets go of the memory.
-    pub fn release(&mut self) {
-        self.clear();
-        self.memory = None;
     }
 
     /// Whether every piece begins at a multiple of `address` and has a multiple

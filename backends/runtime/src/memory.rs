@@ -15,7 +15,7 @@ use outboard_protocol::shared::{self, Alarm, Guard, Place};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-pub use outboard_ring::memory::{Memory, PAGE, is_lost, touch};
+pub use outboard_ring::memory::{Memory, PAGE, is_lost, keeps, touch};
 
 /// Most regions (GET_MAX_MEM_SLOTS): what QEMU asks for at most, and what other
 /// back-ends have.

@@ -88,8 +88,9 @@ pub fn run<D: Device>(
         ..Limits::default()
     };
     start(&args.front_end, capabilities, |source, stop| {
-        let host = Host::new(build()?, limits).context("cannot make an eventfd")?;
-        serve_all(&host, source, stop.as_fd())
+        let host = Host::new(build()?, limits).context("cannot make the device's queues");
+        let mut host = host?;
+        serve_all(&mut host, source, stop.as_fd())
     })
 }
 
@@ -234,7 +235,7 @@ pub fn cut_off(why: &dyn fmt::Display) {
 }
 
 fn serve_all<D: Device>(
-    host: &Host<D>,
+    host: &mut Host<D>,
     source: Source,
     stop: BorrowedFd<'_>,
 ) -> anyhow::Result<()> {

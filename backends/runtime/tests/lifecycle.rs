@@ -318,6 +318,49 @@ fn the_memory_changes_under_running_rings() {
 }
 
 #[test]
+fn a_region_that_is_added_drains_nothing_and_one_added_again_reaches_no_worker() {
+    let guest = guest();
+    let session = Session::ready(1, VERSION_1, &guest);
+    let (client, knobs) = (&session.client, &session.knobs);
+    let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    client.start_ring(0, &ring, 0).unwrap();
+    let later = submit(&guest, &mut ring, LATER, 1);
+    knobs.wait_held(1);
+    let more = Guest::new(&[(HIGH * 2, REGION)]).unwrap();
+    let region = &more.regions[0];
+    let single = region.single();
+    let bytes = vm_memory::ByteValued::as_slice(&single);
+    for _ in 0..2 {
+        let add = FrontendReq::ADD_MEM_REG;
+        client.order(add, bytes, &[region.as_fd()]).unwrap();
+        // What is in flight still is.
+        let [held, ends] = [&knobs.held, &knobs.ends].map(|count| count.load(Ordering::SeqCst));
+        assert_eq!((held, ends), (1, 0));
+        assert_eq!(knobs.maps.load(Ordering::SeqCst), 1);
+    }
+    // The worker has the new region by the time of the answer.
+    let data = fill(&more, HIGH * 2, NOW, 2, 64);
+    let old = ring.next_avail;
+    let buffers = [
+        Buffer::readable(HIGH * 2, 64),
+        Buffer::writable(HIGH * 2 + 0x100, 64),
+    ];
+    let head = ring.add(&buffers).unwrap();
+    ring.announce(old).unwrap();
+    assert_eq!(ring.wait_used(soon()).unwrap(), (head, 64));
+    assert_eq!(more.get(HIGH * 2 + 0x100, 64), data);
+    // Removed as often as added; the last time, all is drained first.
+    client.order(FrontendReq::REM_MEM_REG, bytes, &[]).unwrap();
+    assert_eq!(knobs.ends.load(Ordering::SeqCst), 0);
+    knobs.open(true);
+    expect(&guest, &mut ring, later, 1);
+    client.order(FrontendReq::REM_MEM_REG, bytes, &[]).unwrap();
+    assert_eq!(knobs.ends.load(Ordering::SeqCst), 1);
+    still_serves(&guest, &mut ring);
+    session.close();
+}
+
+#[test]
 fn events_are_replaced_on_a_running_ring() {
     use FrontendReq as R;
     let guest = guest();

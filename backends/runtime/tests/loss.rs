@@ -57,13 +57,13 @@ impl Served {
 
     fn with_queues(queues: u16) -> Self {
         let (device, knobs) = Loopback::new(queues);
-        let host = Host::new(device, Limits::default()).unwrap();
+        let mut host = Host::new(device, Limits::default()).unwrap();
         let (connections, accept) = channel::<UnixStream>();
         let (end, ends) = channel();
         std::thread::spawn(move || {
             let stop = Event::new().unwrap();
             for connection in accept {
-                end.send(serve(&host, connection, stop.as_fd()).unwrap())
+                end.send(serve(&mut host, connection, stop.as_fd()).unwrap())
                     .unwrap();
             }
         });

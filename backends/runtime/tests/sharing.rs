@@ -9,17 +9,27 @@
 mod support;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use outboard_contract::memory::Memory;
 use outboard_contract::ring::Ring;
 use outboard_contract::soon;
+use outboard_protocol::wire::Header;
+use outboard_runtime::session::Limits;
 use support::*;
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringState};
+use vm_memory::ByteValued;
 
 /// A session of four queues, two of them to a worker, all started.
 fn started(guest: &Memory, event_idx: bool) -> (Session, Vec<Ring>) {
     let features = VERSION_1 | if event_idx { EVENT_IDX } else { 0 };
-    let session = Session::ready(4, features, guest);
-    session.knobs.in_pairs.store(true, Ordering::SeqCst);
+    let (mut device, knobs) = Loopback::new(4);
+    device.together = 2;
+    let poll = Duration::ZERO;
+    let limits = Limits::default();
+    let mut session = Session::serving(device, knobs, Limits { poll, ..limits });
+    session.client.negotiate(features).unwrap();
+    session.client.set_mem_table(guest).unwrap();
     let rings = (0..4u8).map(|index| {
         let at = LOW + 0x4000 * u64::from(index);
         let ring = Ring::new(guest, at, 16, event_idx).unwrap();
@@ -84,12 +94,39 @@ fn one_ring_is_stopped_and_started_while_the_other_goes_on() {
         still_serves(&guest, &mut rings[1]);
         base += 1;
     }
-    // Its worker drains the other ring too, and that one goes on.
+    // What its worker has of the other ring is not waited for.
     let head = submit(&guest, &mut rings[1], LATER, 9);
     session.knobs.wait_held(1);
-    session.knobs.open(true);
     assert_eq!(session.client.stop_ring(0).unwrap(), base);
+    assert_eq!(session.knobs.held.load(Ordering::SeqCst), 1);
+    session.knobs.open(true);
     expect(&guest, &mut rings[1], head, 9);
     still_serves(&guest, &mut rings[1]);
     session.close();
+}
+
+#[test]
+fn a_ring_is_served_while_the_one_beside_it_is_drained() {
+    let guest = guest();
+    for event_idx in [false, true] {
+        let (session, mut rings) = started(&guest, event_idx);
+        submit(&guest, &mut rings[0], LATER, 1);
+        session.knobs.wait_held(1);
+        let stop = VhostUserVringState::new(0, 0);
+        let header = Header::request(FrontendReq::GET_VRING_BASE.into());
+        session.client.send(header, stop.as_slice(), &[]).unwrap();
+        wait(|| session.knobs.asked_back.load(Ordering::SeqCst) > 0);
+        for _ in 0..100 {
+            still_serves(&guest, &mut rings[1]);
+        }
+        assert_eq!(session.knobs.held.load(Ordering::SeqCst), 1);
+        assert_eq!(rings[0].used_idx().unwrap(), 0);
+        session.knobs.open(true);
+        let reply = session.client.receive().unwrap();
+        let state: VhostUserVringState = reply.body().unwrap();
+        assert_eq!({ state.num }, 1);
+        assert_eq!(rings[0].used_idx().unwrap(), 1);
+        still_serves(&guest, &mut rings[1]);
+        session.close();
+    }
 }

@@ -145,10 +145,11 @@ impl<F: Fault> Device for Faulty<F> {
         self.disk.restore(kept)
     }
 
-    fn queue(&self, index: u16, features: u64) -> io::Result<FaultyQueue<F>> {
+    fn queue(&self, index: u16) -> io::Result<FaultyQueue<F>> {
         Ok(FaultyQueue {
-            queue: self.disk.queue(index, self.fault.features(features))?,
+            queue: self.disk.queue(index)?,
             fault: self.fault.clone(),
+            memory: Arc::default(),
             changed: HashMap::new(),
         })
     }
@@ -159,18 +160,28 @@ impl<F: Fault> Device for Faulty<F> {
 pub struct FaultyQueue<F> {
     queue: BlkQueue,
     fault: Arc<F>,
+    memory: Arc<Memory>,
     /// What requests under way are to find restored, by their head.
     changed: HashMap<u16, Flipped>,
 }
 
 impl<F: Fault> Queue for FaultyQueue<F> {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
-        let changed = match self.fault.request(memory, chain) {
-            Deed::Nothing => return self.queue.take(memory, chain),
+    fn begin(&mut self, features: u64) -> io::Result<()> {
+        self.queue.begin(self.fault.features(features))
+    }
+
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.queue.map(memory.clone());
+        self.memory = memory;
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
+        let changed = match self.fault.request(&self.memory, chain) {
+            Deed::Nothing => return self.queue.take(chain),
             Deed::Answered => return Outcome::Done(1),
             Deed::Changed(byte) => byte,
         };
-        let outcome = self.queue.take(memory, chain);
+        let outcome = self.queue.take(chain);
         match outcome {
             Outcome::Deferred => drop(self.changed.insert(chain.head, changed)),
             Outcome::Done(_) | Outcome::NotNow => changed.restore(),
@@ -198,6 +209,11 @@ impl<F: Fault> Queue for FaultyQueue<F> {
 
     fn in_flight(&self) -> usize {
         self.queue.in_flight()
+    }
+
+    fn end(&mut self) {
+        self.queue.end();
+        self.changed.clear();
     }
 }
 

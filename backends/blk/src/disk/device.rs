@@ -6,7 +6,6 @@ use std::sync::Arc;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::kept::Kept;
 use outboard_runtime::device::{Change, Device, OTHER_KIND};
-use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::Disk;
@@ -88,8 +87,7 @@ impl Device for Blk {
         Ok(())
     }
 
-    fn queue(&self, _index: u16, features: u64) -> io::Result<BlkQueue> {
-        let flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
-        Ok(BlkQueue::new(self.0.clone(), self.0.engine()?, flushes))
+    fn queue(&self, _index: u16) -> io::Result<BlkQueue> {
+        Ok(BlkQueue::new(self.0.clone(), self.0.engine()?))
     }
 }

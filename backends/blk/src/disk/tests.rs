@@ -249,7 +249,7 @@ fn a_disk_that_is_not_there_has_its_size() {
     assert_eq!(blk.0.config().capacity, 8 << 20);
     assert_eq!(blk.0.config().blk_size, 4096);
     set_writeback(&blk, 0).unwrap();
-    assert!(blk.queue(0, 0).unwrap().ready().is_none());
+    assert!(blk.queue(0).unwrap().ready().is_none());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The engine for where `io_uring` is not to be had: a few threads per queue,
 //! each doing one job at a time with an ordinary system call. They are made with
-//! the queue; where there may be none, the queue's own thread does the jobs.
+//! the queue and live as long; where there may be none, the queue's own thread does
+//! the jobs.
 //!
 //! ```text
 //! start ──► taken ──submit──► waiting ──thread──► done ──reap──► caller
@@ -16,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_log::Rarely;
 
@@ -182,25 +184,24 @@ impl Engine for Threads {
 
     fn drain(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
         self.submit()?;
-        lock(&self.pool.work).stop = true;
-        self.pool.wake.notify_all();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                return Err(io::Error::other("a thread of the disk engine panicked"));
-            }
+        while self.out > 0 {
+            let mut fds = [PollFd::new(self.pool.ready.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            self.reap(done)?;
         }
-        self.reap(done)
+        Ok(())
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        let mut done = Vec::new();
-        if let Err(error) = self.drain(&mut done) {
-            // A guest can stop its queues as often as it likes.
-            static LOST: Rarely = Rarely::new();
-            if let Some(times) = LOST.again() {
-                log::error!("cannot end the threads of a queue: {error}{times}");
+        // What waits is done first.
+        let _ = self.submit();
+        lock(&self.pool.work).stop = true;
+        self.pool.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread of the disk engine panicked");
             }
         }
     }

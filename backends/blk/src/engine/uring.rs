@@ -239,10 +239,14 @@ impl Engine for Uring {
         loop {
             self.reap(done)?;
             if self.out == 0 && self.backlog.is_empty() {
-                return Ok(());
+                break;
             }
             self.enter(1)?;
         }
+        // The next ring begins anew, and asks for threads again.
+        self.jobs = Vec::new();
+        self.no_threads = false;
+        Ok(())
     }
 }
 

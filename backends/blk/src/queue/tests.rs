@@ -49,6 +49,8 @@ struct Stage {
     fates: VecDeque<Fate>,
     /// Whether each job's buffers were fit for direct I/O of 512 bytes.
     aligned: Vec<bool>,
+    /// It fails.
+    broken: bool,
 }
 
 /// An engine that holds its jobs until it is reaped.
@@ -77,7 +79,10 @@ impl Engine for Staged {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        Ok(())
+        match self.stage.borrow().broken {
+            true => Err(io::Error::other("a broken engine")),
+            false => Ok(()),
+        }
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {
@@ -132,12 +137,18 @@ impl Fixture {
             stage: self.stage.clone(),
             held: Vec::new(),
         };
-        BlkQueue::new(self.disk.clone(), Box::new(engine), flushes)
+        self.started(Box::new(engine), flushes)
     }
 
     /// A queue on the disk's engine.
     fn real(&self) -> BlkQueue {
-        BlkQueue::new(self.disk.clone(), self.disk.engine().unwrap(), true)
+        self.started(self.disk.engine().unwrap(), true)
+    }
+
+    fn started(&self, engine: Box<dyn Engine>, flushes: bool) -> BlkQueue {
+        let mut queue = BlkQueue::new(self.disk.clone(), engine);
+        start(&mut queue, flushes, &self.guest);
+        queue
     }
 
     /// The driver turns the cache on or off, and that has been done.
@@ -172,7 +183,7 @@ impl Fixture {
 
     /// Executes a chain: its status and used length.
     fn run(&mut self, queue: &mut BlkQueue, chain: &Chain) -> (u8, u32) {
-        let used = match queue.take(&self.guest.memory, chain) {
+        let used = match queue.take(chain) {
             Outcome::Done(used) => used,
             Outcome::NotNow => panic!("the queue is not full"),
             Outcome::Deferred => {
@@ -189,6 +200,14 @@ impl Fixture {
         self.file.as_file().read_exact_at(&mut content, 0).unwrap();
         content
     }
+}
+
+/// Hands a ring to a queue.
+fn start(queue: &mut BlkQueue, flushes: bool, guest: &Guest) {
+    queue
+        .begin(u64::from(flushes) << VIRTIO_BLK_F_FLUSH)
+        .unwrap();
+    queue.map(guest.memory.clone());
 }
 
 /// Waits for `count` answers, or for all if there are fewer.
@@ -363,13 +382,35 @@ fn a_full_queue_takes_no_more_until_one_is_answered() {
     let mut queue = fixture.staged(true);
     let chain = fixture.write(0, &[1; 512]);
     for _ in 0..4 {
-        assert_eq!(queue.take(&fixture.guest.memory, &chain), Outcome::Deferred);
+        assert_eq!(queue.take(&chain), Outcome::Deferred);
     }
-    assert_eq!(queue.take(&fixture.guest.memory, &chain), Outcome::NotNow);
+    assert_eq!(queue.take(&chain), Outcome::NotNow);
     assert_eq!(queue.in_flight(), 4);
     assert_eq!(reap(&mut queue, 4).len(), 4);
     assert_eq!(queue.in_flight(), 0);
-    assert_eq!(queue.take(&fixture.guest.memory, &chain), Outcome::Deferred);
+    assert_eq!(queue.take(&chain), Outcome::Deferred);
+}
+
+#[test]
+fn an_engine_that_has_failed_is_made_anew_for_the_next_ring_and_no_other_is() {
+    let mut fixture = Fixture::new();
+    let mut queue = fixture.staged(true);
+    queue.end();
+    start(&mut queue, true, &fixture.guest);
+    let chain = fixture.write(0, &[1; 512]);
+    assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
+    assert_eq!(fixture.log(), [(WRITE, 0, 512)], "the test's engine");
+
+    assert_eq!(queue.take(&chain), Outcome::Deferred);
+    fixture.stage.borrow_mut().broken = true;
+    assert!(queue.submit().is_err());
+    queue.end();
+    assert_eq!(queue.in_flight(), 0);
+    fixture.log();
+    start(&mut queue, true, &fixture.guest);
+    assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
+    assert_eq!(fixture.log(), [], "the disk's own engine");
+    assert_eq!(fixture.content()[..512], [1; 512]);
 }
 
 #[test]
@@ -380,8 +421,9 @@ fn a_disk_that_is_not_there_answers_at_once() {
     };
     let disk = Disk::new(null, Settings::default()).unwrap();
     let disk = Arc::new(disk);
-    let mut queue = BlkQueue::new(disk.clone(), disk.engine().unwrap(), true);
+    let mut queue = BlkQueue::new(disk.clone(), disk.engine().unwrap());
     let mut guest = Guest::new();
+    start(&mut queue, true, &guest);
     let data = guest.put(&[9; 4096]);
     for (kind, used) in [(OUT, 1), (IN, 4097), (FLUSH, 1)] {
         let (readable, writable): (&[_], &[_]) = match kind {
@@ -390,7 +432,7 @@ fn a_disk_that_is_not_there_answers_at_once() {
             _ => (&[], &[]),
         };
         let chain = guest.chain(kind, 0, readable, writable);
-        assert_eq!(queue.take(&guest.memory, &chain), Outcome::Done(used));
+        assert_eq!(queue.take(&chain), Outcome::Done(used));
         assert_eq!(guest.answer(&chain), OK);
     }
     assert_eq!(guest.get(data), [0; 4096]);

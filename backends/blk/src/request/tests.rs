@@ -23,7 +23,7 @@ fn parse_by(guest: &Guest, chain: &Chain, limits: &Limits) -> Result<Operation, 
     match Request::parse(&guest.memory, chain, limits) {
         Ok(request) => Ok(request.operation),
         Err(Refusal::Status(reply, status)) => {
-            assert_eq!(reply.finish(status, 0), (chain.head, 1));
+            assert_eq!(reply.finish(&guest.memory, status, 0), (chain.head, 1));
             Err(guest.answer(chain))
         }
         Err(Refusal::NoStatus) => panic!("there is a status byte"),
@@ -91,7 +91,7 @@ fn a_header_in_single_bytes_and_a_status_behind_data_are_understood() {
     let request = Request::parse(&guest.memory, &chain, &limits()).unwrap();
     assert_eq!(request.operation, Operation::Write(bytes(2560, 512)));
     assert_eq!(request.data().collect::<Vec<_>>(), [data]);
-    assert_eq!(request.reply.finish(Status::Ok, 0), (1, 1));
+    assert_eq!(request.reply.finish(&guest.memory, Status::Ok, 0), (1, 1));
     assert_eq!(guest.get(status), [0]);
 }
 
@@ -107,7 +107,12 @@ fn a_read_whose_status_shares_its_last_descriptor_is_understood() {
         ..both
     };
     assert_eq!(request.data().collect::<Vec<_>>(), [data]);
-    assert_eq!(request.reply.finish(Status::Unsupported, 512), (7, 513));
+    assert_eq!(
+        request
+            .reply
+            .finish(&guest.memory, Status::Unsupported, 512),
+        (7, 513)
+    );
     assert_eq!(guest.get(both)[512], 2);
 }
 

@@ -36,6 +36,8 @@ use tap::TapSource;
 /// See the module.
 #[derive(Debug)]
 pub struct RxQueue {
+    /// Where the chains lie.
+    memory: Arc<Memory>,
     sink: Sink,
     source: Source,
 }
@@ -63,6 +65,7 @@ impl RxQueue {
         let patience = Patience::new()?;
         card.serve(pair, true);
         Ok(Self {
+            memory: Arc::default(),
             sink: Sink {
                 entries: card.ring_size(pair),
                 card,
@@ -79,9 +82,13 @@ impl RxQueue {
 }
 
 impl Queue for RxQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+    fn map(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+    }
+
+    fn take(&mut self, chain: &Chain) -> Outcome {
         let counters = self.sink.card.counters();
-        match self.sink.stock.add(memory, chain) {
+        match self.sink.stock.add(&self.memory, chain) {
             Added::Full => return Outcome::NotNow,
             Added::Tiny => counters.add(Count::TinyBuffer, 1),
             Added::Unmapped => counters.add(Count::Unmapped, 1),

@@ -79,9 +79,23 @@ fn memory_is_held_as_long_as_there_are_pieces_of_it() {
     buffers.advance(2);
     assert_eq!(buffers.extend(&second, [buffer(0x1000, 1)]), Ok(1));
     assert_eq!(Arc::strong_count(&first), 1);
-    buffers.release();
+    drop(buffers);
     assert_eq!(Arc::strong_count(&second), 1);
-    assert!(buffers.is_empty());
+}
+
+#[test]
+fn memory_that_keeps_every_mapping_of_the_former_may_follow_it() {
+    let first = memory();
+    let at = GuestAddress(0x10_0000);
+    let more = Memory::from_ranges(&[(at, 0x1000)]).unwrap();
+    let (_, region) = more.remove_region(at, 0x1000).unwrap();
+    let second = Arc::new(first.insert_region(region).unwrap());
+    let mut buffers = many(&first, 2);
+    assert_eq!(buffers.extend(&second, [buffer(0x10_0000, 4)]), Ok(4));
+    assert_eq!(Arc::strong_count(&first), 1);
+    assert_eq!(Arc::strong_count(&second), 2);
+    // Not the other way round.
+    assert_eq!(buffers.extend(&first, []), Err(Unmapped));
 }
 
 #[test]

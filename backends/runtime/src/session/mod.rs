@@ -6,13 +6,14 @@
 //!              └── the specification broken ─────────────────────────────►┘
 //! ```
 //! Requests are obeyed one at a time on the caller's thread; rings run on
-//! workers of their own. A request that cannot be obeyed is
+//! the host's workers. A request that cannot be obeyed is
 //! answered with a number other than 0 if the front-end asked for an answer.
 //! If it did not, and goes on in the belief that it was obeyed, the connection
 //! is cut off. So it is when a frame or a payload breaks the specification.
 
 mod change;
 mod channel;
+mod host;
 mod payload;
 mod refusals;
 mod requests;
@@ -20,16 +21,12 @@ mod rings;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
-use outboard_protocol::deadline::limits;
 use outboard_protocol::inflight::Region;
-use outboard_protocol::shared::Alarm;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -38,66 +35,16 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::device::Device;
 use crate::event::Stuck;
 use crate::memory::Table;
-use crate::notifier::Notifier;
+use crate::worker::Workers;
 use channel::Channel;
+use host::Base;
 use refusals::Refusals;
 use rings::Rings;
 
+pub use host::{Host, Limits};
+
 /// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-
-/// How long a session waits, and for what.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// A worker that has been busy polls for this long at most before it
-    /// sleeps; zero is not at all.
-    pub poll: Duration,
-    /// A message begun must be complete within this, and an answer be read.
-    pub message: Duration,
-    /// A device's I/O must be over within this: it has returned every chain when
-    /// its ring is stopped, or has done what must come before a change of its
-    /// configuration. A request to a slow disk may well take seconds.
-    pub drain: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            poll: Duration::from_micros(50),
-            message: limits::MESSAGE,
-            drain: limits::IO,
-        }
-    }
-}
-
-/// What a back-end serves, to one front-end after another.
-#[derive(Debug)]
-pub struct Host<D> {
-    device: Arc<D>,
-    notifier: Notifier,
-    limits: Limits,
-    /// Rings when something that the front-end lent is not there any more.
-    alarm: Arc<Alarm>,
-    preparing: change::Busy,
-}
-
-impl<D: Device> Host<D> {
-    /// Serves `device` within `limits`.
-    ///
-    /// # Errors
-    /// Those of eventfd(2).
-    pub fn new(device: D, limits: Limits) -> std::io::Result<Self> {
-        let notifier = Notifier::new()?;
-        device.attach(notifier.clone());
-        Ok(Self {
-            device: Arc::new(device),
-            notifier,
-            limits,
-            alarm: Arc::new(Alarm::new()?),
-            preparing: change::Busy::default(),
-        })
-    }
-}
 
 /// How a session ended. Every ring has been stopped and drained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +105,7 @@ enum Last {
 
 /// The state of one connection.
 struct Session<'a, D: Device> {
-    host: &'a Host<D>,
+    host: &'a Base<D>,
     /// Readable when the session is to end.
     stop: BorrowedFd<'a>,
     connection: Connection,
@@ -167,7 +114,7 @@ struct Session<'a, D: Device> {
     protocol: VhostUserProtocolFeatures,
     memory: Table,
     inflight: Option<Region>,
-    rings: Rings<D>,
+    rings: Rings<'a, D>,
     /// Where the back-end's own requests go (SET_BACKEND_REQ_FD).
     requests: Option<Channel>,
     /// The configuration changed while no ring was served: a front-end whose VM
@@ -182,7 +129,20 @@ struct Session<'a, D: Device> {
 /// [`Stuck`] when a ring could not be drained: the process must end, since its
 /// device may still work on the guest's memory.
 pub fn serve<D: Device>(
-    host: &Host<D>,
+    host: &mut Host<D>,
+    stream: UnixStream,
+    stop: BorrowedFd<'_>,
+) -> Result<End, Stuck> {
+    let end = serve_with(&host.base, &mut host.workers, stream, stop);
+    if end.is_err() {
+        host.workers.abandon();
+    }
+    end
+}
+
+fn serve_with<D: Device>(
+    host: &Base<D>,
+    workers: &mut Workers,
     stream: UnixStream,
     stop: BorrowedFd<'_>,
 ) -> Result<End, Stuck> {
@@ -199,7 +159,7 @@ pub fn serve<D: Device>(
         protocol: VhostUserProtocolFeatures::empty(),
         memory: Table::empty(host.alarm.clone()),
         inflight: None,
-        rings: Rings::new(host.device.clone(), host.limits),
+        rings: Rings::new(host, workers),
         requests: None,
         changed_early: false,
         refusals: Refusals::default(),

@@ -20,7 +20,7 @@ use super::rings::{Context, Slot};
 use super::{Answer, Fault, PROTOCOL_FEATURES, Session, change};
 use crate::device::{Change, Device};
 use crate::event::Signal;
-use crate::memory::{MAX_REGIONS, Table};
+use crate::memory::{MAX_REGIONS, Table, keeps};
 use crate::worker::Kick;
 
 /// What is offered by GET_PROTOCOL_FEATURES.
@@ -178,9 +178,15 @@ impl<D: Device> Session<'_, D> {
         self.change_memory(table)
     }
 
-    /// Swaps the memory under the rings: they stop, and go on in the new one.
+    /// Swaps the memory under the rings: where all of the former stays, they go on
+    /// undisturbed, else they stop, and go on in the new one.
     fn change_memory(&mut self, table: Table) -> Result<(), Fault> {
-        self.rings.park_all()?;
+        let (former, memory) = (self.memory.memory(), table.memory());
+        if !keeps(memory, former) {
+            self.rings.park_all()?;
+        } else if !Arc::ptr_eq(memory, former) {
+            self.rings.map(&table)?;
+        }
         self.memory = table;
         self.start_rings()
     }
@@ -242,11 +248,6 @@ impl<D: Device> Session<'_, D> {
             Err(Fault::Refused(why)) => return Err(Fault::Broken(why)),
             base => base?,
         };
-        // The others of its worker go on; one that cannot has told so by its
-        // error descriptor.
-        if let Err(Fault::Stuck) = self.start_rings() {
-            return Err(Fault::Stuck);
-        }
         let reply = VhostUserVringState::new(state.index, base.into());
         Ok(Answer::Reply(reply.as_slice().to_vec()))
     }

@@ -1,5 +1,5 @@
-//! The rings of a session: what the front-end has said of each, and the worker
-//! that serves it.
+//! The rings of a session: what the front-end has said of each, and whether its
+//! worker has it.
 //!
 //! ```text
 //!                 SET_VRING_NUM, ADDR, BASE, KICK, CALL, ERR, ENABLE
@@ -14,9 +14,7 @@
 //! predecessor, so its worker looks at the ring at once instead. A parked ring
 //! keeps its place: it is disabled, or something about it is being changed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
@@ -24,15 +22,12 @@ use outboard_ring::{Layout, Ring, Tally, View};
 use vhost::vhost_user::message::VhostUserVringAddr;
 use vm_memory::GuestMemoryBackend;
 
-use super::{Fault, Limits, PROTOCOL_FEATURES};
+use super::host::Base;
+use super::{Fault, PROTOCOL_FEATURES};
 use crate::device::Device;
-use crate::event::Signal;
-use crate::event::Stuck;
+use crate::event::{Signal, Stuck};
 use crate::memory::Table;
-use crate::worker::{self, Kick, Lines, NotStarted, Setup, Worker};
-
-/// A device's queue must be there within this.
-const START: Duration = Duration::from_secs(10);
+use crate::worker::{Handed, Kick, Lines, Workers};
 
 /// Why no ring can be placed, and what to do.
 const NO_MEMORY: &str = "the front-end has described no memory. QEMU 7.2 does so if its VM was \
@@ -57,15 +52,16 @@ pub(super) struct Slot {
     pub err: Arc<Signal>,
     /// `None`: as the specification says for the negotiated features.
     pub enabled: Option<bool>,
+    /// While it is parked.
     ring: Option<Ring>,
-    /// The worker that has the ring.
-    worker: Option<u16>,
+    /// Its worker has the ring.
+    served: bool,
 }
 
 impl Slot {
     /// Whether the ring has begun to be served and was not stopped since.
     pub fn is_live(&self) -> bool {
-        self.ring.is_some() || self.worker.is_some()
+        self.ring.is_some() || self.served
     }
 
     /// Where the ring lies in guest memory, once enough is said of it.
@@ -93,29 +89,27 @@ impl Slot {
     }
 
     fn running_layout(&self, memory: &Table) -> Option<Layout> {
-        self.worker?;
-        self.layout(memory).ok().flatten()
+        let layout = self.served.then(|| self.layout(memory).ok().flatten());
+        layout.flatten()
     }
 }
 
 /// All rings of a session.
-pub(super) struct Rings<D> {
-    device: Arc<D>,
-    limits: Limits,
+pub(super) struct Rings<'a, D> {
+    host: &'a Base<D>,
+    workers: &'a mut Workers,
     slots: Vec<Slot>,
-    workers: BTreeMap<u16, Worker>,
     /// What happened on rings that have been stopped.
     pub tally: Tally,
 }
 
-impl<D: Device> Rings<D> {
-    pub fn new(device: Arc<D>, limits: Limits) -> Self {
-        let slots = (0..device.queues()).map(|_| Slot::default()).collect();
+impl<'a, D: Device> Rings<'a, D> {
+    pub fn new(host: &'a Base<D>, workers: &'a mut Workers) -> Self {
+        let slots = (0..host.device.queues()).map(|_| Slot::default());
         Self {
-            device,
-            limits,
-            slots,
-            workers: BTreeMap::new(),
+            host,
+            workers,
+            slots: slots.collect(),
             tally: Tally::default(),
         }
     }
@@ -140,7 +134,7 @@ impl<D: Device> Rings<D> {
 
     /// Whether any ring is being served.
     pub fn any_served(&self) -> bool {
-        self.slots.iter().any(|slot| slot.worker.is_some())
+        self.slots.iter().any(|slot| slot.served)
     }
 
     /// Whether every ring that is served lies in this memory too.
@@ -157,23 +151,28 @@ impl<D: Device> Rings<D> {
         let features = context.features & !PROTOCOL_FEATURES;
         for (number, slot) in (0..).zip(&self.slots) {
             if let (Some(size), Some(_)) = (slot.size, &slot.kick) {
-                self.device.described(number, size, features);
+                self.host.device.described(number, size, features);
             }
         }
         let (startable, mut result) = self.startable(context);
-        let mut workers: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        let mut rings = Vec::new();
         for index in startable {
-            // There are no more than fit in a message.
-            let number = u16::try_from(index).unwrap_or(u16::MAX);
-            let worker = self.device.worker(number, features);
-            workers.entry(worker).or_default().push(index);
-        }
-        for (worker, new) in workers {
-            match self.start(worker, &new, context) {
-                Err(Fault::Stuck) => return Err(Fault::Stuck),
-                Err(fault) => result = Err(fault),
-                Ok(()) => {}
+            let slot = self.slots.get_mut(index);
+            match slot.and_then(|slot| slot.prepare(index, context).transpose()) {
+                Some(Ok(ring)) => rings.push(ring),
+                Some(Err(why)) => {
+                    let why = format!("cannot start queue {index}: {why}");
+                    result = Err(Fault::Refused(why));
+                }
+                None => {}
             }
+        }
+        let memory = context.memory.memory();
+        for (ring, error) in self.workers.serve(rings, features, memory)? {
+            let index = ring.0.index;
+            self.keep(ring);
+            let why = format!("cannot start queue {index}: {error}");
+            result = Err(Fault::Refused(why));
         }
         result
     }
@@ -202,102 +201,50 @@ impl<D: Device> Rings<D> {
         (startable, result)
     }
 
-    /// Starts a worker anew, with these rings more.
-    fn start(&mut self, worker: u16, new: &[usize], context: &Context<'_>) -> Result<(), Fault> {
-        let mut members: Vec<usize> = (0..self.slots.len())
-            .filter(|index| {
-                self.slots
-                    .get(*index)
-                    .is_some_and(|slot| slot.worker == Some(worker))
-            })
-            .collect();
-        self.park_worker(worker, Deadline::after(self.limits.drain))?;
-        members.extend(new);
-        members.sort_unstable();
-        let (mut rings, mut result) = (Vec::new(), Ok(()));
-        for index in members {
-            let slot = self.slots.get_mut(index);
-            match slot.and_then(|slot| slot.prepare(index, context).transpose()) {
-                Some(Ok(ring)) => rings.push(ring),
-                Some(Err(why)) => {
-                    let why = format!("cannot start queue {index}: {why}");
-                    result = Err(Fault::Refused(why));
-                }
-                None => {}
-            }
-        }
-        if rings.is_empty() {
-            return result;
-        }
-        let indices: Vec<u16> = rings.iter().map(|(lines, _)| lines.index).collect();
-        let setup = Setup {
-            device: self.device.clone(),
-            features: context.features & !PROTOCOL_FEATURES,
-            memory: context.memory.memory().clone(),
-            poll: self.limits.poll,
-        };
-        match Worker::start(setup, rings, Deadline::after(START)) {
-            Ok(started) => {
-                self.workers.insert(worker, started);
-                for index in indices {
-                    self.slot(index.into())?.worker = Some(worker);
-                }
-                result
-            }
-            Err(NotStarted::Stuck) => Err(Fault::Stuck),
-            Err(NotStarted::Refused(rings, error)) => {
-                self.keep(rings);
-                let why = format!("cannot start queues {indices:?}: {error}");
-                Err(Fault::Refused(why))
-            }
+    /// Puts a ring back in its place.
+    fn keep(&mut self, handed: Handed) {
+        let (lines, mut ring) = *handed;
+        self.tally += std::mem::take(&mut ring.tally);
+        if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
+            slot.ring = Some(ring);
+            slot.served = false;
         }
     }
 
-    /// Puts rings back in their places.
-    fn keep(&mut self, rings: worker::Rings) {
-        for (lines, mut ring) in rings {
-            self.tally += std::mem::take(&mut ring.tally);
-            if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
-                slot.ring = Some(ring);
-                slot.worker = None;
-            }
-        }
-    }
-
-    /// Stops a worker and keeps its rings.
-    fn park_worker(&mut self, worker: u16, deadline: Deadline) -> Result<(), Stuck> {
-        if let Some(worker) = self.workers.remove(&worker) {
-            let rings = worker.finish(deadline)?;
-            self.keep(rings);
-        }
-        Ok(())
-    }
-
-    /// Stops one ring and keeps it. Others of the same worker stop too, until
-    /// [`Self::start_all`].
+    /// Stops one ring and keeps it; those beside it at its worker go on.
     pub fn park(&mut self, index: u32) -> Result<&mut Slot, Fault> {
-        let deadline = Deadline::after(self.limits.drain);
-        if let Some(worker) = self.slot(index)?.worker {
-            self.park_worker(worker, deadline)?;
+        if self.slot(index)?.served {
+            self.stop_served(|number| u32::from(number) == index)?;
         }
         self.slot(index)
     }
 
     /// Stops all rings, side by side, and keeps them.
     pub fn park_all(&mut self) -> Result<(), Stuck> {
-        self.workers.values().for_each(Worker::ask_to_stop);
-        let deadline = Deadline::after(self.limits.drain);
-        while let Some((_, worker)) = self.workers.pop_first() {
-            let rings = worker.finish(deadline)?;
-            self.keep(rings);
+        self.stop_served(|_| true)
+    }
+
+    fn stop_served(&mut self, which: impl Fn(u16) -> bool) -> Result<(), Stuck> {
+        let served = (0..).zip(&self.slots).filter(|(_, slot)| slot.served);
+        let served = served.map(|(number, _)| number);
+        let queues: Vec<u16> = served.filter(|number| which(*number)).collect();
+        let deadline = Deadline::after(self.host.limits.drain);
+        for ring in self.workers.stop(&queues, deadline)? {
+            self.keep(ring);
         }
         Ok(())
+    }
+
+    /// The rings go on in this memory, which keeps all that they lie in.
+    pub fn map(&mut self, memory: &Table) -> Result<(), Stuck> {
+        let deadline = Deadline::after(self.host.limits.drain);
+        self.workers.map(memory.memory(), deadline)
     }
 
     /// Forgets where to signal, at the end of the session: whoever still does is
     /// got out of it.
     pub fn forget_signals(&self) -> Result<(), Stuck> {
-        let deadline = Deadline::after(self.limits.message);
+        let deadline = Deadline::after(self.host.limits.message);
         let mut signals = self.slots.iter().flat_map(|slot| [&slot.call, &slot.err]);
         signals.try_for_each(|signal| signal.set(None, deadline))
     }
@@ -349,7 +296,7 @@ impl Slot {
         others: &[Layout],
     ) -> Result<Option<Layout>, String> {
         let unasked = context.features & PROTOCOL_FEATURES == 0;
-        if self.kick.is_none() || !self.enabled.unwrap_or(unasked) || self.worker.is_some() {
+        if self.kick.is_none() || !self.enabled.unwrap_or(unasked) || self.served {
             return Ok(None);
         }
         let layout = self.layout(context.memory)?;
@@ -361,11 +308,7 @@ impl Slot {
     }
 
     /// The ring to be started: the parked one, or a new one.
-    fn prepare(
-        &mut self,
-        index: usize,
-        context: &Context<'_>,
-    ) -> Result<Option<(Lines, Ring)>, String> {
+    fn prepare(&mut self, index: usize, context: &Context<'_>) -> Result<Option<Handed>, String> {
         let (Some(kick), Some(layout)) = (self.kick.clone(), self.layout(context.memory)?) else {
             return Ok(None);
         };
@@ -378,7 +321,7 @@ impl Slot {
         };
         if let Some(mut ring) = self.ring.take() {
             ring.relocate(layout);
-            return Ok(Some((lines, ring)));
+            return Ok(Some(self.hand(lines, ring)));
         }
         let view = View::new(context.memory.memory(), &layout).ok_or("it is not in memory")?;
         let inflight = context.inflight.and_then(|region| region.queue(index));
@@ -387,6 +330,11 @@ impl Slot {
             self.err.signal_aside();
             format!("its state cannot be followed: {why:?}")
         })?;
-        Ok(Some((lines, ring)))
+        Ok(Some(self.hand(lines, ring)))
+    }
+
+    fn hand(&mut self, lines: Lines, ring: Ring) -> Handed {
+        self.served = true;
+        Box::new((lines, ring))
     }
 }

@@ -5,23 +5,23 @@
 //! most once. A ring that breaks is not followed any more, but what the device
 //! has of it is still waited for.
 
-use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
-use outboard_ring::{Broken, Chain, Ring, View};
+use outboard_ring::{Broken, Chain, Memory, Ring, View};
 
-use super::{Kick, Lines, Setup};
-use crate::device::{Device, Memory, Outcome, Queue};
+use super::{Kick, Lines};
+use crate::device::{Outcome, Queue};
 use crate::event::Event;
 
-/// See the module.
-pub(super) struct Service<'a, Q> {
-    lines: &'a Lines,
-    memory: &'a Arc<Memory>,
-    view: View<'a>,
-    ring: &'a mut Ring,
-    queue: Q,
+/// A ring that a worker has.
+pub(super) struct Served {
+    pub lines: Lines,
+    pub ring: Ring,
+    state: State,
+}
+
+#[derive(Default)]
+struct State {
     chain: Chain,
     /// The device does not want the chain at the head of the ring yet.
     blocked: bool,
@@ -30,6 +30,45 @@ pub(super) struct Service<'a, Q> {
     /// How many chains there had been at the last kick, and how many single kicks
     /// had announced none.
     kicks: (u64, u32),
+    /// It is to be handed back, and takes no more chains.
+    stopping: bool,
+    /// It can be handed back.
+    drained: bool,
+}
+
+impl Served {
+    pub fn new((lines, ring): (Lines, Ring)) -> Self {
+        let state = State::default();
+        Self { lines, ring, state }
+    }
+
+    pub fn ask_to_stop(&mut self) {
+        self.state.stopping = true;
+    }
+
+    /// Whether it was to stop and the device has nothing of it any more.
+    pub fn is_drained(&self) -> bool {
+        self.state.drained
+    }
+
+    /// It cannot be served at all any more.
+    pub fn lose(&mut self, why: Broken) {
+        if self.ring.broken().is_none() {
+            self.lines.tell_error();
+        }
+        self.ring.break_off(why);
+        self.state.drained = self.state.stopping;
+    }
+}
+
+/// A ring at work, between two commands.
+pub(super) struct Service<'a, Q> {
+    lines: &'a Lines,
+    memory: &'a Memory,
+    view: View<'a>,
+    ring: &'a mut Ring,
+    queue: &'a mut Q,
+    state: &'a mut State,
 }
 
 /// After as many single kicks without a chain it is asked whether there is an end
@@ -37,50 +76,38 @@ pub(super) struct Service<'a, Q> {
 const IDLE_KICKS: u32 = 64;
 
 impl<'a, Q: Queue> Service<'a, Q> {
-    /// Makes the device's queue for a ring.
-    ///
-    /// # Errors
-    /// When there is none to be had; the ring's error eventfd tells.
-    pub fn new<D: Device<Queue = Q>>(
-        setup: &'a Setup<D>,
-        lines: &'a Lines,
-        ring: &'a mut Ring,
-    ) -> io::Result<Self> {
-        let layout = *ring.layout();
-        let Some(view) = View::new(&setup.memory, &layout) else {
-            ring.break_off(Broken::Unreachable);
-            lines.tell_error();
-            return Err(io::Error::other("the ring is not in guest memory"));
-        };
-        let queue = setup.device.queue(lines.index, setup.features);
-        let queue = queue.inspect_err(|_| lines.tell_error())?;
-        Ok(Self {
+    /// A ring that lies in `memory` as `view` shows it.
+    pub fn new(
+        served: &'a mut Served,
+        view: View<'a>,
+        memory: &'a Memory,
+        queue: &'a mut Q,
+    ) -> Self {
+        let Served { lines, ring, state } = served;
+        Self {
             lines,
-            memory: &setup.memory,
+            memory,
             view,
             ring,
             queue,
-            chain: Chain::default(),
-            blocked: false,
-            engine_failed: false,
-            kicks: (0, 0),
-        })
+            state,
+        }
     }
 
     /// Takes, submits, collects, returns. Whether there was anything to do.
-    pub fn round(&mut self, stopping: bool) -> bool {
-        if stopping && !self.engine_failed {
+    pub fn round(&mut self) -> bool {
+        if self.state.stopping && !self.state.engine_failed {
             self.give_back();
         }
         let mut busy = false;
-        if !self.blocked && self.ring.broken().is_none() {
-            let taken = self.attempt(|service| service.take_batch(stopping));
+        if !self.state.blocked && self.ring.broken().is_none() {
+            let taken = self.attempt(Self::take_batch);
             busy |= taken.unwrap_or(false);
         }
         busy |= self.collect();
-        if self.blocked && self.queue.ready().is_none() && self.queue.in_flight() == 0 {
+        if self.state.blocked && self.queue.ready().is_none() && self.queue.in_flight() == 0 {
             // What stood in the way has gone since: nothing else will tell.
-            self.blocked = false;
+            self.state.blocked = false;
             busy = true;
         }
         let call = self.attempt(|service| service.ring.publish(&service.view));
@@ -90,9 +117,27 @@ impl<'a, Q: Queue> Service<'a, Q> {
         busy
     }
 
+    /// After a round without anything to do: whether the ring was to stop and the
+    /// device has nothing of it any more.
+    pub fn settle(&mut self) -> bool {
+        if self.state.stopping && self.is_drained() {
+            self.state.drained = true;
+            if self.ring.broken().is_none() {
+                // Whoever has it next may never run: leave kicks wanted.
+                self.attempt(|service| service.ring.arm(&service.view));
+            }
+        }
+        self.state.drained
+    }
+
+    /// Whether it is to be handed back.
+    pub fn is_stopping(&self) -> bool {
+        self.state.stopping
+    }
+
     /// Number of chains of this ring that the device has and may yet answer.
     pub fn in_flight(&self) -> usize {
-        match self.engine_failed {
+        match self.state.engine_failed {
             true => 0,
             false => self.queue.in_flight(),
         }
@@ -105,30 +150,31 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Gives the device every chain there is. Whether there was any. A stop asks
     /// for those alone that lie below its base: a predecessor had taken them.
-    fn take_batch(&mut self, stopping: bool) -> Result<bool, Broken> {
+    fn take_batch(&mut self) -> Result<bool, Broken> {
         let (mut taken, mut deferred) = (false, false);
         let end = loop {
-            if stopping && !self.ring.is_recovering() {
+            if self.state.stopping && !self.ring.is_recovering() {
                 break Ok(());
             }
-            match self.ring.take(&self.view, self.memory, &mut self.chain) {
+            let chain = &mut self.state.chain;
+            match self.ring.take(&self.view, self.memory, chain) {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(why) => break Err(why),
             }
-            match self.queue.take(self.memory, &self.chain) {
-                Outcome::Done(length) => self.ring.complete(self.chain.head, length),
+            match self.queue.take(chain) {
+                Outcome::Done(length) => self.ring.complete(chain.head, length),
                 Outcome::Deferred => deferred = true,
                 Outcome::NotNow => {
-                    self.blocked = true;
-                    break self.ring.put_back(self.chain.head);
+                    self.state.blocked = true;
+                    break self.ring.put_back(self.state.chain.head);
                 }
             }
             taken = true;
         };
         // Also when the ring broke on the way: what was deferred must end.
         if deferred && self.queue.submit().is_err() {
-            self.engine_failed = true;
+            self.state.engine_failed = true;
             return Err(Broken::Engine);
         }
         end.map(|()| taken)
@@ -148,7 +194,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Collects what the device has completed. Whether there was any.
     fn collect(&mut self) -> bool {
-        if self.engine_failed {
+        if self.state.engine_failed {
             return false;
         }
         let mut any = false;
@@ -158,18 +204,19 @@ impl<'a, Q: Queue> Service<'a, Q> {
             ring.complete(head, length);
         });
         if reaped.is_err() {
-            self.engine_failed = true;
+            self.state.engine_failed = true;
             self.break_off(Broken::Engine);
         }
-        self.blocked &= !any;
+        self.state.blocked &= !any;
         any
     }
 
     /// Whether there is something to do that no round has seen yet.
     pub fn look(&mut self) -> bool {
-        let followed = self.ring.broken().is_none();
-        if followed && self.attempt(|service| service.ring.look(&service.view)) != Some(false) {
-            self.blocked = false;
+        if self.is_followed()
+            && self.attempt(|service| service.ring.look(&service.view)) != Some(false)
+        {
+            self.state.blocked = false;
             return true;
         }
         self.queue.in_flight() > 0 && self.collect()
@@ -177,20 +224,20 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Asks for kicks, before a sleep. Whether there is something to do first.
     pub fn arm(&mut self) -> bool {
-        if self.ring.broken().is_some() {
+        if !self.is_followed() {
             return false;
         }
         let new = self.attempt(|service| service.ring.arm(&service.view));
         if new == Some(false) {
             return false;
         }
-        self.blocked = false;
+        self.state.blocked = false;
         true
     }
 
     /// Asks for no kicks, after a sleep.
     pub fn disarm(&mut self) {
-        if self.ring.broken().is_none() {
+        if self.is_followed() {
             self.attempt(|service| service.ring.disarm(&service.view));
         }
     }
@@ -201,21 +248,21 @@ impl<'a, Q: Queue> Service<'a, Q> {
     }
 
     /// What announces chains, if they are still asked for.
-    pub fn kick(&self, stopping: bool) -> Option<&'a Event> {
+    pub fn kick(&self) -> Option<&'a Event> {
         match &self.lines.kick {
-            Kick::Event(event) if self.is_followed(stopping) => Some(event),
+            Kick::Event(event) if self.is_followed() => Some(event),
             _ => None,
         }
     }
 
     /// Forgets a kick that has come. One whose descriptor stays readable however
     /// often it is read would keep this thread busy for ever: its ring breaks.
-    pub fn take_kick(&mut self, stopping: bool) {
-        let Some(event) = self.kick(stopping) else {
+    pub fn take_kick(&mut self) {
+        let Some(event) = self.kick() else {
             return;
         };
         let chains = self.ring.tally.chains;
-        let (before, idle) = &mut self.kicks;
+        let (before, idle) = &mut self.state.kicks;
         let single = event.clear() == 1;
         if single && std::mem::replace(before, chains) == chains {
             *idle = idle.wrapping_add(1);
@@ -228,22 +275,26 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// What tells that the device has completed something.
     pub fn ready(&self) -> Option<BorrowedFd<'_>> {
-        (!self.engine_failed).then(|| self.queue.ready()).flatten()
+        (!self.state.engine_failed)
+            .then(|| self.queue.ready())
+            .flatten()
     }
 
     /// Whether something can happen that no descriptor tells.
-    pub fn is_blind(&self, stopping: bool) -> bool {
-        let kick = self.is_followed(stopping) && matches!(self.lines.kick, Kick::Polled);
-        kick || (!self.engine_failed && self.queue.in_flight() > 0 && self.queue.ready().is_none())
+    pub fn is_blind(&self) -> bool {
+        let kick = self.is_followed() && matches!(self.lines.kick, Kick::Polled);
+        kick || (!self.state.engine_failed
+            && self.queue.in_flight() > 0
+            && self.queue.ready().is_none())
     }
 
     /// The chain at the head of the ring is worth another look.
     pub fn unblock(&mut self) {
-        self.blocked = false;
+        self.state.blocked = false;
     }
 
-    fn is_followed(&self, stopping: bool) -> bool {
-        !stopping && self.ring.broken().is_none()
+    fn is_followed(&self) -> bool {
+        !self.state.stopping && self.ring.broken().is_none()
     }
 
     /// Does something to the ring; if that fails, the ring is broken.

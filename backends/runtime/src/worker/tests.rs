@@ -1,9 +1,10 @@
 use outboard_protocol::inflight::{Region, Shape};
-use outboard_ring::{Chain, Layout, View};
+use outboard_ring::{Chain, Layout, Ring, View};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::device::{Change, Outcome};
+use crate::device::{Change, Outcome, Queue};
+use crate::event::Event;
 
 const USED: GuestAddress = GuestAddress(0x3000);
 
@@ -31,13 +32,14 @@ impl Device for Instant {
         Ok(Change::Done)
     }
     fn reset(&self, _: u64) {}
-    fn queue(&self, _: u16, _: u64) -> io::Result<Self> {
+    fn queue(&self, _: u16) -> io::Result<Self> {
         Ok(*self)
     }
 }
 
 impl Queue for Instant {
-    fn take(&mut self, _: &Arc<Memory>, _: &Chain) -> Outcome {
+    fn map(&mut self, _: Arc<Memory>) {}
+    fn take(&mut self, _: &Chain) -> Outcome {
         match self.0.checked_sub(1) {
             Some(left) => self.0 = left,
             None => return Outcome::Done(0),
@@ -46,44 +48,51 @@ impl Queue for Instant {
     }
 }
 
-#[test]
-fn a_chain_that_was_refused_is_offered_again_without_a_kick() {
-    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+/// Memory in which a ring lies at [`layout`].
+fn memory() -> Arc<Memory> {
+    Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap())
+}
+
+fn layout() -> Layout {
     let (descriptors, available) = (GuestAddress(0x1000), GuestAddress(0x2000));
-    let layout = Layout::new(8, descriptors, available, USED).unwrap();
-    memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
-    let kick = Arc::new(Event::new().unwrap());
-    let lines = Lines {
+    Layout::new(8, descriptors, available, USED).unwrap()
+}
+
+fn lines(kick: Kick) -> Lines {
+    Lines {
         index: 0,
-        kick: Kick::Event(kick),
+        kick,
         call: Arc::default(),
         err: Arc::default(),
-    };
-    let setup = Setup {
-        device: Arc::new(Instant(2)),
-        features: 0,
-        memory: memory.clone(),
-        poll: Duration::ZERO,
-    };
-    let view = View::new(&memory, &layout).unwrap();
-    let ring = Ring::new(layout, 0, 0, None, &view).unwrap();
-    let deadline = Deadline::after(Duration::from_secs(30));
-    let Ok(worker) = Worker::start(setup, vec![(lines, ring)], deadline) else {
-        panic!("no worker");
-    };
+    }
+}
+
+#[test]
+fn a_chain_that_was_refused_is_offered_again_without_a_kick() {
+    let memory = memory();
+    memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+    let view = View::new(&memory, &layout()).unwrap();
+    let ring = Ring::new(layout(), 0, 0, None, &view).unwrap();
+    let mut workers = Workers::new(&Arc::new(Instant(2)), Duration::ZERO).unwrap();
+    let lines = lines(Kick::Event(Arc::new(Event::new().unwrap())));
+    let refused = workers.serve(vec![Box::new((lines, ring))], 0, &memory);
+    assert!(refused.unwrap().is_empty());
     let used = || memory.read_obj::<u16>(GuestAddress(USED.0 + 2)).unwrap();
-    while used() == 0 && !deadline.left().is_zero() {
+    let end = deadline();
+    while used() == 0 && !end.passed() {
         std::thread::yield_now();
     }
     assert_eq!(used(), 1, "used index");
-    worker.finish(deadline).unwrap();
+    workers.stop(&[0], deadline()).unwrap();
 }
 
 #[test]
 fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
-    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
-    let (descriptors, available) = (GuestAddress(0x1000), GuestAddress(0x2000));
-    let layout = Layout::new(8, descriptors, available, USED).unwrap();
+    let memory = memory();
     // A predecessor had taken heads 5 and 2; head 1 came later.
     for (place, head) in [5u16, 2, 1].into_iter().enumerate() {
         let element = GuestAddress(0x2004 + 2 * place as u64);
@@ -94,36 +103,27 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let queue = region.queue(0).unwrap();
     queue.take(5, 0).unwrap();
     queue.take(2, 1).unwrap();
+    let view = View::new(&memory, &layout()).unwrap();
+    let ring = Ring::new(layout(), 0, 0, Some(queue.clone()), &view).unwrap();
 
-    let setup = Setup {
-        device: Arc::new(Instant(0)),
-        features: 0,
-        memory: memory.clone(),
-        poll: Duration::ZERO,
+    // All of it is posted before the worker looks.
+    let (outbox, inbox) = mail::pair().unwrap();
+    let handed = Box::new((lines(Kick::Polled), ring));
+    outbox.post(Command::Serve(handed, 0, memory.clone()));
+    outbox.post(Command::Stop(0));
+    let device = Arc::new(Instant(0));
+    let thread = std::thread::spawn(move || life::live(device, &[0], Duration::ZERO, inbox));
+    let answer = || outbox.answers.recv_timeout(deadline().left()).unwrap();
+    assert!(matches!(answer(), Answer::Made(Ok(()))));
+    assert!(matches!(answer(), Answer::Served));
+    let Answer::Stopped(ring) = answer() else {
+        panic!("the ring comes back");
     };
-    let lines = Lines {
-        index: 0,
-        kick: Kick::Polled,
-        call: Arc::default(),
-        err: Arc::default(),
-    };
-    let control = Control {
-        stop: AtomicBool::new(true),
-        wake: Event::new().unwrap(),
-        asked: OnceLock::new(),
-        in_flight: AtomicUsize::new(0),
-    };
-    let view = View::new(&memory, &layout).unwrap();
-    let ring = Ring::new(layout, 0, 0, Some(queue.clone()), &view).unwrap();
-    let (report, _started) = sync_channel(1);
-    let mut rings = vec![(lines, ring)];
-    serve(&setup, &mut rings, &control, &report);
-    let [(_, ring)] = &rings[..] else {
-        panic!("the ring is still there");
-    };
+    outbox.post(Command::Leave);
+    thread.join().unwrap();
 
     let used: u16 = memory.read_obj(GuestAddress(USED.0 + 2)).unwrap();
-    assert_eq!((used, ring.next_avail()), (2, 2), "base and used index");
+    assert_eq!((used, ring.1.next_avail()), (2, 2), "base and used index");
     let left = queue.recover(used, 8).unwrap();
     assert!(left.heads.is_empty(), "{left:?}");
 }

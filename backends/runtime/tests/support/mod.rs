@@ -26,7 +26,7 @@ use outboard_runtime::event::{Event, Stuck};
 use outboard_runtime::session::{End, Host, Limits, serve};
 use outboard_runtime::{Chain, Change, Device, Memory, Notifier, Outcome, Preparation, Queue};
 use vhost::vhost_user::message::FrontendReq;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestMemoryBackend};
 
 /// Guest memory of the tests: two regions with a hole between them.
 pub const LOW: u64 = 0x10_0000;
@@ -57,16 +57,21 @@ pub struct Knobs {
     pub resets: Mutex<Vec<u64>>,
     pub config: Mutex<Vec<u8>>,
     pub notifier: Mutex<Option<Notifier>>,
-    /// Makes every queue fail to start.
+    /// Makes every queue fail to begin with a ring.
     pub no_queues: AtomicBool,
     /// Chains held back are given up when their ring is stopped.
     pub gives_back: AtomicBool,
-    /// Two queues each share a worker.
-    pub in_pairs: AtomicBool,
     /// The thread that serves each queue, by the queue's number.
     pub threads: Mutex<BTreeMap<u16, ThreadId>>,
     /// Makes the engine fail at the next submission.
     pub break_engine: AtomicBool,
+    /// How often a queue was given memory while a ring of it was served.
+    pub maps: AtomicUsize,
+    /// How often a queue was asked what it gives back: only of a ring that is
+    /// being drained.
+    pub asked_back: AtomicUsize,
+    /// How often a ring of a queue was handed back.
+    pub ends: AtomicUsize,
     /// Whether writes to [`SLOW`] may be done.
     pub gate: AtomicBool,
     /// Writes to [`SLOW`] that have begun, and that are over.
@@ -107,11 +112,16 @@ pub fn wait(mut done: impl FnMut() -> bool) {
 pub struct Loopback {
     knobs: Arc<Knobs>,
     queues: u16,
+    /// How many queues share a worker.
+    pub together: u16,
 }
 
 pub struct LoopbackQueue {
     knobs: Arc<Knobs>,
     wake: Arc<Event>,
+    /// Between begin and end.
+    begun: bool,
+    memory: Arc<Memory>,
     held: Vec<(u16, u32)>,
 }
 
@@ -123,6 +133,7 @@ impl Loopback {
         let device = Self {
             knobs: knobs.clone(),
             queues,
+            together: 1,
         };
         (device, knobs)
     }
@@ -166,25 +177,21 @@ impl Device for Loopback {
     fn reset(&self, features: u64) {
         self.knobs.resets.lock().unwrap().push(features);
     }
-    fn worker(&self, index: u16, _: u64) -> u16 {
-        if self.knobs.in_pairs.load(Ordering::SeqCst) {
-            index / 2
-        } else {
-            index
-        }
+    fn worker(&self, index: u16) -> u16 {
+        index / self.together
     }
-    fn queue(&self, index: u16, _: u64) -> io::Result<LoopbackQueue> {
+    fn queue(&self, index: u16) -> io::Result<LoopbackQueue> {
         let thread = std::thread::current().id();
-        self.knobs.threads.lock().unwrap().insert(index, thread);
-        if self.knobs.no_queues.load(Ordering::SeqCst) {
-            return Err(io::Error::other("no queues today"));
-        }
+        let before = self.knobs.threads.lock().unwrap().insert(index, thread);
+        assert!(before.is_none(), "queue {index} is made once");
         let wake = Arc::new(Event::new()?);
         let weak = Arc::downgrade(&wake);
         self.knobs.wakes.lock().unwrap().push(weak);
         Ok(LoopbackQueue {
             knobs: self.knobs.clone(),
             wake,
+            begun: false,
+            memory: Arc::default(),
             held: Vec::new(),
         })
     }
@@ -240,7 +247,30 @@ impl LoopbackQueue {
 }
 
 impl Queue for LoopbackQueue {
-    fn take(&mut self, memory: &Arc<Memory>, chain: &Chain) -> Outcome {
+    fn begin(&mut self, _: u64) -> io::Result<()> {
+        if self.knobs.no_queues.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no queues today"));
+        }
+        assert!(!self.begun && self.memory.num_regions() == 0);
+        self.begun = true;
+        Ok(())
+    }
+    fn map(&mut self, memory: Arc<Memory>) {
+        assert_eq!(self.begun, memory.num_regions() > 0);
+        if self.memory.num_regions() > 0 && self.begun {
+            self.knobs.maps.fetch_add(1, Ordering::SeqCst);
+        }
+        self.memory = memory;
+    }
+    fn end(&mut self) {
+        assert!(std::mem::take(&mut self.begun));
+        // What an engine that has failed still had.
+        let lost = std::mem::take(&mut self.held).len();
+        self.knobs.held.fetch_sub(lost, Ordering::SeqCst);
+        self.knobs.ends.fetch_add(1, Ordering::SeqCst);
+    }
+    fn take(&mut self, chain: &Chain) -> Outcome {
+        let memory = &*self.memory;
         let open = self.knobs.open.load(Ordering::SeqCst);
         let mut kind = [0];
         let first = chain.readable.first();
@@ -285,6 +315,7 @@ impl Queue for LoopbackQueue {
         Ok(())
     }
     fn give_back(&mut self, back: &mut dyn FnMut(u16)) {
+        self.knobs.asked_back.fetch_add(1, Ordering::SeqCst);
         if self.knobs.gives_back.load(Ordering::SeqCst) {
             for (head, _) in self.held.drain(..).rev() {
                 self.knobs.held.fetch_sub(1, Ordering::SeqCst);
@@ -314,12 +345,16 @@ impl Session {
 
     pub fn within(queues: u16, limits: Limits) -> Self {
         let (device, knobs) = Loopback::new(queues);
-        let host = Host::new(device, limits).unwrap();
+        Self::serving(device, knobs, limits)
+    }
+
+    pub fn serving(device: Loopback, knobs: Arc<Knobs>, limits: Limits) -> Self {
+        let mut host = Host::new(device, limits).unwrap();
         let stop = Arc::new(Event::new().unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let thread = {
             let stop = stop.clone();
-            std::thread::spawn(move || serve(&host, theirs, stop.as_fd()))
+            std::thread::spawn(move || serve(&mut host, theirs, stop.as_fd()))
         };
         Self {
             client: Client::new(ours),

@@ -45,7 +45,7 @@ fn every_flush_is_one_sync_and_waits_for_it() {
     let mut queue = fixture.staged(true);
     for _ in 0..3 {
         let chain = fixture.flush();
-        let outcome = queue.take(&fixture.guest.memory, &chain);
+        let outcome = queue.take(&chain);
         assert_eq!(outcome, Outcome::Deferred);
         assert_eq!(fixture.guest.answer(&chain), 0xee, "not before the sync");
         assert_eq!(reap(&mut queue, 1), [(chain.head, 1)]);
@@ -98,9 +98,8 @@ fn a_flush_beside_one_that_fails_fails_too() {
     let mut fixture = Fixture::new();
     let (mut queue, mut other) = (fixture.staged(true), fixture.staged(true));
     let (mine, others) = (fixture.flush(), fixture.flush());
-    let memory = fixture.guest.memory.clone();
-    assert_eq!(queue.take(&memory, &mine), Outcome::Deferred);
-    assert_eq!(other.take(&memory, &others), Outcome::Deferred);
+    assert_eq!(queue.take(&mine), Outcome::Deferred);
+    assert_eq!(other.take(&others), Outcome::Deferred);
     // Mine succeeds, as the kernel has told the other of the error.
     queue
         .reap(&mut |_, _| panic!("it cannot be sure yet"))
@@ -117,9 +116,8 @@ fn flushes_side_by_side_that_succeed_succeed() {
     let mut fixture = Fixture::new();
     let (mut queue, mut other) = (fixture.staged(true), fixture.staged(true));
     let (mine, others) = (fixture.flush(), fixture.flush());
-    let memory = fixture.guest.memory.clone();
-    assert_eq!(queue.take(&memory, &mine), Outcome::Deferred);
-    assert_eq!(other.take(&memory, &others), Outcome::Deferred);
+    assert_eq!(queue.take(&mine), Outcome::Deferred);
+    assert_eq!(other.take(&others), Outcome::Deferred);
     queue
         .reap(&mut |_, _| panic!("it cannot be sure yet"))
         .unwrap();
@@ -168,7 +166,7 @@ fn a_write_that_ends_after_the_cache_was_turned_off_is_synced_first() {
     let mut fixture = Fixture::new();
     let mut queue = fixture.staged(true);
     let chain = fixture.write(0, &[1; 512]);
-    let outcome = queue.take(&fixture.guest.memory, &chain);
+    let outcome = queue.take(&chain);
     assert_eq!(outcome, Outcome::Deferred);
     fixture.set_writeback(false);
     reap(&mut queue, 1);
@@ -177,27 +175,27 @@ fn a_write_that_ends_after_the_cache_was_turned_off_is_synced_first() {
 }
 
 #[test]
-fn a_queue_dropped_in_a_failing_sync_remembers_it() {
+fn a_ring_that_ends_in_a_failing_sync_is_remembered_by_the_next() {
     let mut fixture = Fixture::new();
     let mut queue = fixture.staged(true);
     let chain = fixture.flush();
-    let outcome = queue.take(&fixture.guest.memory, &chain);
+    let outcome = queue.take(&chain);
     assert_eq!(outcome, Outcome::Deferred);
     fixture.fates([Fate::Fails(libc::EIO)]);
-    drop(queue);
-    let mut queue = fixture.staged(true);
+    queue.end();
+    start(&mut queue, true, &fixture.guest);
     assert_eq!(fixture.run(&mut queue, &chain), (IOERR, 1));
 }
 
 #[test]
-fn a_queue_dropped_in_a_good_sync_spoils_nothing() {
+fn a_ring_that_ends_in_a_good_sync_spoils_nothing() {
     let mut fixture = Fixture::new();
     let mut queue = fixture.staged(true);
     let chain = fixture.flush();
-    let outcome = queue.take(&fixture.guest.memory, &chain);
+    let outcome = queue.take(&chain);
     assert_eq!(outcome, Outcome::Deferred);
-    drop(queue);
-    let mut queue = fixture.staged(true);
+    queue.end();
+    start(&mut queue, true, &fixture.guest);
     assert_eq!(fixture.run(&mut queue, &chain), (OK, 1));
 }
 

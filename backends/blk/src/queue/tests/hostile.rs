@@ -31,7 +31,7 @@ proptest! {
         let chain = Chain { head: 3, readable, writable };
 
         let mut queue = fixture.real();
-        let used = match queue.take(&fixture.guest.memory, &chain) {
+        let used = match queue.take(&chain) {
             Outcome::Done(used) => used,
             Outcome::Deferred => {
                 let answers = reap(&mut queue, 1);

@@ -72,7 +72,7 @@ fn many_misaligned_requests_share_few_bounce_buffers() {
             fixture.guest.put(&[0]);
             let mut chain = fixture.write(i * 16, &pattern(8192, i as u8));
             chain.head = i as u16;
-            let outcome = queue.take(&fixture.guest.memory, &chain);
+            let outcome = queue.take(&chain);
             assert_eq!(outcome, Outcome::Deferred);
             chains.push(chain);
         }
@@ -191,18 +191,24 @@ fn an_image_cut_short_under_us_is_an_error_and_not_zeroes() {
 }
 
 #[test]
-fn a_dropped_queue_lets_go_of_guest_memory_only_when_the_kernel_has() {
+fn a_ring_that_ends_lets_go_of_guest_memory_only_when_the_kernel_has() {
     for (name, mut fixture) in fixtures() {
         let mut queue = fixture.real();
         for i in 0..32 {
             let chain = fixture.write(i * 8, &[0x5a; 4096]);
-            let _ = queue.take(&fixture.guest.memory, &chain);
+            let _ = queue.take(&chain);
         }
         queue.submit().unwrap();
-        drop(queue);
+        queue.end();
+        queue.map(Arc::default());
         let memory = Arc::downgrade(&fixture.guest.memory);
         fixture.guest = Guest::new();
         assert_eq!(memory.strong_count(), 0, "{name}");
+        // The same engine serves the next ring.
+        start(&mut queue, true, &fixture.guest);
+        let chain = fixture.write(0, &[0xa5; 4096]);
+        assert_eq!(fixture.run(&mut queue, &chain), (OK, 1), "{name}");
+        assert_eq!(fixture.content()[..4096], [0xa5; 4096], "{name}");
     }
 }
 
