@@ -6,8 +6,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use outboard::machine::device::kinds::blk::{Cache, set_cache};
 use outboard::machine::frontend::{Connected, Interruption, Negotiated, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
 use outboard::machine::virtio::{F_VERSION_1, Ring};
+use outboard_contract::program::{Program, command};
 use outboard_protocol::devices::{BlkConfig, Kind};
 use outboard_protocol::launch;
 use vm_memory::{Bytes, GuestAddress};
@@ -32,49 +31,34 @@ const SECTORS: u64 = 2048;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Daemon {
-    child: Child,
+    program: Program,
     directory: tempfile::TempDir,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Daemon {
     /// `None`, loudly, when it is not installed.
     fn start(queues: u16) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("image");
-        let mut file = File::create(&image).unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mut file = File::create(path("image")).unwrap();
         for sector in 0..SECTORS {
             file.write_all(&sector.to_le_bytes().repeat(64)).unwrap();
         }
-        let socket = directory.path().join("socket");
-        let spawned = Command::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!(
-                "driver=file,node-name=file,filename={}",
-                image.display()
-            ))
-            .args([
-                "--blockdev",
-                "driver=raw,node-name=disk,file=file",
-                "--export",
-            ])
-            .arg(format!(
-                "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},\
-                 addr.type=unix,addr.path={}",
-                socket.display()
-            ))
-            .stdin(Stdio::null())
-            .spawn();
-        match spawned {
-            Ok(child) => Some(Self { child, directory }),
+        let mut command = command("qemu-storage-daemon", &[""; 0]);
+        let file = path("image");
+        let file = format!("driver=file,node-name=file,filename={}", file.display());
+        let socket = path("socket");
+        let export = format!(
+            "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},\
+             addr.type=unix,addr.path={}",
+            socket.display()
+        );
+        command.args(["--blockdev", &file]);
+        command.args(["--blockdev", "driver=raw,node-name=disk,file=file"]);
+        match Program::run(command.args(["--export", &export])) {
+            Ok(program) => Some(Self { program, directory }),
             Err(error) => {
-                eprintln!("SKIP: no qemu-storage-daemon: {error}");
+                eprintln!("SKIP: no qemu-storage-daemon: {error:#}");
                 None
             }
         }
@@ -85,18 +69,9 @@ impl Daemon {
     }
 
     fn connect(&self) -> UnixStream {
-        connect(&self.path("socket"))
-    }
-}
-
-fn connect(path: &Path) -> UnixStream {
-    let start = Instant::now();
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => return stream,
-            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(5));
+        let socket = self.path("socket");
+        let connect = || UnixStream::connect(&socket).ok();
+        self.program.until("it listens", connect).unwrap()
     }
 }
 
@@ -303,8 +278,7 @@ fn a_back_end_that_is_killed_is_noticed() {
     };
     let mut session = negotiated(&daemon, 1);
     session.listen().unwrap();
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
+    daemon.program.kill().unwrap();
     let error = session.listen().unwrap_err().to_string();
     assert_eq!(error, "the back-end closed its connection");
 }

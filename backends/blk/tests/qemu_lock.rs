@@ -9,12 +9,12 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outboard_blk::image::{Image, Options};
+use outboard_contract::program::{Program, by_shell, in_path};
 use outboard_protocol::image_lock::{self, Access};
 
 const READ_ONLY: Options = Options {
@@ -40,14 +40,8 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// A program of that name in PATH.
 fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file());
-    if found.is_none() {
-        eprintln!("SKIP: there is no {name} in PATH");
-    }
-    found
+    let found = in_path(name);
+    found.inspect_err(|error| eprintln!("SKIP: {error}")).ok()
 }
 
 fn image() -> tempfile::NamedTempFile {
@@ -57,55 +51,26 @@ fn image() -> tempfile::NamedTempFile {
 }
 
 /// qemu-storage-daemon with an image open, ended when dropped.
-struct Daemon {
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn hold(program: &Path, image: &Path, read_only: bool) -> Self {
-        let read_only = if read_only { "on" } else { "off" };
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("nbd");
-        let mut child = Command::new("timeout")
-            .arg("120")
-            .arg(program)
-            .arg("--blockdev")
-            .arg(format!(
-                "driver=file,node-name=disk,filename={},read-only={read_only},auto-read-only=off",
-                image.display()
-            ))
-            // An export is what asks for the permissions.
-            .arg("--nbd-server")
-            .arg(format!("addr.type=unix,addr.path={}", socket.display()))
-            .arg("--export")
-            .arg(format!(
-                "type=nbd,id=export,node-name=disk,writable={}",
-                if read_only == "on" { "off" } else { "on" }
-            ))
-            .args(["--chardev", "stdio,id=qmp", "--monitor", "qmp"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The greeting comes when all of the above is set up.
-        let mut greeting = String::new();
-        let stdout = child.stdout.as_mut().unwrap();
-        BufReader::new(stdout).read_line(&mut greeting).unwrap();
-        assert!(greeting.contains("QMP"), "it did not start: {greeting:?}");
-        Self {
-            child,
-            _folder: folder,
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let mut stdin = self.child.stdin.take().unwrap();
-        let _ = stdin.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}\n");
-        let _ = self.child.wait();
-    }
+fn hold(program: &Path, image: &Path, read_only: bool) -> Program {
+    let (read_only, writable) = if read_only {
+        ("on", "off")
+    } else {
+        ("off", "on")
+    };
+    // An export is what asks for the permissions; the file of its id is written when
+    // all of this is set up.
+    let script = "exec \"$@\" --nbd-server addr.type=unix,addr.path=$folder/nbd --export \
+                  type=nbd,id=export,node-name=disk,writable=$writable \
+                  --pidfile $folder/ready";
+    let disk = format!(
+        "driver=file,node-name=disk,filename={},read-only={read_only},auto-read-only=off",
+        image.display()
+    );
+    let mut command = by_shell(script, program, &["--blockdev", &disk]);
+    let daemon = Program::run(command.env("writable", writable)).unwrap();
+    let ready = || daemon.folder().join("ready").exists().then_some(());
+    daemon.until("it is set up", ready).unwrap();
+    daemon
 }
 
 fn refused(path: &Path, options: Options) -> bool {
@@ -126,7 +91,7 @@ fn what_qemu_writes_to_is_refused_and_free_when_it_ends() {
         return;
     };
     let image = image();
-    let held = Daemon::hold(&daemon, image.path(), false);
+    let held = hold(&daemon, image.path(), false);
     assert!(refused(image.path(), WRITABLE));
     assert!(refused(image.path(), READ_ONLY));
     drop(held);
@@ -140,7 +105,7 @@ fn readers_share_an_image_with_qemu() {
         return;
     };
     let image = image();
-    let _held = Daemon::hold(&daemon, image.path(), true);
+    let _held = hold(&daemon, image.path(), true);
     assert!(!refused(image.path(), READ_ONLY));
 }
 

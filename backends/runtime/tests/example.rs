@@ -14,15 +14,14 @@ mod entropy;
 mod support;
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use outboard_contract::client::Client;
-use outboard_contract::ring::{Buffer, Ring};
-use outboard_contract::soon;
+use outboard_contract::driver::Driver;
+use outboard_contract::program::{Program, lent};
+use outboard_contract::ring::Buffer;
 use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::{self, Handover};
 use support::*;
@@ -84,33 +83,19 @@ fn quotes() {
 fn serves() {
     for handover in [Handover::of(&Kind::rng()), Handover::Connected] {
         let (front, back) = handover.sockets().unwrap();
-        fcntl(&back, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg(format!("--fd={}", back.as_fd().as_raw_fd()))
-            .env(CHILD, "1")
-            .env(launch::VERSION_ENV, launch::OLDEST_VERSION.to_string())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        drop(back);
-        let (guest, mut client) = (guest(), Client::new(front));
-        client.negotiate(VERSION_1).unwrap();
-        client.set_mem_table(&guest).unwrap();
-        let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
-        client.start_ring(0, &ring, 0).unwrap();
-        let mut answer = |buffer| {
-            ring.add(&[buffer]).unwrap();
-            ring.kick().unwrap();
-            ring.wait_used(soon()).unwrap().1
-        };
+        let version = launch::OLDEST_VERSION.to_string();
+        let mut child = lent(back, std::env::current_exe().unwrap(), &["--fd=9"]);
+        child.env(CHILD, "1").env(launch::VERSION_ENV, version);
+        let program = Program::run(&mut child).unwrap();
+        let driver = Driver::new(Client::new(front), 0, guest());
+        let mut ring = driver.ring(0, LOW, 16);
+        let mut answer = |buffer| ring.submit(&[buffer]).unwrap();
         assert_eq!(answer(Buffer::writable(DATA, 64)), 64);
         assert_eq!(answer(Buffer::readable(DATA, 64)), 0);
         assert_eq!(answer(Buffer::writable(LOW + REGION, 64)), 0);
         assert_eq!(answer(Buffer::writable(DATA, 0x8_0000)), 0x1_0000);
-        let bytes = guest.get(DATA, 64);
-        assert_ne!(bytes, [0; 64]);
-        drop(client);
-        wait(|| child.try_wait().unwrap().is_some());
-        assert!(child.wait().unwrap().success());
+        assert_ne!(driver.get(DATA, 64), [0; 64]);
+        drop(driver);
+        program.ends_with(0, "").unwrap();
     }
 }
