@@ -11,6 +11,7 @@ use outboard_runtime::device::Device;
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities};
+use outboard_runtime::supervisor;
 
 use crate::disk::{Blk, Disk, Settings, Storage};
 use crate::image::{Image, Options};
@@ -87,7 +88,11 @@ impl Cli {
             let storage = match (inherited, &self.blk_file, self.null) {
                 (Some(fd), _, _) => {
                     let fd = fd.context("cannot use --blk-fd")?;
-                    Storage::Image(Image::inherit(fd, self.options)?)
+                    let image = match supervisor::is_there() {
+                        true => Image::lent(fd, self.options)?,
+                        false => Image::inherit(fd, self.options)?,
+                    };
+                    Storage::Image(image)
                 }
                 (None, Some(path), _) => Storage::Image(Image::open(path, self.options)?),
                 (None, None, Some(size)) => null(size, self.options.block_size)?,

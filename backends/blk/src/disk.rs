@@ -5,14 +5,15 @@ mod device;
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use outboard_log::Rarely;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
+use outboard_runtime::Notifier;
 use outboard_runtime::guest_buffers::GuestBuffers;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -35,6 +36,8 @@ use crate::trouble::Troubles;
 const SEG_MAX: u32 = 126;
 /// Block size that guests lay out their partitions by, if the image has none.
 const PAGE: u32 = 4096;
+/// What is said of an image whose size is not that of a disk.
+static UNUSABLE: Rarely = Rarely::new();
 
 /// What is behind a disk.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl Default for Settings {
 pub struct Disk {
     /// `None` when there is nothing behind it.
     file: Option<Arc<File>>,
-    /// In bytes, as of the beginning of the session: see [`Disk::measure`].
+    /// In bytes: see [`Disk::measure`] and [`Disk::grow`].
     capacity: AtomicU64,
     /// The rest of them, and the first capacity.
     limits: Limits,
@@ -125,6 +128,7 @@ pub struct Disk {
     refused: Refused,
     troubles: Troubles,
     settings: Settings,
+    notifier: OnceLock<Notifier>,
 }
 
 impl Disk {
@@ -172,6 +176,7 @@ impl Disk {
             refused: Refused::default(),
             troubles: Troubles::default(),
             settings,
+            notifier: OnceLock::new(),
         })
     }
 
@@ -183,36 +188,18 @@ impl Disk {
         }
     }
 
-    /// Asks for the size of the image anew, when a session begins: that session
-    /// and its requests go by it to their end. There are no queues meanwhile.
+    /// Asks for the size of the image anew, when a session begins. There are no queues
+    /// meanwhile.
     ///
     /// There is nobody to refuse to, so the disk is what there is: the whole
     /// blocks of an odd size, and none of an empty image, until the next
     /// session.
     fn measure(&self) {
-        static UNUSABLE: Rarely = Rarely::new();
-        let Some(file) = &self.file else {
+        let Some((size, whole)) = self.found() else {
             return;
         };
-        let before = self.limits().capacity;
+        self.change(size, whole);
         let block = self.limits.block_size;
-        let size = match image_blocks::size(file) {
-            Ok(size) => size,
-            Err(error) => {
-                if let Some(times) = UNUSABLE.again() {
-                    log::warn!(
-                        "cannot find out the size of the disk image: {error}; \
-                         the disk keeps its {before} bytes{times}"
-                    );
-                }
-                return;
-            }
-        };
-        let whole = size.saturating_sub(size.checked_rem(block.into()).unwrap_or(0));
-        if whole != before {
-            log::info!("the disk image has changed its size from {before} to {size} bytes");
-            self.capacity.store(whole, Ordering::Relaxed);
-        }
         if (whole != size || whole == 0)
             && let Some(times) = UNUSABLE.again()
         {
@@ -222,6 +209,50 @@ impl Disk {
                  (`truncate -s %{block}`, or to a size) and connect again{times}"
             );
         }
+    }
+
+    /// The supervisor says that the image has `told` bytes: the disk grows if there is
+    /// more of it than there was, and the driver hears of it. Requests may be under
+    /// way, so it never shrinks.
+    fn grow(&self, told: u64) {
+        let before = self.limits().capacity;
+        match self.found() {
+            Some((size, whole)) if whole > before => {
+                self.change(size, whole);
+                if let Some(notifier) = self.notifier.get() {
+                    notifier.config_changed();
+                }
+            }
+            Some((size, _)) => log::warn!(
+                "the disk keeps its {before} bytes: its image was to have {told} bytes, and has \
+                 {size}"
+            ),
+            None => {}
+        }
+    }
+
+    fn change(&self, size: u64, whole: u64) {
+        let before = self.capacity.swap(whole, Ordering::Relaxed);
+        if whole != before {
+            log::info!("the disk image has changed its size from {before} to {size} bytes");
+        }
+    }
+
+    /// The size of the image, and that of its whole blocks.
+    fn found(&self) -> Option<(u64, u64)> {
+        let size = image_blocks::size(self.file.as_ref()?);
+        let told = size.inspect_err(|error| {
+            if let Some(times) = UNUSABLE.again() {
+                let before = self.limits().capacity;
+                log::warn!(
+                    "cannot find out the size of the disk image: {error}; \
+                     the disk keeps its {before} bytes{times}"
+                );
+            }
+        });
+        let size = told.ok()?;
+        let odd = size.checked_rem(self.limits.block_size.into());
+        Some((size, size.saturating_sub(odd.unwrap_or(0))))
     }
 
     /// The serial number, padded with zeroes.

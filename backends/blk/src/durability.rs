@@ -4,23 +4,24 @@
 //! it could not write and marked them clean: the next fdatasync succeeds, and
 //! the data is gone all the same. It also tells an error only once for an open
 //! file, and all queues of a disk share one. So a failure is remembered here,
-//! for all queues and until this process ends: a flush after it fails. And a
-//! flush that ran at the same time as others does not believe its own success
-//! before theirs are known, since the one error may have gone to one of them.
-//! What a successor in another process must know of it is kept and restored.
+//! for all queues, and by the supervisor for this process's successor: a flush after
+//! it fails, and is not answered before the supervisor knows. And a flush that ran at
+//! the same time as others does not believe its own success before theirs are known,
+//! since the one error may have gone to one of them.
 //!
 //! ```text
 //!          begin              end(ok)
 //! flush ──────────► Ticket ──────────► no others at the time: durable
 //!                     │                 others not yet ended: sync again, ask again
-//!                     └── end(failed), or dropped: lost, for everyone, for good
+//!                     └── end(failed), or dropped: lost, for everyone, and kept
 //! ```
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use outboard_protocol::kept::DiskState;
+use outboard_protocol::kept::{DiskState, Kept};
+use outboard_runtime::Supervisor;
 
 /// One disk's write cache, shared by its queues.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct Durability {
     /// It is on, and writes are durable all the same: it is being turned off.
     turning_off: AtomicUsize,
     syncs: Mutex<Syncs>,
+    supervisor: OnceLock<Arc<Supervisor>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,9 +67,9 @@ impl Syncs {
         if !std::mem::replace(&mut self.lost, true) {
             log::error!(
                 "data that was written to the image may be lost: from now on every flush of the \
-                 guest fails, until this program is started anew, since the kernel tells of a \
-                 failed sync once and of success from then on; look at the host's kernel log, \
-                 and check the guest's file systems"
+                 guest fails, until the VM is started anew, or this program where it was \
+                 started by hand, since the kernel tells of a failed sync once and of success \
+                 from then on; look at the host's kernel log, and check the guest's file systems"
             );
         }
     }
@@ -82,7 +84,22 @@ impl Durability {
             writeback: AtomicBool::new(writeback),
             turning_off: AtomicUsize::new(0),
             syncs: Mutex::default(),
+            supervisor: OnceLock::new(),
         })
+    }
+
+    /// Tells this supervisor from now on when data was lost.
+    pub fn supervised(&self, supervisor: &Arc<Supervisor>) {
+        // The runtime does this once.
+        let _ = self.supervisor.set(supervisor.clone());
+    }
+
+    /// Whoever answers the guest that data was lost calls this before, with no lock
+    /// held.
+    fn tell(&self) {
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.keeps(|| Kept::Disk(self.kept()));
+        }
     }
 
     /// Whether the cache is on, as the driver is shown it.
@@ -144,6 +161,8 @@ impl Durability {
     pub fn begin(self: &Arc<Self>) -> Option<Ticket> {
         let mut syncs = self.lock();
         if syncs.lost {
+            drop(syncs);
+            self.tell();
             return None;
         }
         let number = syncs.next;
@@ -159,12 +178,15 @@ impl Durability {
     /// Notes that data was lost: every flush from now on fails.
     pub fn lose(&self) {
         self.lock().lose();
+        self.tell();
     }
 
     /// What is known of a sync that succeeded when `before` syncs had begun.
     pub fn judge(&self, before: u64) -> Verdict {
         let syncs = self.lock();
         if syncs.lost {
+            drop(syncs);
+            self.tell();
             Verdict::Lost
         } else if syncs.running.range(..before).next().is_some() {
             Verdict::Unsure(before)
@@ -197,6 +219,8 @@ impl Drop for Ticket {
             let mut syncs = self.durability.lock();
             syncs.running.remove(&self.number);
             syncs.lose();
+            drop(syncs);
+            self.durability.tell();
         }
     }
 }

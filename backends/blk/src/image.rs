@@ -130,6 +130,19 @@ impl Image {
     /// As [`Image::open`]; also when the descriptor is not open for what is
     /// asked.
     pub fn inherit(fd: OwnedFd, options: Options) -> anyhow::Result<Self> {
+        Self::take(fd, options, true)
+    }
+
+    /// Takes over an image whose lock is the supervisor's affair: the open file may be
+    /// another one than the locked one, and have none itself.
+    ///
+    /// # Errors
+    /// As [`Image::inherit`], but for the lock.
+    pub fn lent(fd: OwnedFd, options: Options) -> anyhow::Result<Self> {
+        Self::take(fd, options, false)
+    }
+
+    fn take(fd: OwnedFd, options: Options, is_locked: bool) -> anyhow::Result<Self> {
         let file = File::from(fd);
         let name = "the disk image that was handed over";
         let flags =
@@ -162,7 +175,9 @@ impl Image {
         }
         let kind = file.metadata().context(name)?.file_type();
         check_kind(kind, name)?;
-        image_lock::confirm(&file, options.access()).context(name)?;
+        if is_locked {
+            image_lock::confirm(&file, options.access()).context(name)?;
+        }
         Self::of(file, name, options)
     }
 

@@ -98,7 +98,8 @@ impl Troubles {
         self.note(("flush", 0), |times| {
             log::warn!(
                 "a flush of the guest failed: a sync of the image has failed before, \
-                 and this program must be started anew{times}"
+                 and the VM must be started anew, or this program where it was started by \
+                 hand{times}"
             );
         });
     }

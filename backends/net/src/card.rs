@@ -5,13 +5,15 @@
 mod driver;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use outboard_log::Rarely;
 use outboard_protocol::devices::NetConfig;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch;
+use outboard_runtime::{News, Supervisor};
 
 use crate::counters::{Count, Counters};
 use crate::features;
@@ -19,7 +21,6 @@ pub use crate::features::Settings;
 use crate::link::Link;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
-use crate::watch::Host;
 use driver::State;
 
 /// What is behind a card.
@@ -40,6 +41,9 @@ pub struct Card {
     link: Link,
     /// The tap cannot be used any more.
     tap_gone: AtomicBool,
+    /// What the host has made of the tap's interface.
+    host: Mutex<launch::Link>,
+    supervisor: OnceLock<Arc<Supervisor>>,
     /// The user was told that the link is down.
     outage: AtomicBool,
     counters: Counters,
@@ -54,6 +58,8 @@ impl Card {
             state: Mutex::default(),
             link: Link::default(),
             tap_gone: AtomicBool::new(false),
+            host: Mutex::default(),
+            supervisor: OnceLock::new(),
             outage: AtomicBool::new(false),
             counters: Counters::default(),
         };
@@ -136,31 +142,58 @@ impl Card {
         }
     }
 
-    /// Readable when something happens to what is behind it.
-    pub fn news(&self) -> Option<BorrowedFd<'_>> {
-        match &self.port {
-            Port::Tap(tap) => tap.watch(),
-            Port::Peer(peer) => Some(peer.rendezvous().as_fd()),
+    /// Tells this supervisor from now on what it must know.
+    pub fn supervised(&self, supervisor: &Arc<Supervisor>) {
+        // The runtime does this once.
+        let _ = self.supervisor.set(supervisor.clone());
+        self.want_peer();
+    }
+
+    fn want_peer(&self) {
+        if let (Port::Peer(peer), Some(supervisor)) = (&self.port, self.supervisor.get())
+            && peer.is_wanted()
+        {
+            supervisor.wants_peer();
+        }
+    }
+
+    /// Tells the supervisor what a successor must know, before the driver is answered.
+    pub fn tell_kept(&self) {
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.keeps(|| Kept::Card(self.kept()));
+        }
+    }
+
+    /// Sees to what has happened to what is behind it.
+    pub fn hear(&self, news: News) {
+        match (&self.port, news) {
+            (Port::Tap(tap), News::Link(link)) => {
+                *self.host.lock().unwrap_or_else(PoisonError::into_inner) = link;
+                self.look(tap);
+            }
+            (Port::Peer(peer), News::Peer(socket)) => {
+                if peer.meet(socket) && self.link.set(|| peer.connection().is_some()) {
+                    self.peer_came(peer);
+                }
+            }
+            (_, news) => news.pass_over(),
         }
     }
 
     /// Makes the link what is behind it.
     pub fn attend(&self) {
-        match &self.port {
-            Port::Tap(tap) => match tap.look() {
-                Host::Gone => self.tap_failed(&Errno::ENODEV.into()),
-                host => self.tap_is(tap, host),
-            },
-            Port::Peer(peer) => match peer.meet() {
-                Ok(true) if self.link.set(|| peer.connection().is_some()) => self.peer_came(peer),
-                Ok(_) => {}
-                Err(error) => {
-                    static REFUSED: Rarely = Rarely::new();
-                    if let Some(times) = REFUSED.again() {
-                        log::warn!("peer {}: cannot accept: {error}{times}", peer.name());
-                    }
-                }
-            },
+        if let Port::Tap(tap) = &self.port {
+            self.look(tap);
+        }
+    }
+
+    fn look(&self, tap: &Tap) {
+        let host = *self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        match (host, tap.is_there()) {
+            (_, false) => self.tap_failed(&Errno::ENODEV.into()),
+            // In another namespace: nobody says whether it is up.
+            (launch::Link::Gone, true) => self.tap_is(tap, launch::Link::Up),
+            (host, true) => self.tap_is(tap, host),
         }
     }
 
@@ -176,7 +209,8 @@ impl Card {
         }
     }
 
-    fn tap_is(&self, tap: &Tap, host: Host) {
+    fn tap_is(&self, tap: &Tap, host: launch::Link) {
+        use launch::Link as Host;
         let (up, name) = (host == Host::Up, tap.name());
         let is_gone = || self.tap_gone.load(Ordering::Acquire);
         if !self.link.set(|| up && !is_gone()) || is_gone() {
@@ -217,20 +251,24 @@ impl Card {
 
     /// The peer is gone.
     pub fn peer_failed(&self, connection: &Arc<Connection>, why: &dyn std::fmt::Display) {
-        if let Port::Peer(peer) = &self.port
-            && peer.disconnect(connection)
-            && self.link.set(|| peer.connection().is_some())
-        {
+        let Port::Peer(peer) = &self.port else {
+            return;
+        };
+        if !peer.disconnect(connection) {
+            return;
+        }
+        if self.link.set(|| peer.connection().is_some()) {
             static GONE: Rarely = Rarely::new();
             if let Some(times) = GONE.again() {
                 self.outage.store(true, Ordering::Release);
                 log::warn!(
                     "peer {}: {why}; the guest sees its link down: {}{times}",
                     peer.name(),
-                    peer.rendezvous().prospect()
+                    peer.prospect()
                 );
             }
         }
+        self.want_peer();
     }
 }
 
@@ -252,16 +290,16 @@ impl Passed {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::peer::Again;
 
     #[test]
     fn a_peer_that_goes_while_the_next_comes_leaves_the_link_as_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peer");
-        let listener = UnixListener::bind(&path).unwrap();
-        let peer = Peer::connect(&path).unwrap();
+        let socket = || UnixStream::pair().unwrap();
+        let (ours, _first) = socket();
+        let peer = Peer::new("it".into(), Again::ItListens, Some(ours)).unwrap();
         let settings = Settings {
             mac: None,
             mtu: None,
@@ -272,7 +310,6 @@ mod tests {
             panic!("it has a peer");
         };
         for turn in 0..500 {
-            listener.accept().unwrap();
             let connection = peer.connection().unwrap();
             std::thread::scope(|scope| {
                 scope.spawn(|| card.peer_failed(&connection, &"it goes"));
@@ -280,10 +317,9 @@ mod tests {
                     .connection()
                     .is_none_or(|now| Arc::ptr_eq(&now, &connection))
                 {
-                    card.attend();
+                    card.hear(News::Peer(socket().0));
                 }
             });
-            card.attend();
             assert!(card.is_up(), "turn {turn}: there is a peer");
         }
     }

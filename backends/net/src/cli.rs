@@ -3,7 +3,7 @@
 use std::env;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -12,12 +12,13 @@ use outboard_protocol::launch;
 use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
+use outboard_runtime::parent::Behind;
 use outboard_runtime::program::{self, Capabilities};
+use outboard_runtime::supervisor;
 
-use crate::card::{Card, Port, Settings};
+use crate::card::{Card, Settings};
 use crate::device::Net;
-use crate::peer::Peer;
-use crate::tap::Tap;
+use crate::outside::{self, Inside};
 
 const USAGE: &str = "outboard-net [--socket-path PATH | --fd FDNUM] \
     {--tap NAME | --tap-fd FDNUM,… | --peer PATH | --peer-fd FDNUM} [OPTIONS]";
@@ -107,44 +108,45 @@ impl Cli {
         // Before anything else opens descriptors, and those numbers with it.
         let taps: io::Result<Vec<_>> = self.tap_fd.iter().copied().map(inherited::take).collect();
         let peer = self.peer_fd.map(inherited::take);
-        program::run(&self.program, capabilities, || {
+        program::run_with(&self.program, capabilities, || {
             let settings = Settings {
                 mac: self.mac,
                 mtu: self.mtu,
                 queue_size: self.queue_size,
             };
-            let port = self.port(taps, peer)?;
-            Ok(Net::new(Card::new(port, settings)))
+            let (behind, inside) = self.open(taps, peer)?;
+            let build = move || Ok(Net::new(Card::new(inside.port()?, settings)));
+            Ok((behind, build))
         })
     }
 
-    fn port(
+    fn open(
         &self,
         taps: io::Result<Vec<OwnedFd>>,
         peer: Option<io::Result<OwnedFd>>,
-    ) -> anyhow::Result<Port> {
+    ) -> anyhow::Result<(Behind, Inside)> {
         let taps = taps.context("cannot use --tap-fd")?;
         if let Some(fd) = peer {
             let fd = fd.context("cannot use --peer-fd")?;
-            let path = self.peer.as_deref().map(Path::new);
-            return Ok(Port::Peer(Peer::inherit(fd, path)?));
+            return outside::inherit(fd, self.peer.as_deref().map(Path::new));
         }
         if !taps.is_empty() {
             // A supervisor takes back what was set, when the VM is over.
             let supervised = env::var_os(launch::VERSION_ENV).is_some();
-            return Ok(Port::Tap(Tap::inherit(taps, !supervised)?));
+            return Ok(outside::queues_of_a_tap(taps, !supervised));
         }
         if let Some(name) = &self.tap {
-            return Ok(Port::Tap(Tap::open(name, self.num_queues)?));
+            return outside::tap(name, self.num_queues);
         }
         let Some(text) = &self.peer else {
             anyhow::bail!("no network: give --tap=NAME or --peer=PATH");
         };
-        let peer = match text.strip_suffix(",listen") {
-            Some(path) => Peer::listen(&PathBuf::from(path))?,
-            None => Peer::connect(&PathBuf::from(text))?,
-        };
-        Ok(Port::Peer(peer))
+        // Who has a supervisor listens nowhere, and connects to nobody.
+        let alone = !supervisor::is_there();
+        match text.strip_suffix(",listen") {
+            Some(path) => outside::listen(Path::new(path), alone),
+            None => outside::connect(Path::new(text), alone),
+        }
     }
 }
 

@@ -49,6 +49,7 @@ impl Queue for ControlQueue {
         let command = read(&self.memory, &chain.readable)
             .and_then(|bytes| Command::parse(&bytes, self.features))
             .filter(|command| self.card.obey(command, self.features));
+        self.card.tell_kept();
         let status = match command {
             Some(_) => VIRTIO_NET_OK,
             None => VIRTIO_NET_ERR,

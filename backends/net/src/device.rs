@@ -5,9 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use outboard_protocol::kept::Kept;
-use outboard_runtime::Notifier;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Change, Device, Memory, OTHER_KIND, Outcome, Queue};
+use outboard_runtime::{News, Notifier, Supervisor};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
@@ -70,8 +70,12 @@ impl Device for Net {
         self.0.link().attach(notifier);
     }
 
-    fn news(&self) -> Option<BorrowedFd<'_>> {
-        self.0.news()
+    fn supervised(&self, supervisor: &Arc<Supervisor>) {
+        self.0.supervised(supervisor);
+    }
+
+    fn hear(&self, news: News) {
+        self.0.hear(news);
     }
 
     fn attend(&self) {

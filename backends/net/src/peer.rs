@@ -3,37 +3,44 @@
 //! this; there is no header, so there are no offloads.
 //!
 //! ```text
-//! none ──rendezvous──► connected ──end of file, error──► none
+//! none ──meet()───────► connected ──end of file, error──► none
 //! ```
 //! What has been received or sent in part belongs to the connection, not to a
 //! queue: a ring may be stopped in the middle of a frame.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use outboard_runtime::event::Event;
-use outboard_runtime::listen::{Source, connect_now};
-use std::os::fd::AsRawFd;
 
 use crate::header::MOST_FRAME;
-use crate::rendezvous::{Rendezvous, Way};
 
 /// Bytes before a frame.
 pub const PREFIX: usize = 4;
 /// Room for several frames, one of them of the largest size.
 const INBOX: usize = 256 * 1024;
 
+/// How a peer comes again that has gone. Whoever supervises the card sees to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// It connects.
+    ItConnects,
+    /// It is connected to.
+    ItListens,
+    /// There is no second time.
+    Never,
+}
+
 /// The other end, whoever that is at the moment.
 #[derive(Debug)]
 pub struct Peer {
     name: String,
-    rendezvous: Rendezvous,
+    again: Again,
     connection: Mutex<Option<Arc<Connection>>>,
     /// Signalled when there is another connection.
     arrived: Event,
@@ -48,76 +55,16 @@ pub struct Connection {
 }
 
 impl Peer {
-    /// Connects to a peer that listens at `path`.
+    /// A peer of this name, connected already or not yet.
     ///
     /// # Errors
-    /// When none does.
-    pub fn connect(path: &Path) -> anyhow::Result<Self> {
-        let shown = path.display();
-        let socket = connect_now(path).map_err(|errno| {
-            let what = match errno {
-                Errno::EAGAIN => {
-                    format!(
-                        "the peer at {shown} does not accept connections; is it busy with another?"
-                    )
-                }
-                _ => format!("no peer listens at {shown}; start it first, or add `,listen`"),
-            };
-            anyhow::Error::from(errno).context(what)
-        })?;
-        Self::new(
-            shown.to_string(),
-            Way::Connecting(path.to_owned()),
-            Some(socket),
-        )
-    }
-
-    /// Waits for peers at `path`, one after another.
-    ///
-    /// # Errors
-    /// Those of [`Source::at`].
-    pub fn listen(path: &Path) -> anyhow::Result<Self> {
-        Self::of(path.display().to_string(), Source::at(path)?, None)
-    }
-
-    /// Takes over a socket, connected or listening. One that is connected is
-    /// connected again to `path`, if that is known.
-    ///
-    /// # Errors
-    /// When it is not a stream socket.
-    pub fn inherit(socket: OwnedFd, path: Option<&Path>) -> anyhow::Result<Self> {
-        let name = path.map_or_else(
-            || format!("descriptor {}", socket.as_raw_fd()),
-            |path| path.display().to_string(),
-        );
-        let source = Source::inherited(socket).context("the peer's socket")?;
-        if let Source::Listening(listening) = &source {
-            // It is shared with whoever opened it, and accept must not wait.
-            let flags = nix::fcntl::fcntl(listening, nix::fcntl::FcntlArg::F_GETFL)?;
-            let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-            nix::fcntl::fcntl(listening, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-        }
-        Self::of(name, source, path)
-    }
-
-    fn of(name: String, source: Source, path: Option<&Path>) -> anyhow::Result<Self> {
-        match (source, path) {
-            (Source::Listening(listening), _) => Self::new(name, Way::Listening(listening), None),
-            (Source::Connected(socket), Some(path)) => {
-                Self::new(name, Way::Connecting(path.to_owned()), Some(socket))
-            }
-            (Source::Connected(socket), None) => Self::new(name, Way::Once, Some(socket)),
-        }
-    }
-
-    fn new(name: String, way: Way, connected: Option<UnixStream>) -> anyhow::Result<Self> {
-        // Without a connection, the card's first look finds or awaits one.
-        let rendezvous = Rendezvous::new(way).context("cannot wait for the peer")?;
-        let connected = connected.map(|socket| Arc::new(Connection::new(socket)));
+    /// Those of eventfd(2).
+    pub fn new(name: String, again: Again, first: Option<UnixStream>) -> anyhow::Result<Self> {
+        let first = first.map(|socket| Arc::new(Connection::new(socket)));
         Ok(Self {
             name,
-            rendezvous,
-            connection: Mutex::new(connected),
+            again,
+            connection: Mutex::new(first),
             arrived: Event::new().context("cannot make an eventfd")?,
         })
     }
@@ -132,9 +79,18 @@ impl Peer {
         lock(&self.connection).clone()
     }
 
-    /// How it comes again.
-    pub fn rendezvous(&self) -> &Rendezvous {
-        &self.rendezvous
+    /// What happens after it has gone, for messages.
+    pub fn prospect(&self) -> &'static str {
+        match self.again {
+            Again::ItConnects => "until the next one connects",
+            Again::ItListens => "until it can be connected to again",
+            Again::Never => "start the peer and this program again",
+        }
+    }
+
+    /// Whether there is none, and one can be had.
+    pub fn is_wanted(&self) -> bool {
+        self.again != Again::Never && self.connection().is_none()
     }
 
     /// Readable, and to be cleared, when there is another connection.
@@ -142,22 +98,15 @@ impl Peer {
         &self.arrived
     }
 
-    /// Takes the peer that is there now, if there is one and none is
-    /// connected; whether there was one.
-    ///
-    /// # Errors
-    /// Those of accept(2).
-    pub fn meet(&self) -> io::Result<bool> {
+    /// Takes a peer that has come, unless one is connected; whether it was taken.
+    pub fn meet(&self, socket: UnixStream) -> bool {
         let mut connection = lock(&self.connection);
-        if connection.is_some() {
-            return Ok(false);
-        }
-        let met = self.rendezvous.meet()?;
-        *connection = met.map(|socket| Arc::new(Connection::new(socket)));
-        if connection.is_some() {
+        let is_wanted = connection.is_none();
+        if is_wanted {
+            *connection = Some(Arc::new(Connection::new(socket)));
             self.arrived.signal();
         }
-        Ok(connection.is_some())
+        is_wanted
     }
 
     /// Gives up a connection; false if that has been done before.
@@ -170,7 +119,6 @@ impl Peer {
             *connection = None;
             // Another queue may hold it for a while; the peer need not wait.
             let _ = which.socket.shutdown(std::net::Shutdown::Both);
-            self.rendezvous.want();
         }
         same
     }
@@ -325,22 +273,6 @@ mod tests {
             connection.receive(&mut inbox).unwrap();
             assert_eq!(inbox.frame(), Err(TooLong(length)));
         }
-    }
-
-    #[test]
-    fn a_peer_that_does_not_accept_holds_nobody() {
-        use nix::sys::socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("peer");
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let busy = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
-        bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
-        listen(&busy, Backlog::new(0).unwrap()).unwrap();
-        let _first = UnixStream::connect(&path).unwrap();
-        let error = Peer::connect(&path).unwrap_err().to_string();
-        assert!(error.contains("does not accept connections"), "{error}");
     }
 
     #[test]

@@ -11,12 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use outboard_log::Rarely;
 use outboard_protocol::tap;
 
 use crate::filter::TapFilter;
 use crate::header::{HEADER, OFFLOAD_CSUM, OFFLOAD_USO};
-use crate::watch::{Host, Watch};
 
 /// A tap, one descriptor for each of its queues.
 #[derive(Debug)]
@@ -27,19 +25,9 @@ pub struct Tap {
     uso: bool,
     /// Whether the end of this process is the end of its use.
     last: bool,
-    watch: Option<Watch>,
 }
 
 impl Tap {
-    /// Opens a tap by name.
-    ///
-    /// # Errors
-    /// Those of [`tap::open`].
-    pub fn open(name: &str, queues: u16) -> anyhow::Result<Self> {
-        let queues = tap::open(name, queues).map_err(|why| anyhow!(why))?;
-        Self::inherit(queues, true)
-    }
-
     /// Takes over queues that were opened by another process; `last`: what is
     /// set of the tap is to be taken back in the end, since nobody else will.
     ///
@@ -63,10 +51,7 @@ impl Tap {
         let probe = OFFLOAD_CSUM | OFFLOAD_USO;
         let first = queues.first().context("no tap is given")?;
         let uso = ioctl::set_offloads(first.as_fd(), probe).is_ok();
-        let watch = Watch::new(&name);
-        let watch = watch.inspect_err(|error| log::debug!("tap {name} is not watched: {error}"));
         let tap = Self {
-            watch: watch.ok(),
             name,
             queues,
             uso,
@@ -80,33 +65,8 @@ impl Tap {
         Ok(tap)
     }
 
-    /// What tells that the host may have done something to it.
-    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.as_ref().map(AsFd::as_fd)
-    }
-
-    /// What the host has made of it.
-    pub fn look(&self) -> Host {
-        let seen = self.watch.as_ref().map(Watch::look);
-        match (seen, self.is_there()) {
-            (_, false) => Host::Gone,
-            // In another namespace: nobody says whether it is up.
-            (None | Some(Ok(Host::Gone)), true) => Host::Up,
-            (Some(Ok(host)), true) => host,
-            (Some(Err(error)), true) => {
-                // With each front-end it is asked for anew.
-                static UNASKED: Rarely = Rarely::new();
-                if let Some(times) = UNASKED.again() {
-                    let name = &self.name;
-                    log::warn!("tap {name}: cannot ask for its state: {error}{times}");
-                }
-                Host::Up
-            }
-        }
-    }
-
     /// Whether its descriptors are still of a tap.
-    fn is_there(&self) -> bool {
+    pub fn is_there(&self) -> bool {
         self.first().is_ok_and(|fd| tap::identify(fd).is_ok())
     }
 

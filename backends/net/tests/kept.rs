@@ -10,7 +10,6 @@
 mod support;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_net::card::{Card, Port, Settings};
@@ -19,7 +18,7 @@ use outboard_net::device::Net;
 use outboard_net::features::guest_offloads;
 use outboard_net::filter::Mode;
 use outboard_net::header::Header;
-use outboard_net::peer::Peer;
+use outboard_net::peer::{Again, Peer};
 use outboard_net::tap::Tap;
 use outboard_protocol::kept::{Addresses, CardState, DiskState, Kept};
 use outboard_protocol::tap::{self, Mac};
@@ -291,10 +290,8 @@ fn a_card_restores_only_what_it_could_have_been_commanded() {
     let Some([lent]) = Lent::taps(2) else {
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("peer");
-    let _listener = UnixListener::bind(&path).unwrap();
-    let peer = Card::new(Port::Peer(Peer::connect(&path).unwrap()), SETTINGS);
+    let peer = Peer::new("it".into(), Again::Never, None).unwrap();
+    let peer = Card::new(Port::Peer(peer), SETTINGS);
     let card = lent.card();
     let refused = |card: &Card, change: &dyn Fn(&mut CardState), words: &str| {
         let mut kept = CardState::default();

@@ -17,10 +17,14 @@ use clap::{Parser, value_parser};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_protocol::Deadline;
+use outboard_protocol::kept::Kept;
+use outboard_runtime::Supervisor;
+use outboard_runtime::device::OTHER_KIND;
 use outboard_runtime::event::Signal;
 use outboard_runtime::listen::{self, Source};
 use outboard_runtime::manual::after_help;
-use outboard_runtime::program::{self, Capabilities, FrontEnd, Stop};
+use outboard_runtime::program::{self, Capabilities, FrontEnd};
+use outboard_runtime::signals::Stop;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
 use vhost::vhost_user::{Error as Protocol, Listener};
@@ -96,18 +100,19 @@ impl Cli {
         let rate = (self.max_bytes, Duration::from_millis(self.period.into()));
         let (kind, features) = ("rng", &[][..]);
         let capabilities = Capabilities { kind, features };
-        program::start(&self.front_end, capabilities, |source, stop| {
-            serve(source, stop, rate)
-        })
+        let serve = move |source, stop, line| serve(source, stop, &line, rate);
+        program::start(&self.front_end, capabilities, serve)
     }
 }
 
-fn serve(source: Source, stop: Stop, rate: Rate) -> anyhow::Result<()> {
+fn serve(source: Source, stop: Stop, line: &Supervisor, rate: Rate) -> anyhow::Result<()> {
+    ensure!(*line.kept() == Kept::Nothing, OTHER_KIND);
     let Source::Listening(listening) = source else {
         bail!("cannot serve a connected socket: give one that listens, or --socket-path");
     };
     ensure!(drawn(&mut [0]), "getrandom(2) fails");
     let listener = listening.blocking().context("cannot share the socket")?;
+    line.ready(Kept::Nothing, None);
     std::thread::spawn(move || {
         stop.wait();
         // Its file goes with the socket.

@@ -15,6 +15,7 @@ use outboard_ring::Chain;
 pub use outboard_ring::Memory;
 
 use crate::notifier::Notifier;
+use crate::supervisor::{News, Supervisor};
 
 /// Why a device cannot restore what was kept of a device of another kind.
 pub const OTHER_KIND: &str = "what was kept is of another kind of device";
@@ -31,13 +32,17 @@ pub trait Device: Send + Sync + 'static {
     fn attach(&self, notifier: Notifier) {
         let _ = notifier;
     }
-    /// Readable when something happens behind the device that is no queue's
-    /// affair. It stays the same for the device's life.
-    fn news(&self) -> Option<BorrowedFd<'_>> {
-        None
+    /// Called once, before the first session, and after [`Self::restore`]: a device
+    /// that has something to tell its supervisor by itself keeps it.
+    fn supervised(&self, supervisor: &Arc<Supervisor>) {
+        let _ = supervisor;
     }
-    /// Sees to the news, and consumes its readiness; called on the session's
-    /// thread, also once before each session.
+    /// Something has happened behind the device that is no queue's affair. Called on
+    /// the session's thread, during sessions and before each.
+    fn hear(&self, news: News) {
+        news.pass_over();
+    }
+    /// A session begins: what is behind the device may have changed.
     fn attend(&self) {}
     /// Device-specific feature bits offered; the runtime adds those of rings
     /// and transport (VERSION_1, INDIRECT_DESC, EVENT_IDX).
@@ -62,7 +67,9 @@ pub trait Device: Send + Sync + 'static {
     /// so does what was restored.
     fn reset(&self, features: u64);
     /// What a driver has set of the device and would not say again to another
-    /// process that goes on with it. Called on the session's thread.
+    /// process that goes on with it. What a message to the session changes of it is
+    /// told to the supervisor by the runtime; of what a queue changes the device
+    /// tells ([`Supervisor::keeps`]). Called on any thread.
     fn kept(&self) -> Kept {
         Kept::Nothing
     }

@@ -5,12 +5,12 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{getpid, gettid};
+use nix::unistd::{ForkResult, fork, getpid, gettid};
 
 /// Whether this process ignores a signal, as whoever started it may have had it
 /// do: nohup(1) does so with SIGHUP.
@@ -22,6 +22,44 @@ pub fn ignores(signal: Signal) -> bool {
     // SAFETY: all of its fields may be zero, and were so before the kernel wrote.
     let action = unsafe { action.assume_init() };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Makes two of this process, which has one thread. The first can wait for the second,
+/// whatever whoever started it has made of SIGCHLD.
+///
+/// # Errors
+/// Those of fork(2); EBUSY when there is another thread.
+pub fn divide() -> nix::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads > 1 {
+        return Err(nix::errno::Errno::EBUSY);
+    }
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is set.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
+    // SAFETY: no other thread is in the midst of anything, with a lock held that the
+    // second process would find held for ever.
+    unsafe { fork() }
+}
+
+/// Closes every descriptor from 3 on but these.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_all_but(kept: &mut [RawFd]) -> nix::Result<()> {
+    kept.sort_unstable();
+    let mut first: RawFd = 3;
+    for next in kept.iter().copied().chain([RawFd::MAX]) {
+        if first < next {
+            let last = next.saturating_sub(1);
+            // SAFETY: three numbers. Whoever owned one of these in this process is
+            // gone: the caller has dropped what it had, and keeps what it has.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            nix::errno::Errno::result(closed)?;
+        }
+        first = first.max(next.saturating_add(1));
+    }
+    Ok(())
 }
 
 /// What write(2) says of 8 bytes at an address where nothing can be read: nothing

@@ -3,6 +3,9 @@
 //!
 //! - [`program`]: a back-end's command line and its whole life;
 //! - [`listen`], [`activation`], [`inherited`]: where its front-ends come from;
+//! - [`supervisor`], [`page`]: what its supervisor tells it, hears of it and reads;
+//! - [`parent`]: the half of it that is its own supervisor, when it was started by hand;
+//! - [`signals`]: what ends it;
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
 //! - [`worker`]: the thread that serves one ring;
@@ -21,11 +24,16 @@ pub mod listen;
 pub mod manual;
 pub mod memory;
 pub mod notifier;
+pub mod page;
+pub mod parent;
 mod polling;
 pub mod program;
 pub mod session;
+pub mod signals;
+pub mod supervisor;
 pub mod worker;
 
 pub use device::{Change, Device, Memory, Outcome, Preparation, Queue};
 pub use notifier::Notifier;
 pub use outboard_ring::chain::{self, Buffer, Chain};
+pub use supervisor::{News, Supervisor};

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
-};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::unistd::{Pid, getpid};
+use outboard_line::connect_now;
 use outboard_log::Rarely;
 use outboard_protocol::descriptors;
 
@@ -64,23 +64,19 @@ impl Source {
         let file = SocketFile {
             path: path.to_owned(),
             identity: identity(&own),
+            owner: getpid(),
         };
         Ok(Self::Listening(Listening::new(listener, Some(file))?))
     }
-}
 
-/// Connects at once or not at all; the socket itself waits, as usual.
-///
-/// # Errors
-/// Those of connect(2); EAGAIN when whoever listens does not accept.
-pub fn connect_now(path: &Path) -> nix::Result<UnixStream> {
-    // Not blocking: a listener whose queue is full would hold us without end.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false).map_err(|_| Errno::EIO)?;
-    Ok(stream)
+    /// Takes the file of a socket that was bound here, which goes with what is
+    /// answered from now on.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        match self {
+            Self::Connected(_) => None,
+            Self::Listening(listening) => listening.file.take(),
+        }
+    }
 }
 
 /// Removes the socket of a process that has gone.
@@ -105,11 +101,13 @@ fn clear_stale(path: &Path) -> anyhow::Result<()> {
     fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
 }
 
-/// A socket's file, removed at the end if it is still ours.
+/// A socket's file, removed at the end if it is still ours. In a copy of the process
+/// that bound it, nothing is.
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    owner: Pid,
 }
 
 fn identity(metadata: &Metadata) -> (u64, u64) {
@@ -120,7 +118,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
-        if ours {
+        if ours && getpid() == self.owner {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -130,7 +128,7 @@ impl Drop for SocketFile {
 #[derive(Debug)]
 pub struct Listening {
     listener: UnixListener,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 impl Listening {
@@ -139,10 +137,12 @@ impl Listening {
         listener
             .set_nonblocking(true)
             .context("cannot listen without blocking")?;
-        Ok(Self {
-            listener,
-            _file: file,
-        })
+        Ok(Self { listener, file })
+    }
+
+    /// The socket, for one who accepts by himself, and its file, if that is ours.
+    pub fn into_parts(self) -> (UnixListener, Option<SocketFile>) {
+        (self.listener, self.file)
     }
 
     /// Waits for the next front-end; `None` when `stop` becomes readable first,
@@ -193,14 +193,6 @@ impl Listening {
         Ok(listener)
     }
 
-    /// The next one that waits, if there is one.
-    ///
-    /// # Errors
-    /// Those of accept(2), but for those that say that nobody waits.
-    pub fn try_accept(&self) -> io::Result<Option<UnixStream>> {
-        self.accept_now().map_err(descriptors::explain)
-    }
-
     fn accept_now(&self) -> io::Result<Option<UnixStream>> {
         use io::ErrorKind as K;
         let gone = [K::WouldBlock, K::Interrupted, K::ConnectionAborted];
@@ -209,13 +201,6 @@ impl Listening {
             Err(error) if gone.contains(&error.kind()) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-}
-
-/// Readable when somebody waits.
-impl AsFd for Listening {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
     }
 }
 
@@ -266,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_socket_whose_owner_does_not_accept_holds_nobody() {
-        use nix::sys::socket::{Backlog, bind, listen};
+        use nix::sys::socket::{AddressFamily, Backlog, SockFlag, UnixAddr, bind, listen, socket};
+        use std::os::fd::AsRawFd;
         let folder = folder();
         let path = folder.path().join("socket");
         let flags = SockFlag::SOCK_CLOEXEC;

@@ -18,8 +18,11 @@ Environment:
       Set by a service manager that passes the socket to serve; then neither
       --socket-path nor --fd is given (sd_listen_fds(3))
   OUTBOARD_LAUNCH
-      Set by `outboard run`: the version of its launch contract; a program that
-      does not know that version refuses to start
+      Set by `outboard run`: the oldest version of its launch contract that a
+      program may know; one that does not know it refuses to start
+  OUTBOARD_LINE
+      Set by `outboard run`: the descriptor of the line to it; without one, a
+      second process of this program does what `outboard run` does for others
   OUTBOARD_LABEL
       Set by `outboard run`: the VM and the device, for the beginning of each
       line that is logged";

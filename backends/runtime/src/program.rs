@@ -10,21 +10,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use outboard_log::{Level, Rarely, Speaker, Verbosity};
-use outboard_protocol::launch;
+use outboard_protocol::deadline::limits;
+use outboard_protocol::{Deadline, launch};
 
 use crate::activation;
 use crate::device::Device;
 use crate::event::Stuck;
 use crate::inherited;
-use crate::kernel;
 use crate::listen::Source;
+use crate::parent::{Behind, Half};
 use crate::session::{End, Host, Limits, serve};
+use crate::signals::Stop;
+use crate::supervisor::{self, Supervisor};
 
 /// How a back-end finds its front-ends: the conventions of back-end programs.
 /// With neither a path nor a descriptor it is the socket that a service manager
@@ -76,50 +75,102 @@ pub struct Capabilities {
 /// and serves it until a signal ([`Stop`]) or the end of an inherited connection.
 ///
 /// Status 0 is a clean end; what else happened is said on standard error.
-/// Call it first of all: logging, signals and inherited descriptors are its
-/// business.
+/// Call it first of all, before there is another thread: logging, signals and
+/// inherited descriptors are its business, and started by hand the program becomes
+/// two processes ([`parent`](crate::parent)).
 pub fn run<D: Device>(
     args: &Args,
     capabilities: Capabilities,
     build: impl FnOnce() -> anyhow::Result<D>,
 ) -> ExitCode {
+    run_with(args, capabilities, || Ok((Behind::default(), build)))
+}
+
+/// The same for a device behind which there is something that a supervisor has to do
+/// with: `open` opens that, in the process that may become two, and answers what the
+/// half outside needs of it, and what makes the device of the rest.
+pub fn run_with<D: Device, B: FnOnce() -> anyhow::Result<D>>(
+    args: &Args,
+    capabilities: Capabilities,
+    open: impl FnOnce() -> anyhow::Result<(Behind, B)>,
+) -> ExitCode {
     let limits = Limits {
         poll: Duration::from_micros(args.poll_us.into()),
         ..Limits::default()
     };
-    start(&args.front_end, capabilities, |source, stop| {
-        let host = Host::new(build()?, limits).context("cannot make the device's queues");
-        let mut host = host?;
-        serve_all(&mut host, source, stop.as_fd())
+    begin(&args.front_end, capabilities, || {
+        let (behind, build) = open()?;
+        let serve = move |source, stop: Stop, supervisor| {
+            let mut host = Host::supervised(build()?, limits, supervisor)?;
+            serve_all(&mut host, source, stop.as_fd())
+        };
+        Ok((behind, serve))
     })
 }
 
 /// The same for a program that serves its front-ends by itself: `serve` gets
-/// where they come from, and a descriptor that is readable when it is to end.
+/// where they come from, a descriptor that is readable when it is to end, and the
+/// supervisor, whom it tells that it is ready.
 pub fn start(
     front_end: &FrontEnd,
     capabilities: Capabilities,
-    serve: impl FnOnce(Source, Stop) -> anyhow::Result<()>,
+    serve: impl FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>,
+) -> ExitCode {
+    begin(front_end, capabilities, || Ok((Behind::default(), serve)))
+}
+
+fn begin<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
+    front_end: &FrontEnd,
+    capabilities: Capabilities,
+    open: impl FnOnce() -> anyhow::Result<(Behind, S)>,
 ) -> ExitCode {
     let asked = front_end.verbosity.asked(Level::Info);
     let speaker = Speaker::this(outboard_log::label().as_deref());
     outboard_log::start(speaker, &outboard_log::filters(asked, Level::Info));
     raise_descriptors();
-    let result = if front_end.print_capabilities {
-        print(capabilities)
-    } else {
-        prepare(front_end).and_then(|(source, stop)| serve(source, stop))
+    let result = match front_end.print_capabilities {
+        true => print(capabilities).map(|()| ExitCode::SUCCESS),
+        false => live(front_end, open),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            outboard_log::say(&format!("{error:#}"));
-            match error.is::<Usage>() {
-                true => ExitCode::from(2),
-                false => ExitCode::FAILURE,
+    result.unwrap_or_else(|error| {
+        outboard_log::say(&format!("{error:#}"));
+        match error.is::<Usage>() {
+            true => ExitCode::from(2),
+            false => ExitCode::FAILURE,
+        }
+    })
+}
+
+fn live<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
+    front_end: &FrontEnd,
+    open: impl FnOnce() -> anyhow::Result<(Behind, S)>,
+) -> anyhow::Result<ExitCode> {
+    check_contract()?;
+    // Descriptors before anything else, since a number may be used again.
+    let line = supervisor::inherited()?;
+    let mut source = find(front_end)?;
+    let stop = Stop::catch()?;
+    let (behind, serve) = open()?;
+    let line = match line {
+        Some(line) => {
+            // It is the supervisor's to see to.
+            drop(behind);
+            line
+        }
+        None => {
+            let _file = source.take_file();
+            match behind.part()? {
+                Half::Serving(line) => line,
+                Half::Outside(outside) => {
+                    drop((source, serve));
+                    return Ok(outside.attend(&stop));
+                }
             }
         }
-    }
+    };
+    let supervisor = Supervisor::meet(line, Deadline::after(limits::MESSAGE))?;
+    serve(source, stop, supervisor)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Lets this process have as many descriptors as it may. The soft limit is low
@@ -140,19 +191,16 @@ fn print(capabilities: Capabilities) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare(front_end: &FrontEnd) -> anyhow::Result<(Source, Stop)> {
-    check_contract()?;
-    let stop = Stop::catch()?;
-    // The descriptor before anything else, since a number may be used again.
+/// Where front-ends come from.
+fn find(front_end: &FrontEnd) -> anyhow::Result<Source> {
     let passed = activation::passed(|name| env::var_os(name), std::process::id())?;
-    let source = match (passed, &front_end.fd, &front_end.socket_path) {
-        (false, Some(number), _) => Source::inherited(inherited::take(*number)?)?,
-        (false, None, Some(path)) => Source::at(path)?,
-        (true, None, None) => Source::inherited(inherited::take(activation::PASSED)?)?,
-        (true, _, _) => return Err(Usage(TWICE).into()),
-        (false, None, None) => return Err(Usage(NOWHERE).into()),
-    };
-    Ok((source, stop))
+    match (passed, &front_end.fd, &front_end.socket_path) {
+        (false, Some(number), _) => Source::inherited(inherited::take(*number)?),
+        (false, None, Some(path)) => Source::at(path),
+        (true, None, None) => Source::inherited(inherited::take(activation::PASSED)?),
+        (true, _, _) => Err(Usage(TWICE).into()),
+        (false, None, None) => Err(Usage(NOWHERE).into()),
+    }
 }
 
 const NOWHERE: &str = "no front-end to serve: give --socket-path=PATH or --fd=FDNUM; see --help";
@@ -178,52 +226,14 @@ fn check_contract() -> anyhow::Result<()> {
     };
     if version.to_str() != Some(&launch::OLDEST_VERSION.to_string()) {
         bail!(
-            "{} is {:?}, but this program knows only version {}: \
+            "{} is {version:?}, but this program knows only versions {} to {}: \
              use programs of the same release",
             launch::VERSION_ENV,
-            version,
+            launch::OLDEST_VERSION,
             launch::VERSION
         );
     }
     Ok(())
-}
-
-/// SIGTERM, SIGINT and SIGHUP, for all threads: readable when one has come. The
-/// last two are left alone where they were ignored from the start, as nohup(1)
-/// does with SIGHUP.
-#[derive(Debug)]
-pub struct Stop(SignalFd);
-
-impl Stop {
-    fn catch() -> anyhow::Result<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGTERM);
-        for signal in [Signal::SIGINT, Signal::SIGHUP] {
-            // A blocked signal comes also when it is ignored.
-            if !kernel::ignores(signal) {
-                signals.add(signal);
-            }
-        }
-        signals.thread_block().context("cannot block signals")?;
-        // A write beyond RLIMIT_FSIZE is an error (EFBIG), not the end.
-        let blocked = SigSet::from(Signal::SIGXFSZ).thread_block();
-        blocked.context("cannot block SIGXFSZ")?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;
-        Ok(Self(signals))
-    }
-
-    /// Waits for it.
-    pub fn wait(&self) {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        while matches!(poll(&mut fds, PollTimeout::NONE), Err(Errno::EINTR)) {}
-    }
-}
-
-impl AsFd for Stop {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }
 
 /// Says that a front-end was cut off; one may connect again and again for that.

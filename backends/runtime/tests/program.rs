@@ -10,21 +10,24 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use libtest_mimic::{Arguments, Trial};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outboard_contract::client::{Ack, Client};
 use outboard_contract::driver::Driver;
 use outboard_contract::program::{Program, by_shell, command, lent};
 use outboard_contract::soon;
+use outboard_line::{Heard, Line};
+use outboard_protocol::kept::{CardState, DiskState, Kept};
 use outboard_protocol::launch;
 use outboard_protocol::wire::Header;
 use outboard_runtime::program::{Args, Capabilities, run};
@@ -83,6 +86,19 @@ fn main() -> ExitCode {
             "a socket passed by a service manager is served",
             passed_socket,
         ),
+        (
+            "neither half of a program outlives the other",
+            halves_end_together,
+        ),
+        (
+            "the half outside has nothing of the other's",
+            half_outside_is_empty,
+        ),
+        (
+            "a program with a line is one process, and goes on as it is told",
+            with_a_line,
+        ),
+        ("a line that is none is refused", without_a_start),
         (
             "an unknown launch contract is refused",
             unknown_launch_contract,
@@ -336,6 +352,142 @@ fn inherited_listener() {
     program.ends_with(0, "").unwrap();
 }
 
+fn halves_end_together() {
+    // The serving half, by whatever is fatal.
+    for (signal, status) in [(Signal::SIGKILL, 137), (Signal::SIGABRT, 134)] {
+        let place = Place::new();
+        let program = place.served();
+        let client = place.echoes();
+        kill(program.serving(), signal).unwrap();
+        client.receive().unwrap_err();
+        let words = format!("the process that serves was killed by {signal}");
+        program.ends_with(status, &words).unwrap();
+        assert!(!place.path.exists());
+    }
+    // The other one, with nobody to tell.
+    let place = Place::new();
+    let program = place.served();
+    let (client, serving) = (place.echoes(), program.serving());
+    assert_ne!(serving, program.pid());
+    program.signal(Signal::SIGKILL).unwrap();
+    client.receive().unwrap_err();
+    wait(|| !Path::new(&format!("/proc/{serving}")).exists());
+    // The serving half's own end is the program's.
+    let place = Place::new();
+    let program = place.served();
+    drop(place.echoes());
+    kill(program.serving(), Signal::SIGTERM).unwrap();
+    program.ends_with(0, "").unwrap();
+    assert!(!place.path.exists());
+}
+
+/// What the descriptors of a process are, from 3 on.
+fn descriptors(process: Pid) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let entries = entries.map(Result::unwrap);
+    let named = entries.filter(|entry| entry.file_name().len() > 1 || entry.file_name() > *"2");
+    let files = named.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    files.collect()
+}
+
+/// Lets a child inherit it; its number.
+fn inheritable(fd: &impl AsFd) -> String {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    fd.as_fd().as_raw_fd().to_string()
+}
+
+fn half_outside_is_empty() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (stranger, inherited) = UnixStream::pair().unwrap();
+    inheritable(&inherited);
+    let program = inheriting(theirs);
+    drop(inherited);
+    let client = echoes(Client::new(ours));
+    let (outside, serving) = (descriptors(program.pid()), descriptors(program.serving()));
+    let is_shared = |file: &&PathBuf| !file.to_string_lossy().starts_with("anon_inode:");
+    let shared: Vec<_> = outside.intersection(&serving).filter(is_shared).collect();
+    assert!(shared.is_empty(), "{shared:?} of {outside:?}");
+    // Its end of the line, and what only looks like a file.
+    let files = outside.iter().filter(is_shared);
+    assert_eq!(files.count(), 1, "{outside:?}");
+    drop((client, stranger));
+    program.ends_with(0, "").unwrap();
+}
+
+/// A program with a line, and a connection.
+fn with_line(kept: Kept) -> (Program, Line, UnixStream) {
+    let mut line = Line::new(None, None).unwrap();
+    let theirs = line.begin(kept).unwrap();
+    let (front, back) = UnixStream::pair().unwrap();
+    let number = inheritable(&theirs);
+    let env = [(launch::VERSION_ENV, "1"), (launch::LINE_ENV, &number)];
+    let program = inheriting_with(back.into(), &env);
+    (program, line, front)
+}
+
+fn disk(writeback: bool) -> Kept {
+    Kept::Disk(DiskState {
+        writeback,
+        sync_failed: false,
+    })
+}
+
+fn with_a_line() {
+    let (program, mut line, front) = with_line(disk(false));
+    let heard = line_says(&mut line);
+    let Heard::Ready { counters, .. } = heard else {
+        panic!("{heard:?}");
+    };
+    assert_eq!(program.serving(), program.pid(), "it is one process");
+    let client = echoes(Client::new(front));
+    assert_eq!(client.config(1, 1).unwrap(), [0]);
+    assert_eq!(client.set_config(1, &[1]).unwrap(), Ack::Done);
+    let heard = line.attend();
+    let is_told = matches!(&heard[..], [Heard::Keeps(kept)] if *kept == disk(true));
+    assert!(is_told, "{heard:?}");
+    client.stop_ring(0).unwrap();
+    let counts = outboard_protocol::counters::read(counters.unwrap(), 2).unwrap();
+    assert_eq!((counts[0].chains, counts[1].chains), (2, 0));
+    // Alone it goes on.
+    line.end();
+    assert_eq!(client.set_config(1, &[0]).unwrap(), Ack::Done);
+    assert_eq!(client.config(1, 1).unwrap(), [0]);
+    drop(client);
+    let words = "the supervisor has closed the line: this device goes on alone";
+    program.ends_with(0, words).unwrap();
+
+    let (program, mut line, _front) = with_line(Kept::Card(CardState::default()));
+    assert!(matches!(line_says(&mut line), Heard::HungUp));
+    let words = "cannot go on as the back-end before did";
+    program.ends_with(1, words).unwrap();
+}
+
+/// The next thing that the back-end says.
+fn line_says(line: &mut Line) -> Heard {
+    let mut heard = Vec::new();
+    wait(|| {
+        heard.extend(line.attend());
+        !heard.is_empty()
+    });
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    heard.remove(0)
+}
+
+fn without_a_start() {
+    let place = Place::new();
+    let refused = |number: &str, words: &str| {
+        let env = [(launch::LINE_ENV, number)];
+        let program = with_env(&[&place.argument()], &env);
+        program.ends_with(1, words).unwrap();
+        assert!(!place.path.exists());
+    };
+    refused("x", "no descriptor");
+    refused("77", "not open");
+    refused("1", "standard");
+    let (_, theirs) = launch::Channel::pair().unwrap();
+    refused(&inheritable(&theirs), "closed the line before `start`");
+}
+
 fn unknown_launch_contract() {
     let known = launch::OLDEST_VERSION.to_string();
     for (version, fits) in [(known.as_str(), true), ("999", false), ("", false)] {
@@ -483,7 +635,7 @@ fn soft_limit_on_descriptors() {
 fn no_descriptor_to_accept() {
     let place = Place::new();
     let program = place.served();
-    let table = format!("/proc/{}/fd", program.pid());
+    let table = format!("/proc/{}/fd", program.serving());
     let open = || -> BTreeSet<usize> {
         let entries = std::fs::read_dir(&table).unwrap().map(Result::unwrap);
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());

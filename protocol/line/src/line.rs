@@ -115,6 +115,16 @@ impl Line {
         })
     }
 
+    /// Every descriptor that it has: all that a process must leave open which does
+    /// nothing else.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let channel = self.open.iter().map(|open| open.channel.as_fd());
+        let watch = self.watch.iter().map(AsFd::as_fd);
+        let peer = self.peer.iter().flat_map(Rendezvous::descriptors);
+        let all = [self.as_fd()].into_iter().chain(channel).chain(watch);
+        all.chain(peer).collect()
+    }
+
     /// Opens the line for a back-end that is to be started, and tells it what its
     /// predecessor has kept. Returns the end that it is lent. Any other is forgotten.
     ///

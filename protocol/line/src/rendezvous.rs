@@ -78,6 +78,17 @@ impl Rendezvous {
         })
     }
 
+    /// Every descriptor that it has.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let listener = match &self.way {
+            Way::Listening(listener) => Some(listener.as_fd()),
+            Way::Connecting(_) => None,
+        };
+        [self.as_fd(), self.timer.as_fd()]
+            .into_iter()
+            .chain(listener)
+    }
+
     /// Nobody is wanted any more, and the next one is met without a wait.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::kept::Kept;
 use outboard_runtime::device::{Change, Device, OTHER_KIND};
+use outboard_runtime::{News, Notifier, Supervisor};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::Disk;
@@ -30,8 +31,24 @@ impl Device for Blk {
         VIRTIO_ID_BLOCK as u16
     }
 
+    fn attach(&self, notifier: Notifier) {
+        // The runtime does this once.
+        let _ = self.0.notifier.set(notifier);
+    }
+
+    fn supervised(&self, supervisor: &Arc<Supervisor>) {
+        self.0.durability.supervised(supervisor);
+    }
+
     fn attend(&self) {
         self.0.measure();
+    }
+
+    fn hear(&self, news: News) {
+        match news {
+            News::Resize(size) => self.0.grow(size),
+            news => news.pass_over(),
+        }
     }
 
     fn features(&self) -> u64 {

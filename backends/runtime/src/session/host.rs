@@ -1,15 +1,21 @@
 //! What a program serves, to one front-end after another: the device, and all that
-//! is made for it once.
+//! is made for it once; what it hears of its supervisor and tells it meanwhile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::{Context, anyhow};
 use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::Link;
 use outboard_protocol::shared::Alarm;
 
 use super::change::Busy;
 use crate::device::Device;
 use crate::notifier::Notifier;
+use crate::page::Page;
+use crate::supervisor::{News, Supervisor};
 use crate::worker::Workers;
 
 /// How long a session waits, and for what.
@@ -52,11 +58,15 @@ pub(super) struct Base<D> {
     /// Rings when something that the front-end lent is not there any more.
     pub alarm: Arc<Alarm>,
     pub preparing: Busy,
+    pub supervisor: Arc<Supervisor>,
+    pub page: Option<Arc<Page>>,
+    /// The device is as a predecessor has left it, and no session has begun.
+    is_restored: AtomicBool,
 }
 
 impl<D: Device> Host<D> {
-    /// Serves `device` within `limits`. Every thread and every queue that its
-    /// sessions will need is there when this returns.
+    /// Serves `device` within `limits`, for nobody who supervises it. Every thread and
+    /// every queue that its sessions will need is there when this returns.
     ///
     /// # Errors
     /// Those of eventfd(2); there is no thread to be had, or one of the device's
@@ -72,7 +82,65 @@ impl<D: Device> Host<D> {
             limits,
             alarm: Arc::new(Alarm::new()?),
             preparing: Busy::default(),
+            supervisor: Arc::default(),
+            page: None,
+            is_restored: AtomicBool::new(false),
         };
         Ok(Self { base, workers })
+    }
+
+    /// Serves `device` for a supervisor: restores what was kept, if anything was, and
+    /// says that it is ready.
+    ///
+    /// # Errors
+    /// The device does not take what was kept; those of [`Host::new`] and
+    /// [`Page::new`].
+    pub fn supervised(device: D, limits: Limits, supervisor: Supervisor) -> anyhow::Result<Self> {
+        let mut host = Self::new(device, limits).context("cannot make the device's queues")?;
+        let base = &mut host.base;
+        let is_successor = *supervisor.kept() != Kept::Nothing;
+        if is_successor {
+            let restored = base.device.restore(supervisor.kept());
+            restored.map_err(|why| {
+                anyhow!("cannot go on as the back-end before did: what it has left: {why}")
+            })?;
+        }
+        let page = Page::new(base.device.queues()).context("cannot make the page of counters")?;
+        supervisor.ready(base.device.kept(), page.file());
+        let (link, supervisor) = (supervisor.link(), Arc::new(supervisor));
+        base.device.supervised(&supervisor);
+        if link != Link::Up {
+            base.device.hear(News::Link(link));
+        }
+        base.supervisor = supervisor;
+        base.page = Some(Arc::new(page));
+        base.is_restored = AtomicBool::new(is_successor);
+        Ok(host)
+    }
+}
+
+impl<D: Device> Base<D> {
+    /// The beginning of a session: a device as it was made, or as it was restored.
+    pub(super) fn begin(&self) {
+        self.hear();
+        self.device.attend();
+        self.notifier.clear();
+        if !self.is_restored.swap(false, Ordering::AcqRel) {
+            self.device.reset(0);
+        }
+        self.tell();
+    }
+
+    /// Hands on what the supervisor has said.
+    pub(super) fn hear(&self) {
+        while let Some(news) = self.supervisor.hear() {
+            self.device.hear(news);
+        }
+    }
+
+    /// Tells what has changed, to be called before a front-end is answered that may
+    /// have changed it.
+    pub(super) fn tell(&self) {
+        self.supervisor.keeps(|| self.device.kept());
     }
 }

@@ -146,9 +146,7 @@ fn serve_with<D: Device>(
     stream: UnixStream,
     stop: BorrowedFd<'_>,
 ) -> Result<End, Stuck> {
-    host.device.attend();
-    host.notifier.clear();
-    host.device.reset(0);
+    host.begin();
     // Nothing of the session before is mapped any more.
     host.alarm.reset();
     let mut session = Session {
@@ -185,13 +183,16 @@ impl<D: Device> Session<'_, D> {
     fn step(&mut self) -> Option<Last> {
         let stop = self.stop;
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let news = self.host.device.news();
+        let supervisor = self.host.supervisor.channel();
         let mut fds = [
             readable(stop),
             readable(self.connection.as_fd()),
             readable(self.host.notifier.as_fd()),
             readable(self.host.alarm.as_fd()),
-            news.map_or_else(|| PollFd::new(stop, PollFlags::empty()), readable),
+            supervisor.map_or_else(
+                || PollFd::new(stop, PollFlags::empty()),
+                |channel| readable(channel.as_fd()),
+            ),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -205,7 +206,7 @@ impl<D: Device> Session<'_, D> {
             return self.loss().map(Last::End);
         }
         if news {
-            self.host.device.attend();
+            self.host.hear();
         }
         if change {
             self.host.notifier.clear();
@@ -244,6 +245,7 @@ impl<D: Device> Session<'_, D> {
             // What was found in lost memory is no answer.
             return Some(Last::End(end));
         }
+        self.host.tell();
         let asked = header.need_reply && (before || self.acknowledges());
         match self.answer(header, asked, result) {
             Ok(()) => None,

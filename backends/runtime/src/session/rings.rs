@@ -204,7 +204,11 @@ impl<'a, D: Device> Rings<'a, D> {
     /// Puts a ring back in its place.
     fn keep(&mut self, handed: Handed) {
         let (lines, mut ring) = *handed;
-        self.tally += std::mem::take(&mut ring.tally);
+        let tally = std::mem::take(&mut ring.tally);
+        if let Some(page) = &self.host.page {
+            page.add(lines.index, &tally);
+        }
+        self.tally += tally;
         if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
             slot.ring = Some(ring);
             slot.served = false;

@@ -22,9 +22,13 @@ pub use outboard_contract::driver::{EVENT_IDX, INDIRECT, VERSION_1};
 use outboard_contract::memory::Memory as Guest;
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
+use outboard_protocol::kept::{DiskState, Kept};
+use outboard_runtime::device::OTHER_KIND;
 use outboard_runtime::event::{Event, Stuck};
 use outboard_runtime::session::{End, Host, Limits, serve};
-use outboard_runtime::{Chain, Change, Device, Memory, Notifier, Outcome, Preparation, Queue};
+use outboard_runtime::{
+    Chain, Change, Device, Memory, News, Notifier, Outcome, Preparation, Queue,
+};
 use vhost::vhost_user::message::FrontendReq;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
@@ -57,6 +61,8 @@ pub struct Knobs {
     pub resets: Mutex<Vec<u64>>,
     pub config: Mutex<Vec<u8>>,
     pub notifier: Mutex<Option<Notifier>>,
+    /// What the supervisor has said, in order.
+    pub heard: Mutex<Vec<News>>,
     /// Makes every queue fail to begin with a ring.
     pub no_queues: AtomicBool,
     /// Chains held back are given up when their ring is stopped.
@@ -109,6 +115,7 @@ pub fn wait(mut done: impl FnMut() -> bool) {
     }
 }
 
+#[derive(Debug)]
 pub struct Loopback {
     knobs: Arc<Knobs>,
     queues: u16,
@@ -173,6 +180,23 @@ impl Device for Loopback {
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
         Ok(Change::Done)
+    }
+    fn hear(&self, news: News) {
+        self.knobs.heard.lock().unwrap().push(news);
+    }
+    /// Its second byte is its cache byte.
+    fn kept(&self) -> Kept {
+        Kept::Disk(DiskState {
+            writeback: self.knobs.config.lock().unwrap()[1] != 0,
+            sync_failed: false,
+        })
+    }
+    fn restore(&self, kept: &Kept) -> Result<(), String> {
+        let Kept::Disk(kept) = kept else {
+            return Err(OTHER_KIND.into());
+        };
+        self.knobs.config.lock().unwrap()[1] = kept.writeback.into();
+        Ok(())
     }
     fn reset(&self, features: u64) {
         self.knobs.resets.lock().unwrap().push(features);

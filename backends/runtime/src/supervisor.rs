@@ -1,0 +1,224 @@
+//! A back-end's end of the line to its supervisor (`outboard_protocol::launch`).
+//!
+//! ```text
+//! meet() = `start` is heard ── ready() ──► talks ── closed, or nonsense ──► alone
+//! ```
+//! Who is alone goes on serving, is told nothing more and says nothing. Any thread
+//! may speak; one, that of the sessions, listens.
+
+use std::env;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use outboard_log::Rarely;
+use outboard_protocol::Deadline;
+use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{Channel, FromBackend, LINE_ENV, Link, ToBackend, VERSION};
+
+use crate::inherited;
+
+/// What happens behind a device, as its supervisor tells it.
+#[derive(Debug)]
+pub enum News {
+    /// The interface behind a card has become this.
+    Link(Link),
+    /// A peer for a card that wants one: connected, and never used.
+    Peer(UnixStream),
+    /// The image of a disk has another size, in bytes.
+    Resize(u64),
+}
+
+impl News {
+    /// Says that it is no business of the device that hears it.
+    pub fn pass_over(&self) {
+        static STRANGE: Rarely = Rarely::new();
+        if let Some(times) = STRANGE.again() {
+            log::warn!("the supervisor says what does not concern this device: {self:?}{times}");
+        }
+    }
+
+    /// # Errors
+    /// Says what is wrong with the message.
+    fn of(message: ToBackend, fds: Vec<OwnedFd>) -> Result<Self, String> {
+        let mut fds = fds.into_iter();
+        match (message, fds.next(), fds.next()) {
+            (ToBackend::Link { link }, None, _) => Ok(Self::Link(link)),
+            (ToBackend::Resize { size }, None, _) => Ok(Self::Resize(size)),
+            (ToBackend::Peer, Some(socket), None) => {
+                let is_stream = getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream);
+                let peer = UnixStream::from(socket);
+                match is_stream && peer.peer_addr().is_ok() {
+                    true => Ok(Self::Peer(peer)),
+                    false => Err("it sends a peer that is no connected stream socket".into()),
+                }
+            }
+            (ToBackend::Start { .. }, ..) => Err("it says `start` twice".into()),
+            _ => Err("it sends a message with too many descriptors, or too few".into()),
+        }
+    }
+}
+
+/// See the module. The default is alone from the start: a device that is tested.
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    channel: Option<Channel>,
+    is_alone: AtomicBool,
+    kept: Kept,
+    link: Link,
+    /// What a successor has been told to know.
+    told: Mutex<Kept>,
+}
+
+/// Whether this process was started with a line to a supervisor.
+pub fn is_there() -> bool {
+    env::var_os(LINE_ENV).is_some()
+}
+
+/// The line that this process was started with, if it was. To be called before
+/// anything else opens descriptors ([`inherited::take`]).
+///
+/// # Errors
+/// The environment names no open descriptor.
+pub fn inherited() -> anyhow::Result<Option<OwnedFd>> {
+    let Some(text) = env::var_os(LINE_ENV) else {
+        return Ok(None);
+    };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    let number = number.with_context(|| format!("{LINE_ENV} is {text:?}, and no descriptor"))?;
+    let line = inherited::take(number).with_context(|| format!("{LINE_ENV}={number}"))?;
+    Ok(Some(line))
+}
+
+impl Supervisor {
+    /// Hears the first message on `line`, before `deadline`.
+    ///
+    /// # Errors
+    /// It does not come, or is another one, or of a version that is not known.
+    pub fn meet(line: OwnedFd, deadline: Deadline) -> anyhow::Result<Self> {
+        let channel = Channel::new(line);
+        let heard = channel.recv::<serde_json::Value>(deadline);
+        let heard = heard.context("the supervisor does not say `start` (see OUTBOARD_LINE)")?;
+        let (message, fds) = heard.context("the supervisor has closed the line before `start`")?;
+        let version = message.get("version").and_then(serde_json::Value::as_u64);
+        if let Some(version) = version.filter(|version| *version != u64::from(VERSION)) {
+            bail!(
+                "the supervisor keeps version {version} of the launch contract, but this program \
+                 knows only version {VERSION}: use programs of the same release"
+            );
+        }
+        let ToBackend::Start { kept, link, .. } =
+            serde_json::from_value(message).context("the supervisor's first message")?
+        else {
+            bail!("the supervisor's first message is not `start`");
+        };
+        ensure!(
+            fds.is_empty(),
+            "the supervisor sends descriptors with `start`"
+        );
+        Ok(Self {
+            channel: Some(channel),
+            is_alone: AtomicBool::new(false),
+            told: Mutex::new(kept.clone()),
+            kept,
+            link,
+        })
+    }
+
+    /// What a predecessor has left, to be restored before the first ring.
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// What the interface behind a card was at the start.
+    pub fn link(&self) -> Link {
+        self.link
+    }
+
+    /// Says that whoever connects will be served; the first word, and once. `kept`
+    /// is what a device begins with, `counters` its page of counters.
+    pub fn ready(&self, kept: Kept, counters: Option<BorrowedFd<'_>>) {
+        *self.told() = kept;
+        let sandbox = Default::default();
+        let version = VERSION;
+        self.tell(&FromBackend::Ready { version, sandbox }, counters);
+    }
+
+    /// Says what a successor must know, unless it was said last. To be called before
+    /// the driver is answered whose command or request has changed it; of two that
+    /// call it at once, neither is answered before what is true has been said.
+    pub fn keeps(&self, kept: impl FnOnce() -> Kept) {
+        let mut told = self.told();
+        if self.channel().is_none() {
+            return;
+        }
+        let kept = kept();
+        if *told != kept && self.tell(&FromBackend::Keeps { kept: kept.clone() }, None) {
+            *told = kept;
+        }
+    }
+
+    /// Says that a card is without its peer, and wants another.
+    pub fn wants_peer(&self) {
+        self.tell(&FromBackend::WantsPeer, None);
+    }
+
+    /// Readable when there is something to [`Self::hear`]; `None`: never again.
+    pub fn channel(&self) -> Option<&Channel> {
+        let talks = !self.is_alone.load(Ordering::Acquire);
+        self.channel.as_ref().filter(|_| talks)
+    }
+
+    /// The next thing that has been said, if there is any.
+    pub fn hear(&self) -> Option<News> {
+        let channel = self.channel()?;
+        let heard = match channel.recv::<ToBackend>(Deadline::after(Duration::ZERO)) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return None,
+            Err(error) => Err(format!("it is not understood: {error}")),
+            Ok(None) => {
+                self.closed();
+                return None;
+            }
+            Ok(Some((message, fds))) => News::of(message, fds),
+        };
+        if let Err(why) = &heard {
+            self.is_alone.store(true, Ordering::Release);
+            log::warn!("the supervisor is not heard any more: {why}; this device goes on alone");
+        }
+        heard.ok()
+    }
+
+    /// Whether it was said.
+    fn tell(&self, message: &FromBackend, fd: Option<BorrowedFd<'_>>) -> bool {
+        let Some(channel) = self.channel() else {
+            return false;
+        };
+        let Err(error) = channel.send(message, fd.as_slice(), Deadline::after(limits::MESSAGE))
+        else {
+            return true;
+        };
+        static UNREAD: Rarely = Rarely::new();
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            self.closed();
+        } else if let Some(times) = UNREAD.again() {
+            log::warn!("cannot tell the supervisor what it must know: {error}{times}");
+        }
+        false
+    }
+
+    fn closed(&self) {
+        if !self.is_alone.swap(true, Ordering::AcqRel) {
+            log::info!("the supervisor has closed the line: this device goes on alone");
+        }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Kept> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
