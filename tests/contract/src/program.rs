@@ -296,6 +296,10 @@ impl Program {
     }
 
     fn end_of_serving(&mut self) -> Result<()> {
+        // One that has only just been started does not heed a signal yet.
+        self.until("it serves, or has ended", || {
+            (self.socket().exists() || !self.is_alive()).then_some(())
+        })?;
         let status = self.end(Signal::SIGTERM)?;
         ensure!(status.success(), "it ended with {status}");
         ensure!(!self.socket().exists(), "its socket is left");
