@@ -102,7 +102,7 @@ impl Chain {
                 return Err(Malformed::Next);
             }
             let descriptor: Descriptor = table
-                .read_obj(usize::from(index) * DESCRIPTOR as usize)
+                .read_obj(usize::from(index).saturating_mul(DESCRIPTOR as usize))
                 .map_err(|_| Malformed::Unreachable)?;
             if descriptor.refers_to_indirect_table() {
                 if !indirect_allowed || descriptor.has_next() {

@@ -2,7 +2,6 @@
 //! any of these at will, so they are counted and told once, at its end.
 
 use std::fmt;
-use std::ops::AddAssign;
 
 macro_rules! tally {
     ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
@@ -12,9 +11,10 @@ macro_rules! tally {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        impl AddAssign for Tally {
-            fn add_assign(&mut self, other: Self) {
-                $(self.$name = self.$name.wrapping_add(other.$name);)*
+        impl Tally {
+            /// Counts what was counted there, too.
+            pub fn include(&mut self, other: &Self) {
+                $(add(&mut self.$name, other.$name);)*
             }
         }
 
@@ -33,6 +33,11 @@ macro_rules! tally {
             }
         }
     };
+}
+
+/// Counts so many more.
+pub fn add(count: &mut u64, more: u64) {
+    *count = count.wrapping_add(more);
 }
 
 tally! {
@@ -75,11 +80,11 @@ mod tests {
     fn only_what_happened_is_told() {
         let mut tally = Tally::default();
         assert_eq!(tally.to_string(), "nothing happened");
-        tally += Tally {
+        tally.include(&Tally {
             chains: 2,
             broken_rings: 1,
             ..Tally::default()
-        };
+        });
         tally.chains += 1;
         assert_eq!(tally.to_string(), "3 chains, 1 broken rings");
         assert!(tally.is_suspicious());

@@ -13,6 +13,10 @@
 //! - [`broken`]: why a ring is given up; [`counters`]: what happened on it.
 
 #![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 pub mod broken;
 pub mod chain;

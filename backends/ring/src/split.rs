@@ -25,7 +25,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use crate::broken::Broken;
 use crate::chain::Chain;
-use crate::counters::Tally;
+use crate::counters::{Tally, add};
 use crate::memory::Memory;
 use crate::view::{Layout, View};
 use crate::words::Words;
@@ -123,7 +123,7 @@ impl Ring {
         let count = u16::try_from(found.heads.len()).map_err(|_| Broken::Inflight)?;
         self.next_avail = self.next_used.wrapping_add(count);
         self.seen_avail = self.next_avail;
-        self.tally.resubmitted += u64::from(count);
+        add(&mut self.tally.resubmitted, u64::from(count));
         self.resubmit = found.heads.into();
         self.tracker = Some(Tracker {
             region,
@@ -167,7 +167,10 @@ impl Ring {
 
     /// Gives the ring up until it is set up anew.
     pub fn break_off(&mut self, why: Broken) {
-        self.tally.broken_rings += u64::from(self.broken.is_none());
+        add(
+            &mut self.tally.broken_rings,
+            u64::from(self.broken.is_none()),
+        );
         self.broken.get_or_insert(why);
     }
 
@@ -187,11 +190,11 @@ impl Ring {
             match chain.read(view.descriptors(), self.layout.size(), head, memory) {
                 Ok(()) => {
                     *self.held_mut(head)? = Held::Device(chain.writable_bytes());
-                    self.tally.chains += 1;
+                    add(&mut self.tally.chains, 1);
                     return Ok(true);
                 }
                 Err(_) => {
-                    self.tally.malformed_chains += 1;
+                    add(&mut self.tally.malformed_chains, 1);
                     self.complete(head, 0);
                 }
             }
@@ -265,7 +268,7 @@ impl Ring {
     /// [`Broken`] when the ring or its inflight block cannot be accessed.
     pub fn give_back(&mut self, words: &impl Words, head: u16) -> Result<(), Broken> {
         if !matches!(self.held_mut(head), Ok(Held::Device(_))) {
-            self.tally.unknown_completions += 1;
+            add(&mut self.tally.unknown_completions, 1);
             return Ok(());
         }
         let last = self.next_avail.wrapping_sub(1);
@@ -295,7 +298,7 @@ impl Ring {
                 *held = Held::Batch;
                 self.batch.push((head, length.min(room)));
             }
-            _ => self.tally.unknown_completions += 1,
+            _ => add(&mut self.tally.unknown_completions, 1),
         }
     }
 
@@ -326,7 +329,7 @@ impl Ring {
                 *held = Held::Driver;
             }
         }
-        self.tally.batches += 1;
+        add(&mut self.tally.batches, 1);
         self.call_wanted(words, old)
     }
 
@@ -346,7 +349,7 @@ impl Ring {
             !words.calls_suppressed()?
         };
         self.call_owed = false;
-        self.tally.calls += u64::from(wanted);
+        add(&mut self.tally.calls, u64::from(wanted));
         Ok(wanted)
     }
 

@@ -66,7 +66,8 @@ impl Layout {
     /// a ring of `size` entries.
     pub fn lengths(size: u16) -> [u64; 3] {
         let size = u64::from(size);
-        [16 * size, 6 + 2 * size, 6 + 8 * size]
+        let of = |each: u64| size.saturating_mul(each);
+        [of(16), of(2).saturating_add(6), of(8).saturating_add(6)]
     }
 
     /// Whether either ring's used part, which its device writes, lies over any
@@ -140,11 +141,11 @@ impl<'m> View<'m> {
         match word {
             Word::AvailFlags => (&self.available, FLAGS),
             Word::AvailIdx => (&self.available, IDX),
-            Word::AvailHead(position) => (&self.available, ELEMENTS + 2 * self.slot(position)),
-            Word::UsedEvent => (&self.available, ELEMENTS + 2 * usize::from(self.size)),
+            Word::AvailHead(position) => (&self.available, element(2, self.slot(position))),
+            Word::UsedEvent => (&self.available, element(2, self.size.into())),
             Word::UsedFlags => (&self.used, FLAGS),
             Word::UsedIdx => (&self.used, IDX),
-            Word::AvailEvent => (&self.used, ELEMENTS + 8 * usize::from(self.size)),
+            Word::AvailEvent => (&self.used, element(8, self.size.into())),
         }
     }
 
@@ -170,10 +171,20 @@ impl Words for View<'_> {
     }
 
     fn set_used(&self, position: u16, head: u16, length: u32) -> Result<(), Broken> {
-        let offset = ELEMENTS + 8 * self.slot(position);
+        let offset = element(8, self.slot(position));
         store(&self.used, offset, u32::from(head), Ordering::Relaxed)?;
-        store(&self.used, offset + 4, length, Ordering::Relaxed)
+        store(
+            &self.used,
+            offset.saturating_add(4),
+            length,
+            Ordering::Relaxed,
+        )
     }
+}
+
+/// Where an element of so many bytes lies in its part, or what follows the last.
+fn element(bytes: usize, slot: usize) -> usize {
+    bytes.saturating_mul(slot).saturating_add(ELEMENTS)
 }
 
 fn store<T: AtomicAccess>(

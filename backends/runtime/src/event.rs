@@ -236,6 +236,7 @@ impl Signal {
 }
 
 #[cfg(test)]
+#[allow(unsafe_code, reason = "fanotify has no safe function")]
 mod tests {
     use std::os::fd::FromRawFd;
 

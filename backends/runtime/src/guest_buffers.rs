@@ -8,6 +8,8 @@
 //! ```
 //! The one file in which guest memory becomes pointers.
 
+#![allow(unsafe_code)]
+
 use std::cmp::min;
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,5 +1,7 @@
 //! Descriptors that a parent process hands over by number.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;

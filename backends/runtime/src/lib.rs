@@ -14,6 +14,12 @@
 //!
 //! Rings and chains are of a crate of their own, [`outboard_ring`].
 
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 pub mod activation;
 pub mod device;
 pub mod event;

@@ -32,7 +32,7 @@ impl Budget {
         self.current = if time > self.most {
             Duration::ZERO
         } else {
-            (self.current * 2).max(SHORTEST).min(self.most)
+            self.current.saturating_mul(2).max(SHORTEST).min(self.most)
         };
     }
 }

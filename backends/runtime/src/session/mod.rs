@@ -28,6 +28,7 @@ use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::Region;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
+use outboard_ring::counters::add;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -172,7 +173,7 @@ fn serve_with<D: Device>(
     };
     session.rings.park_all()?;
     session.rings.forget_signals()?;
-    session.rings.tally.io_errors += host.device.io_errors();
+    add(&mut session.rings.tally.io_errors, host.device.io_errors());
     session.tell();
     // Which may also have been found out on the way here.
     Ok(session.loss().unwrap_or(end))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use outboard_protocol::Deadline;
 use outboard_protocol::inflight::{Region, Shape};
 use outboard_protocol::wire::Message;
+use outboard_ring::counters::add;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
     VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserVringAddr,
@@ -88,12 +89,12 @@ impl<D: Device> Session<'_, D> {
             Fault::Declined(why) => Fault::Declined(named(why)),
             fault => return fault,
         };
-        self.rings.tally.refused_requests += 1;
+        add(&mut self.rings.tally.refused_requests, 1);
         fault
     }
 
     fn unknown(&mut self, number: u32) -> Result<Answer, Fault> {
-        self.rings.tally.unknown_requests += 1;
+        add(&mut self.rings.tally.unknown_requests, 1);
         Err(Fault::Declined(format!("request {number} is not known")))
     }
 
@@ -146,7 +147,7 @@ impl<D: Device> Session<'_, D> {
         let size = size_of::<VhostUserMemoryRegion>();
         let count = fds.len();
         let same = usize::try_from(head.num_regions).is_ok_and(|number| number == count);
-        if !same || described.len() != count * size {
+        if !same || described.len() != count.saturating_mul(size) {
             return Err(Fault::Broken("a memory table of another length".into()));
         }
         if count == 0 {

@@ -208,7 +208,7 @@ impl<'a, D: Device> Rings<'a, D> {
         if let Some(page) = &self.host.page {
             page.add(lines.index, &tally);
         }
-        self.tally += tally;
+        self.tally.include(&tally);
         if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
             slot.ring = Some(ring);
             slot.served = false;

@@ -7,6 +7,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use outboard_ring::counters::add;
 use outboard_ring::{Broken, Chain, Memory, Ring, View};
 
 use super::{Kick, Lines};
@@ -244,7 +245,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Notes a sleep.
     pub fn slept(&mut self) {
-        self.ring.tally.sleeps += 1;
+        add(&mut self.ring.tally.sleeps, 1);
     }
 
     /// What announces chains, if they are still asked for.
