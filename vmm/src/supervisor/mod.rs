@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{Ending, Whose};
+use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
 use console::Console;
@@ -35,7 +35,7 @@ use say::say;
 use signals::Signals;
 use text::settings::{self, OnReset, Settings};
 use vm::actions::Hands;
-use vm::device::{Device, Served};
+use vm::device::Device;
 use vm::life::Life;
 use vm::verdict::Verdict;
 
@@ -80,9 +80,14 @@ fn run_config(config: VmPlan) -> Result<Exit> {
     let (resources, output) = Resources::open(config)?;
     let devices = resources.devices.iter().enumerate();
     let devices = devices.map(|(place, opened)| {
-        let (server, id) = (&opened.server, &opened.spec.id);
+        let Opened {
+            spec,
+            whose,
+            server,
+        } = opened;
+        let program = server.is_ours().then_some(*whose);
         let seeks = server.sought().is_some();
-        Device::new(place, id, &server.name(), seeks, served(opened))
+        Device::new(place, &spec.id, &server.name(), seeks, program)
     });
     let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);
@@ -98,12 +103,4 @@ fn run_config(config: VmPlan) -> Result<Exit> {
         (None, _) => {}
     }
     Ok(verdict.exit())
-}
-
-fn served(opened: &Opened) -> Served {
-    match (opened.server.is_ours(), opened.whose) {
-        (false, _) => Served::AtSocket,
-        (true, Whose::Own) => Served::ByOwn,
-        (true, Whose::Foreign { .. }) => Served::ByNamed,
-    }
 }

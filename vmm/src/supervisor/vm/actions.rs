@@ -313,3 +313,6 @@ struct Ready {
 fn copy(file: &File) -> io::Result<OwnedFd> {
     Ok(file.try_clone()?.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ use outboard_protocol::launch::{
     BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
 };
 
-use super::counters::{self, Page};
+use super::counters::Page;
 use super::device::Event;
 use crate::supervisor::host::connect::Search;
 use crate::supervisor::host::lend::{Opened, Server};
@@ -213,9 +213,12 @@ impl<'a> Backend<'a> {
     /// Logs what its process has served, living or dead, if it counts.
     pub(crate) fn tell_counts(&self) {
         let total = self.counters.as_ref().map(Page::total);
-        if let Some(total) = total.and_then(|total| self.readable(total)) {
+        if let Some([chains, batches, calls, ..]) = total.and_then(|total| self.readable(total)) {
             let (id, name) = (&self.opened.spec.id, self.opened.server.name());
-            log::info!("{id}: {name} {}", counters::in_words(&total));
+            log::info!(
+                "{id}: {name} had taken {chains} chains, moved used indices {batches} times and \
+                 made {calls} calls"
+            );
         }
     }
 

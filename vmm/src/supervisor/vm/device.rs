@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::SessionNumber;
+use outboard_protocol::launch::{SessionNumber, Whose};
 
 use self::line::Line;
 use super::action::{Action, Who};
@@ -146,17 +146,6 @@ pub(crate) enum State {
     },
 }
 
-/// Who serves a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Served {
-    /// A program of Outboard's own, started for it.
-    ByOwn,
-    /// A program that the user has named, started for it.
-    ByNamed,
-    /// Whoever listens at a socket: no process of ours.
-    AtSocket,
-}
-
 /// One device.
 #[derive(Debug)]
 pub(crate) struct Device {
@@ -166,8 +155,9 @@ pub(crate) struct Device {
     name: String,
     /// Whether somebody must be found before it can begin.
     seeks: bool,
-    served: Served,
-    /// Whether it has a process of ours.
+    /// Whose program is started for it, if one is.
+    program: Option<Whose>,
+    /// Whether that lives.
     lives: bool,
     session: SessionNumber,
     line: Line,
@@ -180,15 +170,22 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// The device at `place`, called `id`, whose back-end is called `name`;
-    /// `seeks` tells whether somebody must be found before it can begin.
-    pub(crate) fn new(place: usize, id: &str, name: &str, seeks: bool, served: Served) -> Self {
+    /// The device at `place`, called `id`, whose back-end is called `name`; `seeks` and
+    /// `program` tell whether somebody must be found first, and whose program is
+    /// started for it, if one is.
+    pub(crate) fn new(
+        place: usize,
+        id: &str,
+        name: &str,
+        seeks: bool,
+        program: Option<Whose>,
+    ) -> Self {
         Self {
             place,
             id: id.to_owned(),
             name: name.to_owned(),
             seeks,
-            served,
+            program,
             lives: false,
             session: 0,
             line: Line::Silent,
@@ -279,7 +276,7 @@ impl Device {
             (State::Down, Event::Begin) | (State::Seeking, Event::Found) => State::Found,
             (State::Found, Event::Go) => {
                 self.session += 1;
-                self.lives = self.served != Served::AtSocket;
+                self.lives = self.program.is_some();
                 let kept = self.kept.clone().unwrap_or_default();
                 out.push(Outcome::Do(Action::Attach(self.place, self.session, kept)));
                 State::Attaching

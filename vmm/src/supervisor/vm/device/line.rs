@@ -13,8 +13,9 @@ use std::time::Instant;
 use log::Level;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::Whose;
 
-use super::{Device, Event, Outcome, Served, State};
+use super::{Device, Event, Outcome, State};
 use crate::supervisor::vm::action::Action;
 
 /// How far a line has come.
@@ -86,10 +87,10 @@ impl Device {
         if std::mem::replace(&mut self.told_version, true) {
             return;
         }
-        let (level, advice) = match self.served {
-            Served::ByOwn => (Level::Info, "; it is older than outboard: use one release"),
+        let (level, advice) = match self.program {
+            Some(Whose::Own) => (Level::Info, "; it is older than outboard: use one release"),
             // Most programs of others do, and there is nothing wrong with them.
-            Served::ByNamed | Served::AtSocket => (Level::Info, ""),
+            Some(Whose::Foreign { .. }) | None => (Level::Info, ""),
         };
         let (id, name) = (&self.id, &self.name);
         let text = format!(

@@ -7,11 +7,11 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{CardState, DiskState, Kept};
-use outboard_protocol::launch::{Cause, Ending, FromMachine};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
 
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device, Served};
+use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine;
@@ -30,7 +30,15 @@ struct Story {
 impl Story {
     /// Disks with a back-end of ours each.
     fn of_ours(disks: usize) -> Self {
-        let disk = |place| Device::new(place, &format!("disk{place}"), "blk", false, Served::ByOwn);
+        let disk = |place| {
+            Device::new(
+                place,
+                &format!("disk{place}"),
+                "blk",
+                false,
+                Some(Whose::Own),
+            )
+        };
         Self::of((0..disks).map(disk).collect(), false)
     }
 
@@ -136,16 +144,8 @@ fn everything_is_started_side_by_side() {
 
 #[test]
 fn nothing_is_started_before_everybody_who_is_needed_was_found() {
-    let sought = |place| {
-        Device::new(
-            place,
-            &format!("disk{place}"),
-            "/run/s",
-            true,
-            Served::AtSocket,
-        )
-    };
-    let ours = Device::new(1, "disk1", "blk", false, Served::ByOwn);
+    let sought = |place| Device::new(place, &format!("disk{place}"), "/run/s", true, None);
+    let ours = Device::new(1, "disk1", "blk", false, Some(Whose::Own));
     let mut story = Story::of(vec![sought(0), ours, sought(2)], false);
     assert_eq!(story.on(Event::Begin), [Action::Seek(0), Action::Seek(2)]);
     assert_eq!(story.device(2, device::Event::Found), []);
@@ -162,15 +162,7 @@ fn nothing_is_started_before_everybody_who_is_needed_was_found() {
 
 #[test]
 fn one_who_is_not_found_ends_the_vm_before_it_began() {
-    let sought = |place| {
-        Device::new(
-            place,
-            &format!("disk{place}"),
-            "/run/s",
-            true,
-            Served::AtSocket,
-        )
-    };
+    let sought = |place| Device::new(place, &format!("disk{place}"), "/run/s", true, None);
     let mut story = Story::of(vec![sought(0), sought(1)], false);
     story.on(Event::Begin);
     let nobody = device::Event::CannotBegin("nobody listens".into());
@@ -185,7 +177,7 @@ fn one_who_is_not_found_ends_the_vm_before_it_began() {
 
 #[test]
 fn who_asks_while_somebody_is_looked_for_is_heard_at_once() {
-    let sought = Device::new(0, "disk0", "/run/s", true, Served::AtSocket);
+    let sought = Device::new(0, "disk0", "/run/s", true, None);
     let mut story = Story::of(vec![sought], false);
     story.on(Event::Begin);
     story.on(Event::Asked);
@@ -490,7 +482,7 @@ fn signals_in_a_burst_ask_once_and_a_later_one_again() {
 #[test]
 fn a_guest_s_reset_starts_the_machine_again_and_the_sessions_go_on_counting() {
     for (restarts, asked) in [(true, false), (true, true), (false, false)] {
-        let disk = Device::new(0, "disk0", "blk", false, Served::ByOwn);
+        let disk = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
         let mut story = Story::of(vec![disk], restarts).run();
         let ending = Ending::Reset;
         story.on(Event::Said(FromMachine::Ended { ending }));
@@ -523,7 +515,7 @@ fn disk(sync_failed: bool) -> Kept {
 
 #[test]
 fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
-    let device = Device::new(0, "disk0", "blk", false, Served::ByOwn);
+    let device = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
     let mut story = Story::of(vec![device], true).run();
     story.device(0, device::Event::Keeps(1, disk(true)));
     // A predecessor's late word, and one that no card can have said.
@@ -549,11 +541,11 @@ fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
 
 #[test]
 fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once() {
-    for (served, level, advice) in [
-        (Served::ByOwn, Level::Info, "it is older than outboard"),
-        (Served::ByNamed, Level::Info, "lost when it ends"),
+    for (program, level, advice) in [
+        (Some(Whose::Own), Level::Info, "it is older than outboard"),
+        (Some(Whose::default()), Level::Info, "lost when it ends"),
     ] {
-        let disk = Device::new(0, "disk0", "blk", false, served);
+        let disk = Device::new(0, "disk0", "blk", false, program);
         let mut story = Story::of(vec![disk], true);
         story.on(Event::Begin);
         // Most do not even close what they do not know.
@@ -575,10 +567,7 @@ fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once(
         assert_eq!(story.life.devices()[0].kept(), None);
     }
     // Who listens at a socket has no line to us.
-    let mut story = Story::of(
-        vec![Device::new(0, "disk0", "/run/s", true, Served::AtSocket)],
-        false,
-    );
+    let mut story = Story::of(vec![Device::new(0, "disk0", "/run/s", true, None)], false);
     story.on(Event::Begin);
     story.device(0, device::Event::Found);
     assert_eq!(story.attached(0, 1), []);
@@ -658,7 +647,7 @@ fn what_one_that_dies_had_served_is_told_before_its_fault() {
 
 #[test]
 fn who_is_not_found_after_a_guest_s_reset_was_not_started_either() {
-    let sought = Device::new(0, "disk0", "/run/s", true, Served::AtSocket);
+    let sought = Device::new(0, "disk0", "/run/s", true, None);
     let mut story = Story::of(vec![sought], true);
     story.on(Event::Begin);
     story.device(0, device::Event::Found);
@@ -780,7 +769,7 @@ fn each_mention_has_its_time() {
 
 #[test]
 fn one_that_was_left_alone_is_not_waited_for_when_the_guest_is_started_again() {
-    let disk = Device::new(0, "disk0", "blk", false, Served::ByOwn);
+    let disk = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
     let mut story = Story::of(vec![disk], true).run();
     let ending = Ending::Reset;
     story.on(Event::Said(FromMachine::Ended { ending }));

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
-use outboard_protocol::launch::{Cause, Ending, FromMachine};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device, Served};
+use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
@@ -114,10 +114,7 @@ impl World {
                 &format!("d{place}"),
                 "blk",
                 seeks,
-                match slot.is_ours {
-                    true => Served::ByOwn,
-                    false => Served::AtSocket,
-                },
+                slot.is_ours.then_some(Whose::Own),
             ));
         }
         let restarts = dice.one(2);
@@ -427,8 +424,7 @@ proptest! {
         is_ours: bool,
     ) {
         let mut now = Instant::now();
-        let served = if is_ours { Served::ByNamed } else { Served::AtSocket };
-        let mut device = Device::new(0, "disk0", "blk", seeks, served);
+        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours.then(Whose::default));
         let (mut lives, mut last) = (false, 0);
         let (mut told, mut ready) = (false, false);
         for mut dice in walk.into_iter().map(Dice) {
