@@ -1,6 +1,8 @@
 //! The line between a back-end and its supervisor, as programs of others use it or
 //! do not: the VM runs in any case.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use outboard_e2e::eventually;
@@ -25,6 +27,11 @@ pub fn tests() -> Vec<Test> {
             "that a program knows no line is told who asks for it, once a vm",
             KVM,
             told_once,
+        ),
+        test(
+            "a program of outboard's own that is older serves, with a warning",
+            KVM,
+            older,
         ),
         test(
             "a program that says nonsense on its line serves on",
@@ -83,6 +90,32 @@ fn told_once() -> Result<()> {
     vm.signal(Signal::SIGTERM)?;
     let ended = vm.wait()?.with_code(0)?;
     ensure!(count(&ended, VERSION_1) == 1, "{ended}");
+    vm.check_nothing_is_left()
+}
+
+/// One that is beside outboard, as it would be of an earlier release.
+fn older() -> Result<()> {
+    let image = Image::new(MIB)?;
+    let products = Products::get()?;
+    let place = |name: &str| image.directory().join(name);
+    // By another process: what this one has open for writing, a child of another test
+    // holds for a moment, and then it cannot be executed.
+    let mut copy = Command::new("cp");
+    copy.args([products.program("outboard"), place("outboard")]);
+    ensure!(copy.status()?.success(), "outboard cannot be copied");
+    let blk = products.program("outboard-blk");
+    let text = format!("unset OUTBOARD_LINE\nexec {blk:?} \"$@\"");
+    products::write_script(&place("outboard-blk"), &text)?;
+    let mut vm = Run::program(place("outboard"))
+        .switch("run")
+        .with("--kernel", products.guest("guest-pvh"))
+        .with("--cmdline", "scenario=verify requests=100")
+        .with("--disk", image.option())
+        .start()?;
+    let ended = vm.wait()?.with_code(0)?;
+    ended.result("verify")?.passed()?;
+    let words = "WARN disk0: outboard-blk keeps version 1 of the launch contract";
+    ensure!(count(&ended, words) == 1, "{ended}");
     vm.check_nothing_is_left()
 }
 

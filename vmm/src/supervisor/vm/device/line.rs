@@ -88,7 +88,7 @@ impl Device {
             return;
         }
         let (level, advice) = match self.program {
-            Some(Whose::Own) => (Level::Info, "; it is older than outboard: use one release"),
+            Some(Whose::Own) => (Level::Warn, "; it is older than outboard: use one release"),
             // Most programs of others do, and there is nothing wrong with them.
             Some(Whose::Foreign { .. }) | None => (Level::Info, ""),
         };

@@ -542,7 +542,7 @@ fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
 #[test]
 fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once() {
     for (program, level, advice) in [
-        (Some(Whose::Own), Level::Info, "it is older than outboard"),
+        (Some(Whose::Own), Level::Warn, "it is older than outboard"),
         (Some(Whose::default()), Level::Info, "lost when it ends"),
     ] {
         let disk = Device::new(0, "disk0", "blk", false, program);
