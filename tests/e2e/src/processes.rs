@@ -77,7 +77,12 @@ pub fn marked(mark: &str) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// The memfds that a process holds or maps, by inode.
+/// Whether this is a memfd, and no page of counters, which a supervisor holds too.
+fn is_memory(file: &str) -> bool {
+    file.contains("/memfd:") && !file.contains("/memfd:counters")
+}
+
+/// The memfds that a process holds or maps, by inode, but for pages of counters.
 pub fn memfds(pid: Pid) -> BTreeSet<u64> {
     let mut inodes = BTreeSet::new();
     for entry in fs::read_dir(file(pid, "fd"))
@@ -86,7 +91,7 @@ pub fn memfds(pid: Pid) -> BTreeSet<u64> {
         .flatten()
     {
         let target = fs::read_link(entry.path()).unwrap_or_default();
-        if target.to_string_lossy().starts_with("/memfd:") {
+        if is_memory(&target.to_string_lossy()) {
             inodes.extend(fs::metadata(entry.path()).map(|memfd| memfd.ino()));
         }
     }
@@ -95,7 +100,7 @@ pub fn memfds(pid: Pid) -> BTreeSet<u64> {
         .unwrap_or_default()
         .lines()
     {
-        if line.contains("/memfd:") {
+        if is_memory(line) {
             inodes.extend(
                 line.split_whitespace()
                     .nth(4)
