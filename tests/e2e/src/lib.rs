@@ -5,6 +5,7 @@
 //! - [`vm`]: a running `outboard run`: its console, its processes, its end;
 //! - [`processes`]: what /proc says: who is there, who holds which memory;
 //! - [`image`]: disk images, made for the guest and checked after it;
+//! - [`timeline`]: who said what to whom, and when;
 //! - [`network`]: a network of a test's own, and the guest's peer in it.
 //!
 //! Every wait is for progress and ends when there is none; what stood still is
@@ -15,6 +16,7 @@ pub mod image;
 pub mod network;
 pub mod processes;
 pub mod products;
+pub mod timeline;
 pub mod vm;
 
 /// What the bundled guest writes on a disk, from its own source.

@@ -7,6 +7,7 @@
 //! - [`left`]: what is left of a tap when its VM is over;
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
 //! - [`refused`]: taps that cannot be had;
+//! - [`timeline`]: who says what to whom in a card's life;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
 
 mod canary;
@@ -15,6 +16,7 @@ mod frames;
 mod left;
 mod neighbours;
 mod refused;
+mod timeline;
 mod trouble;
 
 use anyhow::{Result, ensure};
@@ -34,6 +36,7 @@ pub fn tests() -> Vec<Test> {
         left::tests(),
         neighbours::tests(),
         refused::tests(),
+        timeline::tests(),
         trouble::tests(),
     ];
     groups.into_iter().flatten().collect()
