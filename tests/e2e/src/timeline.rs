@@ -99,7 +99,9 @@ impl Timeline {
     pub fn read(file: &Path, outside: Vec<Event>) -> Result<Self> {
         let text = fs::read_to_string(file)?;
         let mut reader = Reader::default();
-        for line in text.lines() {
+        // What strace is still writing of the last line is not looked at.
+        let whole = text.rfind('\n').and_then(|end| text.get(..end));
+        for line in whole.unwrap_or_default().lines() {
             reader
                 .line(line)
                 .with_context(|| format!("what strace wrote: {line:.200}"))?;
