@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -16,7 +17,6 @@ use outboard_ring::Tally;
 #[derive(Debug)]
 pub struct Page {
     map: MmapRegion,
-    queues: u16,
 }
 
 impl Page {
@@ -34,10 +34,11 @@ impl Page {
         let map = MmapRegion::from_file(FileOffset::new(file, 0), bytes);
         let page = Self {
             map: map.map_err(io::Error::other)?,
-            queues,
         };
-        for (word, value) in [MAGIC, queues.into()].into_iter().enumerate() {
-            page.change(word, |_| value);
+        for (number, value) in [MAGIC, queues.into()].into_iter().enumerate() {
+            if let Some(word) = page.word(number) {
+                word.store(value, Ordering::Relaxed);
+            }
         }
         Ok(page)
     }
@@ -47,23 +48,46 @@ impl Page {
         self.map.file_offset().map(|offset| offset.file().as_fd())
     }
 
-    /// Adds what has happened on a queue. Of each queue one thread at a time may do
-    /// so; what is no queue has no counters.
-    pub fn add(&self, queue: u16, tally: &Tally) {
-        if queue >= self.queues {
-            return;
-        }
+    /// The part of a queue whose ring is to be started. One at a time has it.
+    pub fn part(self: &Arc<Self>, queue: u16) -> Part {
         let first = usize::from(queue).saturating_add(1).saturating_mul(QUEUE);
-        for (word, more) in counts(tally).words().into_iter().enumerate() {
-            self.change(first.saturating_add(word), |count| count.wrapping_add(more));
+        let mut before = Counts::default().words();
+        for (word, count) in before.iter_mut().enumerate() {
+            let word = self.word(first.saturating_add(word));
+            *count = word.map_or(0, |word| word.load(Ordering::Relaxed));
+        }
+        Part {
+            page: self.clone(),
+            first,
+            before,
         }
     }
 
-    fn change(&self, word: usize, change: impl FnOnce(u64) -> u64) {
-        let offset = word.saturating_mul(size_of::<u64>());
-        if let Ok(word) = self.map.get_atomic_ref::<AtomicU64>(offset) {
-            // One writes, so nothing is lost between the two.
-            word.store(change(word.load(Ordering::Relaxed)), Ordering::Relaxed);
+    /// What lies beyond the last queue is no word.
+    fn word(&self, number: usize) -> Option<&AtomicU64> {
+        let offset = number.saturating_mul(size_of::<u64>());
+        self.map.get_atomic_ref::<AtomicU64>(offset).ok()
+    }
+}
+
+/// What is shown of one queue, by whoever serves its ring.
+#[derive(Debug)]
+pub struct Part {
+    page: Arc<Page>,
+    /// The first of its words.
+    first: usize,
+    /// What they were when its ring was started.
+    before: [u64; 7],
+}
+
+impl Part {
+    /// Shows what has happened since.
+    pub fn show(&self, tally: &Tally) {
+        let words = counts(tally).words().into_iter().zip(self.before);
+        for (number, (count, before)) in words.enumerate() {
+            if let Some(word) = self.page.word(self.first.saturating_add(number)) {
+                word.store(before.wrapping_add(count), Ordering::Relaxed);
+            }
         }
     }
 }
@@ -86,14 +110,14 @@ mod tests {
 
     #[test]
     fn what_is_added_is_read_by_another_and_stays_in_its_queue() {
-        let page = Page::new(3).unwrap();
+        let page = Arc::new(Page::new(3).unwrap());
         let tally = Tally {
             chains: 5,
             broken_rings: 1,
             ..Tally::default()
         };
         for queue in [1, 1, 3] {
-            page.add(queue, &tally);
+            page.part(queue).show(&tally);
         }
         let expected = Counts {
             chains: 10,

@@ -259,6 +259,9 @@ fn the_page_of_counters_goes_on_from_ring_to_ring() {
         let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
         served.first.start_ring(1, &ring, 0).unwrap();
         still_serves(&guest, &mut ring);
+        let shown = || counters::read(&served.counters, 2).unwrap()[1];
+        // While it is served, too.
+        wait(|| shown().chains == chains && shown().sleeps > 0);
         served.first.stop_ring(1).unwrap();
         let [none, counts] = counters::read(&served.counters, 2).unwrap()[..] else {
             panic!("two queues");

@@ -107,6 +107,7 @@ impl<D: Device> Session<'_, D> {
             memory: &self.memory,
             features,
             inflight: self.inflight.as_ref(),
+            page: self.host.page.as_ref(),
         };
         self.rings.start_all(&context)
     }

@@ -27,6 +27,7 @@ use super::{Fault, PROTOCOL_FEATURES};
 use crate::device::Device;
 use crate::event::{Signal, Stuck};
 use crate::memory::Table;
+use crate::page::Page;
 use crate::worker::{Handed, Kick, Lines, Workers};
 
 /// Why no ring can be placed, and what to do.
@@ -39,6 +40,7 @@ pub(super) struct Context<'a> {
     pub memory: &'a Table,
     pub features: u64,
     pub inflight: Option<&'a Region>,
+    pub page: Option<&'a Arc<Page>>,
 }
 
 /// One ring.
@@ -204,11 +206,8 @@ impl<'a, D: Device> Rings<'a, D> {
     /// Puts a ring back in its place.
     fn keep(&mut self, handed: Handed) {
         let (lines, mut ring) = *handed;
-        let tally = std::mem::take(&mut ring.tally);
-        if let Some(page) = &self.host.page {
-            page.add(lines.index, &tally);
-        }
-        self.tally.include(&tally);
+        lines.show(&ring.tally);
+        self.tally.include(&std::mem::take(&mut ring.tally));
         if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
             slot.ring = Some(ring);
             slot.served = false;
@@ -322,6 +321,7 @@ impl Slot {
             kick,
             call: self.call.clone(),
             err: self.err.clone(),
+            part: context.page.map(|page| page.part(index)),
         };
         if let Some(mut ring) = self.ring.take() {
             ring.relocate(layout);

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use outboard_log::Rarely;
+use outboard_ring::Tally;
 
 use crate::event::{Event, Held, Signal};
+use crate::page::Part;
 
 /// How the driver announces chains.
 #[derive(Clone, Debug)]
@@ -27,12 +29,21 @@ pub struct Lines {
     pub call: Arc<Signal>,
     /// Signalled when the ring breaks.
     pub err: Arc<Signal>,
+    /// Where its counters are shown, if anywhere.
+    pub part: Option<Part>,
 }
 
 impl Lines {
     /// The descriptors in which whoever serves the queue may be held.
     pub(super) fn signals(&self) -> [Arc<Signal>; 2] {
         [self.call.clone(), self.err.clone()]
+    }
+
+    /// Shows what has happened on its ring.
+    pub(crate) fn show(&self, tally: &Tally) {
+        if let Some(part) = &self.part {
+            part.show(tally);
+        }
     }
 
     /// Tells the driver of used chains.

@@ -111,7 +111,11 @@ impl<'a, Q: Queue> Service<'a, Q> {
             self.state.blocked = false;
             busy = true;
         }
+        let batches = self.ring.tally.batches;
         let call = self.attempt(|service| service.ring.publish(&service.view));
+        if self.ring.tally.batches != batches {
+            self.lines.show(&self.ring.tally);
+        }
         if call.unwrap_or(false) {
             self.lines.call();
         }
@@ -225,6 +229,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Asks for kicks, before a sleep. Whether there is something to do first.
     pub fn arm(&mut self) -> bool {
+        self.lines.show(&self.ring.tally);
         if !self.is_followed() {
             return false;
         }
@@ -246,6 +251,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
     /// Notes a sleep.
     pub fn slept(&mut self) {
         add(&mut self.ring.tally.sleeps, 1);
+        self.lines.show(&self.ring.tally);
     }
 
     /// What announces chains, if they are still asked for.

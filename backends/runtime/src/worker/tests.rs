@@ -68,6 +68,7 @@ fn lines(kick: Kick) -> Lines {
         kick,
         call: Arc::default(),
         err: Arc::default(),
+        part: None,
     }
 }
 
