@@ -281,4 +281,45 @@ mod tests {
             assert_eq!(durability.writeback(), initially);
         }
     }
+
+    #[test]
+    fn a_supervisor_knows_of_a_loss_before_anybody_is_told() {
+        use outboard_protocol::Deadline;
+        use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend};
+        use std::time::Duration;
+        let soon = || Deadline::after(Duration::from_secs(60));
+        let (line, theirs) = Channel::pair().unwrap();
+        let kept = Kept::Nothing;
+        let start = ToBackend::Start {
+            version: 2,
+            kept,
+            link: Link::Up,
+        };
+        line.send(&start, &[], soon()).unwrap();
+        let supervisor = Arc::new(Supervisor::meet(theirs.into(), soon()).unwrap());
+        let lost = FromBackend::Keeps {
+            kept: Kept::Disk(DiskState {
+                writeback: true,
+                sync_failed: true,
+            }),
+        };
+        let now = || line.recv(Deadline::after(Duration::ZERO)).ok().flatten();
+        let ways: [fn(&Arc<Durability>); 2] = [
+            |durability| drop(durability.begin()),
+            |durability| durability.lose(),
+        ];
+        for way in ways {
+            let durability = Durability::new(true);
+            supervisor.ready(Kept::Disk(durability.kept()), None);
+            assert!(now().is_some());
+            durability.supervised(&supervisor);
+            way(&durability);
+            assert_eq!(
+                now().map(|heard: (FromBackend, _)| heard.0),
+                Some(lost.clone())
+            );
+            assert!(durability.begin().is_none());
+            assert!(now().is_none(), "it is known");
+        }
+    }
 }

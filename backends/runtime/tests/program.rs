@@ -635,6 +635,7 @@ fn soft_limit_on_descriptors() {
 fn no_descriptor_to_accept() {
     let place = Place::new();
     let program = place.served();
+    drop(place.echoes());
     let table = format!("/proc/{}/fd", program.serving());
     let open = || -> BTreeSet<usize> {
         let entries = std::fs::read_dir(&table).unwrap().map(Result::unwrap);
