@@ -17,7 +17,7 @@ fn limited(user: u32, tasks: u32, arguments: &[&str]) -> Option<Program> {
         eprintln!("SKIP: only root can become a user that has no tasks yet");
         return None;
     }
-    let user = 20_000 + (4 * std::process::id() + user) % 40_000;
+    let user = 20_000 + (5 * std::process::id() + user) % 40_000;
     // The half of it that stays outside is a task, too.
     let tasks = tasks + 1;
     let script = format!(
@@ -78,6 +78,16 @@ fn io_uring_without_threads_is_refused_when_asked_for_by_name() {
         "pids.max",
     ])
     .unwrap();
+}
+
+#[test]
+fn without_a_thread_for_its_queues_it_does_not_start_and_says_what_to_do() {
+    let Some(mut disk) = limited(4, 1, &["--engine=threads"]) else {
+        return;
+    };
+    assert!(!disk.wait().unwrap().success());
+    disk.says(&["no thread for queue 0", "ulimit -u", "pids.max"])
+        .unwrap();
 }
 
 #[test]

@@ -221,7 +221,14 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .stack_size(STACK)
-            .spawn(move || life::live(device, &queues, poll, inbox))?;
+            .spawn(move || life::live(device, &queues, poll, inbox));
+        let thread = thread.map_err(|error| {
+            let why = format!(
+                "no thread for {name} ({error}): allow more tasks (ulimit -u, TasksMax= of a \
+                 service, pids.max of a control group)"
+            );
+            io::Error::new(error.kind(), why)
+        })?;
         Ok(Self {
             outbox,
             thread: Some(thread),
