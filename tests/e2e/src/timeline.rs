@@ -115,7 +115,8 @@ impl Timeline {
         Ok(Self(events))
     }
 
-    /// What one said to another, in order; see [`distinct`].
+    /// What one said to another, in order: of the same again and again one, and of the
+    /// messages of several rings those of one.
     pub fn said(&self, from: Who, to: Who) -> Vec<String> {
         let said = self.0.iter().filter_map(|event| match &event.what {
             What::Said(a, b, text) if (*a, *b) == (from, to) => Some(text.clone()),
