@@ -92,8 +92,10 @@ fn as_new(kind: &str, pairs: u16, how: End) -> Result<()> {
 fn stranger_is_heard(queues: &[OwnedFd]) -> Result<()> {
     ip("neigh replace 10.0.2.9 lladdr 02:00:00:00:00:99 dev tap0 nud permanent")?;
     let socket = UdpSocket::bind("10.0.2.1:0")?;
-    socket.send_to(b"anybody", "10.0.2.9:9")?;
     eventually("a frame for a stranger has come", || {
+        // Again and again: a tap that has just been opened drops what is sent until the
+        // kernel has noticed its carrier, for which it may take a second.
+        socket.send_to(b"anybody", "10.0.2.9:9")?;
         for queue in queues {
             let mut bytes = [0; 4096];
             let Ok(length) = read(queue, &mut bytes) else {
