@@ -46,11 +46,16 @@ struct Life<Q> {
 /// The thread's whole life: makes the queues, says so, and serves until it is to
 /// leave.
 pub(super) fn live<D: Device>(device: Arc<D>, queues: &[u16], poll: Duration, inbox: Inbox) {
-    let seats: io::Result<Vec<_>> = queues.iter().map(|index| seat(&*device, *index)).collect();
+    // Of a list that grows by itself, most would be room that nobody needs.
+    let mut seats = Vec::with_capacity(queues.len());
+    let made = queues.iter().try_for_each(|index| {
+        seats.push(seat(&*device, *index)?);
+        Ok(())
+    });
     drop(device);
-    match seats {
+    match made {
         Err(error) => inbox.answer(Answer::Made(Err(error))),
-        Ok(seats) => {
+        Ok(()) => {
             inbox.answer(Answer::Made(Ok(())));
             let life = Life {
                 seats,
@@ -93,8 +98,9 @@ impl<Q: Queue> Life<Q> {
 
     /// Serves the rings until there is a command, or one of them is drained.
     fn take_turns(&mut self) {
+        let mut services = Vec::with_capacity(self.seats.len());
         let seats = self.seats.iter_mut();
-        let services = seats.filter_map(|seat| {
+        services.extend(seats.filter_map(|seat| {
             let served = seat.served.as_mut()?;
             let Some(view) = View::new(&self.memory, served.ring.layout()) else {
                 // No memory ever comes that does not have it.
@@ -102,9 +108,9 @@ impl<Q: Queue> Life<Q> {
                 return None;
             };
             Some(Service::new(served, view, &self.memory, &mut seat.queue))
-        });
+        }));
         let mut turns = Turns {
-            services: services.collect(),
+            services,
             inbox: &self.inbox,
             budget: &mut self.budget,
         };

@@ -11,7 +11,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use outboard_ring::{Memory, Ring};
 
@@ -61,7 +61,7 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Outbox {
     shared: Arc<Shared>,
-    commands: Sender<Command>,
+    commands: SyncSender<Command>,
     pub answers: Receiver<Answer>,
 }
 
@@ -69,21 +69,23 @@ pub(super) struct Outbox {
 pub(super) struct Inbox {
     shared: Arc<Shared>,
     commands: Receiver<Command>,
-    answers: Sender<Answer>,
+    answers: SyncSender<Answer>,
 }
 
-/// A worker's two ends.
+/// A worker's two ends, with room for a command of each of so many queues and an
+/// end, and for their answers: no more are ever under way.
 ///
 /// # Errors
 /// Those of eventfd(2).
-pub(super) fn pair() -> io::Result<(Outbox, Inbox)> {
+pub(super) fn pair(queues: usize) -> io::Result<(Outbox, Inbox)> {
+    let room = queues.saturating_add(1);
     let shared = Arc::new(Shared {
         posted: AtomicBool::new(false),
         wake: Event::new()?,
         in_flight: AtomicUsize::new(0),
     });
-    let (commands, theirs) = channel();
-    let (answer, answers) = channel();
+    let (commands, theirs) = sync_channel(room);
+    let (answer, answers) = sync_channel(room);
     let outbox = Outbox {
         shared: shared.clone(),
         commands,
@@ -98,9 +100,9 @@ pub(super) fn pair() -> io::Result<(Outbox, Inbox)> {
 }
 
 impl Outbox {
-    /// Never waits. Of a worker that has died, the answer does not come.
+    /// Never waits. Of a worker that has died or is stuck, the answer does not come.
     pub fn post(&self, command: Command) {
-        let _ = self.commands.send(command);
+        let _ = self.commands.try_send(command);
         self.shared.posted.store(true, Ordering::Release);
         self.shared.wake.signal();
     }
@@ -132,7 +134,7 @@ impl Inbox {
 
     /// Answers a command. If nobody waits for it any more, the process ends.
     pub fn answer(&self, answer: Answer) {
-        let _ = self.answers.send(answer);
+        let _ = self.answers.try_send(answer);
     }
 
     /// Notes how many chains a stop waits for.

@@ -215,7 +215,7 @@ impl Drop for Workers {
 
 impl Worker {
     fn start<D: Device>(device: &Arc<D>, queues: Vec<u16>, poll: Duration) -> io::Result<Self> {
-        let (outbox, inbox) = mail::pair()?;
+        let (outbox, inbox) = mail::pair(queues.len())?;
         let name = format!("queue {}", queues.first().unwrap_or(&0));
         let device = device.clone();
         let thread = std::thread::Builder::new()

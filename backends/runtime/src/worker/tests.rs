@@ -108,7 +108,7 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let ring = Ring::new(layout(), 0, 0, Some(queue.clone()), &view).unwrap();
 
     // All of it is posted before the worker looks.
-    let (outbox, inbox) = mail::pair().unwrap();
+    let (outbox, inbox) = mail::pair(2).unwrap();
     let handed = Box::new((lines(Kick::Polled), ring));
     outbox.post(Command::Serve(handed, 0, memory.clone()));
     outbox.post(Command::Stop(0));
