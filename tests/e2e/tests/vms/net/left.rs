@@ -93,8 +93,8 @@ fn stranger_is_heard(queues: &[OwnedFd]) -> Result<()> {
     ip("neigh replace 10.0.2.9 lladdr 02:00:00:00:00:99 dev tap0 nud permanent")?;
     let socket = UdpSocket::bind("10.0.2.1:0")?;
     eventually("a frame for a stranger has come", || {
-        // Again and again: a tap that has just been opened drops what is sent until the
-        // kernel has noticed its carrier, for which it may take a second.
+        // Again and again: one frame alone was once lost on a busy machine, and it is not
+        // known yet where. A filter that was left would hold all of them back.
         socket.send_to(b"anybody", "10.0.2.9:9")?;
         for queue in queues {
             let mut bytes = [0; 4096];
