@@ -738,17 +738,6 @@ fn rights_are_named_when_they_are_missing() {
 /// as new, lets every frame through, cut and after a header of 10 bytes.
 fn is_as_new(name: &str, queues: u16) {
     let tap = outboard_protocol::tap::open(name, queues).unwrap();
-    // If the kernel has noticed that it had no user, it drops everything until it has
-    // noticed the new one.
-    let deadline = outboard_contract::soon();
-    let state = || {
-        Command::new("ip")
-            .args(["-br", "link", "show", name])
-            .output()
-    };
-    while String::from_utf8_lossy(&state().unwrap().stdout).contains(" DOWN ") {
-        assert!(!deadline.passed(), "{name} stays down");
-    }
     let wire = Wire::new(name, true);
     let other = [2, 0, 0, 0, 0, 9];
     wire.send(Header::default(), &frame(other, 100, 6));

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::eventually;
 use crate::products::Products;
 use crate::vm::GuestResult;
 
@@ -123,6 +124,23 @@ pub fn tap(name: &str, more: &str) -> Result<()> {
 pub fn tap_with_address(name: &str, more: &str) -> Result<()> {
     tap(name, more)?;
     ip(&format!("addr add 10.0.2.1/24 dev {name}"))
+}
+
+/// Waits until the interface takes frames: it is up, and what stands behind it is there
+/// (carrier). From the moment that a tap's first descriptor is opened until the kernel has
+/// worked that up, by a thread of its own, the interface says that it is down and has no queue:
+/// what is sent is dropped without an error (Linux, net/core/link_watch.c; reason `QDISC_DROP`).
+///
+/// # Errors
+/// What `ip` said; it stays down.
+pub fn takes_frames(name: &str) -> Result<()> {
+    eventually("the interface is up", || {
+        let words = ["-br", "link", "show", "dev", name];
+        let output = Command::new("ip").args(words).output().context("ip")?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "ip link show {name}: {said}");
+        Ok((!said.contains(" DOWN ")).then_some(()))
+    })
 }
 
 /// Frames that an interface has dropped: (received, sent), as the kernel sees

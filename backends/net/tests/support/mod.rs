@@ -442,6 +442,17 @@ pub fn frame(to: [u8; 6], length: usize, mark: u8) -> Vec<u8> {
 pub const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const HOST: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
+/// Until a thread of the kernel's has worked up that a tap has a user, the tap has no queue
+/// and drops in silence what it is sent (Linux, net/core/link_watch.c).
+fn until_it_takes_frames(interface: &str) {
+    let deadline = soon();
+    let mut show = Command::new("ip");
+    show.args(["-br", "link", "show", "dev", interface]);
+    while String::from_utf8_lossy(&show.output().unwrap().stdout).contains(" DOWN ") {
+        assert!(!deadline.passed(), "{interface} stays down");
+    }
+}
+
 /// A packet socket on an interface: what the host sees and sends there.
 pub struct Wire {
     socket: OwnedFd,
@@ -449,8 +460,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// With `headers`, frames have the 10-byte header of PACKET_VNET_HDR.
+    /// Of a tap that somebody has opened. With `headers`, frames have the 10-byte header of
+    /// PACKET_VNET_HDR.
     pub fn new(interface: &str, headers: bool) -> Self {
+        until_it_takes_frames(interface);
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
