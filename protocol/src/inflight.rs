@@ -285,11 +285,12 @@ impl QueueRegion {
         }
         // With nothing in flight there is nothing that a batch could clear; a
         // fresh region, whose used index was never stored, is such a case.
-        if !self.in_flight()?.is_empty() {
+        let mut found = self.in_flight()?;
+        if !found.is_empty() {
             self.end_last_batch(used_idx)?;
+            found = self.in_flight()?;
         }
         self.store(USED_IDX, used_idx)?;
-        let mut found = self.in_flight()?;
         if found.iter().any(|(_, head)| *head >= ring_size) {
             return Err(Corrupt::Index);
         }

@@ -52,16 +52,16 @@ pub(crate) fn send(
 }
 
 /// Receives into `bytes`, and appends the descriptors that came along to
-/// `fds`. Waits until `deadline`; 0 is the end of the stream.
+/// `fds`. Waits until `deadline`, without one not at all; 0 is the end of the stream.
 ///
 /// # Errors
-/// `InvalidData` when a part of a packet was cut off; [`descriptors::missing`]
+/// `TimedOut`; `InvalidData` when a part of a packet was cut off; [`descriptors::missing`]
 /// when a descriptor was.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-    deadline: Deadline,
+    deadline: Option<Deadline>,
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
     loop {
@@ -82,7 +82,10 @@ pub(crate) fn receive(
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             Ok(message) => return Ok(message.bytes),
-            Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLIN, deadline)?,
+            Err(rustix::io::Errno::AGAIN) => match deadline {
+                Some(deadline) => wait(socket, PollFlags::POLLIN, deadline)?,
+                None => return Err(io::ErrorKind::TimedOut.into()),
+            },
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }

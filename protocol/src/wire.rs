@@ -258,42 +258,73 @@ impl Connection {
     /// by then, [`WireError::Malformed`] when its header or its descriptors
     /// break the specification or the stream ends within it.
     pub fn recv(&self, deadline: Deadline) -> Result<Message, WireError> {
+        let message = self.message(Some(deadline), deadline)?;
+        message.ok_or(WireError::TimedOut)
+    }
+
+    /// Receives one message whole, if any of it is there, and waits until `deadline` for
+    /// the rest.
+    ///
+    /// # Errors
+    /// Those of [`Self::recv`].
+    pub fn recv_begun(&self, deadline: Deadline) -> Result<Option<Message>, WireError> {
+        self.message(None, deadline)
+    }
+
+    /// A message that begins before `begin`, or has begun, and is complete by `deadline`.
+    fn message(
+        &self,
+        begin: Option<Deadline>,
+        deadline: Deadline,
+    ) -> Result<Option<Message>, WireError> {
         let mut fds = Vec::new();
         let mut bytes = [0; HEADER_SIZE];
-        self.fill(&mut bytes, &mut fds, deadline, true)?;
+        let begun = match self.some(&mut bytes, &mut fds, begin) {
+            Ok(0) => return Err(WireError::Closed),
+            Err(WireError::TimedOut) => return Ok(None),
+            begun => begun?,
+        };
+        let rest = bytes.get_mut(begun..).unwrap_or_default();
+        self.fill(rest, &mut fds, deadline)?;
         let (header, size) = Header::decode(bytes)?;
         let mut payload = vec![0; size];
-        self.fill(&mut payload, &mut fds, deadline, false)?;
-        Ok(Message {
+        self.fill(&mut payload, &mut fds, deadline)?;
+        Ok(Some(Message {
             header,
             payload,
             fds,
-        })
+        }))
     }
 
     /// Reads until `buffer` is full, keeping the descriptors that come along.
-    /// `boundary` says that an end of file before the first byte is a close.
     fn fill(
+        &self,
+        mut buffer: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+        deadline: Deadline,
+    ) -> Result<(), WireError> {
+        while !buffer.is_empty() {
+            buffer = match self.some(buffer, fds, Some(deadline))? {
+                0 => return Err(malformed("the connection ended within it")),
+                count => buffer.get_mut(count..).unwrap_or_default(),
+            };
+        }
+        Ok(())
+    }
+
+    /// Reads what there is, 0 bytes at the end of the stream.
+    fn some(
         &self,
         buffer: &mut [u8],
         fds: &mut Vec<OwnedFd>,
-        deadline: Deadline,
-        boundary: bool,
-    ) -> Result<(), WireError> {
-        let mut filled = 0usize;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let received = socket::receive(self.stream.as_fd(), rest, fds, deadline);
-            // First of all, since too many may be why not all of them came.
-            if fds.len() > MAX_FDS {
-                return Err(malformed(format!("more than {MAX_FDS} descriptors")));
-            }
-            match received? {
-                0 if boundary && filled == 0 => return Err(WireError::Closed),
-                0 => return Err(malformed("the connection ended within it")),
-                count => filled = filled.saturating_add(count),
-            }
+        deadline: Option<Deadline>,
+    ) -> Result<usize, WireError> {
+        let received = socket::receive(self.stream.as_fd(), buffer, fds, deadline);
+        // First of all, since too many may be why not all of them came.
+        if fds.len() > MAX_FDS {
+            return Err(malformed(format!("more than {MAX_FDS} descriptors")));
         }
-        Ok(())
+        Ok(received?)
     }
 }
 

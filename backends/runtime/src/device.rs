@@ -162,7 +162,7 @@ pub enum Outcome {
 ///               ▲                          ▲ └──── map ───────┘
 ///               └── map(no memory) ◄── end ┘ nothing in flight
 /// ```
-pub trait Queue {
+pub trait Queue: Send + 'static {
     /// A ring is about to be handed to it, whose driver has acknowledged
     /// `features`.
     ///

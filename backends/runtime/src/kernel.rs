@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Once;
+use std::time::Duration;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{ForkResult, fork, getpid, gettid};
@@ -69,6 +70,24 @@ pub fn write_from_nowhere(fd: BorrowedFd<'_>) -> io::Error {
     // that there are none; nothing in this process is read or written.
     let _ = unsafe { libc::write(fd.as_raw_fd(), ptr::null(), 8) };
     io::Error::last_os_error()
+}
+
+/// A descriptor for [`poll_by_number`].
+pub type Polled = libc::pollfd;
+
+/// Waits as poll(2) does; without a time, for as long as it takes. Nobody need keep
+/// the descriptors open meanwhile: a number that is none is reported, and one that
+/// is another's by now is waited for in vain.
+///
+/// # Errors
+/// Those of poll(2), EINTR among them.
+pub fn poll_by_number(fds: &mut [Polled], timeout: Option<Duration>) -> nix::Result<()> {
+    let millis = timeout.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(-1));
+    let count = fds.len() as libc::nfds_t;
+    // SAFETY: the kernel reads and writes as many entries as there are, and does
+    // nothing to a descriptor but look at it.
+    let polled = unsafe { libc::poll(fds.as_mut_ptr(), count, millis) };
+    nix::errno::Errno::result(polled).map(drop)
 }
 
 /// A thread of this process, by the kernel's number.

@@ -616,9 +616,9 @@ fn said_of_eight_descriptors(limits: &str) -> String {
     said
 }
 
-/// Standard ones, signals, both ends of the listening and of a session, two of each
+/// Standard ones, signals, both ends of the listening and of a session, three of each
 /// queue: a few less than eight are left of these.
-const FEW: &str = "16";
+const FEW: &str = "18";
 
 fn too_few_descriptors() {
     let said = said_of_eight_descriptors(FEW);

@@ -70,7 +70,8 @@ impl Channel {
     ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; MAX_PACKET];
         let mut fds = Vec::new();
-        let mut receive = || socket::receive(self.socket.as_fd(), &mut buffer, &mut fds, deadline);
+        let mut receive =
+            || socket::receive(self.socket.as_fd(), &mut buffer, &mut fds, Some(deadline));
         let received = match receive() {
             // It left with something unread. What it had said before comes next.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),

@@ -84,8 +84,8 @@ pub struct Completion {
     pub result: io::Result<u64>,
 }
 
-/// A way to the kernel, used by one thread.
-pub trait Engine {
+/// A way to the kernel, used by one thread at a time.
+pub trait Engine: Send {
     /// Takes a job. `id` is below the number of jobs that are under way at a
     /// time and not that of another one of them. An engine that is done at
     /// once says so.

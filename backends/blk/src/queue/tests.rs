@@ -1,7 +1,6 @@
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
-use std::rc::Rc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -56,13 +55,13 @@ struct Stage {
 /// An engine that holds its jobs until it is reaped.
 #[derive(Default)]
 struct Staged {
-    stage: Rc<RefCell<Stage>>,
+    stage: Arc<Mutex<Stage>>,
     held: Vec<(usize, Job)>,
 }
 
 impl Engine for Staged {
     fn start(&mut self, id: usize, mut job: Job) -> Option<Completion> {
-        let mut stage = self.stage.borrow_mut();
+        let mut stage = self.stage.lock().unwrap();
         let length = match job.operation {
             Op::Clear { length, .. } => length,
             _ => job.data.remaining(),
@@ -79,7 +78,7 @@ impl Engine for Staged {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        match self.stage.borrow().broken {
+        match self.stage.lock().unwrap().broken {
             true => Err(io::Error::other("a broken engine")),
             false => Ok(()),
         }
@@ -91,7 +90,7 @@ impl Engine for Staged {
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
         for (id, job) in self.held.drain(..) {
-            let result = match self.stage.borrow_mut().fates.pop_front() {
+            let result = match self.stage.lock().unwrap().fates.pop_front() {
                 Some(Fate::Fails(errno)) => Err(io::Error::from_raw_os_error(errno)),
                 Some(Fate::Short(count)) => Ok(count),
                 None => Ok(job.data.remaining()),
@@ -110,7 +109,7 @@ impl Engine for Staged {
 struct Fixture {
     disk: Arc<Disk>,
     file: tempfile::NamedTempFile,
-    stage: Rc<RefCell<Stage>>,
+    stage: Arc<Mutex<Stage>>,
     guest: Guest,
 }
 
@@ -126,7 +125,7 @@ impl Fixture {
         Ok(Self {
             disk: Arc::new(Disk::new(Storage::Image(image), settings)?),
             file,
-            stage: Rc::default(),
+            stage: Arc::default(),
             guest: Guest::new(),
         })
     }
@@ -160,11 +159,11 @@ impl Fixture {
     }
 
     fn fates(&self, fates: impl IntoIterator<Item = Fate>) {
-        self.stage.borrow_mut().fates.extend(fates);
+        self.stage.lock().unwrap().fates.extend(fates);
     }
 
     fn log(&self) -> Vec<(Op, u64, u64)> {
-        std::mem::take(&mut self.stage.borrow_mut().log)
+        std::mem::take(&mut self.stage.lock().unwrap().log)
     }
 
     fn write(&mut self, sector: u64, content: &[u8]) -> Chain {
@@ -402,7 +401,7 @@ fn an_engine_that_has_failed_is_made_anew_for_the_next_ring_and_no_other_is() {
     assert_eq!(fixture.log(), [(WRITE, 0, 512)], "the test's engine");
 
     assert_eq!(queue.take(&chain), Outcome::Deferred);
-    fixture.stage.borrow_mut().broken = true;
+    fixture.stage.lock().unwrap().broken = true;
     assert!(queue.submit().is_err());
     queue.end();
     assert_eq!(queue.in_flight(), 0);

@@ -43,10 +43,15 @@ impl Default for Limits {
 }
 
 /// A device, and what serves its queues.
-#[derive(Debug)]
-pub struct Host<D> {
+pub struct Host<D: Device> {
     pub(super) base: Base<D>,
-    pub(super) workers: Workers,
+    pub(super) workers: Workers<D::Queue>,
+}
+
+impl<D: Device> std::fmt::Debug for Host<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
 }
 
 /// What a session uses of it besides the workers.

@@ -21,6 +21,7 @@ mod rings;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -36,6 +37,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::device::Device;
 use crate::event::Stuck;
 use crate::memory::Table;
+use crate::polling::Budget;
 use crate::worker::Workers;
 use channel::Channel;
 use host::Base;
@@ -46,6 +48,8 @@ pub use host::{Host, Limits};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// So many messages are obeyed before a session looks at what else there may be.
+const BURST: usize = 32;
 
 /// How a session ended. Every ring has been stopped and drained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +126,8 @@ struct Session<'a, D: Device> {
     /// is paused may hear of it and forget it.
     changed_early: bool,
     refusals: Refusals,
+    /// How long it looks out for the next message before it sleeps.
+    budget: Budget,
 }
 
 /// Serves one connection to its end; `stop` becoming readable ends it too.
@@ -143,7 +149,7 @@ pub fn serve<D: Device>(
 
 fn serve_with<D: Device>(
     host: &Base<D>,
-    workers: &mut Workers,
+    workers: &mut Workers<D::Queue>,
     stream: UnixStream,
     stop: BorrowedFd<'_>,
 ) -> Result<End, Stuck> {
@@ -162,6 +168,7 @@ fn serve_with<D: Device>(
         requests: None,
         changed_early: false,
         refusals: Refusals::default(),
+        budget: Budget::new(host.limits.poll),
     };
     let last = loop {
         if let Some(last) = session.step() {
@@ -195,7 +202,10 @@ impl<D: Device> Session<'_, D> {
                 |channel| readable(channel.as_fd()),
             ),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        let begin = Instant::now();
+        let polled = poll(&mut fds, PollTimeout::NONE);
+        self.budget.slept(begin.elapsed());
+        match polled {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
         }
@@ -214,7 +224,7 @@ impl<D: Device> Session<'_, D> {
             self.changed_early = !self.rings.any_served();
             self.send_change();
         }
-        let last = message.then(|| self.receive()).flatten();
+        let last = message.then(|| self.receive_all()).flatten();
         if self.changed_early && self.rings.any_served() {
             self.changed_early = false;
             self.send_change();
@@ -228,16 +238,37 @@ impl<D: Device> Session<'_, D> {
         Some(End::CutOff(lost.to_string()))
     }
 
-    /// Receives one message, obeys it and answers.
-    fn receive(&mut self) -> Option<Last> {
-        let message = match self
-            .connection
-            .recv(Deadline::after(self.host.limits.message))
-        {
-            Ok(message) => message,
-            Err(WireError::Closed) => return Some(Last::End(End::Closed)),
-            Err(error) => return Some(cut_off(error.to_string())),
-        };
+    /// Receives what has come, obeys it and answers; looks out for more as long as that has
+    /// paid off lately.
+    fn receive_all(&mut self) -> Option<Last> {
+        let mut left = BURST;
+        let mut idle = None;
+        while left > 0 {
+            let deadline = Deadline::after(self.host.limits.message);
+            match self.connection.recv_begun(deadline) {
+                Ok(Some(message)) => {
+                    if let Some(last) = self.receive(message) {
+                        return Some(last);
+                    }
+                    left = left.saturating_sub(1);
+                    idle = None;
+                }
+                Ok(None) => {
+                    let idle = idle.get_or_insert_with(Instant::now);
+                    if idle.elapsed() >= self.budget.current() {
+                        return None;
+                    }
+                    std::thread::yield_now();
+                }
+                Err(WireError::Closed) => return Some(Last::End(End::Closed)),
+                Err(error) => return Some(cut_off(error.to_string())),
+            }
+        }
+        None
+    }
+
+    /// Obeys a message and answers it.
+    fn receive(&mut self, message: Message) -> Option<Last> {
         let header = message.header;
         // What was negotiated when it was sent counts, and what it negotiates.
         let before = self.acknowledges();

@@ -97,16 +97,16 @@ impl Slot {
 }
 
 /// All rings of a session.
-pub(super) struct Rings<'a, D> {
+pub(super) struct Rings<'a, D: Device> {
     host: &'a Base<D>,
-    workers: &'a mut Workers,
+    workers: &'a mut Workers<D::Queue>,
     slots: Vec<Slot>,
     /// What happened on rings that have been stopped.
     pub tally: Tally,
 }
 
 impl<'a, D: Device> Rings<'a, D> {
-    pub fn new(host: &'a Base<D>, workers: &'a mut Workers) -> Self {
+    pub fn new(host: &'a Base<D>, workers: &'a mut Workers<D::Queue>) -> Self {
         let slots = (0..host.device.queues()).map(|_| Slot::default());
         Self {
             host,
@@ -151,10 +151,16 @@ impl<'a, D: Device> Rings<'a, D> {
     /// Says which of them could not; the others have been started.
     pub fn start_all(&mut self, context: &Context<'_>) -> Result<(), Fault> {
         let features = context.features & !PROTOCOL_FEATURES;
+        let mut is_any_wanted = false;
         for (number, slot) in (0..).zip(&self.slots) {
             if let (Some(size), Some(_)) = (slot.size, &slot.kick) {
                 self.host.device.described(number, size, features);
             }
+            is_any_wanted |= slot.is_wanted(context);
+        }
+        // Most messages start nothing.
+        if !is_any_wanted {
+            return Ok(());
         }
         let (startable, mut result) = self.startable(context);
         let mut rings = Vec::new();
@@ -288,6 +294,12 @@ impl<'a, D: Device> Rings<'a, D> {
 }
 
 impl Slot {
+    /// Whether it is to run and does not.
+    fn is_wanted(&self, context: &Context<'_>) -> bool {
+        let unasked = context.features & PROTOCOL_FEATURES == 0;
+        self.kick.is_some() && self.enabled.unwrap_or(unasked) && !self.served
+    }
+
     /// Where the ring lies, if all that is needed to start it is there and it
     /// does not run.
     ///
@@ -298,8 +310,7 @@ impl Slot {
         context: &Context<'_>,
         others: &[Layout],
     ) -> Result<Option<Layout>, String> {
-        let unasked = context.features & PROTOCOL_FEATURES == 0;
-        if self.kick.is_none() || !self.enabled.unwrap_or(unasked) || self.served {
+        if !self.is_wanted(context) {
             return Ok(None);
         }
         let layout = self.layout(context.memory)?;

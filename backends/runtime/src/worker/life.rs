@@ -1,51 +1,62 @@
 //! A worker's thread: from its queues to its end.
 //!
 //! ```text
-//! live ──► queues made ──► serve all rings in turn ◄──────────────┐
-//!                            │ a command, a ring drained          │
-//!                            └──► hand back, obey (begin, map) ───┘
+//! live ──► queues made ──► serve all rings in turn ──► drained rings handed back ──┐
+//!                              ▲                                                   │
+//!                              └── life taken again ◄── wait ◄── life put on the desk
 //! ```
 //! It serves its rings in turn, and while it works their driver need not kick;
 //! only when there is nothing left in any it asks for kicks, looks once more, and
-//! sleeps.
+//! sleeps. What it has, its life, is the session's to change meanwhile.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_ring::{Broken, Memory, View};
 
-use super::mail::{Answer, Command, Handed, Inbox};
+use super::Handed;
+use super::desk::Desk;
 use super::service::{Served, Service};
+use super::watch::{Bell, Watch};
 use crate::device::{Device, Queue};
 use crate::polling::Budget;
-
-/// How often a ring is looked at whose front-end lent no kick, and an engine
-/// that has no descriptor to wait for.
-const TICK: Duration = Duration::from_millis(1);
 
 /// One of the device's queues, and its ring while one is served.
 struct Seat<Q> {
     index: u16,
     queue: Q,
+    /// That of its ring.
+    bell: Bell,
     served: Option<Served>,
 }
 
 /// What a worker has.
-struct Life<Q> {
+pub(super) struct Life<Q> {
     seats: Vec<Seat<Q>>,
     /// That of every ring here, with a counter of its own; without a region while
     /// there is no ring, so that nothing stays mapped for it.
     memory: Arc<Memory>,
-    inbox: Inbox,
     budget: Budget,
+}
+
+/// Why a worker puts its life on the desk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// The session wants it.
+    Wanted,
+    /// There is nothing to do.
+    Sleep,
 }
 
 /// The thread's whole life: makes the queues, says so, and serves until it is to
 /// leave.
-pub(super) fn live<D: Device>(device: Arc<D>, queues: &[u16], poll: Duration, inbox: Inbox) {
+pub(super) fn live<D: Device>(
+    device: Arc<D>,
+    queues: &[u16],
+    budget: Budget,
+    desk: &Desk<D::Queue>,
+) {
     // Of a list that grows by itself, most would be room that nobody needs.
     let mut seats = Vec::with_capacity(queues.len());
     let made = queues.iter().try_for_each(|index| {
@@ -54,17 +65,15 @@ pub(super) fn live<D: Device>(device: Arc<D>, queues: &[u16], poll: Duration, in
     });
     drop(device);
     match made {
-        Err(error) => inbox.answer(Answer::Made(Err(error))),
-        Ok(()) => {
-            inbox.answer(Answer::Made(Ok(())));
-            let life = Life {
+        Err(error) => desk.fail(error),
+        Ok(()) => run(
+            Box::new(Life {
                 seats,
                 memory: Arc::default(),
-                inbox,
-                budget: Budget::new(poll),
-            };
-            life.run();
-        }
+                budget,
+            }),
+            desk,
+        ),
     }
 }
 
@@ -75,64 +84,164 @@ fn seat<D: Device>(device: &D, index: u16) -> io::Result<Seat<D::Queue>> {
     Ok(Seat {
         index,
         queue,
+        bell: Bell::new()?,
         served: None,
     })
 }
 
+fn run<Q: Queue>(mut life: Box<Life<Q>>, desk: &Desk<Q>) {
+    let mut watch = Watch::new(desk.wake());
+    loop {
+        let pause = life.work(desk, &mut watch);
+        desk.put(life, pause == Pause::Sleep);
+        let begin = Instant::now();
+        if pause == Pause::Sleep {
+            watch.wait();
+        }
+        let Some(again) = desk.take() else {
+            return;
+        };
+        life = again;
+        if pause == Pause::Sleep {
+            life.budget.slept(begin.elapsed());
+            life.awake(&watch);
+        }
+    }
+}
+
+// What the worker does with it.
 impl<Q: Queue> Life<Q> {
-    fn run(mut self) {
+    /// Serves the rings until there is nothing to do, or the session wants them.
+    fn work(&mut self, desk: &Desk<Q>, watch: &mut Watch) -> Pause {
         loop {
-            self.take_turns();
-            self.hand_back();
-            let commands: Vec<_> = self.inbox.open().collect();
-            for command in commands {
-                match command {
-                    Command::Serve(ring, features, memory) => self.serve(ring, features, &memory),
-                    Command::Stop(index) => self.stop(index),
-                    Command::Map(memory) => self.map(&memory),
-                    Command::Leave => return,
-                }
+            let mut turns = self.turns(desk);
+            turns.services.iter_mut().for_each(Service::disarm);
+            let pause = turns.run(watch);
+            self.hand_back(desk);
+            if let Some(pause) = pause {
+                return pause;
             }
         }
     }
 
-    /// Serves the rings until there is a command, or one of them is drained.
-    fn take_turns(&mut self) {
+    fn turns<'a>(&'a mut self, desk: &'a Desk<Q>) -> Turns<'a, Q> {
         let mut services = Vec::with_capacity(self.seats.len());
-        let seats = self.seats.iter_mut();
-        services.extend(seats.filter_map(|seat| {
+        let seats = self.seats.iter_mut().enumerate();
+        services.extend(seats.filter_map(|(place, seat)| {
             let served = seat.served.as_mut()?;
             let Some(view) = View::new(&self.memory, served.ring.layout()) else {
                 // No memory ever comes that does not have it.
                 served.lose(Broken::Unreachable);
                 return None;
             };
-            Some(Service::new(served, view, &self.memory, &mut seat.queue))
+            Some(Service {
+                place,
+                lines: &served.lines,
+                memory: &self.memory,
+                view,
+                ring: &mut served.ring,
+                queue: &mut seat.queue,
+                bell: &seat.bell,
+                state: &mut served.state,
+            })
         }));
-        let mut turns = Turns {
+        Turns {
             services,
-            inbox: &self.inbox,
-            budget: &mut self.budget,
-        };
-        turns.run();
+            desk,
+            budget: self.budget,
+        }
     }
 
     /// Hands drained rings back. Nothing of the guest's memory is held for them any
     /// more by the time that anybody knows.
-    fn hand_back(&mut self) {
+    fn hand_back(&mut self, desk: &Desk<Q>) {
         let mut drained = Vec::new();
         for seat in &mut self.seats {
-            if let Some(served) = seat.served.take_if(|served| served.is_drained()) {
-                seat.queue.end();
-                seat.queue.map(Arc::default());
-                drained.push(served);
+            if seat.served.as_ref().is_some_and(Served::is_drained) {
+                drained.extend(seat.leave());
             }
         }
         self.let_go();
-        for served in drained {
-            self.inbox.count(0);
-            let ring = Box::new((served.lines, served.ring));
-            self.inbox.answer(Answer::Stopped(ring));
+        for ring in drained {
+            desk.count(0);
+            desk.hand_back(ring);
+        }
+    }
+
+    /// Notes what has woken the worker.
+    fn awake(&mut self, watch: &Watch) {
+        for (place, seat) in self.seats.iter_mut().enumerate() {
+            if let Some(served) = &mut seat.served {
+                served.awake(watch.found(place));
+            }
+        }
+    }
+}
+
+// What the session does with it.
+impl<Q: Queue> Life<Q> {
+    /// Takes a ring in, of a driver with these features.
+    ///
+    /// # Errors
+    /// The ring is as it was, but that it may be broken.
+    pub fn serve(
+        &mut self,
+        mut ring: Handed,
+        features: u64,
+        memory: &Memory,
+    ) -> Result<(), (Handed, io::Error)> {
+        if self.is_idle() {
+            // Otherwise it is the same: what was added has been told.
+            self.memory = Arc::new(memory.clone());
+        }
+        match self.begin(&mut ring, features) {
+            Ok(seat) => {
+                seat.served = Some(Served::new(*ring));
+                Ok(())
+            }
+            Err(why) => {
+                ring.0.err.signal_aside();
+                self.let_go();
+                Err((ring, why))
+            }
+        }
+    }
+
+    /// Makes a queue ready for a ring.
+    fn begin(&mut self, ring: &mut Handed, features: u64) -> io::Result<&mut Seat<Q>> {
+        if View::new(&self.memory, ring.1.layout()).is_none() {
+            ring.1.break_off(Broken::Unreachable);
+            return Err(io::Error::other("the ring is not in guest memory"));
+        }
+        let index = ring.0.index;
+        let mut seats = self.seats.iter_mut();
+        let seat = seats.find(|seat| seat.index == index);
+        let seat = seat.ok_or_else(|| io::Error::other("the worker has no such queue"))?;
+        seat.queue.begin(features)?;
+        seat.queue.map(self.memory.clone());
+        Ok(seat)
+    }
+
+    /// Hands a queue's ring back, if its device has nothing of it; otherwise the worker does so
+    /// once that is so.
+    pub fn stop(&mut self, index: u16) -> Option<Handed> {
+        let mut seats = self.seats.iter_mut();
+        let seat = seats.find(|seat| seat.index == index)?;
+        let served = seat.served.as_mut()?;
+        if served.is_asleep() && seat.queue.in_flight() == 0 {
+            let ring = seat.leave();
+            self.let_go();
+            return ring;
+        }
+        served.ask_to_stop();
+        None
+    }
+
+    /// Goes on in this memory, which keeps every mapping of the former.
+    pub fn map(&mut self, memory: &Memory) {
+        self.memory = Arc::new(memory.clone());
+        for seat in self.seats.iter_mut().filter(|seat| seat.served.is_some()) {
+            seat.queue.map(self.memory.clone());
         }
     }
 
@@ -146,71 +255,30 @@ impl<Q: Queue> Life<Q> {
             self.memory = Arc::default();
         }
     }
+}
 
-    fn serve(&mut self, mut ring: Handed, features: u64, memory: &Memory) {
-        if self.is_idle() {
-            // Otherwise it is the same: what was added has been told.
-            self.memory = Arc::new(memory.clone());
-        }
-        let begun = self.begin(&mut ring, features);
-        let answer = match (begun, self.seat(ring.0.index)) {
-            (Ok(memory), Some(seat)) => {
-                seat.queue.map(memory);
-                seat.served = Some(Served::new(*ring));
-                Answer::Served
-            }
-            (begun, _) => {
-                ring.0.tell_error();
-                let none = || io::Error::other("the worker has no such queue");
-                Answer::Refused(ring, begun.err().unwrap_or_else(none))
-            }
-        };
-        self.let_go();
-        self.inbox.answer(answer);
-    }
-
-    /// Makes a queue ready for a ring; returns the memory for it.
-    fn begin(&mut self, ring: &mut Handed, features: u64) -> io::Result<Arc<Memory>> {
-        if View::new(&self.memory, ring.1.layout()).is_none() {
-            ring.1.break_off(Broken::Unreachable);
-            return Err(io::Error::other("the ring is not in guest memory"));
-        }
-        let memory = self.memory.clone();
-        if let Some(seat) = self.seat(ring.0.index) {
-            seat.queue.begin(features)?;
-        }
-        Ok(memory)
-    }
-
-    fn stop(&mut self, index: u16) {
-        let served = self.seat(index).and_then(|seat| seat.served.as_mut());
-        served.into_iter().for_each(Served::ask_to_stop);
-    }
-
-    fn map(&mut self, memory: &Memory) {
-        self.memory = Arc::new(memory.clone());
-        for seat in self.seats.iter_mut().filter(|seat| seat.served.is_some()) {
-            seat.queue.map(self.memory.clone());
-        }
-        self.inbox.answer(Answer::Mapped);
-    }
-
-    fn seat(&mut self, index: u16) -> Option<&mut Seat<Q>> {
-        self.seats.iter_mut().find(|seat| seat.index == index)
+impl<Q: Queue> Seat<Q> {
+    /// Gives up its ring.
+    fn leave(&mut self) -> Option<Handed> {
+        let mut served = self.served.take()?;
+        served.leave(&self.bell);
+        self.queue.end();
+        self.queue.map(Arc::default());
+        Some(Box::new((served.lines, served.ring)))
     }
 }
 
 /// Rings that are served in turn.
 struct Turns<'a, Q> {
     services: Vec<Service<'a, Q>>,
-    inbox: &'a Inbox,
-    budget: &'a mut Budget,
+    desk: &'a Desk<Q>,
+    budget: Budget,
 }
 
 impl<Q: Queue> Turns<'_, Q> {
-    fn run(&mut self) {
-        self.services.iter_mut().for_each(Service::disarm);
-        while !self.inbox.is_waiting() {
+    /// Why this is over; `None` when a ring is drained.
+    fn run(&mut self, watch: &mut Watch) -> Option<Pause> {
+        while !self.desk.is_wanted() {
             let (mut busy, mut drained) = (false, false);
             for service in &mut self.services {
                 let worked = service.round();
@@ -219,15 +287,16 @@ impl<Q: Queue> Turns<'_, Q> {
             }
             let stopping = self.services.iter().filter(|service| service.is_stopping());
             if stopping.clone().count() > 0 {
-                self.inbox.count(stopping.map(Service::in_flight).sum());
+                self.desk.count(stopping.map(Service::in_flight).sum());
             }
             if drained {
-                return;
+                return None;
             }
-            if !busy && !self.poll_for_work() {
-                self.sleep();
+            if !busy && !self.poll_for_work() && self.arm(watch) {
+                return Some(Pause::Sleep);
             }
         }
+        Some(Pause::Wanted)
     }
 
     /// Spins for as long as that has paid off lately. Whether there is work.
@@ -241,7 +310,7 @@ impl<Q: Queue> Turns<'_, Q> {
             if self.services.iter_mut().any(Service::look) {
                 return true;
             }
-            if self.inbox.is_waiting() {
+            if self.desk.is_wanted() {
                 return true;
             }
             if self.services.iter().all(Service::is_drained) {
@@ -255,50 +324,22 @@ impl<Q: Queue> Turns<'_, Q> {
         false
     }
 
-    /// Waits for a kick, the device, or the session.
-    fn sleep(&mut self) {
+    /// Asks for kicks, and what else there is to be woken by; false when there is something to
+    /// do at once.
+    fn arm(&mut self, watch: &mut Watch) -> bool {
         let services = self.services.iter_mut();
-        if !services.fold(false, |new, service| service.arm() | new) {
-            if let Some(first) = self.services.first_mut() {
-                first.slept();
-            }
-            let begin = Instant::now();
-            self.wait();
-            self.budget.slept(begin.elapsed());
+        if services.fold(false, |new, service| service.arm() | new) {
+            self.services.iter_mut().for_each(Service::disarm);
+            return false;
         }
-        self.services.iter_mut().for_each(Service::disarm);
-    }
-
-    fn wait(&mut self) {
-        let wake = self.inbox.wake();
-        // A place that reports nothing.
-        let idle = || PollFd::new(wake.as_fd(), PollFlags::empty());
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![readable(wake.as_fd())];
+        if let Some(first) = self.services.first_mut() {
+            first.slept();
+        }
+        watch.clear();
         for service in &self.services {
-            let kick = service.kick();
-            fds.push(kick.map_or_else(idle, |event| readable(event.as_fd())));
-            fds.push(service.ready().map_or_else(idle, readable));
+            let (kick, ready) = (service.bell(), service.ready());
+            watch.add(service.place, kick, ready, service.is_blind());
         }
-        let timeout = if self.services.iter().any(Service::is_blind) {
-            PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO)
-        } else {
-            PollTimeout::NONE
-        };
-        let result = poll(&mut fds, timeout);
-        let woken: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        let (told, woken) = woken.split_first().unwrap_or((&false, &[]));
-        if *told {
-            // Commands are told by their being there.
-            wake.clear();
-        }
-        for (service, woken) in self.services.iter_mut().zip(woken.chunks_exact(2)) {
-            if woken.first() == Some(&true) {
-                service.take_kick();
-            }
-            if woken.contains(&true) || service.is_blind() || result.is_err() {
-                service.unblock();
-            }
-        }
+        true
     }
 }

@@ -12,30 +12,34 @@
 //! back by value when it is stopped; nobody else touches it meanwhile. A worker
 //! without a ring waits for nothing but the session.
 //!
-//! What session and worker say to one another is in `mail`, the thread's life in
-//! `life`, what happens with one ring in `service`.
+//! Where session and worker meet is `desk`, the thread's life `life`; what happens with
+//! one ring is in `service`, what a sleeping worker waits for in `watch`.
 
+mod desk;
 mod life;
 mod lines;
-mod mail;
 mod service;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use outboard_protocol::Deadline;
-use outboard_ring::Memory;
+use outboard_ring::{Memory, Ring};
 
-use crate::device::Device;
+use crate::device::{Device, Queue};
 use crate::event::{Signal, Stuck};
-use mail::{Answer, Command, Outbox};
+use crate::polling::Budget;
+use desk::{Desk, Place};
+use life::Life;
 
 pub use lines::{Kick, Lines};
-pub use mail::Handed;
+
+/// A ring with its queue's lines, on its way to a worker or back.
+pub type Handed = Box<(Lines, Ring)>;
 
 /// Stack of a worker. Only what is touched is resident.
 const STACK: usize = 256 * 1024;
@@ -45,18 +49,16 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// A device's queue must be there within this.
 const START: Duration = Duration::from_secs(10);
 
-/// All workers of a device. Only a process that ends may drop them while they have
-/// rings.
-#[derive(Debug)]
-pub struct Workers {
-    workers: Vec<Worker>,
+/// All workers of a device, whose queues are `Q`. Only a process that ends may drop them
+/// while they have rings.
+pub struct Workers<Q> {
+    workers: Vec<Worker<Q>>,
     /// Which of them serves each queue.
     of: Vec<usize>,
 }
 
-#[derive(Debug)]
-struct Worker {
-    outbox: Outbox,
+struct Worker<Q> {
+    desk: Arc<Desk<Q>>,
     /// `None` when it is not waited for at its end.
     thread: Option<JoinHandle<()>>,
     name: String,
@@ -82,14 +84,14 @@ impl Wait {
     }
 }
 
-impl Workers {
+impl<Q: Queue> Workers<Q> {
     /// Makes the threads and on each its queues; returns when all are there.
     /// `poll`: how long a worker polls at most before it sleeps; zero for not at
     /// all.
     ///
     /// # Errors
     /// There is no thread to be had, or one of the queues is not.
-    pub fn new<D: Device>(device: &Arc<D>, poll: Duration) -> io::Result<Self> {
+    pub fn new<D: Device<Queue = Q>>(device: &Arc<D>, poll: Duration) -> io::Result<Self> {
         let mut groups: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
         for index in 0..device.queues() {
             groups.entry(device.worker(index)).or_default().push(index);
@@ -108,41 +110,32 @@ impl Workers {
         }
         let wait = Wait::until(Deadline::after(START), "made its queues");
         for worker in &this.workers {
-            match worker.answer(&wait) {
-                Ok(Answer::Made(made)) => made?,
-                _ => return Err(io::ErrorKind::TimedOut.into()),
-            }
+            let made = worker.wait(&wait, Place::made);
+            made.map_err(|Stuck| io::Error::from(io::ErrorKind::TimedOut))??;
         }
         Ok(this)
     }
 
-    /// Hands rings to their workers, and says so to each before it waits for any.
-    /// Returns those that are not served, and why; the others are.
+    /// Hands rings to their workers. Returns those that are not served, and why; the
+    /// others are.
     ///
     /// # Errors
-    /// [`Stuck`] when a worker has not answered in time.
+    /// [`Stuck`] when a worker that is at work does not take its ring in time.
     pub fn serve(
         &mut self,
         rings: Vec<Handed>,
         features: u64,
-        memory: &Arc<Memory>,
+        memory: &Memory,
     ) -> Result<Vec<(Handed, io::Error)>, Stuck> {
-        let mut asked = Vec::new();
+        let mut refused = Vec::new();
+        let wait = Wait::until(Deadline::after(START), "taken its ring");
         for ring in rings {
             let (index, signals) = (ring.0.index, ring.0.signals());
             let worker = self.of(index)?;
-            worker.signals.push((index, signals));
-            let serve = Command::Serve(ring, features, memory.clone());
-            worker.outbox.post(serve);
-            asked.push(index);
-        }
-        let mut refused = Vec::new();
-        let wait = Wait::until(Deadline::after(START), "taken its ring");
-        for index in asked {
-            let worker = self.of(index)?;
-            if let Answer::Refused(ring, error) = worker.answer(&wait)? {
-                worker.forget(ring.0.index);
-                refused.push((ring, error));
+            let serve = |life: &mut Life<Q>| life.serve(ring, features, memory);
+            match worker.change(&wait, serve, Result::is_ok)? {
+                Ok(()) => worker.signals.push((index, signals)),
+                Err(why) => refused.push(why),
             }
         }
         Ok(refused)
@@ -156,35 +149,39 @@ impl Workers {
     /// is said.
     pub fn stop(&mut self, queues: &[u16], deadline: Deadline) -> Result<Vec<Handed>, Stuck> {
         for index in queues {
-            self.of(*index)?.outbox.post(Command::Stop(*index));
+            self.of(*index)?.desk.want();
         }
         let wait = Wait::until(deadline, "handed its ring back");
-        let mut stopped = Vec::new();
+        let (mut stopped, mut draining) = (Vec::new(), Vec::new());
         for index in queues {
-            let worker = self.of(*index)?;
-            let Answer::Stopped(ring) = worker.answer(&wait)? else {
-                return Err(Stuck);
-            };
-            worker.forget(ring.0.index);
-            stopped.push(ring);
+            let stop = |life: &mut Life<Q>| life.stop(*index);
+            match self.of(*index)?.change(&wait, stop, Option::is_none)? {
+                Some(ring) => stopped.push(ring),
+                None => draining.push(*index),
+            }
+        }
+        for index in draining {
+            let drained = |place: &mut Place<Q>| place.stopped(index);
+            stopped.push(self.of(index)?.wait(&wait, drained)?);
+        }
+        for index in queues {
+            self.of(*index)?.forget(*index);
         }
         Ok(stopped)
     }
 
     /// Gives every worker that has a ring the memory it goes on in, which keeps
-    /// every mapping of the former; returns when all of them use it.
+    /// every mapping of the former; all of them use it when this returns.
     ///
     /// # Errors
     /// [`Stuck`] when one does not until `deadline`.
-    pub fn map(&mut self, memory: &Arc<Memory>, deadline: Deadline) -> Result<(), Stuck> {
+    pub fn map(&mut self, memory: &Memory, deadline: Deadline) -> Result<(), Stuck> {
+        let wait = Wait::until(deadline, "taken the memory");
         let busy = self.workers.iter();
         let busy = busy.filter(|worker| !worker.signals.is_empty());
-        for worker in busy.clone() {
-            worker.outbox.post(Command::Map(memory.clone()));
-        }
-        let wait = Wait::until(deadline, "taken the memory");
+        busy.clone().for_each(|worker| worker.desk.want());
         for worker in busy {
-            worker.answer(&wait)?;
+            worker.change(&wait, |life| life.map(memory), |()| false)?;
         }
         Ok(())
     }
@@ -196,16 +193,16 @@ impl Workers {
             .for_each(|worker| worker.thread = None);
     }
 
-    fn of(&mut self, index: u16) -> Result<&mut Worker, Stuck> {
+    fn of(&mut self, index: u16) -> Result<&mut Worker<Q>, Stuck> {
         let worker = self.of.get(usize::from(index));
         worker.and_then(|at| self.workers.get_mut(*at)).ok_or(Stuck)
     }
 }
 
-impl Drop for Workers {
+impl<Q> Drop for Workers<Q> {
     fn drop(&mut self) {
         for worker in &self.workers {
-            worker.outbox.post(Command::Leave);
+            worker.desk.leave();
         }
         for worker in &mut self.workers {
             let _ = worker.thread.take().map(JoinHandle::join);
@@ -213,15 +210,18 @@ impl Drop for Workers {
     }
 }
 
-impl Worker {
-    fn start<D: Device>(device: &Arc<D>, queues: Vec<u16>, poll: Duration) -> io::Result<Self> {
-        let (outbox, inbox) = mail::pair(queues.len())?;
+impl<Q: Queue> Worker<Q> {
+    fn start<D>(device: &Arc<D>, queues: Vec<u16>, poll: Duration) -> io::Result<Self>
+    where
+        D: Device<Queue = Q>,
+    {
+        let desk = Arc::new(Desk::new()?);
         let name = format!("queue {}", queues.first().unwrap_or(&0));
-        let device = device.clone();
+        let (device, theirs) = (device.clone(), desk.clone());
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .stack_size(STACK)
-            .spawn(move || life::live(device, &queues, poll, inbox));
+            .spawn(move || life::live(device, &queues, Budget::new(poll), &theirs));
         let thread = thread.map_err(|error| {
             let why = format!(
                 "no thread for {name} ({error}): allow more tasks (ulimit -u, TasksMax= of a \
@@ -230,41 +230,62 @@ impl Worker {
             io::Error::new(error.kind(), why)
         })?;
         Ok(Self {
-            outbox,
+            desk,
             thread: Some(thread),
             name,
             signals: Vec::new(),
         })
     }
 
-    /// Waits for an answer, and gets the thread out of every lent descriptor that
-    /// holds it meanwhile. That it does not come is said, once in a process, which
+    /// Changes something of its life, as soon as it does without it; `wakes` says whether
+    /// there is something new to look at for a worker that sleeps.
+    fn change<T>(
+        &self,
+        wait: &Wait,
+        change: impl FnOnce(&mut Life<Q>) -> T,
+        wakes: impl FnOnce(&T) -> bool,
+    ) -> Result<T, Stuck> {
+        self.desk.want();
+        let mut life = self.wait(wait, Place::life)?;
+        let changed = change(&mut life);
+        self.desk.give(life, wakes(&changed));
+        Ok(changed)
+    }
+
+    /// Waits for something on its desk, and gets the thread out of every lent descriptor
+    /// that holds it meanwhile. That it does not come is said, once in a process, which
     /// ends then.
-    fn answer(&self, wait: &Wait) -> Result<Answer, Stuck> {
+    fn wait<T>(
+        &self,
+        wait: &Wait,
+        mut find: impl FnMut(&mut Place<Q>) -> Option<T>,
+    ) -> Result<T, Stuck> {
+        let (name, awaited) = (&self.name, wait.awaited);
         loop {
-            let (name, awaited) = (&self.name, wait.awaited);
             let left = wait.deadline.left();
-            match self.outbox.answers.recv_timeout(left.min(AGAIN)) {
-                Ok(answer) => return Ok(answer),
-                Err(RecvTimeoutError::Disconnected) => {
-                    log::error!("{name}: its thread has died before it has {awaited}");
-                    return Err(Stuck);
-                }
-                Err(RecvTimeoutError::Timeout) if !wait.deadline.passed() => {
-                    let signals = self.signals.iter().flat_map(|(_, signals)| signals);
-                    signals.for_each(|signal| signal.interrupt());
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let seconds = wait.begin.elapsed().as_secs_f32();
-                    match self.outbox.in_flight() {
-                        0 => log::error!("{name}: it has not {awaited} within {seconds:.1} s"),
-                        count => log::error!(
-                            "{name}: {count} requests have not ended within {seconds:.1} s"
-                        ),
-                    }
-                    return Err(Stuck);
-                }
+            // What it leaves at its end is on the desk by then.
+            let is_over = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+            if let Some(found) = self.desk.wait(left.min(AGAIN), &mut find) {
+                return Ok(found);
             }
+            if is_over {
+                log::error!("{name}: its thread has died before it has {awaited}");
+                return Err(Stuck);
+            }
+            if wait.deadline.passed() {
+                let seconds = wait.begin.elapsed().as_secs_f32();
+                match self.desk.in_flight() {
+                    0 => log::error!("{name}: it has not {awaited} within {seconds:.1} s"),
+                    count => {
+                        log::error!(
+                            "{name}: {count} requests have not ended within {seconds:.1} s"
+                        );
+                    }
+                }
+                return Err(Stuck);
+            }
+            let signals = self.signals.iter().flat_map(|(_, signals)| signals);
+            signals.for_each(|signal| signal.interrupt());
         }
     }
 

@@ -5,24 +5,28 @@
 //! most once. A ring that breaks is not followed any more, but what the device
 //! has of it is still waited for.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use outboard_ring::counters::add;
 use outboard_ring::{Broken, Chain, Memory, Ring, View};
 
+use super::watch::{Bell, Found};
 use super::{Kick, Lines};
 use crate::device::{Outcome, Queue};
-use crate::event::Event;
 
 /// A ring that a worker has.
 pub(super) struct Served {
     pub lines: Lines,
     pub ring: Ring,
-    state: State,
+    pub state: State,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
+    /// The bell stands for its kick.
+    hangs: bool,
+    /// The driver is to kick; there was no chain when it was asked to.
+    asleep: bool,
     chain: Chain,
     /// The device does not want the chain at the head of the ring yet.
     blocked: bool,
@@ -52,6 +56,48 @@ impl Served {
         self.state.drained
     }
 
+    /// It is handed back.
+    pub fn leave(&mut self, bell: &Bell) {
+        if let (true, Kick::Event(kick)) = (self.state.hangs, &self.lines.kick) {
+            bell.take_down(kick);
+        }
+    }
+
+    /// Whether it waits for its driver alone, unless the device has something of it.
+    pub fn is_asleep(&self) -> bool {
+        self.state.asleep && !self.ring.is_recovering()
+    }
+
+    /// Notes what has woken its worker.
+    pub fn awake(&mut self, found: Found) {
+        if found.kick {
+            self.take_kick();
+        }
+        if found.look {
+            // The chain at the head of the ring is worth another look.
+            self.state.blocked = false;
+        }
+    }
+
+    /// Forgets a kick that has come. One whose descriptor stays readable however
+    /// often it is read would keep this thread busy for ever: its ring breaks.
+    fn take_kick(&mut self) {
+        let Kick::Event(event) = &self.lines.kick else {
+            return;
+        };
+        let chains = self.ring.tally.chains;
+        let (before, idle) = &mut self.state.kicks;
+        let single = event.clear() == 1;
+        if single && std::mem::replace(before, chains) == chains {
+            *idle = idle.wrapping_add(1);
+            if idle.is_multiple_of(IDLE_KICKS) && event.is_endless() {
+                self.lines.say_endless();
+                self.lines.tell_error();
+                self.ring.break_off(Broken::Kick);
+            }
+        }
+    }
+
     /// It cannot be served at all any more.
     pub fn lose(&mut self, why: Broken) {
         if self.ring.broken().is_none() {
@@ -62,39 +108,25 @@ impl Served {
     }
 }
 
-/// A ring at work, between two commands.
+/// A ring at work, between two sleeps.
 pub(super) struct Service<'a, Q> {
-    lines: &'a Lines,
-    memory: &'a Memory,
-    view: View<'a>,
-    ring: &'a mut Ring,
-    queue: &'a mut Q,
-    state: &'a mut State,
+    /// Of its seat.
+    pub place: usize,
+    pub lines: &'a Lines,
+    pub memory: &'a Memory,
+    /// The ring as it lies in `memory`.
+    pub view: View<'a>,
+    pub ring: &'a mut Ring,
+    pub queue: &'a mut Q,
+    pub bell: &'a Bell,
+    pub state: &'a mut State,
 }
 
 /// After as many single kicks without a chain it is asked whether there is an end
 /// of them. A driver, too, kicks now and then for what has been seen already.
 const IDLE_KICKS: u32 = 64;
 
-impl<'a, Q: Queue> Service<'a, Q> {
-    /// A ring that lies in `memory` as `view` shows it.
-    pub fn new(
-        served: &'a mut Served,
-        view: View<'a>,
-        memory: &'a Memory,
-        queue: &'a mut Q,
-    ) -> Self {
-        let Served { lines, ring, state } = served;
-        Self {
-            lines,
-            memory,
-            view,
-            ring,
-            queue,
-            state,
-        }
-    }
-
+impl<Q: Queue> Service<'_, Q> {
     /// Takes, submits, collects, returns. Whether there was anything to do.
     pub fn round(&mut self) -> bool {
         if self.state.stopping && !self.state.engine_failed {
@@ -230,11 +262,13 @@ impl<'a, Q: Queue> Service<'a, Q> {
     /// Asks for kicks, before a sleep. Whether there is something to do first.
     pub fn arm(&mut self) -> bool {
         self.lines.show(&self.ring.tally);
+        self.hang();
         if !self.is_followed() {
             return false;
         }
         let new = self.attempt(|service| service.ring.arm(&service.view));
         if new == Some(false) {
+            self.state.asleep = true;
             return false;
         }
         self.state.blocked = false;
@@ -243,6 +277,7 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Asks for no kicks, after a sleep.
     pub fn disarm(&mut self) {
+        self.state.asleep = false;
         if self.is_followed() {
             self.attempt(|service| service.ring.disarm(&service.view));
         }
@@ -255,28 +290,22 @@ impl<'a, Q: Queue> Service<'a, Q> {
     }
 
     /// What announces chains, if they are still asked for.
-    pub fn kick(&self) -> Option<&'a Event> {
-        match &self.lines.kick {
-            Kick::Event(event) if self.is_followed() => Some(event),
-            _ => None,
-        }
+    pub fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.state.hangs.then(|| self.bell.as_fd())
     }
 
-    /// Forgets a kick that has come. One whose descriptor stays readable however
-    /// often it is read would keep this thread busy for ever: its ring breaks.
-    pub fn take_kick(&mut self) {
-        let Some(event) = self.kick() else {
+    /// Has the bell stand for the kick for as long as chains are asked for.
+    fn hang(&mut self) {
+        let is_followed = self.is_followed();
+        let Kick::Event(kick) = &self.lines.kick else {
             return;
         };
-        let chains = self.ring.tally.chains;
-        let (before, idle) = &mut self.state.kicks;
-        let single = event.clear() == 1;
-        if single && std::mem::replace(before, chains) == chains {
-            *idle = idle.wrapping_add(1);
-            if idle.is_multiple_of(IDLE_KICKS) && event.is_endless() {
-                self.lines.say_endless();
-                self.break_off(Broken::Kick);
-            }
+        if is_followed && !self.state.hangs {
+            // What was kicked so far is looked at anyway.
+            kick.clear();
+            self.state.hangs = self.bell.hang(kick);
+        } else if !is_followed && std::mem::take(&mut self.state.hangs) {
+            self.bell.take_down(kick);
         }
     }
 
@@ -289,15 +318,11 @@ impl<'a, Q: Queue> Service<'a, Q> {
 
     /// Whether something can happen that no descriptor tells.
     pub fn is_blind(&self) -> bool {
-        let kick = self.is_followed() && matches!(self.lines.kick, Kick::Polled);
-        kick || (!self.state.engine_failed
-            && self.queue.in_flight() > 0
-            && self.queue.ready().is_none())
-    }
-
-    /// The chain at the head of the ring is worth another look.
-    pub fn unblock(&mut self) {
-        self.state.blocked = false;
+        let unkicked = self.is_followed() && !self.state.hangs;
+        unkicked
+            || (!self.state.engine_failed
+                && self.queue.in_flight() > 0
+                && self.queue.ready().is_none())
     }
 
     fn is_followed(&self) -> bool {

@@ -107,21 +107,18 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let view = View::new(&memory, &layout()).unwrap();
     let ring = Ring::new(layout(), 0, 0, Some(queue.clone()), &view).unwrap();
 
-    // All of it is posted before the worker looks.
-    let (outbox, inbox) = mail::pair(2).unwrap();
+    // Both are said before the worker looks.
+    let mut workers = Workers::new(&Arc::new(Instant(0)), Duration::ZERO).unwrap();
     let handed = Box::new((lines(Kick::Polled), ring));
-    outbox.post(Command::Serve(handed, 0, memory.clone()));
-    outbox.post(Command::Stop(0));
-    let device = Arc::new(Instant(0));
-    let thread = std::thread::spawn(move || life::live(device, &[0], Duration::ZERO, inbox));
-    let answer = || outbox.answers.recv_timeout(deadline().left()).unwrap();
-    assert!(matches!(answer(), Answer::Made(Ok(()))));
-    assert!(matches!(answer(), Answer::Served));
-    let Answer::Stopped(ring) = answer() else {
-        panic!("the ring comes back");
+    let worker = workers.of(0).unwrap();
+    let wait = Wait::until(deadline(), "handed its ring back");
+    let serve_and_stop = |life: &mut Life<Instant>| {
+        assert!(life.serve(handed, 0, &memory).is_ok());
+        life.stop(0)
     };
-    outbox.post(Command::Leave);
-    thread.join().unwrap();
+    let stopped = worker.change(&wait, serve_and_stop, |_| true).unwrap();
+    assert!(stopped.is_none(), "it is not drained yet");
+    let ring = worker.wait(&wait, |place| place.stopped(0)).unwrap();
 
     let used: u16 = memory.read_obj(GuestAddress(USED.0 + 2)).unwrap();
     assert_eq!((used, ring.1.next_avail()), (2, 2), "base and used index");
