@@ -3,8 +3,8 @@
 //! ```text
 //!          begin(kept) = the back-end's end, with its first message in it
 //!  at rest ─────────▶ open ◀──▶ attend() = what was heard; errands are done
-//!     ▲                │ hung up, or nonsense ──▶ deaf
-//!     └────── end() ───┴───────────────────────────┘
+//!     ▲                │
+//!     └────────────────┴── end(), hung up, or nonsense
 //! ```
 //! Nothing waits: what a back-end does not read yet is kept, and of each kind of
 //! message only the last, since that is what is true.
@@ -152,20 +152,18 @@ impl Line {
         Ok(theirs.into())
     }
 
-    /// The back-end is gone: closes its line.
+    /// The back-end is gone, or is not heard any more: closes its line, and looks for
+    /// no peer, whom nobody would take.
     pub fn end(&mut self) {
-        self.deafen();
+        if let Some(open) = self.open.take() {
+            // The descriptor may have a copy, which would be watched on.
+            let _ = self.epoll.delete(&open.channel);
+        }
         if let Some(peer) = &mut self.peer
             && let Err(error) = peer.rest()
         {
             log::warn!("a peer may be let in that nobody wants: {error}");
         }
-    }
-
-    /// Whether the back-end has said that it is ready: one that serves and has not
-    /// keeps version 1.
-    pub fn is_ready(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.is_ready)
     }
 
     /// Tells the back-end that its image has another size, in bytes.
@@ -280,7 +278,7 @@ impl Line {
                 },
             };
             heard.push(last);
-            self.deafen();
+            self.end();
         }
         heard
     }
@@ -291,13 +289,6 @@ impl Line {
             && let Err(error) = peer.want()
         {
             log::warn!("the peer will not be looked for again: {error}");
-        }
-    }
-
-    fn deafen(&mut self) {
-        if let Some(open) = self.open.take() {
-            // The descriptor may have a copy, which would be watched on.
-            let _ = self.epoll.delete(&open.channel);
         }
     }
 }

@@ -71,7 +71,7 @@ fn what_was_kept_is_there_before_the_back_end_is() {
 #[test]
 fn what_it_says_is_heard_in_order_and_its_end_once() {
     let (mut line, theirs) = started(None);
-    assert!(!is_due(&line) && !line.is_ready());
+    assert!(!is_due(&line));
     let page = std::fs::File::open("/dev/null").unwrap();
     theirs.send(&ready(), &[page.as_fd()], soon()).unwrap();
     let kept = Kept::Nothing;
@@ -161,9 +161,7 @@ fn a_successor_has_a_line_of_its_own() {
     let (mut line, theirs) = started(None);
     say(&theirs, &ready());
     line.attend();
-    assert!(line.is_ready());
     let successor = Channel::new(line.begin(Kept::Nothing).unwrap());
-    assert!(!line.is_ready());
     // What the predecessor says is nobody's affair.
     let kept = Kept::Nothing;
     assert!(
@@ -242,4 +240,28 @@ fn a_peer_that_connects_waits_until_it_is_wanted() {
     assert!(!is_due(&line));
     say(&theirs, &FromBackend::WantsPeer);
     assert_eq!(next(&mut line, &theirs).0, ToBackend::Peer);
+}
+
+/// A peer that was wanted and is not there yet would wake us for ever.
+#[test]
+fn one_who_is_not_heard_any_more_wants_no_peer() {
+    for nonsense in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let way = Way::Listening(UnixListener::bind(&path).unwrap());
+        let (mut line, theirs) = started(Some(way));
+        say(&theirs, &ready());
+        say(&theirs, &FromBackend::WantsPeer);
+        assert_eq!(line.attend().len(), 1);
+        let mut fds = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, soon().poll_timeout()).unwrap();
+        assert!(line.attend().is_empty() && !is_due(&line), "nobody came");
+        match nonsense {
+            true => say(&theirs, &ready()),
+            false => drop(theirs),
+        }
+        assert_eq!(line.attend().len(), 1);
+        let _late = UnixStream::connect(&path).unwrap();
+        assert!(!is_due(&line));
+    }
 }
