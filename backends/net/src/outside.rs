@@ -124,7 +124,7 @@ fn listening(name: String, source: Option<Source>) -> anyhow::Result<(Behind, In
     let mut behind = Behind::default();
     if let Some(Source::Listening(listening)) = source {
         let (listener, file) = listening.into_parts();
-        (behind.peer, behind.file) = (Some(Way::Listening(listener)), file);
+        (behind.peer, behind.file) = (Some(Way::Listening(listener.into())), file);
     }
     Ok((
         behind,

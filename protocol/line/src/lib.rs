@@ -14,6 +14,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod door;
 mod line;
 pub mod rendezvous;
 pub mod watch;

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use outboard_protocol::descriptors;
 
 use crate::connect_now;
+pub use crate::door::Door;
 
 /// The first wait before another peer is looked for, so that none who comes and
 /// goes, or is not there, makes us busy. Each is twice as long as the one before.
@@ -31,9 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Who begins.
 #[derive(Debug)]
 pub enum Way {
-    /// The peer connects here. Its descriptor is shared with whoever opened it, and
-    /// accept(2) does not wait from now on.
-    Listening(UnixListener),
+    /// The peer connects here.
+    Listening(Door),
     /// The peer listens here.
     Connecting(PathBuf),
 }
@@ -60,11 +60,8 @@ impl Rendezvous {
     /// Nobody is wanted yet.
     ///
     /// # Errors
-    /// Those of epoll_create1(2), timerfd_create(2) and fcntl(2).
+    /// Those of epoll_create1(2) and timerfd_create(2).
     pub fn new(way: Way) -> io::Result<Self> {
-        if let Way::Listening(listener) = &way {
-            listener.set_nonblocking(true)?;
-        }
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
@@ -80,13 +77,11 @@ impl Rendezvous {
 
     /// Every descriptor that it has.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let listener = match &self.way {
-            Way::Listening(listener) => Some(listener.as_fd()),
+        let door = match &self.way {
+            Way::Listening(door) => Some(door.as_fd()),
             Way::Connecting(_) => None,
         };
-        [self.as_fd(), self.timer.as_fd()]
-            .into_iter()
-            .chain(listener)
+        [self.as_fd(), self.timer.as_fd()].into_iter().chain(door)
     }
 
     /// Nobody is wanted any more, and the next one is met without a wait.
@@ -104,8 +99,8 @@ impl Rendezvous {
         // be due for ever.
         self.timer.unset()?;
         let _ = self.timer.wait();
-        if let Way::Listening(listener) = &self.way {
-            let _ = self.epoll.delete(listener);
+        if let Way::Listening(door) = &self.way {
+            let _ = self.epoll.delete(door);
         }
         Ok(())
     }
@@ -134,11 +129,11 @@ impl Rendezvous {
     /// wait.
     pub fn meet(&mut self) -> io::Result<Option<UnixStream>> {
         self.close()?;
-        let met = match &self.way {
-            Way::Listening(listener) => match accept(listener) {
+        let met = match &mut self.way {
+            Way::Listening(door) => match door.accept() {
                 Ok(None) => {
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
-                    self.epoll.add(listener, event)?;
+                    self.epoll.add(door, event)?;
                     None
                 }
                 Ok(met) => met,
@@ -167,23 +162,10 @@ impl Rendezvous {
     }
 }
 
-/// The next one that waits, if there is one.
-fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
-    use io::ErrorKind as K;
-    match listener.accept() {
-        // What is accepted waits as usual, whatever the listener does.
-        Ok((stream, _)) => Ok(Some(stream)),
-        Err(error)
-            if [K::WouldBlock, K::Interrupted, K::ConnectionAborted].contains(&error.kind()) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
@@ -195,19 +177,28 @@ mod tests {
 
     const LONG: u16 = 30_000;
 
+    /// Waits until a peer is met.
+    fn meets(rendezvous: &mut Rendezvous) -> UnixStream {
+        loop {
+            assert!(is_due(rendezvous, PollTimeout::from(LONG)));
+            if let Some(peer) = rendezvous.meet().unwrap() {
+                return peer;
+            }
+        }
+    }
+
     #[test]
     fn peers_that_come_and_go_are_let_in_ever_more_rarely() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("peer");
         let listener = UnixListener::bind(&path).unwrap();
-        let mut rendezvous = Rendezvous::new(Way::Listening(listener)).unwrap();
+        let mut rendezvous = Rendezvous::new(Way::Listening(listener.into())).unwrap();
         let _early = UnixStream::connect(&path).unwrap();
         // Nobody is wanted yet.
         assert!(!is_due(&rendezvous, PollTimeout::ZERO));
         // The first finds an open door.
         rendezvous.want().unwrap();
-        assert!(is_due(&rendezvous, PollTimeout::from(LONG)));
-        assert!(rendezvous.meet().unwrap().is_some());
+        meets(&mut rendezvous);
         assert_eq!(rendezvous.wait, FIRST_WAIT);
         for _ in 0..6 {
             // While one is there, nobody else is wanted.
@@ -215,8 +206,7 @@ mod tests {
             assert!(!is_due(&rendezvous, PollTimeout::ZERO));
             rendezvous.want().unwrap();
             assert!(rendezvous.timer.get().unwrap().is_some());
-            assert!(is_due(&rendezvous, PollTimeout::from(LONG)));
-            assert!(rendezvous.meet().unwrap().is_some());
+            meets(&mut rendezvous);
         }
         assert_eq!(rendezvous.wait, LONGEST_WAIT);
         // One that was wanted and is not there is let in whenever it comes.
@@ -230,6 +220,28 @@ mod tests {
         // Unless nobody wants it any more.
         rendezvous.rest().unwrap();
         assert!(!is_due(&rendezvous, PollTimeout::ZERO));
+    }
+
+    /// It says that accept(2) waits, and nobody is there.
+    #[test]
+    fn who_shares_the_socket_does_not_hold_us_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer");
+        let listener = UnixListener::bind(&path).unwrap();
+        let shared = listener.try_clone().unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut rendezvous = Rendezvous::new(Way::Listening(listener.into())).unwrap();
+            shared.set_nonblocking(false).unwrap();
+            rendezvous.want().unwrap();
+            assert!(is_due(&rendezvous, PollTimeout::from(LONG)));
+            assert!(rendezvous.meet().unwrap().is_none());
+            let _peer = UnixStream::connect(&path).unwrap();
+            meets(&mut rendezvous);
+            done.send(()).unwrap();
+        });
+        let limit = Duration::from_secs(60);
+        is_done.recv_timeout(limit).expect("it is held up");
     }
 
     #[test]

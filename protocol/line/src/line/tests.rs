@@ -221,7 +221,7 @@ fn a_peer_that_listens_is_connected_to_again_when_it_is_wanted() {
 fn a_peer_that_connects_waits_until_it_is_wanted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peer");
-    let way = Way::Listening(UnixListener::bind(&path).unwrap());
+    let way = Way::Listening(UnixListener::bind(&path).unwrap().into());
     let (mut line, theirs) = started(Some(way));
     say(&theirs, &ready());
     line.attend();
@@ -248,7 +248,7 @@ fn one_who_is_not_heard_any_more_wants_no_peer() {
     for nonsense in [true, false] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("peer");
-        let way = Way::Listening(UnixListener::bind(&path).unwrap());
+        let way = Way::Listening(UnixListener::bind(&path).unwrap().into());
         let (mut line, theirs) = started(Some(way));
         say(&theirs, &ready());
         say(&theirs, &FromBackend::WantsPeer);

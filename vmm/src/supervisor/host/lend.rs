@@ -118,7 +118,9 @@ impl Lent {
         match self {
             Self::Fds(_) => Line::new(None, None),
             Self::Tap(tap) => Line::new(None, Some(tap.name())),
-            Self::Listening(listener) => Line::new(Some(Way::Listening(listener.copy()?)), None),
+            Self::Listening(listener) => {
+                Line::new(Some(Way::Listening(listener.copy()?.into())), None)
+            }
             Self::Peer { path, .. } => Line::new(Some(Way::Connecting(path.clone())), None),
         }
     }
