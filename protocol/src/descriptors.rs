@@ -1,9 +1,11 @@
-//! What it means that a descriptor cannot be had, and what to do about it.
+//! What it means that a descriptor cannot be had, and what to do about it; and what is
+//! done with one that is not wanted.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::thread;
 
 use nix::errno::Errno;
 
@@ -63,6 +65,16 @@ pub fn explain(error: io::Error) -> io::Error {
     match NoRoom::told_by(&error) {
         Some(no_room) => io::Error::new(error.kind(), no_room),
         None => error,
+    }
+}
+
+/// Closes what somebody sent who is not trusted. The last close(2) of a socket waits for
+/// as long as that is to linger, and that of a file in a FUSE file system for the answer
+/// of whoever serves it: a thread does it, and nobody waits for that.
+pub fn discard(fds: Vec<OwnedFd>) {
+    if !fds.is_empty() {
+        // Where no thread can be had they are closed here.
+        let _ = thread::Builder::new().spawn(move || drop(fds));
     }
 }
 

@@ -11,12 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{Shutdown, shutdown};
 use outboard_log::Rarely;
 use outboard_protocol::Deadline;
+use outboard_protocol::descriptors::discard;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend, VERSION};
 
@@ -158,6 +160,9 @@ impl Line {
         if let Some(open) = self.open.take() {
             // The descriptor may have a copy, which would be watched on.
             let _ = self.epoll.delete(&open.channel);
+            // It is over at once, and goes with whatever was sent and not read.
+            let _ = shutdown(open.channel.as_fd().as_raw_fd(), Shutdown::Both);
+            discard(vec![open.channel.into()]);
         }
         if let Some(peer) = &mut self.peer
             && let Err(error) = peer.rest()
@@ -265,17 +270,21 @@ impl Line {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 Err(error) => Heard::Nonsense(error.to_string()),
                 Ok(None) => Heard::HungUp,
-                Ok(Some((message, fds))) => match open.take(message, fds) {
-                    Ok(Some(said)) => {
-                        heard.push(said);
-                        continue;
+                Ok(Some((message, mut fds))) => {
+                    let said = open.take(message, &mut fds);
+                    discard(fds);
+                    match said {
+                        Ok(Some(said)) => {
+                            heard.push(said);
+                            continue;
+                        }
+                        Ok(None) => {
+                            self.want();
+                            continue;
+                        }
+                        Err(why) => Heard::Nonsense(why),
                     }
-                    Ok(None) => {
-                        self.want();
-                        continue;
-                    }
-                    Err(why) => Heard::Nonsense(why),
-                },
+                }
             };
             heard.push(last);
             self.end();
@@ -294,19 +303,21 @@ impl Line {
 }
 
 impl Open {
-    /// Takes a message; `None`: it wants a peer.
-    fn take(&mut self, message: FromBackend, fds: Vec<OwnedFd>) -> Result<Option<Heard>, String> {
+    /// Takes a message, and of its descriptors what is wanted; `None`: it wants a peer.
+    fn take(
+        &mut self,
+        message: FromBackend,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Option<Heard>, String> {
         message.check()?;
-        let mut fds = fds.into_iter();
-        let (first, second) = (fds.next(), fds.next());
         match message {
-            FromBackend::Ready { sandbox, .. } if !self.is_ready && second.is_none() => {
+            FromBackend::Ready { sandbox, .. } if !self.is_ready && fds.len() <= 1 => {
                 self.is_ready = true;
-                let counters = first;
+                let counters = fds.pop();
                 Ok(Some(Heard::Ready { sandbox, counters }))
             }
             FromBackend::Ready { .. } => Err("`ready` twice, or with descriptors too many".into()),
-            _ if !self.is_ready || first.is_some() => {
+            _ if !self.is_ready || !fds.is_empty() => {
                 Err("a message before `ready`, or with a descriptor".into())
             }
             FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),

@@ -7,7 +7,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Deadline, socket};
+use crate::{Deadline, descriptors, socket};
 
 /// Largest packet between machine and supervisor, in bytes.
 const MAX_PACKET: usize = 64 * 1024;
@@ -77,15 +77,20 @@ impl Channel {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
             received => received,
         };
-        match received {
+        let message = match received {
             Ok(0) => Ok(None),
             Ok(length) => {
-                let message = serde_json::from_slice(buffer.get(..length).unwrap_or_default())?;
-                Ok(Some((message, fds)))
+                let message = serde_json::from_slice(buffer.get(..length).unwrap_or_default());
+                message.map(Some).map_err(io::Error::from)
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
             Err(error) => Err(error),
+        };
+        if let Ok(Some(message)) = message {
+            return Ok(Some((message, fds)));
         }
+        descriptors::discard(fds);
+        message.map(|_| None)
     }
 }
 

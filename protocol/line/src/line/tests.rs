@@ -1,10 +1,13 @@
 //! A line, with a back-end's end in the test's hands.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt::SndBuf};
+use nix::sys::socket::{setsockopt, sockopt::Linger, sockopt::SndBuf};
 use outboard_protocol::kept::DiskState;
 
 use super::*;
@@ -263,5 +266,49 @@ fn one_who_is_not_heard_any_more_wants_no_peer() {
         assert_eq!(line.attend().len(), 1);
         let _late = UnixStream::connect(&path).unwrap();
         assert!(!is_due(&line));
+    }
+}
+
+/// A socket whose last close(2) waits an hour for its peer to read.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while io::Write::write(&mut socket, &[0; 1 << 16]).is_ok() {}
+    let hour = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 3600,
+    };
+    setsockopt(&socket, Linger, &hour).unwrap();
+    (socket, listener.accept().unwrap().0)
+}
+
+/// Whatever is said with it, and whether or not that is read.
+#[test]
+fn a_descriptor_that_is_not_wanted_is_closed_by_nobody_who_is_waited_for() {
+    let keeps = || FromBackend::Keeps {
+        kept: Kept::Nothing,
+    };
+    // `None` is no message.
+    for said in [
+        vec![Some(ready()), Some(keeps())],
+        vec![None],
+        vec![None, None],
+    ] {
+        let (mut line, theirs) = started(None);
+        let (socket, _peer) = lingering();
+        let (last, first) = said.split_last().unwrap();
+        let send = |message, fds: &[_]| theirs.send(message, fds, soon()).unwrap();
+        first.iter().for_each(|message| send(message, &[]));
+        send(last, &[socket.as_fd()]);
+        drop(socket);
+        let (done, is_done) = channel();
+        thread::spawn(move || {
+            let heard = line.attend();
+            assert!(matches!(heard.last(), Some(Heard::Nonsense(_))));
+            done.send(()).unwrap();
+        });
+        let limit = Duration::from_secs(60);
+        is_done.recv_timeout(limit).expect("it is held up");
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use outboard_protocol::counters::{self, Counts};
+use outboard_protocol::descriptors::discard;
 
 /// A page that can be read, also after the death of whoever writes it.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ impl Page {
         // Any other file may be one whose reader waits, for ever if its owner likes:
         // a FUSE file, a terminal. Only what lies in memory has seals to be asked for.
         if fcntl(&page, FcntlArg::F_GET_SEALS).is_err() {
+            discard(vec![page]);
             let text = "it is no memfd";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
@@ -53,9 +55,14 @@ impl Page {
 mod tests {
     use std::fs::File;
     use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::socket::{setsockopt, sockopt::Linger};
     use nix::unistd::ftruncate;
     use outboard_protocol::counters::{MAGIC, QUEUE};
 
@@ -108,6 +115,23 @@ mod tests {
         assert_eq!(refused(zeros, 1), io::ErrorKind::InvalidInput);
         let process = File::open("/proc/self/status").unwrap();
         assert_eq!(refused(process, 1), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_socket_that_lingers_for_an_hour_is_refused_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        while socket.write(&[0; 1 << 16]).is_ok() {}
+        let hour = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 3600,
+        };
+        setsockopt(&socket, Linger, &hour).unwrap();
+        let (done, is_done) = channel();
+        thread::spawn(move || done.send(refused(socket, 1)));
+        let kind = is_done.recv_timeout(Duration::from_secs(60));
+        assert_eq!(kind, Ok(io::ErrorKind::InvalidInput));
     }
 
     #[test]

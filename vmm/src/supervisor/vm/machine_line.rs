@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use outboard_protocol::Deadline;
+use outboard_protocol::descriptors::discard;
 use outboard_protocol::launch::{Channel, FromMachine, ToMachine};
 
 use super::event::Event;
@@ -80,7 +81,10 @@ impl MachineLine {
                 .channel
                 .recv::<FromMachine>(Deadline::after(Duration::ZERO))
             {
-                Ok(Some((message, _))) => events.push(Event::Said(message)),
+                Ok(Some((message, fds))) => {
+                    discard(fds);
+                    events.push(Event::Said(message));
+                }
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 closed_or_nonsense => {
                     if let Err(error) = closed_or_nonsense {
