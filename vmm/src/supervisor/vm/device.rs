@@ -52,7 +52,8 @@ pub(crate) enum Event {
     /// The back-end of this session says that it is ready: before it is attached, or
     /// it keeps version 1 of the launch contract.
     Ready(SessionNumber),
-    /// The back-end of this session says what its successor must know.
+    /// The back-end of this session says what its successor must know, which has been
+    /// checked.
     Keeps(SessionNumber, Kept),
     /// The back-end of this session has said what no back-end says, and is not heard
     /// any more.

@@ -3,16 +3,15 @@
 //! ```text
 //!            Ready           HungUp             LAG, and it lives
 //!  Silent ───────────▶ Ready ───────▶ HungUp ────────────────────▶ Deaf
-//!    └─────────────────────┴─────────── Nonsense ───────────────────▲
+//!    │ └───────────────────┴─────────── Nonsense ───────────────────▲
+//!    └───── it is attached: it keeps version 1 of the contract ─────┘
 //! ```
-//! Each process begins as `Silent`. One that is attached and has not said that it is
-//! ready keeps version 1 of the launch contract.
+//! Each process begins as `Silent`.
 
 use std::time::Instant;
 
 use log::Level;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::Whose;
 
 use super::{Device, Event, Outcome, State};
@@ -49,7 +48,7 @@ impl Device {
             | Event::HungUp(session)
                 if session != self.session || !self.lives => {}
             Event::Ready(_) if self.line == Line::Silent => self.line = Line::Ready,
-            Event::Keeps(_, kept) if self.line == Line::Ready => self.keep(kept),
+            Event::Keeps(_, kept) if self.line == Line::Ready => self.kept = Some(kept),
             Event::Nonsense(_, why) if self.line != Line::Deaf => {
                 self.deafen(&format!("says what no back-end says ({why})"), out);
             }
@@ -83,7 +82,7 @@ impl Device {
         if self.line != Line::Silent || !self.lives {
             return;
         }
-        self.kept = None;
+        (self.line, self.kept) = (Line::Deaf, None);
         if std::mem::replace(&mut self.told_version, true) {
             return;
         }
@@ -99,15 +98,6 @@ impl Device {
              ends{advice}"
         );
         out.push(Outcome::Do(Action::Log(level, text)));
-    }
-
-    /// What comes from a process that is not trusted is checked, and what cannot be
-    /// true is not kept.
-    fn keep(&mut self, kept: Kept) {
-        match kept.check() {
-            Ok(()) => self.kept = Some(kept),
-            Err(error) => log::warn!("{}: {} keeps {error}", self.id, self.name),
-        }
     }
 
     /// Nobody knows any more what a successor would have to be told. One whose session

@@ -6,7 +6,7 @@ use log::Level;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::kept::{CardState, DiskState, Kept};
+use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
 
 use crate::supervisor::process::child::Death;
@@ -518,13 +518,8 @@ fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
     let device = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
     let mut story = Story::of(vec![device], true).run();
     story.device(0, device::Event::Keeps(1, disk(true)));
-    // A predecessor's late word, and one that no card can have said.
+    // A predecessor's late word.
     story.device(0, device::Event::Keeps(0, disk(false)));
-    let impossible = Kept::Card(CardState {
-        pairs: Some(0),
-        ..CardState::default()
-    });
-    story.device(0, device::Event::Keeps(1, impossible));
     story.on(Event::Said(FromMachine::Ended {
         ending: Ending::Reset,
     }));
@@ -545,8 +540,8 @@ fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once(
         (Some(Whose::Own), Level::Warn, "it is older than outboard"),
         (Some(Whose::default()), Level::Info, "lost when it ends"),
     ] {
-        let disk = Device::new(0, "disk0", "blk", false, program);
-        let mut story = Story::of(vec![disk], true);
+        let device = Device::new(0, "disk0", "blk", false, program);
+        let mut story = Story::of(vec![device], true);
         story.on(Event::Begin);
         // Most do not even close what they do not know.
         story.device(0, device::Event::HungUp(1));
@@ -557,6 +552,16 @@ fn one_that_is_attached_and_was_not_ready_keeps_version_1_and_that_is_told_once(
         let words = "disk0: blk keeps version 1 of the launch contract: ";
         assert!(text.starts_with(words) && text.contains(advice), "{text}");
         assert_eq!(told, level);
+        // What the user was told stays true.
+        for event in [
+            device::Event::Ready(1),
+            device::Event::Keeps(1, disk(true)),
+            device::Event::HungUp(1),
+            device::Event::Nonsense(1, "a poem".into()),
+        ] {
+            assert_eq!(story.device(0, event), []);
+        }
+        assert_eq!(story.tick(limits::LAG), []);
         assert_eq!(story.life.devices()[0].kept(), None);
         story.on(Event::Said(FromMachine::Running));
         let ending = Ending::Reset;
