@@ -83,23 +83,27 @@ impl Watch {
         answer.ok_or_else(|| io::Error::other("the kernel does not answer RTM_GETLINK"))
     }
 
-    /// Reads all messages; returns the last that meant something.
+    /// Reads messages to the first that means something. What comes after that is news.
     fn drain<T>(
         &self,
         buffer: &mut [u8],
         mut read: impl FnMut(&[u8]) -> Option<T>,
     ) -> io::Result<Option<T>> {
-        let mut last = None;
         for _ in 0..MOST {
             match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(count) => last = read(buffer.get(..count).unwrap_or_default()).or(last),
+                Ok(count) => {
+                    let meant = read(buffer.get(..count).unwrap_or_default());
+                    if meant.is_some() {
+                        return Ok(meant);
+                    }
+                }
                 Err(Errno::EAGAIN) => break,
                 // More news than the socket holds: what is true is asked for.
                 Err(Errno::ENOBUFS | Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(last)
+        Ok(None)
     }
 }
 
@@ -130,6 +134,10 @@ fn state(message: &[u8], index: u32) -> Option<Link> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
     use super::*;
 
     #[test]
@@ -143,6 +151,26 @@ mod tests {
             ..watch
         };
         assert_eq!(gone.look().unwrap(), Link::Gone);
+    }
+
+    /// It would be read with the answer, and never be looked at.
+    #[test]
+    fn what_happens_after_the_answer_is_news() {
+        let (socket, kernel) = UnixDatagram::pair().unwrap();
+        let watch = Watch {
+            socket: socket.into(),
+            index: 7,
+        };
+        let mut message = [0; HEADER + BODY];
+        message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
+        message[HEADER + 4..][..4].copy_from_slice(&7u32.to_ne_bytes());
+        kernel.send(&message).unwrap();
+        kernel.send(b"it is deleted").unwrap();
+        let read = |message: &[u8]| state(message, watch.index);
+        let answer = watch.drain(&mut [0; ROOM], read).unwrap();
+        assert_eq!(answer, Some(Link::Down));
+        let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
     }
 
     #[test]
