@@ -16,7 +16,8 @@
 //! | 6 | | times that the ring was given up |
 //! | others | 0 | 0 |
 //!
-//! Nobody trusts the writer. The reader maps nothing: it copies by pread(2), which a
+//! Nobody trusts the writer. The page is a memfd, since a read of another file could wait
+//! for as long as its owner likes. The reader maps nothing: it copies by pread(2), which a
 //! file that was cut answers with fewer bytes.
 
 use std::io;

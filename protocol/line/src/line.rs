@@ -28,6 +28,8 @@ use crate::watch::Watch;
 /// Messages that are taken before anything else is looked at, whatever they say: one
 /// who never stops speaking must not keep us from hearing others.
 const AT_ONCE: usize = 64;
+/// Most characters that are shown of what nobody should say.
+const SHOWN: usize = 200;
 /// What is readable: the back-end's channel, a peer that is wanted, the interface.
 const BACK_END: u64 = 0;
 const PEER: u64 = 1;
@@ -74,7 +76,8 @@ pub enum Heard {
     },
     /// Its successor must know this, which has been checked.
     Keeps(Kept),
-    /// It has said what no back-end says, and is not heard any more.
+    /// It has said what no back-end says, and is not heard any more. Of what it has
+    /// said this has not much.
     Nonsense(String),
     /// It has closed the line.
     HungUp,
@@ -268,7 +271,7 @@ impl Line {
             let Some(open) = &mut self.open else { break };
             let last = match open.channel.recv::<FromBackend>(at_once()) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
-                Err(error) => Heard::Nonsense(error.to_string()),
+                Err(error) => nonsense(&error.to_string()),
                 Ok(None) => Heard::HungUp,
                 Ok(Some((message, mut fds))) => {
                     let said = open.take(message, &mut fds);
@@ -282,7 +285,7 @@ impl Line {
                             self.want();
                             continue;
                         }
-                        Err(why) => Heard::Nonsense(why),
+                        Err(why) => nonsense(&why),
                     }
                 }
             };
@@ -345,6 +348,10 @@ impl Open {
         }
         unsent.link.is_some() || unsent.peer.is_some() || unsent.size.is_some()
     }
+}
+
+fn nonsense(why: &str) -> Heard {
+    Heard::Nonsense(why.chars().take(SHOWN).collect())
 }
 
 /// Whether the message needs no further attempt: one who is gone is found by other

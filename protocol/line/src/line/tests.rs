@@ -136,8 +136,13 @@ fn what_no_back_end_says_ends_its_line() {
         assert!(line.attend().is_empty());
     }
     let (mut line, theirs) = started(None);
-    theirs.send(&"nonsense", &[], soon()).unwrap();
-    assert!(matches!(&line.attend()[..], [Heard::Nonsense(_)]));
+    let long = BTreeMap::from([("message", "x".repeat(5000))]);
+    theirs.send(&long, &[], soon()).unwrap();
+    let heard = line.attend();
+    let [Heard::Nonsense(why)] = &heard[..] else {
+        panic!("{heard:?}");
+    };
+    assert!(why.len() == SHOWN && why.contains("xxx"), "{why}");
 }
 
 #[test]

@@ -30,8 +30,6 @@ use crate::supervisor::say::{Logging, say};
 /// Times that the line of a dead process is attended to: a socket has no room for
 /// more messages, unless somebody that it started keeps sending.
 const LAST_WORDS: usize = 16;
-/// Most characters that are shown of what nobody should say.
-const SHOWN: usize = 200;
 
 /// See the module.
 #[derive(Debug)]
@@ -196,10 +194,7 @@ impl<'a> Backend<'a> {
                 Event::Ready(session)
             }
             Heard::Keeps(kept) => Event::Keeps(session, kept),
-            Heard::Nonsense(why) => {
-                let why = why.chars().take(SHOWN).collect();
-                Event::Nonsense(session, why)
-            }
+            Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp => Event::HungUp(session),
         }
     }
