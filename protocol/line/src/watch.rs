@@ -175,9 +175,18 @@ mod tests {
 
     #[test]
     fn messages_cut_anywhere_say_nothing() {
-        let message = [0xff; HEADER + BODY];
-        for length in 0..message.len() {
-            assert_eq!(state(&message[..length], 1), None);
+        let gone = (-libc::ENODEV).to_ne_bytes();
+        for (kind, first, needed, says) in [
+            (NLMSG_ERROR, gone, HEADER + 4, Link::Gone),
+            (RTM_NEWLINK, [0xff; 4], HEADER + 12, Link::Up),
+        ] {
+            let mut message = [0xff; HEADER + BODY];
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message[HEADER..HEADER + 4].copy_from_slice(&first);
+            for length in 0..=message.len() {
+                let said = (length >= needed).then_some(says);
+                assert_eq!(state(&message[..length], u32::MAX), said);
+            }
         }
     }
 }
