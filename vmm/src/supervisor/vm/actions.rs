@@ -119,7 +119,7 @@ impl<'a> Hands<'a> {
             Who::Machine => {
                 say("the machine process hangs in the kernel and is left alone");
                 self.child(who, Child::abandon);
-                self.machine = None;
+                self.forget_machine();
             }
             Who::Device(place) => self.backend(place, Backend::abandon),
         }
@@ -184,6 +184,13 @@ impl<'a> Hands<'a> {
         };
         self.send(attach, vec![front]);
         Ok(())
+    }
+
+    /// Its process is gone.
+    fn forget_machine(&mut self) {
+        if let Some(machine) = self.machine.take() {
+            machine.line.end();
+        }
     }
 
     /// Sends to the machine, now or when it reads. One that is gone is found by its
@@ -282,7 +289,7 @@ impl<'a> Hands<'a> {
                     let machine = self.machine.as_mut();
                     let death = machine.and_then(|machine| machine.child.try_reap());
                     let Some(death) = death else { continue };
-                    self.machine = None;
+                    self.forget_machine();
                     events.push(Event::Machine(machine::Event::Died(death)));
                 }
                 Who::Device(place) => {

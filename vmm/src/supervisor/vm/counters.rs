@@ -55,18 +55,14 @@ impl Page {
 mod tests {
     use std::fs::File;
     use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::sync::mpsc::channel;
-    use std::thread;
-    use std::time::Duration;
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use nix::sys::socket::{setsockopt, sockopt::Linger};
     use nix::unistd::ftruncate;
     use outboard_protocol::counters::{MAGIC, QUEUE};
 
     use super::*;
+    use crate::supervisor::vm::tests::lingering;
 
     /// A page of these queues, each with the words from its first on.
     fn page(queues: &[[u64; 7]]) -> File {
@@ -119,19 +115,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_lingers_for_an_hour_is_refused_at_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 1 << 16]).is_ok() {}
-        let hour = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 3600,
-        };
-        setsockopt(&socket, Linger, &hour).unwrap();
-        let (done, is_done) = channel();
-        thread::spawn(move || done.send(refused(socket, 1)));
-        let kind = is_done.recv_timeout(Duration::from_secs(60));
-        assert_eq!(kind, Ok(io::ErrorKind::InvalidInput));
+        let kind = lingering::handed_over(|socket| refused(socket, 1));
+        assert_eq!(kind, io::ErrorKind::InvalidInput);
     }
 
     #[test]

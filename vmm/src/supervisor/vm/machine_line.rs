@@ -39,6 +39,11 @@ impl MachineLine {
         }
     }
 
+    /// Nobody is at its other end: closes it, with whatever was not read.
+    pub(crate) fn end(self) {
+        discard(vec![self.channel.into()]);
+    }
+
     /// What is polled of its socket.
     pub(crate) fn watched(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let flags = match self.unsent.is_empty() {
@@ -107,6 +112,7 @@ mod tests {
     use outboard_protocol::launch::{Ending, Whose};
 
     use super::*;
+    use crate::supervisor::vm::tests::lingering;
 
     fn pair() -> (MachineLine, Channel) {
         let (ours, theirs) = Channel::pair().unwrap();
@@ -176,6 +182,23 @@ mod tests {
         assert!(line.watched().is_none(), "it would be readable for ever");
         line.send(ToMachine::Stop, Vec::new());
         assert!(line.unsent.is_empty());
+    }
+
+    #[test]
+    fn no_descriptor_that_it_has_sent_holds_us_up_whether_or_not_it_is_read() {
+        for reads in [true, false] {
+            let events = lingering::handed_over(move |socket| {
+                let (mut line, theirs) = pair();
+                let soon = Deadline::after(Duration::from_secs(60));
+                let fds = [socket.as_fd()];
+                theirs.send(&FromMachine::Running, &fds, soon).unwrap();
+                drop(socket);
+                let events = if reads { line.listen() } else { Vec::new() };
+                line.end();
+                events.len()
+            });
+            assert_eq!(events, usize::from(reads));
+        }
     }
 
     #[test]

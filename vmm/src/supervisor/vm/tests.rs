@@ -1,5 +1,6 @@
 //! The lives of a device, a machine process and a VM, and their end, without a
 //! process: what comes of each event in each state, and random walks.
 
+pub(super) mod lingering;
 mod tables;
 mod walks;
