@@ -10,6 +10,8 @@ pub(crate) mod devices;
 pub(crate) mod ending;
 pub mod frontend;
 #[allow(unsafe_code)]
+mod heap;
+#[allow(unsafe_code)]
 pub mod kvm;
 pub(crate) mod layout;
 #[allow(unsafe_code)]

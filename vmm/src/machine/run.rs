@@ -21,12 +21,14 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
 use super::frontend::Session as Frontend;
+use super::heap;
 use super::threads::Threads;
 use super::vm::Machine;
 
 /// Runs a machine for the supervisor at the other end of `socket`, and tells
 /// it how that ended.
 pub fn run(socket: OwnedFd) -> ExitCode {
+    heap::share();
     let channel = Channel::new(socket);
     let Err(error) = serve(&channel) else {
         return ExitCode::SUCCESS;
