@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,11 @@ impl Tap {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Turns it `up` or `down`.
+    pub fn turn(&self, link: &str) -> Result<()> {
+        ip(&format!("link set {} {link}", self.name))
     }
 
     /// The host's address.
@@ -143,4 +149,74 @@ pub fn compared(tap: &Tap, port: u16, bytes: &[u8]) -> Result<()> {
         answer.len()
     );
     Ok(())
+}
+
+/// A peer of a card, on a stream of frames: whoever is asked for in the guest is this
+/// one, and answers pings. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Peer {
+    stream: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    /// The next card that connects.
+    pub fn meet(listener: &UnixListener) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        let (stream, _) = eventually("a card connects", || Ok(listener.accept().ok()))?;
+        stream.set_nonblocking(false)?;
+        let mut frames = stream.try_clone()?;
+        let thread = Some(thread::spawn(move || {
+            while let Ok(frame) = frame(&mut frames) {
+                let Some(answer) = answer(&frame) else {
+                    continue;
+                };
+                let length = (answer.len() as u32).to_be_bytes();
+                if frames.write_all(&[&length[..], &answer].concat()).is_err() {
+                    break;
+                }
+            }
+        }));
+        Ok(Self { stream, thread })
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn frame(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut frame)?;
+    Ok(frame)
+}
+
+/// The answer to a question by ARP, or to a ping.
+fn answer(frame: &[u8]) -> Option<Vec<u8>> {
+    const OWN: &[u8] = &[2, 0, 0, 0, 0, 0x99];
+    let part = |range| frame.get(range);
+    let (asker, kind) = (part(6..12)?, part(12..14)?);
+    match kind {
+        [8, 6] if part(20..22)? == [0, 1] => {
+            let (asked, asking) = (part(38..42)?, part(22..32)?);
+            Some([asker, OWN, part(12..20)?, &[0, 2], OWN, asked, asking].concat())
+        }
+        // Without options, to be answered.
+        [8, 0] if part(14..15)? == [0x45] && part(23..24)? == [1] && part(34..35)? == [8] => {
+            let (from, to) = (part(26..30)?, part(30..34)?);
+            let sum = u16::from_be_bytes(part(36..38)?.try_into().ok()?);
+            let (sum, carry) = sum.overflowing_add(0x800);
+            let sum = (sum + u16::from(carry)).to_be_bytes();
+            let head = [asker, OWN, part(12..26)?, to, from, &[0, 0], &sum].concat();
+            Some([&head, frame.get(38..)?].concat())
+        }
+        _ => None,
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -22,7 +23,7 @@ use outboard_peers::table::Outcome;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::network::{self, Echo, Tap};
+use crate::network::{self, Echo, Peer, Tap};
 use crate::steps::Steps;
 use crate::{Cell, FRONT_ENDS, Need};
 
@@ -44,7 +45,7 @@ type Vm = fn() -> &'static Steps;
 
 pub fn cells() -> Vec<Cell> {
     let version = program::version("qemu-system-x86_64").unwrap_or_default();
-    let tried: [(&'static str, &'static str, Vm); 16] = [
+    let tried: [(&'static str, &'static str, Vm); 18] = [
         (BLK, "data compared", devices),
         (NET, "data compared", devices),
         (RNG, "data compared", devices),
@@ -61,6 +62,8 @@ pub fn cells() -> Vec<Cell> {
         (BLK, "SIGTERM under load, reconnect", restarts),
         (BLK, "SIGKILL under load, reconnect", restarts),
         (NET, "SIGKILL under load, reconnect", restarts),
+        (NET, "its peer goes and comes back", devices),
+        (NET, "its tap is turned off and on", devices),
     ];
     let cell = |(peer, tried, vm): (&'static str, &'static str, Vm)| Cell {
         table: FRONT_ENDS,
@@ -152,10 +155,12 @@ struct Machine {
     qemu: Qemu,
     guest: Guest,
     /// A disk with one queue and one with four, a card with one pair of
-    /// queues and one with four, and a source of entropy.
-    back_ends: [BackEnd; 5],
+    /// queues and one with four, a source of entropy, and a card with a peer.
+    back_ends: [BackEnd; 6],
     /// Of the first card and of the second.
     taps: [Tap; 2],
+    /// Where the last card connects to its peer.
+    peers: UnixListener,
     directory: TempDir,
 }
 
@@ -165,8 +170,11 @@ const FOUR: usize = 1;
 const CARD: usize = 2;
 const CARDS: usize = 3;
 const ENTROPY: usize = 4;
-const IDS: [&str; 5] = ["one", "four", "card", "cards", "entropy"];
-const QUEUES: [u16; 5] = [1, 4, 1, 4, 1];
+const STREAM: usize = 5;
+const IDS: [&str; 6] = ["one", "four", "card", "cards", "entropy", "stream"];
+const QUEUES: [u16; 6] = [1, 4, 1, 4, 1, 1];
+/// The address of the last card, and that of its peer.
+const STREAM_ADDRESSES: [&str; 2] = ["10.78.0.2", "10.78.0.1"];
 
 impl Machine {
     fn start(vm: u8) -> Result<Self> {
@@ -194,7 +202,11 @@ impl Machine {
         let (cards, second) = plugged(IDS[CARDS], QUEUES[CARDS])?;
         let entropy = BackEnd::start(RNG, at, IDS[ENTROPY], &[])?;
         let (one, four) = (disk(IDS[ONE], 1)?, disk(IDS[FOUR], 4)?);
-        let back_ends = [one, four, card, cards, entropy];
+        let peer = at.join("peer");
+        let peers = UnixListener::bind(&peer)?;
+        let words = [format!("--peer={}", peer.display())];
+        let stream = BackEnd::start(NET, at, IDS[STREAM], &words)?;
+        let back_ends = [one, four, card, cards, entropy, stream];
         let mut qemu = Qemu::start(at, &arguments(at)?)?;
         for number in 0..IDS.len() {
             plug(&mut qemu, number)?;
@@ -208,6 +220,7 @@ impl Machine {
             guest,
             back_ends,
             taps: [first, second],
+            peers,
             directory,
         })
     }
@@ -223,6 +236,8 @@ impl Machine {
         steps.step(BLK, "write zeroes", || self.without_the_middle("-z", FOUR));
         steps.step(NET, "data compared", || self.card_verified(CARD));
         steps.step(NET, "4 queues", || self.card_verified(CARDS));
+        steps.step(NET, "its peer goes and comes back", || self.peers_met());
+        steps.step(NET, "its tap is turned off and on", || self.link_followed());
         steps.step(RNG, "data compared", || self.entropy_verified());
         steps.step(BLK, "unplug and replug", || self.replugged(FOUR));
         steps.step(NET, "unplug and replug", || self.replugged(CARD));
@@ -343,13 +358,15 @@ impl Machine {
 
     /// The name of a card in the guest, with its address given to it.
     fn card(&mut self, number: usize) -> Result<String> {
-        let queues = QUEUES[number];
-        let line = format!("grep -l :0{queues}$ /sys/class/net/*/address | cut -d / -f 5");
+        let line = format!("grep -l :0{number}$ /sys/class/net/*/address | cut -d / -f 5");
         let name = eventually("the guest has the card", || {
             let name = self.guest.run(&line)?;
             Ok((!name.is_empty()).then_some(name))
         })?;
-        let address = self.tap(number).guest();
+        let address = match number {
+            STREAM => STREAM_ADDRESSES[0].to_owned(),
+            _ => self.tap(number).guest(),
+        };
         self.guest.run(&format!(
             "ip addr replace {address}/24 dev {name}; ip link set {name} up"
         ))?;
@@ -383,6 +400,53 @@ impl Machine {
         network::compared(tap, 7000, &bytes)?;
         self.guest.finished("server")?;
         Ok(Outcome::Passed)
+    }
+
+    /// Each time its peer has gone, the card finds the next one at the same path.
+    fn peers_met(&mut self) -> Result<Outcome> {
+        self.card(STREAM)?;
+        let path = self.directory.path().join("peer");
+        for _ in 0..3 {
+            let peer = Peer::meet(&self.peers)?;
+            // What is sent before the card has got the peer is lost.
+            let ping = format!("ping -c 1 -W 5 {} && echo yes", STREAM_ADDRESSES[1]);
+            eventually("the peer answers the guest", || {
+                Ok(self
+                    .guest
+                    .run(&format!("{ping} || true"))?
+                    .ends_with("yes")
+                    .then_some(()))
+            })?;
+            fs::remove_file(&path)?;
+            self.peers = UnixListener::bind(&path)?;
+            drop(peer);
+        }
+        let peer = Peer::meet(&self.peers)?;
+        drop(peer);
+        Ok(Outcome::Passed)
+    }
+
+    /// The back-end follows its tap's link, whether or not QEMU lets the guest see it.
+    fn link_followed(&mut self) -> Result<Outcome> {
+        let carrier = format!("cat /sys/class/net/{}/carrier", self.card(CARD)?);
+        // Of a card QEMU has known so far what it tells the guest by itself.
+        let asks = !self.qemu.said().contains("F_CONFIG but QEMU does not");
+        for (link, seen) in [("down", "0"), ("up", "1")] {
+            self.tap(CARD).turn(link)?;
+            let words = format!("the guest sees its link {link}");
+            self.back_ends[CARD].program.says(&[&words])?;
+            let expected = if asks { seen } else { "1" };
+            eventually("the guest sees the link", || {
+                Ok((self.guest.run(&carrier)? == expected).then_some(()))
+            })?;
+        }
+        self.card_verified(CARD)?;
+        Ok(match asks {
+            true => Outcome::Passed,
+            false => Outcome::Unsupported(
+                "it asks no card's back-end for its link, which the guest sees up".into(),
+            ),
+        })
     }
 
     /// The device is the guest's source, and what comes cannot be made any
@@ -555,7 +619,7 @@ fn arguments(directory: &Path) -> Result<Vec<String>> {
             ),
         ]);
     }
-    for card in [CARD, CARDS] {
+    for card in [CARD, CARDS, STREAM] {
         let (id, queues) = (IDS[card], QUEUES[card]);
         words.extend([
             "-netdev".into(),
@@ -578,7 +642,7 @@ fn plug(qemu: &mut Qemu, number: usize) -> Result<()> {
         }),
         _ => json!({
             "driver": "virtio-net-pci", "id": id, "bus": bus, "netdev": format!("net-{id}"),
-            "mac": format!("02:00:00:00:00:0{queues}"), "mq": queues > 1,
+            "mac": format!("02:00:00:00:00:0{number}"), "mq": queues > 1,
             // Without MSI-X: QEMU 7.2 crashes in emulation when a vhost-user card's vectors are
             // unmasked, since it asks KVM, which is not there, for an irqfd.
             "vectors": 0,
