@@ -233,7 +233,7 @@ fn four_busy_queues_need_less_than_3_mib() {
                 }
             }
         }
-        let pid = program.serving();
+        let pid = program.pid();
         let (own, all) = private(pid);
         println!(
             "{way:?}: {} KiB allocated, {} KiB in all",

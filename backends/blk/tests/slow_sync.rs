@@ -48,14 +48,14 @@ impl Hanging {
                       --engine=auto --blk-file=$folder/image";
         let disk = by_shell(script, &[]);
         drop(Driver::of(&disk, EVERYTHING));
-        let tracer = field(disk.serving(), "TracerPid:").parse().unwrap();
+        let tracer = field(disk.pid(), "TracerPid:").parse().unwrap();
         let tracer = Tracer(Pid::from_raw(tracer));
         Some(Self { tracer, disk })
     }
 
     /// Asks the program to end, and waits until it has, and well.
     fn end(self) {
-        let pid = self.disk.serving();
+        let pid = self.disk.pid();
         self.disk.signal(Signal::SIGTERM).unwrap();
         let deadline = outboard_contract::soon();
         while !field(pid, "State:").starts_with('Z') {
@@ -82,7 +82,7 @@ fn turn_off(disk: &Program, driver: &support::Driver) {
     let header = Header::request(SET_CONFIG).with_need_reply();
     driver.client.send(header, &payload, &[]).unwrap();
     let deadline = outboard_contract::soon();
-    while !is_syncing(disk.serving()) {
+    while !is_syncing(disk.pid()) {
         assert!(!deadline.passed(), "no sync");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

@@ -12,7 +12,7 @@ use outboard_protocol::launch;
 use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
-use outboard_runtime::parent::Behind;
+use outboard_runtime::outside::Behind;
 use outboard_runtime::program::{self, Capabilities};
 use outboard_runtime::supervisor;
 

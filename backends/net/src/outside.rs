@@ -1,6 +1,6 @@
 //! What is behind a card, opened: what the card gets of it, and what a supervisor has
 //! to do with, who is the half outside of a program that was started by hand
-//! (`outboard_runtime::parent`).
+//! (`outboard_runtime::outside`).
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use outboard_line::connect_now;
 use outboard_line::rendezvous::Way;
 use outboard_protocol::tap;
 use outboard_runtime::listen::Source;
-use outboard_runtime::parent::Behind;
+use outboard_runtime::outside::Behind;
 
 use crate::card::Port;
 use crate::peer::{Again, Peer};
@@ -177,6 +177,6 @@ mod tests {
             let (behind, _inside) = super::listen(&fresh, ours).unwrap();
             assert_eq!((behind.peer.is_some(), fresh.exists()), (ours, ours));
         }
-        assert!(!fresh.exists(), "its file goes with what stays outside");
+        assert!(!fresh.exists(), "its file goes with what has it");
     }
 }

@@ -53,7 +53,7 @@ fn now(line: &Channel) -> Option<FromBackend> {
 fn a_peer_comes_by_the_line_and_another_when_it_has_gone() {
     let nowhere = ["--peer=/nowhere/at/all"];
     let (program, line) = supervised(CardState::default(), Link::Up, &nowhere);
-    assert_eq!(program.serving(), program.pid(), "it is one process");
+    assert_eq!(program.outside(), None, "it is one process");
     let mut driver = Driver::of(&program, EVERYTHING);
     let requests = driver.client.backend_requests().unwrap();
     driver.post(0, 50, 1526);

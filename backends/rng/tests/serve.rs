@@ -264,7 +264,7 @@ fn heads_and_indexes_that_make_no_sense_are_survived() {
 fn one_front_end_is_served_after_another_and_nothing_piles_up() {
     let program = serve(&[]);
     let descriptors = || {
-        let folder = format!("/proc/{}/fd", program.serving());
+        let folder = format!("/proc/{}/fd", program.pid());
         std::fs::read_dir(folder).unwrap().count()
     };
     let mut counts = Vec::new();
@@ -287,7 +287,7 @@ struct Worker(Pid);
 impl Worker {
     /// Holds the one of a program with a session.
     fn seize(program: &Program) -> Self {
-        let tasks = format!("/proc/{}/task", program.serving());
+        let tasks = format!("/proc/{}/task", program.pid());
         let tasks = std::fs::read_dir(tasks).unwrap();
         let worker = tasks.map(Result::unwrap).find(|task| {
             let name = std::fs::read_to_string(task.path().join("comm")).unwrap();

@@ -25,8 +25,7 @@ pub fn ignores(signal: Signal) -> bool {
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Makes two of this process, which has one thread. The first can wait for the second,
-/// whatever whoever started it has made of SIGCHLD.
+/// Makes two of this process, which has one thread.
 ///
 /// # Errors
 /// Those of fork(2); EBUSY when there is another thread.
@@ -35,9 +34,6 @@ pub fn divide() -> nix::Result<ForkResult> {
     if threads > 1 {
         return Err(nix::errno::Errno::EBUSY);
     }
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: no handler is set.
-    unsafe { sigaction(Signal::SIGCHLD, &default) }?;
     // SAFETY: no other thread is in the midst of anything, with a lock held that the
     // second process would find held for ever.
     unsafe { fork() }

@@ -4,7 +4,7 @@
 //! - [`program`]: a back-end's command line and its whole life;
 //! - [`listen`], [`activation`], [`inherited`]: where its front-ends come from;
 //! - [`supervisor`], [`page`]: what its supervisor tells it, hears of it and reads;
-//! - [`parent`]: the half of it that is its own supervisor, when it was started by hand;
+//! - [`outside`]: the half of it that is its own supervisor, when it was started by hand;
 //! - [`signals`]: what ends it;
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
@@ -30,8 +30,8 @@ pub mod listen;
 pub mod manual;
 pub mod memory;
 pub mod notifier;
+pub mod outside;
 pub mod page;
-pub mod parent;
 mod polling;
 pub mod program;
 pub mod session;

@@ -68,15 +68,6 @@ impl Source {
         };
         Ok(Self::Listening(Listening::new(listener, Some(file))?))
     }
-
-    /// Takes the file of a socket that was bound here, which goes with what is
-    /// answered from now on.
-    pub fn take_file(&mut self) -> Option<SocketFile> {
-        match self {
-            Self::Connected(_) => None,
-            Self::Listening(listening) => listening.file.take(),
-        }
-    }
 }
 
 /// Removes the socket of a process that has gone.

@@ -22,7 +22,7 @@ Environment:
       program may know; one that does not know it refuses to start
   OUTBOARD_LINE
       Set by `outboard run`: the descriptor of the line to it; without one, a
-      second process of this program does what `outboard run` does for others
+      child of this process does what `outboard run` does for others
   OUTBOARD_LABEL
       Set by `outboard run`: the VM and the device, for the beginning of each
       line that is logged";

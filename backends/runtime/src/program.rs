@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::event::Stuck;
 use crate::inherited;
 use crate::listen::Source;
-use crate::parent::{Behind, Half};
+use crate::outside::{Behind, Half};
 use crate::session::{End, Host, Limits, serve};
 use crate::signals::Stop;
 use crate::supervisor::{self, Supervisor};
@@ -77,7 +77,7 @@ pub struct Capabilities {
 /// Status 0 is a clean end; what else happened is said on standard error.
 /// Call it first of all, before there is another thread: logging, signals and
 /// inherited descriptors are its business, and started by hand the program becomes
-/// two processes ([`parent`](crate::parent)).
+/// two processes ([`outside`](crate::outside)).
 pub fn run<D: Device>(
     args: &Args,
     capabilities: Capabilities,
@@ -148,25 +148,24 @@ fn live<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
     check_contract()?;
     // Descriptors before anything else, since a number may be used again.
     let line = supervisor::inherited()?;
-    let mut source = find(front_end)?;
+    let source = find(front_end)?;
     let stop = Stop::catch()?;
-    let (behind, serve) = open()?;
-    let line = match line {
+    let (mut behind, serve) = open()?;
+    // Of the two processes, this one's.
+    let _file = behind.file.take();
+    let (line, _child) = match line {
         Some(line) => {
             // It is the supervisor's to see to.
             drop(behind);
-            line
+            (line, None)
         }
-        None => {
-            let _file = source.take_file();
-            match behind.part()? {
-                Half::Serving(line) => line,
-                Half::Outside(outside) => {
-                    drop((source, serve));
-                    return Ok(outside.attend(&stop));
-                }
+        None => match behind.part()? {
+            Half::Serving(line, child) => (line, Some(child)),
+            Half::Outside(outside) => {
+                drop((source, stop, serve));
+                return Ok(outside.attend());
             }
-        }
+        },
     };
     let supervisor = Supervisor::meet(line, Deadline::after(limits::MESSAGE))?;
     serve(source, stop, supervisor)?;

@@ -10,9 +10,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::kernel;
 
-/// SIGTERM, SIGINT and SIGHUP, for all threads: readable when one has come, in each
-/// of two processes after a fork when it has come to that one. The last two are left
-/// alone where they were ignored from the start, as nohup(1) does with SIGHUP.
+/// SIGTERM, SIGINT and SIGHUP, for all threads: readable when one has come. The last
+/// two are left alone where they were ignored from the start, as nohup(1) does with
+/// SIGHUP.
 #[derive(Debug)]
 pub struct Stop(SignalFd);
 
@@ -43,11 +43,6 @@ impl Stop {
     pub fn wait(&self) {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         while matches!(poll(&mut fds, PollTimeout::NONE), Err(Errno::EINTR)) {}
-    }
-
-    /// Forgets those that have come.
-    pub(crate) fn forget(&self) {
-        while let Ok(Some(_)) = self.0.read_signal() {}
     }
 }
 

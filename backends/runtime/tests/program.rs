@@ -12,6 +12,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -87,8 +88,12 @@ fn main() -> ExitCode {
             passed_socket,
         ),
         (
-            "neither half of a program outlives the other",
+            "a program ends as the process that was started does",
             halves_end_together,
+        ),
+        (
+            "a program that was killed is followed at once",
+            successors_find_nothing_served,
         ),
         (
             "the half outside has nothing of the other's",
@@ -353,31 +358,48 @@ fn inherited_listener() {
 }
 
 fn halves_end_together() {
-    // The serving half, by whatever is fatal.
-    for (signal, status) in [(Signal::SIGKILL, 137), (Signal::SIGABRT, 134)] {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGABRT] {
         let place = Place::new();
-        let program = place.served();
+        let mut program = place.served();
         let client = place.echoes();
-        kill(program.serving(), signal).unwrap();
+        let outside = program.outside().unwrap();
+        // What is for the program is not for this one; but it ends with it, also when
+        // it is stopped.
+        kill(outside, Signal::SIGTERM).unwrap();
+        kill(outside, Signal::SIGSTOP).unwrap();
+        let status = program.end(signal).unwrap();
+        // Whoever started it sees how it ended, and nothing is served any more.
+        let is_well = signal == Signal::SIGTERM;
+        let killed = (!is_well).then_some(signal as i32);
+        assert_eq!(status.signal(), killed, "{status}");
         client.receive().unwrap_err();
-        let words = format!("the process that serves was killed by {signal}");
-        program.ends_with(status, &words).unwrap();
-        assert!(!place.path.exists());
+        let is_there = || Path::new(&format!("/proc/{outside}")).exists();
+        assert!(!is_well || !is_there(), "it has been waited for");
+        wait(|| !is_there());
     }
-    // The other one, with nobody to tell.
+    // Who serves does not need the other one.
     let place = Place::new();
     let program = place.served();
-    let (client, serving) = (place.echoes(), program.serving());
-    assert_ne!(serving, program.pid());
-    program.signal(Signal::SIGKILL).unwrap();
-    client.receive().unwrap_err();
-    wait(|| !Path::new(&format!("/proc/{serving}")).exists());
-    // The serving half's own end is the program's.
-    let place = Place::new();
-    let program = place.served();
+    let client = place.echoes();
+    kill(program.outside().unwrap(), Signal::SIGKILL).unwrap();
+    program.says(&["this device goes on alone"]).unwrap();
+    drop(client);
     drop(place.echoes());
-    kill(program.serving(), Signal::SIGTERM).unwrap();
-    program.ends_with(0, "").unwrap();
+    ended(program);
+}
+
+/// Each is started as soon as the end of the one before has been waited for.
+fn successors_find_nothing_served() {
+    let place = Place::new();
+    let mut program = place.served();
+    for _ in 0..40 {
+        drop(place.echoes());
+        program.kill().unwrap();
+        assert!(place.path.exists());
+        program = place.served();
+    }
+    drop(place.echoes());
+    ended(program);
     assert!(!place.path.exists());
 }
 
@@ -403,7 +425,10 @@ fn half_outside_is_empty() {
     let program = inheriting(theirs);
     drop(inherited);
     let client = echoes(Client::new(ours));
-    let (outside, serving) = (descriptors(program.pid()), descriptors(program.serving()));
+    let (outside, serving) = (
+        descriptors(program.outside().unwrap()),
+        descriptors(program.pid()),
+    );
     let is_shared = |file: &&PathBuf| !file.to_string_lossy().starts_with("anon_inode:");
     let shared: Vec<_> = outside.intersection(&serving).filter(is_shared).collect();
     assert!(shared.is_empty(), "{shared:?} of {outside:?}");
@@ -438,7 +463,7 @@ fn with_a_line() {
     let Heard::Ready { counters, .. } = heard else {
         panic!("{heard:?}");
     };
-    assert_eq!(program.serving(), program.pid(), "it is one process");
+    assert_eq!(program.outside(), None, "it is one process");
     let client = echoes(Client::new(front));
     assert_eq!(client.config(1, 1).unwrap(), [0]);
     assert_eq!(client.set_config(1, &[1]).unwrap(), Ack::Done);
@@ -636,7 +661,7 @@ fn no_descriptor_to_accept() {
     let place = Place::new();
     let program = place.served();
     drop(place.echoes());
-    let table = format!("/proc/{}/fd", program.serving());
+    let table = format!("/proc/{}/fd", program.pid());
     let open = || -> BTreeSet<usize> {
         let entries = std::fs::read_dir(&table).unwrap().map(Result::unwrap);
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());

@@ -7,7 +7,7 @@
 //!
 //! What is said on the line is `outboard_protocol::launch`'s. Who has a `Line` polls
 //! its descriptor: `outboard run` those of all its devices, and a back-end that was
-//! started by hand, in the half of it that stays a parent, its own.
+//! started by hand, in a child of it that serves nobody, its own.
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(test),

@@ -131,15 +131,13 @@ impl Program {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// The process of it that serves: of a back-end that was started by hand the child
-    /// of [`Self::pid`], of any other itself.
-    pub fn serving(&self) -> Pid {
+    /// Its first child, if it has one: the half outside of a back-end that was started
+    /// by hand.
+    pub fn outside(&self) -> Option<Pid> {
         let id = self.pid();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-        let children = children.unwrap_or_default();
-        let first = children.split_whitespace().next();
-        let child = first.and_then(|child| child.parse().ok());
-        child.map_or(id, Pid::from_raw)
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        let first = children.split_whitespace().next()?;
+        first.parse().ok().map(Pid::from_raw)
     }
 
     /// Whether it runs.
@@ -210,7 +208,7 @@ impl Program {
             current: Some(most),
             maximum: Some(1000),
         };
-        let pid = rustix::process::Pid::from_raw(self.serving().as_raw());
+        let pid = rustix::process::Pid::from_raw(self.pid().as_raw());
         prlimit(pid, Resource::Nofile, limits)?;
         Ok(())
     }
@@ -243,16 +241,8 @@ impl Program {
     /// # Errors
     /// It does not end.
     pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
-        let serving = PathBuf::from(format!("/proc/{}", self.serving()));
         self.signal(signal)?;
-        let status = self.wait()?;
-        let deadline = Deadline::after(PATIENCE);
-        // One whose parent was killed dies a moment later.
-        while serving.exists() {
-            ensure!(!deadline.passed(), "the process that serves does not end");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(status)
+        self.wait()
     }
 
     /// Kills it: no request that it has is finished.

@@ -159,14 +159,14 @@ impl Backend {
     fn by(mut command: Command, image: &Image) -> Result<Self> {
         let (program, socket) = (contract::Program::run(&mut command)?, socket(image));
         program.until("it listens and holds the image", || {
-            let listens = is_listened_on(&socket) && image.is_held_by(program.serving());
+            let listens = is_listened_on(&socket) && image.is_held_by(program.pid());
             listens.then_some(())
         })?;
         Ok(Self { program, socket })
     }
 
     fn pid(&self) -> Pid {
-        self.program.serving()
+        self.program.pid()
     }
 }
 
