@@ -11,7 +11,6 @@ mod support;
 
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::process::Command;
 use std::time::Duration;
 
 use outboard_contract::client::Ack;
