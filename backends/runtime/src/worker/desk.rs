@@ -109,12 +109,10 @@ impl<Q> Desk<Q> {
 
     // What the session does.
 
-    /// Has the worker put its life here as soon as it can; one that sleeps has done so.
+    /// Has the worker put its life here as soon as it can, and leave it here until it is
+    /// given: one that sleeps has put it, and may wake at any moment.
     pub fn want(&self) {
-        let place = self.lock();
-        if place.life.is_none() {
-            self.wanted.store(true, Ordering::Relaxed);
-        }
+        self.wanted.store(true, Ordering::Relaxed);
     }
 
     /// Gives the worker its life again; `wake`: it is to look at once at what has changed.

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use outboard_protocol::inflight::{Region, Shape};
 use outboard_ring::{Chain, Layout, Ring, View};
 use vm_memory::{Bytes, GuestAddress};
@@ -10,8 +12,12 @@ const USED: GuestAddress = GuestAddress(0x3000);
 
 /// A device that is done with everything at once, after it has refused this
 /// many times.
-#[derive(Clone, Copy)]
-struct Instant(u32);
+#[derive(Clone)]
+struct Instant(Arc<AtomicU32>);
+
+fn instant(refusals: u32) -> Arc<Instant> {
+    Arc::new(Instant(Arc::new(AtomicU32::new(refusals))))
+}
 
 impl Device for Instant {
     type Queue = Self;
@@ -33,18 +39,16 @@ impl Device for Instant {
     }
     fn reset(&self, _: u64) {}
     fn queue(&self, _: u16) -> io::Result<Self> {
-        Ok(*self)
+        Ok(self.clone())
     }
 }
 
 impl Queue for Instant {
     fn map(&mut self, _: Arc<Memory>) {}
     fn take(&mut self, _: &Chain) -> Outcome {
-        match self.0.checked_sub(1) {
-            Some(left) => self.0 = left,
-            None => return Outcome::Done(0),
-        }
-        Outcome::NotNow
+        let one_less = |left: u32| left.checked_sub(1);
+        let refused = (self.0).fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        refused.map_or(Outcome::Done(0), |_| Outcome::NotNow)
     }
 }
 
@@ -78,7 +82,7 @@ fn a_chain_that_was_refused_is_offered_again_without_a_kick() {
     memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
     let view = View::new(&memory, &layout()).unwrap();
     let ring = Ring::new(layout(), 0, 0, None, &view).unwrap();
-    let mut workers = Workers::new(&Arc::new(Instant(2)), Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&instant(2), Duration::ZERO).unwrap();
     let lines = lines(Kick::Event(Arc::new(Event::new().unwrap())));
     let refused = workers.serve(vec![Box::new((lines, ring))], 0, &memory);
     assert!(refused.unwrap().is_empty());
@@ -108,7 +112,7 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let ring = Ring::new(layout(), 0, 0, Some(queue.clone()), &view).unwrap();
 
     // Both are said before the worker looks.
-    let mut workers = Workers::new(&Arc::new(Instant(0)), Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&instant(0), Duration::ZERO).unwrap();
     let handed = Box::new((lines(Kick::Polled), ring));
     let worker = workers.of(0).unwrap();
     let wait = Wait::until(deadline(), "handed its ring back");
@@ -124,4 +128,44 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     assert_eq!((used, ring.1.next_avail()), (2, 2), "base and used index");
     let left = queue.recover(used, 8).unwrap();
     assert!(left.heads.is_empty(), "{left:?}");
+}
+
+/// Whoever wants a worker's life gets it, and the worker has it back: also where it wakes
+/// meanwhile, and has so much to do that it does not sleep again by itself.
+#[test]
+fn a_worker_that_wakes_while_it_is_wanted_lets_go_and_goes_on() {
+    let memory = memory();
+    let view = View::new(&memory, &layout()).unwrap();
+    let ring = Ring::new(layout(), 0, 0, None, &view).unwrap();
+    let device = instant(0);
+    let mut workers = Workers::new(&device, Duration::ZERO).unwrap();
+    let kick = Arc::new(Event::new().unwrap());
+    let handed = Box::new((lines(Kick::Event(kick.clone())), ring));
+    assert!(workers.serve(vec![handed], 0, &memory).unwrap().is_empty());
+    for round in 1..=32u16 {
+        let worker = workers.of(0).unwrap();
+        let wait = Wait::until(deadline(), "let go");
+        device.0.store(u32::MAX, Ordering::SeqCst);
+        let announced = memory.store(round, GuestAddress(0x2002), Ordering::SeqCst);
+        announced.unwrap();
+        // It sleeps when it is wanted, and wakes, or it works already.
+        let sleeps = round % 2 == 1;
+        if sleeps {
+            worker.desk.want();
+        }
+        kick.signal();
+        std::thread::sleep(Duration::from_millis(10));
+        if !sleeps {
+            worker.desk.want();
+        }
+        let life = worker.wait(&wait, Place::life);
+        worker.desk.give(life.unwrap(), false);
+        device.0.store(0, Ordering::SeqCst);
+        let used = || memory.load::<u16>(GuestAddress(USED.0 + 2), Ordering::SeqCst);
+        while used().unwrap() != round {
+            assert!(!wait.deadline.passed(), "round {round}: it does not go on");
+            std::thread::yield_now();
+        }
+    }
+    workers.stop(&[0], deadline()).unwrap();
 }
