@@ -10,10 +10,11 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use outboard_contract::client::Ack;
@@ -597,6 +598,32 @@ fn a_front_end_may_go_in_the_middle_of_any_message() {
         let boundary = cut == 0 || cut == whole.len();
         assert_eq!(end == End::Closed, boundary, "cut at {cut}: {end:?}");
     }
+}
+
+#[test]
+fn a_front_end_whose_messages_take_their_time_does_not_keep_a_session_from_its_end() {
+    let (session, mut raw) = raw_session();
+    let whole = [u32::from(R::GET_FEATURES), 1, 0].map(u32::to_ne_bytes);
+    let (first, last) = whole.as_flattened().split_at(6);
+    // Whenever one ends, another has begun.
+    let next = [last, first].concat();
+    raw.write_all(first).unwrap();
+    raw.write_all(&next).unwrap();
+    let mut answer = [0; 20];
+    raw.read_exact(&mut answer).unwrap();
+    session.ask_to_stop();
+    let slow = Duration::from_millis(20);
+    while !session.is_over() && raw.write_all(&next).is_ok() {
+        std::thread::sleep(slow);
+    }
+    assert_eq!(session.end(), End::Stopped);
+    let mut answers = Vec::new();
+    let _ = raw.read_to_end(&mut answers);
+    let count = answers.len() / answer.len();
+    assert!(
+        count < 16,
+        "{count} messages were obeyed after it was to end"
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ mod rings;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,8 +48,9 @@ pub use host::{Host, Limits};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: the front-end knows protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// So many messages are obeyed before a session looks at what else there may be.
-const BURST: usize = 32;
+/// For so long messages are obeyed, one after another, before a session looks at what else there
+/// may be.
+const BURST: Duration = Duration::from_millis(10);
 
 /// How a session ended. Every ring has been stopped and drained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,25 +242,19 @@ impl<D: Device> Session<'_, D> {
     /// Receives what has come, obeys it and answers; looks out for more as long as that has
     /// paid off lately.
     fn receive_all(&mut self) -> Option<Last> {
-        let mut left = BURST;
-        let mut idle = None;
-        while left > 0 {
+        let begin = Instant::now();
+        let mut idle = begin;
+        while begin.elapsed() < BURST {
             let deadline = Deadline::after(self.host.limits.message);
             match self.connection.recv_begun(deadline) {
                 Ok(Some(message)) => {
                     if let Some(last) = self.receive(message) {
                         return Some(last);
                     }
-                    left = left.saturating_sub(1);
-                    idle = None;
+                    idle = Instant::now();
                 }
-                Ok(None) => {
-                    let idle = idle.get_or_insert_with(Instant::now);
-                    if idle.elapsed() >= self.budget.current() {
-                        return None;
-                    }
-                    std::thread::yield_now();
-                }
+                Ok(None) if idle.elapsed() >= self.budget.current() => return None,
+                Ok(None) => std::thread::yield_now(),
                 Err(WireError::Closed) => return Some(Last::End(End::Closed)),
                 Err(error) => return Some(cut_off(error.to_string())),
             }
