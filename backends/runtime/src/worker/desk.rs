@@ -184,12 +184,15 @@ impl<Q> Desk<Q> {
     }
 
     /// Takes the worker's life again, as soon as the session does without it; `None`: it is
-    /// to end.
+    /// to end. Its life ends here then, not with whoever leaves the desk last.
     pub fn take(&self) -> Option<Box<Life<Q>>> {
         let mut place = self.lock();
         place.asleep = false;
         loop {
             if place.leave {
+                let life = place.life();
+                drop(place);
+                drop(life);
                 return None;
             }
             if !self.is_wanted()

@@ -169,3 +169,19 @@ fn a_worker_that_wakes_while_it_is_wanted_lets_go_and_goes_on() {
     }
     workers.stop(&[0], deadline()).unwrap();
 }
+
+/// What its device has not returned may keep it for ever: that is for no thread that is waited for.
+#[test]
+fn a_worker_that_nobody_waits_for_takes_its_queues_along() {
+    let device = instant(0);
+    let mut workers = Workers::new(&device, Duration::ZERO).unwrap();
+    let desk = workers.of(0).unwrap().desk.clone();
+    workers.abandon();
+    drop(workers);
+    let end = deadline();
+    while Arc::strong_count(&desk) > 1 {
+        assert!(!end.passed(), "its thread does not end");
+        std::thread::yield_now();
+    }
+    assert_eq!(Arc::strong_count(&device.0), 1, "its queue is on the desk");
+}
