@@ -17,12 +17,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Handed;
-use super::life::Life;
 use crate::event::Event;
 
-/// See the module.
-pub(super) struct Desk<Q> {
-    place: Mutex<Place<Q>>,
+/// See the module; a life is an `L`.
+pub(super) struct Desk<L> {
+    place: Mutex<Place<L>>,
     /// Of `place`, for the one who waits.
     changed: Condvar,
     /// The session waits for the worker's life.
@@ -34,8 +33,8 @@ pub(super) struct Desk<Q> {
 }
 
 /// What lies there.
-pub(super) struct Place<Q> {
-    life: Option<Box<Life<Q>>>,
+pub(super) struct Place<L> {
+    life: Option<Box<L>>,
     /// Rings that are handed back.
     stopped: Vec<Handed>,
     /// Why there is no worker.
@@ -48,9 +47,9 @@ pub(super) struct Place<Q> {
     awaited: bool,
 }
 
-impl<Q> Place<Q> {
+impl<L> Place<L> {
     /// The worker's life, if it is here: to be given back.
-    pub fn life(&mut self) -> Option<Box<Life<Q>>> {
+    pub fn life(&mut self) -> Option<Box<L>> {
         self.life.take()
     }
 
@@ -69,7 +68,7 @@ impl<Q> Place<Q> {
     }
 }
 
-impl<Q> Desk<Q> {
+impl<L> Desk<L> {
     /// An empty one.
     ///
     /// # Errors
@@ -91,12 +90,12 @@ impl<Q> Desk<Q> {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Place<Q>> {
+    fn lock(&self) -> MutexGuard<'_, Place<L>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what lies there, and tells whoever waits for it.
-    fn change<T>(&self, change: impl FnOnce(&mut Place<Q>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Place<L>) -> T) -> T {
         let mut place = self.lock();
         let value = change(&mut place);
         let awaited = std::mem::take(&mut place.awaited);
@@ -116,7 +115,7 @@ impl<Q> Desk<Q> {
     }
 
     /// Gives the worker its life again; `wake`: it is to look at once at what has changed.
-    pub fn give(&self, life: Box<Life<Q>>, wake: bool) {
+    pub fn give(&self, life: Box<L>, wake: bool) {
         self.wanted.store(false, Ordering::Relaxed);
         let asleep = self.change(|place| {
             place.life = Some(life);
@@ -131,7 +130,7 @@ impl<Q> Desk<Q> {
     pub fn wait<T>(
         &self,
         time: Duration,
-        mut find: impl FnMut(&mut Place<Q>) -> Option<T>,
+        mut find: impl FnMut(&mut Place<L>) -> Option<T>,
     ) -> Option<T> {
         let mut place = self.lock();
         if let Some(found) = find(&mut place) {
@@ -176,7 +175,7 @@ impl<Q> Desk<Q> {
 
     /// Puts the worker's life here; `asleep`: until the wake comes, or something that it
     /// waits for besides.
-    pub fn put(&self, life: Box<Life<Q>>, asleep: bool) {
+    pub fn put(&self, life: Box<L>, asleep: bool) {
         self.change(|place| {
             place.life = Some(life);
             place.asleep = asleep;
@@ -185,7 +184,7 @@ impl<Q> Desk<Q> {
 
     /// Takes the worker's life again, as soon as the session does without it; `None`: it is
     /// to end. Its life ends here then, not with whoever leaves the desk last.
-    pub fn take(&self) -> Option<Box<Life<Q>>> {
+    pub fn take(&self) -> Option<Box<L>> {
         let mut place = self.lock();
         place.asleep = false;
         loop {

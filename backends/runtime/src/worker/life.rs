@@ -55,7 +55,7 @@ pub(super) fn live<D: Device>(
     device: Arc<D>,
     queues: &[u16],
     budget: Budget,
-    desk: &Desk<D::Queue>,
+    desk: &Desk<Life<D::Queue>>,
 ) {
     // Of a list that grows by itself, most would be room that nobody needs.
     let mut seats = Vec::with_capacity(queues.len());
@@ -89,7 +89,7 @@ fn seat<D: Device>(device: &D, index: u16) -> io::Result<Seat<D::Queue>> {
     })
 }
 
-fn run<Q: Queue>(mut life: Box<Life<Q>>, desk: &Desk<Q>) {
+fn run<Q: Queue>(mut life: Box<Life<Q>>, desk: &Desk<Life<Q>>) {
     let mut watch = Watch::new(desk.wake());
     loop {
         let pause = life.work(desk, &mut watch);
@@ -112,7 +112,7 @@ fn run<Q: Queue>(mut life: Box<Life<Q>>, desk: &Desk<Q>) {
 // What the worker does with it.
 impl<Q: Queue> Life<Q> {
     /// Serves the rings until there is nothing to do, or the session wants them.
-    fn work(&mut self, desk: &Desk<Q>, watch: &mut Watch) -> Pause {
+    fn work(&mut self, desk: &Desk<Life<Q>>, watch: &mut Watch) -> Pause {
         loop {
             let mut turns = self.turns(desk);
             turns.services.iter_mut().for_each(Service::disarm);
@@ -124,7 +124,7 @@ impl<Q: Queue> Life<Q> {
         }
     }
 
-    fn turns<'a>(&'a mut self, desk: &'a Desk<Q>) -> Turns<'a, Q> {
+    fn turns<'a>(&'a mut self, desk: &'a Desk<Life<Q>>) -> Turns<'a, Q> {
         let mut services = Vec::with_capacity(self.seats.len());
         let seats = self.seats.iter_mut().enumerate();
         services.extend(seats.filter_map(|(place, seat)| {
@@ -154,7 +154,7 @@ impl<Q: Queue> Life<Q> {
 
     /// Hands drained rings back. Nothing of the guest's memory is held for them any
     /// more by the time that anybody knows.
-    fn hand_back(&mut self, desk: &Desk<Q>) {
+    fn hand_back(&mut self, desk: &Desk<Life<Q>>) {
         let mut drained = Vec::new();
         for seat in &mut self.seats {
             if seat.served.as_ref().is_some_and(Served::is_drained) {
@@ -271,7 +271,7 @@ impl<Q: Queue> Seat<Q> {
 /// Rings that are served in turn.
 struct Turns<'a, Q> {
     services: Vec<Service<'a, Q>>,
-    desk: &'a Desk<Q>,
+    desk: &'a Desk<Life<Q>>,
     budget: Budget,
 }
 

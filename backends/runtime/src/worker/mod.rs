@@ -58,7 +58,7 @@ pub struct Workers<Q> {
 }
 
 struct Worker<Q> {
-    desk: Arc<Desk<Q>>,
+    desk: Arc<Desk<Life<Q>>>,
     /// `None` when it is not waited for at its end.
     thread: Option<JoinHandle<()>>,
     name: String,
@@ -161,7 +161,7 @@ impl<Q: Queue> Workers<Q> {
             }
         }
         for index in draining {
-            let drained = |place: &mut Place<Q>| place.stopped(index);
+            let drained = |place: &mut Place<Life<Q>>| place.stopped(index);
             stopped.push(self.of(index)?.wait(&wait, drained)?);
         }
         for index in queues {
@@ -258,7 +258,7 @@ impl<Q: Queue> Worker<Q> {
     fn wait<T>(
         &self,
         wait: &Wait,
-        mut find: impl FnMut(&mut Place<Q>) -> Option<T>,
+        mut find: impl FnMut(&mut Place<Life<Q>>) -> Option<T>,
     ) -> Result<T, Stuck> {
         let (name, awaited) = (&self.name, wait.awaited);
         loop {
