@@ -11,6 +11,7 @@
 //! peer. The process that was started is the one that serves: a signal reaches it, its
 //! status is its own, and when it has ended, nothing serves any more, however it ended.
 
+use std::io::{self, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
@@ -52,7 +53,11 @@ pub enum Half {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Outside(Line);
+pub struct Outside {
+    line: Line,
+    /// Hangs up when it has nothing of the other half's any more.
+    parted: PipeWriter,
+}
 
 /// The half outside, as the other one has it: dropped, it is ended and waited for.
 #[derive(Debug)]
@@ -78,14 +83,19 @@ impl Behind {
         let mut line = line.context("cannot make a line between this program and itself")?;
         let theirs = line.begin(Kept::Nothing).context("cannot begin a line")?;
         let serving = getpid();
+        let (mut has_parted, parted) = io::pipe().context("pipe(2)")?;
         let halves = kernel::divide().context(
             "cannot make a second process; of EAGAIN, see how many there may be (ulimit -u, TasksMax=)",
         )?;
         match halves {
             ForkResult::Parent { child } => {
+                drop(parted);
                 let child = process::Pid::from_raw(child.as_raw()).context("no process")?;
                 let child = pidfd_open(child, PidfdFlags::empty()).context("pidfd_open")?;
-                Ok(Half::Serving(theirs, Child(child)))
+                let child = Child(child);
+                // Should this process be killed from now on, nobody else has its socket.
+                let _ = has_parted.read_to_end(&mut Vec::new());
+                Ok(Half::Serving(theirs, child))
             }
             ForkResult::Child => {
                 // However that ends.
@@ -93,7 +103,7 @@ impl Behind {
                 if getppid() != serving {
                     bail!("the process that serves has ended");
                 }
-                Ok(Half::Outside(Outside(line)))
+                Ok(Half::Outside(Outside { line, parted }))
             }
         }
     }
@@ -103,14 +113,17 @@ impl Outside {
     /// Does its part until the serving half closes the line. Everything else in this
     /// process that has descriptors has been dropped; signals that end a program stay
     /// blocked, since they are for the other half.
-    pub fn attend(mut self) -> ExitCode {
-        let own = self.0.descriptors();
+    pub fn attend(self) -> ExitCode {
+        let Self { mut line, parted } = self;
+        let own = line.descriptors();
         let mut own: Vec<RawFd> = own.iter().map(AsRawFd::as_raw_fd).collect();
+        own.push(parted.as_raw_fd());
         if let Err(errno) = kernel::close_all_but(&mut own) {
             log::debug!("descriptors that were inherited stay open in two processes: {errno}");
         }
+        drop(parted);
         loop {
-            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -118,7 +131,7 @@ impl Outside {
                     return ExitCode::FAILURE;
                 }
             }
-            for heard in self.0.attend() {
+            for heard in line.attend() {
                 match heard {
                     Heard::HungUp => return ExitCode::SUCCESS,
                     Heard::Nonsense(why) => {
