@@ -1,12 +1,11 @@
 //! The serial console: a 16550 between the guest and two descriptors.
 //!
 //! What the guest sends is written on the vCPU's own thread, outside the lock
-//! of the registers, so that a terminal that takes nothing stops neither the
-//! other vCPUs' registers nor the escape. What it receives is read by a thread
-//! of its own.
+//! of the registers, so that a terminal that takes nothing does not stop the
+//! other vCPUs' registers. What it receives is read by a thread of its own.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EfdFlags;
 use outboard_log::Rarely;
-use outboard_protocol::launch::Ending;
 use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -32,9 +30,6 @@ pub(crate) struct Console {
     deaf: AtomicBool,
     end: Arc<End>,
 }
-
-/// Ctrl-A, with which an escape begins.
-const ESCAPE: u8 = 1;
 
 impl Console {
     /// A port that sends to `output`.
@@ -104,20 +99,15 @@ impl Console {
         }
     }
 
-    /// Passes on what is typed until the run or the input ends.
+    /// Passes on what is typed until the run or the input ends. Escapes are the
+    /// supervisor's, which reads a terminal itself.
     pub(crate) fn listen(&self, mut input: File) {
-        let mut typed = Typed::new(input.is_terminal());
+        let mut typed = [0; 64];
         while self.end.get().is_none() {
-            let waiting = match wait(&self.end, input.as_fd(), PollFlags::POLLIN) {
-                Ok(()) => input.read(&mut typed.buffer),
-                Err(error) => Err(error),
-            };
-            match waiting {
+            let waiting = wait(&self.end, input.as_fd(), PollFlags::POLLIN);
+            match waiting.and_then(|()| input.read(&mut typed)) {
                 Ok(0) => return,
-                Ok(count) => match typed.take(count) {
-                    Some(bytes) => self.receive(bytes),
-                    None => self.end.set(Ending::Stopped),
-                },
+                Ok(count) => self.receive(typed.get(..count).unwrap_or_default()),
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -130,15 +120,13 @@ impl Console {
     }
 
     /// Hands bytes to the guest as it makes room for them.
-    fn receive(&self, mut bytes: Vec<u8>) {
+    fn receive(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.end.get().is_none() {
-            let taken = self.registers().enqueue_raw_bytes(&bytes);
+            let taken = self.registers().enqueue_raw_bytes(bytes);
             match taken {
                 // In loop-back mode the line is cut.
                 Ok(0) => return,
-                Ok(count) => {
-                    bytes.drain(..count.min(bytes.len()));
-                }
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(vm_superio::serial::Error::FullFifo) => {
                     let _ = wait(&self.end, self.room.0.as_fd(), PollFlags::POLLIN);
                     let _ = self.room.0.read();
@@ -181,43 +169,6 @@ fn wait(end: &End, fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
         Ok(_) => Ok(()),
         Err(Errno::EINTR) => Err(io::ErrorKind::Interrupted.into()),
         Err(errno) => Err(errno.into()),
-    }
-}
-
-/// What was typed, less the escapes.
-struct Typed {
-    buffer: [u8; 64],
-    interactive: bool,
-    escaped: bool,
-}
-
-impl Typed {
-    fn new(interactive: bool) -> Self {
-        Self {
-            buffer: [0; 64],
-            interactive,
-            escaped: false,
-        }
-    }
-
-    /// The first `count` bytes of the buffer as the guest is to see them;
-    /// `None` when the machine is to end (Ctrl-A x).
-    fn take(&mut self, count: usize) -> Option<Vec<u8>> {
-        let typed = self.buffer.into_iter().take(count);
-        if !self.interactive {
-            return Some(typed.collect());
-        }
-        let mut bytes = Vec::with_capacity(count);
-        for byte in typed {
-            match (std::mem::take(&mut self.escaped), byte) {
-                (false, ESCAPE) => self.escaped = true,
-                (true, b'x' | b'X') => return None,
-                (true, ESCAPE) | (false, _) => bytes.push(byte),
-                // Not an escape: the guest gets both.
-                (true, _) => bytes.extend([ESCAPE, byte]),
-            }
-        }
-        Some(bytes)
     }
 }
 
@@ -266,31 +217,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::thread;
 
+    use outboard_protocol::launch::Ending;
+
     use super::*;
     use crate::machine::threads::Threads;
-
-    fn typed(interactive: bool, pieces: &[&[u8]]) -> Option<Vec<u8>> {
-        let mut typed = Typed::new(interactive);
-        let mut all = Vec::new();
-        for piece in pieces {
-            typed.buffer[..piece.len()].copy_from_slice(piece);
-            all.extend(typed.take(piece.len())?);
-        }
-        Some(all)
-    }
-
-    #[test]
-    fn an_escape_ends_the_machine_even_when_it_comes_in_two_pieces() {
-        assert_eq!(typed(true, &[b"a\x01x"]), None);
-        assert_eq!(typed(true, &[b"a\x01", b"x"]), None);
-        assert_eq!(typed(true, &[b"a\x01\x01x"]), Some(b"a\x01x".to_vec()));
-        assert_eq!(typed(true, &[b"\x01", b"b"]), Some(b"\x01b".to_vec()));
-    }
-
-    #[test]
-    fn what_does_not_come_from_a_terminal_has_no_escapes() {
-        assert_eq!(typed(false, &[b"\x01x"]), Some(b"\x01x".to_vec()));
-    }
 
     fn port() -> (Arc<Console>, UnixStream, Arc<End>) {
         let end = Arc::new(End::new().unwrap());
