@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use outboard_runtime::chain::Chain;
 use outboard_runtime::device::{Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::GuestBuffers;
@@ -189,16 +189,14 @@ impl BlkQueue {
     /// Notes and says that the engine has failed; the driver sees its ring stand
     /// still.
     fn note(&mut self, result: io::Result<()>) -> io::Result<()> {
-        // A guest can start its queues as often as it likes.
-        static FAILED: Rarely = Rarely::new();
         if let Err(error) = &result {
             self.engine_failed = true;
-            if let Some(times) = FAILED.again() {
-                log::error!(
-                    "a queue of the disk is not served any more until its driver resets it, its \
-                     engine failed: {error}{times}"
-                );
-            }
+            // A guest can start its queues as often as it likes.
+            rarely!(
+                error,
+                "a queue of the disk is not served any more until its driver resets it, its \
+                 engine failed: {error}"
+            );
         }
         result
     }
@@ -289,10 +287,7 @@ impl Queue for BlkQueue {
         if let Err(error) = self.engine.drain(&mut completions) {
             self.engine_failed = true;
             // A guest can stop its queues as often as it likes.
-            static UNDRAINED: Rarely = Rarely::new();
-            if let Some(times) = UNDRAINED.again() {
-                log::error!("cannot drain a queue of the disk: {error}{times}");
-            }
+            rarely!(error, "cannot drain a queue of the disk: {error}");
         }
         for Completion { id, job, result } in completions {
             if let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
-use outboard_log::Rarely;
+use outboard_log::{Rarely, rarely};
 use outboard_protocol::devices::NetConfig;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch;
@@ -133,10 +133,7 @@ impl Card {
             }
             Err(errno) => {
                 // One that the driver may command again and again.
-                static REFUSED: Rarely = Rarely::new();
-                if let Some(times) = REFUSED.again() {
-                    log::debug!("the tap refuses a setting: {errno}{times}");
-                }
+                rarely!(debug, "the tap refuses a setting: {errno}");
                 false
             }
         }

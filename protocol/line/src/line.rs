@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{Shutdown, shutdown};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::discard;
 use outboard_protocol::kept::Kept;
@@ -224,10 +224,7 @@ impl Line {
             None => Link::Up,
             Some(Ok(link)) => link,
             Some(Err(error)) => {
-                static UNASKED: Rarely = Rarely::new();
-                if let Some(times) = UNASKED.again() {
-                    log::warn!("cannot ask for the state of an interface: {error}{times}");
-                }
+                rarely!(warn, "cannot ask for the state of an interface: {error}");
                 Link::Up
             }
         }
@@ -242,10 +239,7 @@ impl Line {
             Ok(None) => {}
             Ok(Some(socket)) => open.unsent.peer = Some(socket.into()),
             Err(error) => {
-                static REFUSED: Rarely = Rarely::new();
-                if let Some(times) = REFUSED.again() {
-                    log::warn!("cannot accept a peer: {error}{times}");
-                }
+                rarely!(warn, "cannot accept a peer: {error}");
             }
         }
     }

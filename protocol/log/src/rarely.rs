@@ -6,14 +6,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts one kind of event and picks those that are said. It lives as long
-/// as the kind of event can happen, mostly as a `static` beside its line:
-///
-/// ```text
-/// static CUT_OFF: Rarely = Rarely::new();
-/// if let Some(times) = CUT_OFF.again() {
-///     log::warn!("cut a front-end off: it sent nonsense{times}");
-/// }
-/// ```
+/// as the kind of event can happen; for as long as the process does, [`rarely!`]
+/// has one.
 #[derive(Debug, Default)]
 pub struct Rarely(AtomicU64);
 
@@ -28,6 +22,22 @@ impl Rarely {
         let times = self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         times.is_power_of_two().then_some(Times(times))
     }
+}
+
+/// Logs a line, and with it how often it was to be logged: each such place counts by
+/// itself.
+///
+/// ```text
+/// rarely!(warn, "cut a front-end off: it sent nonsense");
+/// ```
+#[macro_export]
+macro_rules! rarely {
+    ($level:ident, $($text:tt)+) => {{
+        static HAPPENED: $crate::Rarely = $crate::Rarely::new();
+        if let Some(times) = HAPPENED.again() {
+            log::$level!("{}{times}", format_args!($($text)+));
+        }
+    }};
 }
 
 /// How often something has happened: the end of its line, empty for the first

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EfdFlags;
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -84,12 +84,10 @@ impl Console {
                 }
                 // There may be room again.
                 Err(error) => {
-                    static LOST: Rarely = Rarely::new();
-                    if let Some(times) = LOST.again() {
-                        log::warn!(
-                            "the console cannot be written, a piece is lost: {error}{times}"
-                        );
-                    }
+                    rarely!(
+                        warn,
+                        "the console cannot be written, a piece is lost: {error}"
+                    );
                     return;
                 }
             }

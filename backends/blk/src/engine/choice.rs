@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use outboard_log::Rarely;
+use outboard_log::rarely;
 
 use super::Engine;
 use super::threads::Threads;
@@ -66,10 +66,7 @@ impl Choice {
             match Uring::new(file.clone(), depth) {
                 Ok(engine) => return Ok(Box::new(engine)),
                 Err(error) if self == Self::Auto => {
-                    static NO_RING: Rarely = Rarely::new();
-                    if let Some(times) = NO_RING.again() {
-                        log::warn!("no io_uring for a queue ({error}): it has threads{times}");
-                    }
+                    rarely!(warn, "no io_uring for a queue ({error}): it has threads");
                 }
                 Err(error) => return Err(error),
             }

@@ -19,7 +19,7 @@ use std::thread::{Builder, JoinHandle};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 
 use super::uring::MORE_TASKS;
 use super::{Completion, Engine, Job, perform};
@@ -95,17 +95,14 @@ impl Threads {
 /// Says that there are fewer threads than wanted.
 fn tell_few(there: u16, wanted: u16, error: &io::Error) {
     // A guest can start its queues as often as it likes.
-    static FEW: Rarely = Rarely::new();
-    if let Some(times) = FEW.again() {
-        let how = match there {
-            0 => "the queue does its I/O itself, one job at a time",
-            _ => "it is slower for it",
-        };
-        log::warn!(
-            "{there} of {wanted} threads for a queue of the disk ({error}): {how}; \
-             {MORE_TASKS}{times}"
-        );
-    }
+    let how = match there {
+        0 => "the queue does its I/O itself, one job at a time",
+        _ => "it is slower for it",
+    };
+    rarely!(
+        warn,
+        "{there} of {wanted} threads for a queue of the disk ({error}): {how}; {MORE_TASKS}"
+    );
 }
 
 impl Pool {

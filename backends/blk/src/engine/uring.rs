@@ -19,7 +19,7 @@ use std::sync::Arc;
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 
 pub(super) use self::probe::MORE_TASKS;
 pub use self::probe::Unusable;
@@ -127,14 +127,11 @@ impl Uring {
     /// What came of a job.
     fn outcome(&mut self, job: &mut Job, result: i32) -> io::Result<u64> {
         if result == -libc::ECANCELED {
-            static CANCELLED: Rarely = Rarely::new();
-            if let Some(times) = CANCELLED.again() {
-                log::warn!(
-                    "the kernel has no thread for a job of io_uring: the queue does it itself, \
-                     one at a time; {}{times}",
-                    MORE_TASKS
-                );
-            }
+            rarely!(
+                warn,
+                "the kernel has no thread for a job of io_uring: the queue does it itself, \
+                     one at a time; {MORE_TASKS}"
+            );
             self.no_threads = true;
             return perform(&self.file, job);
         }
@@ -255,12 +252,10 @@ impl Drop for Uring {
         let mut done = Vec::new();
         if let Err(error) = self.drain(&mut done) {
             // A guest can stop its queues as often as it likes.
-            static LOST: Rarely = Rarely::new();
-            if let Some(times) = LOST.again() {
-                log::error!(
-                    "cannot drain a disk's io_uring, its memory is given up: {error}{times}"
-                );
-            }
+            rarely!(
+                error,
+                "cannot drain a disk's io_uring, its memory is given up: {error}"
+            );
             std::mem::forget(std::mem::take(&mut self.jobs));
         }
     }

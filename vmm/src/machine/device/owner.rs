@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Error, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outboard_log::Rarely;
+use outboard_log::{Rarely, rarely};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
 
@@ -112,10 +112,7 @@ impl Owner {
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => {
-                static FAILED: Rarely = Rarely::new();
-                if let Some(times) = FAILED.again() {
-                    log::error!("{}: poll failed: {errno}{times}", self.seat.spec.id);
-                }
+                rarely!(error, "{}: poll failed: {errno}", self.seat.spec.id);
                 std::thread::sleep(PAUSE);
             }
         }

@@ -10,7 +10,7 @@
 use std::os::fd::BorrowedFd;
 
 use anyhow::{Context, Result, bail};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
 
 use super::backend::Backend;
@@ -312,10 +312,10 @@ fn wait_drained<P>(
             format!("the back-end stopped queue {queue} and did not finish its requests in time");
         bail!(because(Cause::Silent, text));
     }
-    static KEPT: Rarely = Rarely::new();
-    if let Some(times) = KEPT.again() {
-        let id = &spec.id;
-        log::warn!("{id}: its back-end stopped queue {queue} and kept what it had taken{times}");
-    }
+    let id = &spec.id;
+    rarely!(
+        warn,
+        "{id}: its back-end stopped queue {queue} and kept what it had taken"
+    );
     Ok(())
 }

@@ -21,7 +21,7 @@ use kvm_bindings::{
     kvm_ioeventfd_flag_nr_pio,
 };
 use kvm_ioctls::VmFd;
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
@@ -130,10 +130,7 @@ impl Drop for Registration {
         let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
         if let Err(error) = set(&self.vm, self.address, self.width, &self.kick, deassign) {
             // Only if KVM has lost it: all that was registered is repeated.
-            static LOST: Rarely = Rarely::new();
-            if let Some(times) = LOST.again() {
-                log::error!("releasing the doorbell at {}: {error}{times}", self.address);
-            }
+            rarely!(error, "releasing the doorbell at {}: {error}", self.address);
         }
     }
 }

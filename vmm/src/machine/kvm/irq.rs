@@ -17,7 +17,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::layout;
@@ -197,10 +197,7 @@ impl Drop for Irqfd {
     fn drop(&mut self) {
         if let Err(error) = self.vm.unregister_irqfd(&self.event, self.gsi) {
             // A guest masks and unmasks as often as it likes.
-            static LOST: Rarely = Rarely::new();
-            if let Some(times) = LOST.again() {
-                log::error!("unbinding an eventfd from GSI {}: {error}{times}", self.gsi);
-            }
+            rarely!(error, "unbinding an eventfd from GSI {}: {error}", self.gsi);
         }
     }
 }

@@ -14,7 +14,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::msix;
@@ -82,10 +82,7 @@ impl Line {
         };
         if let Err(error) = route.set(message) {
             // A message that the guest made up: as undeliverable as masked.
-            static UNROUTED: Rarely = Rarely::new();
-            if let Some(times) = UNROUTED.again() {
-                log::debug!("{}: vector {}: {error:#}{times}", self.id, self.vector);
-            }
+            rarely!(debug, "{}: vector {}: {error:#}", self.id, self.vector);
             self.bound = None;
             return;
         }
@@ -98,10 +95,7 @@ impl Line {
             // A guest can cause it again and again, so it is rate-limited: logged
             // at powers of two.
             Err(error) => {
-                static UNBOUND: Rarely = Rarely::new();
-                if let Some(times) = UNBOUND.again() {
-                    log::error!("{}: vector {}: {error:#}{times}", self.id, self.vector);
-                }
+                rarely!(error, "{}: vector {}: {error:#}", self.id, self.vector);
             }
         }
     }

@@ -10,7 +10,7 @@
 //! flush, and goes by FLUSH.
 
 use anyhow::{Context, Result};
-use outboard_log::Rarely;
+use outboard_log::rarely;
 use outboard_protocol::devices::{BLK, BlkConfig};
 use outboard_protocol::launch::{self, Whose};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO};
@@ -66,14 +66,12 @@ pub(crate) fn settle_cache(
     }
     let len = spec.kind.config_len as usize;
     let cache = set_cache(session, writeback && flushes, len)?;
-    static UNKNOWN: Rarely = Rarely::new();
-    if cache == Cache::Unknown
-        && let Some(times) = UNKNOWN.again()
-    {
+    if cache == Cache::Unknown {
         let id = &spec.id;
-        log::warn!(
+        rarely!(
+            warn,
             "{id}: its back-end does not let its write cache be set: the guest takes it for on if \
-             it can be flushed{times}"
+             it can be flushed"
         );
     }
     Ok(cache)
