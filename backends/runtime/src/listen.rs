@@ -1,19 +1,16 @@
 //! Where a back-end's front-ends come from: a connected socket, or one that
 //! listens.
 
-use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use nix::unistd::{Pid, getpid};
-use outboard_line::connect_now;
+use outboard_line::bound::{self, SocketFile};
 use outboard_log::Rarely;
 use outboard_protocol::descriptors;
 
@@ -51,67 +48,8 @@ impl Source {
     /// When somebody serves it, when something else is there, and those of
     /// bind(2).
     pub fn at(path: &Path) -> anyhow::Result<Self> {
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                clear_stale(path)?;
-                UnixListener::bind(path)
-            }
-            result => result,
-        };
-        let listener = listener.with_context(|| format!("cannot listen at {}", path.display()))?;
-        let own = fs::symlink_metadata(path)
-            .with_context(|| format!("cannot look at {} after binding it", path.display()))?;
-        let file = SocketFile {
-            path: path.to_owned(),
-            identity: identity(&own),
-            owner: getpid(),
-        };
+        let (listener, file) = bound::listen_at(path)?;
         Ok(Self::Listening(Listening::new(listener, Some(file))?))
-    }
-}
-
-/// Removes the socket of a process that has gone.
-fn clear_stale(path: &Path) -> anyhow::Result<()> {
-    let shown = path.display();
-    let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {shown}"))?;
-    if !found.file_type().is_socket() {
-        bail!(
-            "cannot listen at {shown}: it is there and is not a socket; remove it or name another path"
-        );
-    }
-    match connect_now(path) {
-        Err(Errno::ECONNREFUSED) => {}
-        Err(errno) if errno != Errno::EAGAIN => {
-            return Err(errno).with_context(|| format!("cannot tell whether {shown} is served"));
-        }
-        // Whoever does not accept is there, too.
-        _ => bail!(
-            "cannot listen at {shown}: another process serves it; end that one or name another path"
-        ),
-    }
-    fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))
-}
-
-/// A socket's file, removed at the end if it is still ours. In a copy of the process
-/// that bound it, nothing is.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-    owner: Pid,
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
-        if ours && getpid() == self.owner {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -219,7 +157,10 @@ pub fn say_that_it_passes(error: io::Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::net::UnixDatagram;
+
+    use outboard_line::connect_now;
 
     use super::*;
     use crate::event::Event;

@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, getpid, getppid};
+use outboard_line::bound::SocketFile;
 use outboard_line::rendezvous::Way;
 use outboard_line::{Heard, Line};
 use outboard_protocol::kept::Kept;
@@ -29,7 +30,6 @@ use rustix::process::{
 };
 
 use crate::kernel;
-use crate::listen::SocketFile;
 
 /// What is behind a device that its supervisor has to do with.
 #[derive(Debug, Default)]

@@ -1,6 +1,7 @@
 //! The supervisor's end of the line to a back-end, and what is done there for it: a
 //! back-end in a sandbox connects to no path and asks for the state of no interface.
 //!
+//! - [`bound`]: a socket that listens at a path, for a peer or a front-end;
 //! - [`Line`]: one device's line, to one back-end after another;
 //! - [`rendezvous`]: how the peer of a card comes, and comes again;
 //! - [`watch`]: what the host does to the interface behind a card.
@@ -14,6 +15,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod bound;
 mod door;
 mod line;
 pub mod rendezvous;

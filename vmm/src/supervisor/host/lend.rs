@@ -3,16 +3,17 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use outboard_line::Line;
+use outboard_line::bound::{self, SocketFile};
 use outboard_line::rendezvous::Way;
 use outboard_protocol::launch::{self, Whose};
 
 use super::connect::Whom;
 use super::image::Images;
-use super::listener::Listener;
 use super::program::Program;
 use super::tap::TapQueues;
 use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
@@ -58,7 +59,12 @@ pub(crate) enum Lent {
     /// The queues of a tap.
     Tap(TapQueues),
     /// A socket at which its peer connects.
-    Listening(Listener),
+    Listening {
+        /// The socket.
+        socket: UnixListener,
+        /// Its file, which goes with it.
+        _file: SocketFile,
+    },
     /// A socket connected to the peer that listens at a path: a new one, since
     /// a predecessor may have read part of a frame.
     Peer {
@@ -105,7 +111,7 @@ impl Lent {
         match self {
             Self::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
             Self::Tap(tap) => tap.copies(),
-            Self::Listening(listener) => Ok(vec![listener.copy()?.into()]),
+            Self::Listening { socket, .. } => Ok(vec![socket.try_clone()?.into()]),
             Self::Peer { .. } => Ok(peer.into_iter().collect()),
         }
     }
@@ -118,8 +124,8 @@ impl Lent {
         match self {
             Self::Fds(_) => Line::new(None, None),
             Self::Tap(tap) => Line::new(None, Some(tap.name())),
-            Self::Listening(listener) => {
-                Line::new(Some(Way::Listening(listener.copy()?.into())), None)
+            Self::Listening { socket, .. } => {
+                Line::new(Some(Way::Listening(socket.try_clone()?.into())), None)
             }
             Self::Peer { path, .. } => Line::new(Some(Way::Connecting(path.clone())), None),
         }
@@ -172,6 +178,9 @@ fn lent(lend: Lend, id: &str, images: &mut Images) -> Result<Lent> {
         Lend::Image { path, usage } => Lent::Fds(vec![images.open(id, &path, usage)?.into()]),
         Lend::Tap { name, pairs } => Lent::Tap(TapQueues::open(&name, pairs)?),
         Lend::Connect { path, wait } => Lent::Peer { path, wait },
-        Lend::Listen { path } => Lent::Listening(Listener::bind(&path)?),
+        Lend::Listen { path } => {
+            let (socket, _file) = bound::listen_at(&path)?;
+            Lent::Listening { socket, _file }
+        }
     })
 }

@@ -6,7 +6,6 @@ pub(crate) mod image;
 pub(crate) mod kernel;
 pub(crate) mod kvm;
 pub(crate) mod lend;
-pub(crate) mod listener;
 pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod program;
