@@ -29,24 +29,19 @@ pub(crate) fn run(mut vcpu: Vcpu, world: &World) {
     let _kickable = vcpu.kickable();
     while world.end.get().is_none() {
         match vcpu.run(&world.ram) {
-            Exit::Read {
+            Exit::Access {
                 space,
                 address,
                 size,
                 data,
+                is_write,
             } => {
+                let bus = world.bus(space);
                 for piece in data.chunks_mut(size) {
-                    world.bus(space).read(address, piece);
-                }
-            }
-            Exit::Write {
-                space,
-                address,
-                size,
-                data,
-            } => {
-                for piece in data.chunks(size) {
-                    world.bus(space).write(address, piece);
+                    match is_write {
+                        true => bus.write(address, piece),
+                        false => bus.read(address, piece),
+                    }
                 }
             }
             Exit::Interrupted => {}

@@ -36,28 +36,19 @@ pub(crate) enum Space {
 
 /// What a vCPU left KVM for.
 pub(crate) enum Exit<'a> {
-    /// The guest reads: `data` is to be filled before the next run, in pieces
-    /// of `size` bytes that all come from `address`.
-    Read {
+    /// The guest reads or writes, in pieces of `size` bytes that are all at `address`.
+    Access {
         /// Where.
         space: Space,
         /// Guest-physical address, or port.
         address: u64,
         /// Bytes in one access: 1 to 8.
         size: usize,
-        /// One access, or several of a string instruction.
+        /// One access, or several of a string instruction: what the guest writes, or what
+        /// is to be filled before the next run.
         data: &'a mut [u8],
-    },
-    /// The guest writes; as above.
-    Write {
-        /// Where.
-        space: Space,
-        /// Guest-physical address, or port.
-        address: u64,
-        /// Bytes in one access: 1 to 8.
-        size: usize,
-        /// One access, or several of a string instruction.
-        data: &'a [u8],
+        /// Whether it writes.
+        is_write: bool,
     },
     /// A kick, or a signal that was not one.
     Interrupted,
@@ -151,21 +142,12 @@ impl Vcpu {
         // the borrow of `self`.
         let data =
             unsafe { std::slice::from_raw_parts_mut(start.add(io.data_offset as usize), length) };
-        let (space, address) = (Space::Port, u64::from(io.port));
-        if u32::from(io.direction) == KVM_EXIT_IO_OUT {
-            Exit::Write {
-                space,
-                address,
-                size,
-                data,
-            }
-        } else {
-            Exit::Read {
-                space,
-                address,
-                size,
-                data,
-            }
+        Exit::Access {
+            space: Space::Port,
+            address: io.port.into(),
+            size,
+            data,
+            is_write: u32::from(io.direction) == KVM_EXIT_IO_OUT,
         }
     }
 
@@ -173,23 +155,14 @@ impl Vcpu {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_MMIO, so this is the member in use.
         let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
-        let (space, address) = (Space::Memory, mmio.phys_addr);
         let size = (mmio.len as usize).min(mmio.data.len());
         let data = mmio.data.get_mut(..size).unwrap_or_default();
-        if mmio.is_write != 0 {
-            Exit::Write {
-                space,
-                address,
-                size,
-                data,
-            }
-        } else {
-            Exit::Read {
-                space,
-                address,
-                size,
-                data,
-            }
+        Exit::Access {
+            space: Space::Memory,
+            address: mmio.phys_addr,
+            size,
+            data,
+            is_write: mmio.is_write != 0,
         }
     }
 
