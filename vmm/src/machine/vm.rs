@@ -21,7 +21,7 @@ use super::ending::{AcpiPorts, End, KeyboardController};
 use super::kvm::cpuid::Cpuid;
 use super::kvm::irq::Routes;
 use super::kvm::registers::Entry;
-use super::kvm::vcpu::{self as kvm_vcpu, Vcpu};
+use super::kvm::vcpu::Vcpu;
 use super::kvm::{self};
 use super::memory::{Backing, Ram};
 use super::pci;
@@ -162,7 +162,7 @@ fn vcpus(kvm: &Kvm, vm: &Arc<VmFd>, count: u8, entry: &Entry) -> Result<Vec<Vcpu
 }
 
 fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
-    let limit = kvm_vcpu::limit(kvm);
+    let limit = kvm.get_max_vcpus();
     if usize::from(cpus) > limit {
         bail!("{cpus} vCPUs: this KVM allows {limit}; ask for fewer --cpus");
     }

@@ -10,7 +10,7 @@ use std::ptr;
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_run};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use outboard_protocol::launch::Ending;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -216,9 +216,4 @@ pub(crate) fn install_kick_handler() -> Result<()> {
         }
     }
     register_signal_handler(kick_signal(), on_kick).context("installing the handler of kicks")
-}
-
-/// The most vCPUs that `kvm` allows in a machine.
-pub(crate) fn limit(kvm: &Kvm) -> usize {
-    kvm.get_max_vcpus()
 }

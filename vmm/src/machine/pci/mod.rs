@@ -40,12 +40,6 @@ pub(crate) struct Host {
     slots: Slots,
 }
 
-impl Default for Host {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Host {
     /// A bus with nothing but its bridge.
     pub(crate) fn new() -> Self {

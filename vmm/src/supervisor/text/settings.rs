@@ -106,7 +106,7 @@ pub struct Settings {
     pub(crate) console: Option<Console>,
 
     /// What a guest's reset does: end the run or start the guest again [default: exit]
-    #[arg(long, value_name = "exit|restart")]
+    #[arg(long, value_name = "exit|restart", value_parser = options::word::<OnReset>)]
     pub(crate) on_reset: Option<OnReset>,
 }
 
@@ -254,14 +254,6 @@ pub(crate) enum OnReset {
     Exit,
     /// The guest is started again, on the same disks.
     Restart,
-}
-
-impl std::str::FromStr for OnReset {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        options::word(text)
-    }
 }
 
 #[cfg(test)]

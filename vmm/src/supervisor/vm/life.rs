@@ -45,7 +45,7 @@ impl Life {
     /// reset starts it again.
     pub(crate) fn new(devices: Vec<Device>, restarts: bool) -> Self {
         Self {
-            machine: Machine::new(),
+            machine: Machine::default(),
             devices,
             end: End::new(restarts),
             steps: VecDeque::new(),

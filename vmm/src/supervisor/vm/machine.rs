@@ -64,9 +64,10 @@ pub(crate) enum Outcome {
 }
 
 /// Where the machine process is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum State {
     /// There is none.
+    #[default]
     Off,
     /// It is being built, or devices are being attached.
     Starting {
@@ -92,8 +93,8 @@ pub(crate) enum State {
     },
 }
 
-/// The machine process.
-#[derive(Debug)]
+/// The machine process; by default there is none yet.
+#[derive(Debug, Default)]
 pub(crate) struct Machine {
     state: State,
     /// Whether the guest was ever run by this process.
@@ -101,14 +102,6 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// There is none yet.
-    pub(crate) fn new() -> Self {
-        Self {
-            state: State::Off,
-            ran: false,
-        }
-    }
-
     /// Where it is.
     pub(crate) fn state(&self) -> &State {
         &self.state
@@ -138,7 +131,7 @@ impl Machine {
     /// Takes an event; returns what becomes of it.
     pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
-        let state = std::mem::replace(&mut self.state, State::Off);
+        let state = std::mem::take(&mut self.state);
         match event {
             Event::Go => self.ran = false,
             Event::GuestRuns => self.ran = true,
@@ -152,12 +145,6 @@ impl Machine {
             State::Killed { until } => killed(until, event, now, &mut out),
         };
         out
-    }
-}
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -485,7 +485,7 @@ proptest! {
     #[test]
     fn a_machine_is_started_once_at_a_time_and_has_a_way_off(walk in throws()) {
         let mut now = Instant::now();
-        let mut machine = Machine::new();
+        let mut machine = Machine::default();
         let mut lives = false;
         for mut dice in walk.into_iter().map(Dice) {
             let event = machine_event(&mut dice);
