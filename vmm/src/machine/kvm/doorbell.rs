@@ -53,24 +53,9 @@ impl fmt::Display for Address {
     }
 }
 
-/// How many bytes a write may have to ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Width {
-    /// Any number: the wildcard, which KVM's fast path for memory needs.
-    Any,
-    Two,
-    Four,
-}
-
-impl Width {
-    fn bytes(self) -> u32 {
-        match self {
-            Self::Any => 0,
-            Self::Two => 2,
-            Self::Four => 4,
-        }
-    }
-}
+/// The width of a write that rings, in bytes: any, the wildcard, which KVM's fast path
+/// for memory needs.
+const ANY: u32 = 0;
 
 /// A registered doorbell. Dropping it releases it; a kick in flight then is
 /// either signalled or exits to us.
@@ -88,11 +73,7 @@ impl Doorbell {
     /// more; the text says which, and what to do. Nothing stays registered.
     pub fn register(vm: &Arc<VmFd>, address: Address, kick: &Arc<EventFd>) -> Result<Self> {
         let any = vm.check_extension_raw(KVM_CAP_IOEVENTFD_ANY_LENGTH.into()) > 0;
-        let widths: &[Width] = if any {
-            &[Width::Any]
-        } else {
-            &[Width::Two, Width::Four]
-        };
+        let widths: &[u32] = if any { &[ANY] } else { &[2, 4] };
         let registered = widths
             .iter()
             .map(|width| Registration::new(vm, address, *width, kick))
@@ -108,12 +89,12 @@ impl Doorbell {
 struct Registration {
     vm: Arc<VmFd>,
     address: Address,
-    width: Width,
+    width: u32,
     kick: Arc<EventFd>,
 }
 
 impl Registration {
-    fn new(vm: &Arc<VmFd>, address: Address, width: Width, kick: &Arc<EventFd>) -> Result<Self> {
+    fn new(vm: &Arc<VmFd>, address: Address, width: u32, kick: &Arc<EventFd>) -> Result<Self> {
         // Dropped only when registered: a failed one has nothing to release.
         set(vm, address, width, kick, 0).map_err(|error| explain(address, &error))?;
         Ok(Self {
@@ -135,14 +116,14 @@ impl Drop for Registration {
     }
 }
 
-fn set(vm: &VmFd, address: Address, width: Width, kick: &EventFd, deassign: u32) -> io::Result<()> {
+fn set(vm: &VmFd, address: Address, width: u32, kick: &EventFd, deassign: u32) -> io::Result<()> {
     let (addr, space) = match address {
         Address::Memory(address) => (address, 0),
         Address::Port(port) => (port.into(), 1 << kvm_ioeventfd_flag_nr_pio),
     };
     let argument = kvm_ioeventfd {
         addr,
-        len: width.bytes(),
+        len: width,
         fd: kick.as_raw_fd(),
         flags: space | deassign,
         ..Default::default()
@@ -217,7 +198,7 @@ mod tests {
     fn an_address_that_wraps_is_refused_and_says_so() {
         let Some(vm) = vm() else { return };
         let last = Address::Memory(u64::MAX);
-        let error = Registration::new(&vm, last, Width::Two, &eventfd()).unwrap_err();
+        let error = Registration::new(&vm, last, 2, &eventfd()).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("0xffffffffffffffff"), "{error}");
         assert!(error.contains("beyond the last address"), "{error}");
@@ -259,7 +240,7 @@ mod tests {
         let Some(vm) = vm() else { return };
         let place = PLACES[0];
         // A four-byte doorbell in the way of the second of two widths.
-        let obstacle = Registration::new(&vm, place, Width::Four, &eventfd()).unwrap();
+        let obstacle = Registration::new(&vm, place, 4, &eventfd()).unwrap();
         assert!(Doorbell::register(&vm, place, &eventfd()).is_err());
         drop(obstacle);
         Doorbell::register(&vm, place, &eventfd()).unwrap();
@@ -269,13 +250,13 @@ mod tests {
     fn a_release_must_repeat_all_that_was_registered() {
         let Some(vm) = vm() else { return };
         let (kick, other) = (eventfd(), eventfd());
-        let one = Registration::new(&vm, PLACES[0], Width::Any, &kick).unwrap();
+        let one = Registration::new(&vm, PLACES[0], ANY, &kick).unwrap();
         let deassign = 1 << kvm_ioeventfd_flag_nr_deassign;
         for (place, width, fd) in [
-            (PLACES[0], Width::Two, &kick),
-            (PLACES[0], Width::Any, &other),
-            (Address::Memory(0xc000_3004), Width::Any, &kick),
-            (Address::Port(0x3000), Width::Any, &kick),
+            (PLACES[0], 2, &kick),
+            (PLACES[0], ANY, &other),
+            (Address::Memory(0xc000_3004), ANY, &kick),
+            (Address::Port(0x3000), ANY, &kick),
         ] {
             let error = set(&vm, place, width, fd, deassign).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
