@@ -25,54 +25,39 @@ const FOOTER: usize = 512;
 /// A format that an image is not to be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// QEMU's, version 1.
-    Qcow,
-    /// QEMU's, versions 2 and 3.
-    Qcow2,
-    /// QEMU's enhanced disk.
-    Qed,
-    /// VMware's: a sparse extent, or the text that describes extents.
-    Vmdk,
-    /// VirtualBox's.
-    Vdi,
-    /// Virtual PC's and Hyper-V's, dynamic or fixed.
-    Vhd,
-    /// Hyper-V's.
-    Vhdx,
-    /// Parallels'.
-    Parallels,
-    /// Compressed by gzip.
-    Gzip,
-    /// Compressed by bzip2.
-    Bzip2,
-    /// Compressed by xz.
-    Xz,
-    /// Compressed by zstd.
-    Zstd,
-    /// Compressed by lz4.
-    Lz4,
+    /// That of a disk: what messages call it, and what qemu-img does.
+    Image(&'static str, &'static str),
+    /// Compressed by this program.
+    Compressed(&'static str),
 }
+
+/// VMware's: a sparse extent, or the text that describes extents.
+const VMDK: Format = Format::Image("VMDK", "vmdk");
+/// Of two versions.
+const PARALLELS: Format = Format::Image("Parallels", "parallels");
+/// Virtual PC's and Hyper-V's, dynamic or fixed.
+const VHD: Format = Format::Image("VHD", "vpc");
 
 /// Where a format has which bytes.
 const MAGICS: &[(usize, &[u8], Format)] = &[
-    (0, b"QFI\xfb\0\0\0\x01", Format::Qcow),
-    (0, b"QFI\xfb\0\0\0", Format::Qcow2),
-    (0, b"QED\0", Format::Qed),
+    (0, b"QFI\xfb\0\0\0\x01", Format::Image("qcow", "qcow")),
+    (0, b"QFI\xfb\0\0\0", Format::Image("qcow2", "qcow2")),
+    (0, b"QED\0", Format::Image("QED", "qed")),
     // Sparse extents of hosted products, of old ESX, and of newer ones.
-    (0, b"KDMV", Format::Vmdk),
-    (0, b"COWD", Format::Vmdk),
-    (0, b"\xbe\xba\xfe\xca\0\0\0\0", Format::Vmdk),
+    (0, b"KDMV", VMDK),
+    (0, b"COWD", VMDK),
+    (0, b"\xbe\xba\xfe\xca\0\0\0\0", VMDK),
     // After a text that every program words in its own way.
-    (64, b"\x7f\x10\xda\xbe", Format::Vdi),
-    (0, b"conectix", Format::Vhd),
-    (0, b"vhdxfile", Format::Vhdx),
-    (0, b"WithoutFreeSpace", Format::Parallels),
-    (0, b"WithouFreSpacExt", Format::Parallels),
-    (0, b"\x1f\x8b\x08", Format::Gzip),
-    (4, b"1AY&SY", Format::Bzip2),
-    (0, b"\xfd7zXZ\0", Format::Xz),
-    (0, b"\x28\xb5\x2f\xfd", Format::Zstd),
-    (0, b"\x04\x22\x4d\x18", Format::Lz4),
+    (64, b"\x7f\x10\xda\xbe", Format::Image("VDI", "vdi")),
+    (0, b"conectix", VHD),
+    (0, b"vhdxfile", Format::Image("VHDX", "vhdx")),
+    (0, b"WithoutFreeSpace", PARALLELS),
+    (0, b"WithouFreSpacExt", PARALLELS),
+    (0, b"\x1f\x8b\x08", Format::Compressed("gzip")),
+    (4, b"1AY&SY", Format::Compressed("bzip2")),
+    (0, b"\xfd7zXZ\0", Format::Compressed("xz")),
+    (0, b"\x28\xb5\x2f\xfd", Format::Compressed("zstd")),
+    (0, b"\x04\x22\x4d\x18", Format::Compressed("lz4")),
 ];
 
 /// The first line of a text that describes a VMDK's extents.
@@ -109,7 +94,7 @@ impl Format {
         let mut magics = MAGICS.iter();
         let found = magics.find(|(at, magic, _)| has(*at, magic));
         let found = found.map(|(_, _, format)| *format);
-        found.or_else(|| describes_extents(head).then_some(Self::Vmdk))
+        found.or_else(|| describes_extents(head).then_some(VMDK))
     }
 
     /// By the last 512 bytes: a fixed VHD is its disk, and a footer after it.
@@ -119,62 +104,33 @@ impl Format {
             let there = footer.get(at..);
             there.is_some_and(|there| there.starts_with(b"conectix"))
         };
-        (has(0) || has(1)).then_some(Self::Vhd)
+        (has(0) || has(1)).then_some(VHD)
     }
 
     /// What makes a raw image of the one at `path`, as the second half of a
     /// sentence.
     pub fn remedy(self, path: impl fmt::Display) -> String {
-        let convert = |name: &str| {
-            format!("convert it with `qemu-img convert -f {name} -O raw {path} {path}.raw`")
-        };
-        let decompress =
-            |program: &str| format!("decompress it with `{program} -dc {path} > {path}.raw`");
         match self {
-            Self::Qcow => convert("qcow"),
-            Self::Qcow2 => convert("qcow2"),
-            Self::Qed => convert("qed"),
-            Self::Vmdk => convert("vmdk"),
-            Self::Vdi => convert("vdi"),
-            Self::Vhd => convert("vpc"),
-            Self::Vhdx => convert("vhdx"),
-            Self::Parallels => convert("parallels"),
-            Self::Gzip => decompress("gzip"),
-            Self::Bzip2 => decompress("bzip2"),
-            Self::Xz => decompress("xz"),
-            Self::Zstd => decompress("zstd"),
-            Self::Lz4 => decompress("lz4"),
+            Self::Image(_, name) => {
+                format!("convert it with `qemu-img convert -f {name} -O raw {path} {path}.raw`")
+            }
+            Self::Compressed(by) => format!("decompress it with `{by} -dc {path} > {path}.raw`"),
         }
     }
 
     /// Whether there are programs that serve it as it is.
     pub fn can_be_served(self) -> bool {
-        match self {
-            Self::Qcow | Self::Qcow2 | Self::Qed | Self::Vmdk => true,
-            Self::Vdi | Self::Vhd | Self::Vhdx | Self::Parallels => true,
-            Self::Gzip | Self::Bzip2 | Self::Xz | Self::Zstd | Self::Lz4 => false,
-        }
+        matches!(self, Self::Image(..))
     }
 }
 
 /// As the object of a sentence: `a qcow2 image`.
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Qcow => "a qcow image",
-            Self::Qcow2 => "a qcow2 image",
-            Self::Qed => "a QED image",
-            Self::Vmdk => "a VMDK image",
-            Self::Vdi => "a VDI image",
-            Self::Vhd => "a VHD image",
-            Self::Vhdx => "a VHDX image",
-            Self::Parallels => "a Parallels image",
-            Self::Gzip => "compressed by gzip",
-            Self::Bzip2 => "compressed by bzip2",
-            Self::Xz => "compressed by xz",
-            Self::Zstd => "compressed by zstd",
-            Self::Lz4 => "compressed by lz4",
-        })
+        match self {
+            Self::Image(name, _) => write!(f, "a {name} image"),
+            Self::Compressed(by) => write!(f, "compressed by {by}"),
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use super::*;
 
 const SIZE: usize = 1 << 20;
 
+const QCOW: Format = Format::Image("qcow", "qcow");
+const QCOW2: Format = Format::Image("qcow2", "qcow2");
+
 /// A disk with these bytes at these places.
 fn disk(parts: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; SIZE];
@@ -36,7 +39,7 @@ fn every_magic_is_known_by_itself() {
         let mut other = magic.to_vec();
         *other.last_mut().unwrap() ^= 0x80;
         // Another version of the same.
-        let expected = (*format == Format::Qcow).then_some(Format::Qcow2);
+        let expected = (*format == QCOW).then_some(QCOW2);
         assert_eq!(probe(&disk(&[(*at, &other)])), expected, "{other:?}");
     }
 }
@@ -49,8 +52,8 @@ fn a_footer_is_found_at_the_very_end_alone() {
             bytes[at..][..8].copy_from_slice(b"conectix");
             probe(&bytes)
         };
-        assert_eq!(with(size - 512), Some(Format::Vhd), "{size}");
-        assert_eq!(with(size - 511), Some(Format::Vhd), "{size}");
+        assert_eq!(with(size - 512), Some(VHD), "{size}");
+        assert_eq!(with(size - 511), Some(VHD), "{size}");
         if size > 512 {
             assert_eq!(with(size - 513), None, "{size}");
             assert_eq!(with(size - 510), None, "{size}");
@@ -65,7 +68,7 @@ fn a_text_that_describes_extents_is_no_disk() {
         "# disk descriptorfile\r\nversion=3\r\n",
         "\n# written by a program\n\n# Disk DescriptorFile\n",
     ] {
-        assert_eq!(probe(text.as_bytes()), Some(Format::Vmdk), "{text}");
+        assert_eq!(probe(text.as_bytes()), Some(VMDK), "{text}");
     }
     for text in ["# a script\nversion=1\n", "\n\n", "# Disk", "version=1\n"] {
         assert_eq!(probe(text.as_bytes()), None, "{text}");
@@ -114,14 +117,14 @@ fn short_images_are_looked_at_as_far_as_they_go() {
     for size in [0, 1, 8, 9, 511, 513, 1000] {
         assert_eq!(probe(&vec![0; size]), None, "{size}");
     }
-    assert_eq!(probe(b"QFI\xfb\0\0\0\x03"), Some(Format::Qcow2));
+    assert_eq!(probe(b"QFI\xfb\0\0\0\x03"), Some(QCOW2));
 }
 
 #[test]
 fn the_remedy_names_the_program_and_the_image() {
-    let said = Format::Vhd.remedy("a.vhd");
+    let said = VHD.remedy("a.vhd");
     assert!(said.contains("-f vpc -O raw a.vhd a.vhd.raw"), "{said}");
-    let said = Format::Xz.remedy("a");
+    let said = Format::Compressed("xz").remedy("a");
     assert!(said.contains("`xz -dc a > a.raw`"), "{said}");
-    assert_eq!(Format::Qed.to_string(), "a QED image");
+    assert_eq!(Format::Image("QED", "qed").to_string(), "a QED image");
 }
