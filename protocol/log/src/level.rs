@@ -30,31 +30,15 @@ pub enum Level {
 }
 
 impl Level {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-
     /// The level that is so many steps louder.
     fn louder(self, steps: u8) -> Self {
-        (0..steps).fold(self, |level, _| match level {
-            Self::Off => Self::Error,
-            Self::Error => Self::Warn,
-            Self::Warn => Self::Info,
-            Self::Info => Self::Debug,
-            Self::Debug | Self::Trace => Self::Trace,
-        })
+        let mut louder = Self::value_variants().iter().skip(self as usize);
+        *louder.nth(steps.into()).unwrap_or(&Self::Trace)
     }
 
     /// The same in `RUST_LOG`'s language.
     pub fn filters(self) -> String {
-        format!("{MUTED},{}", self.word())
+        format!("{MUTED},{self:?}").to_lowercase()
     }
 }
 
@@ -129,7 +113,9 @@ mod tests {
     fn every_level_has_its_word_and_each_v_is_one_more() {
         assert_eq!(asked(&[]), None);
         for level in Level::value_variants() {
-            assert_eq!(asked(&["--log-level", level.word()]), Some(*level));
+            let word = format!("{level:?}").to_lowercase();
+            assert_eq!(asked(&["--log-level", &word]), Some(*level));
+            assert!(level.filters().ends_with(&format!(",{word}")));
         }
         for (words, level) in [
             (&["-v"][..], Level::Info),
