@@ -26,44 +26,31 @@ pub struct Kind {
 impl Kind {
     /// The block device (virtio 1.3, section 5.2).
     pub fn blk() -> Self {
-        Self {
-            name: "blk".into(),
-            virtio_id: BLK,
-            pci_class: 0x01_80_00,
-            config_len: BlkConfig::LEN as u32,
-            device_features: DEVICE_FEATURES,
-        }
+        Self::new("blk", BLK, 0x01_80_00, BlkConfig::LEN as u32)
     }
 
     /// The network card (virtio 1.3, section 5.1).
     pub fn net() -> Self {
-        Self {
-            name: "net".into(),
-            virtio_id: NET,
-            pci_class: 0x02_00_00,
-            config_len: NetConfig::LEN as u32,
-            device_features: DEVICE_FEATURES,
-        }
+        Self::new("net", NET, 0x02_00_00, NetConfig::LEN as u32)
     }
 
     /// The entropy device (virtio 1.3, section 5.4). It has no configuration.
     pub fn rng() -> Self {
-        Self {
-            name: "rng".into(),
-            virtio_id: RNG,
-            pci_class: 0xff_00_00,
-            config_len: 0,
-            device_features: DEVICE_FEATURES,
-        }
+        Self::new("rng", RNG, 0xff_00_00, 0)
     }
 
     /// A device that only the command line describes: class "other" of the
     /// unassigned class codes.
     pub fn unnamed(virtio_id: u16, config_len: u32) -> Self {
+        let name = format!("virtio-{virtio_id}");
+        Self::new(&name, virtio_id, 0xff_00_00, config_len)
+    }
+
+    fn new(name: &str, virtio_id: u16, pci_class: u32, config_len: u32) -> Self {
         Self {
-            name: format!("virtio-{virtio_id}"),
+            name: name.to_owned(),
             virtio_id,
-            pci_class: 0xff_00_00,
+            pci_class,
             config_len,
             device_features: DEVICE_FEATURES,
         }
@@ -151,11 +138,7 @@ impl BlkConfig {
         bytes.extend(self.max_write_zeroes_sectors.to_le_bytes());
         bytes.extend(self.max_write_zeroes_seg.to_le_bytes());
         bytes.extend([self.write_zeroes_may_unmap, 0, 0, 0]);
-        let mut out = [0; Self::LEN];
-        for (to, from) in out.iter_mut().zip(bytes) {
-            *to = from;
-        }
-        out
+        bytes.try_into().unwrap_or([0; Self::LEN])
     }
 }
 
@@ -182,24 +165,14 @@ impl NetConfig {
 
     /// The bytes as the driver reads them.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
-        let [a, b, c, d, e, f] = self.mac;
-        let [status, status_high] = self.status.to_le_bytes();
-        let [pairs, pairs_high] = self.max_virtqueue_pairs.to_le_bytes();
-        let [mtu, mtu_high] = self.mtu.to_le_bytes();
-        [
-            a,
-            b,
-            c,
-            d,
-            e,
-            f,
-            status,
-            status_high,
-            pairs,
-            pairs_high,
-            mtu,
-            mtu_high,
-        ]
+        let words = [self.status, self.max_virtqueue_pairs, self.mtu].map(u16::to_le_bytes);
+        let mut bytes = [0; Self::LEN];
+        let fields = self.mac.iter().chain(words.as_flattened());
+        bytes
+            .iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = *from);
+        bytes
     }
 }
 
