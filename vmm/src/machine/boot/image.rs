@@ -14,32 +14,17 @@ pub(crate) enum Kind {
     Elf,
 }
 
-/// Beginnings of files that people take for kernels.
-const MISTAKEN: [(&[u8], &str); 10] = [
-    (
-        b"\x1f\x8b",
-        "a file compressed by gzip: decompress it (gunzip) first",
-    ),
-    (
-        b"\xfd7zXZ\0",
-        "a file compressed by xz: decompress it (unxz) first",
-    ),
-    (
-        b"\x28\xb5\x2f\xfd",
-        "a file compressed by zstd: decompress it (unzstd) first",
-    ),
-    (
-        b"\x02\x21\x4c\x18",
-        "a file compressed by lz4: decompress it (unlz4) first",
-    ),
-    (
-        b"\x04\x22\x4d\x18",
-        "a file compressed by lz4: decompress it (unlz4) first",
-    ),
-    (
-        b"BZh",
-        "a file compressed by bzip2: decompress it (bunzip2) first",
-    ),
+/// Beginnings of files that are compressed, by which program, and what undoes that.
+const COMPRESSED: [(&[u8], &str, &str); 6] = [
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (b"\x02\x21\x4c\x18", "lz4", "unlz4"),
+    (b"\x04\x22\x4d\x18", "lz4", "unlz4"),
+    (b"BZh", "bzip2", "bunzip2"),
+];
+/// Beginnings of other files that people take for kernels.
+const MISTAKEN: [(&[u8], &str); 4] = [
     (b"MZ", "an EFI program without a Linux kernel's header"),
     (b"#!", "a script"),
     (b"070701", "a cpio archive, which an initrd is"),
@@ -83,6 +68,11 @@ pub(crate) fn identify(file: &File) -> Result<Kind> {
     }
     if head.get(0x202..0x206) == Some(b"HdrS") {
         return Ok(Kind::BzImage);
+    }
+    for (start, by, undo) in COMPRESSED {
+        if head.starts_with(start) {
+            bail!("it is not a kernel but a file compressed by {by}: decompress it ({undo}) first");
+        }
     }
     for (start, what) in MISTAKEN {
         if head.starts_with(start) {
