@@ -28,17 +28,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Those of memory BARs.
-    pub(crate) fn memory() -> Self {
-        Self::of(MEMORY_SIZE)
-    }
-
-    /// Those of I/O BARs.
-    pub(crate) fn ports() -> Self {
-        Self::of(IO_SIZE)
-    }
-
-    fn of(size: u32) -> Self {
+    /// Those of BARs of this size.
+    pub(crate) fn of(size: u32) -> Self {
         Self {
             size: size.into(),
             slots: [const { AtomicU32::new(0) }; PLACES as usize],
@@ -198,7 +189,10 @@ mod tests {
 
     /// Of as many functions as there are slots, what their BARs are told to.
     fn seated() -> (Vec<Decoded>, Arc<Places>, Arc<Places>) {
-        let (memory, ports) = (Arc::new(Places::memory()), Arc::new(Places::ports()));
+        let (memory, ports) = (
+            Arc::new(Places::of(MEMORY_SIZE)),
+            Arc::new(Places::of(IO_SIZE)),
+        );
         let seat = |slot| {
             let decoded = Decoded::default();
             decoded.seat(slot, &memory, &ports);

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 
 use super::decoded::Places;
 use super::function::Function;
+use super::layout::{IO_SIZE, MEMORY_SIZE};
 
 /// Slots for functions: all but the host bridge's.
 pub(crate) const MAX_FUNCTIONS: usize = 31;
@@ -24,8 +25,8 @@ impl Default for Slots {
     fn default() -> Self {
         Self {
             functions: Vec::new(),
-            memory: Arc::new(Places::memory()),
-            ports: Arc::new(Places::ports()),
+            memory: Arc::new(Places::of(MEMORY_SIZE)),
+            ports: Arc::new(Places::of(IO_SIZE)),
         }
     }
 }
