@@ -42,6 +42,8 @@ const CONSISTENT_READ: u8 = 0;
 const WRITE: u8 = 1;
 /// Changes of the size.
 const RESIZE: u8 = 3;
+/// What neither access shares.
+const NEVER_SHARED: [u8; 2] = [WRITE, RESIZE];
 
 /// How often a clash is looked at again, and after what pause: a program that
 /// is just being refused holds its bytes for a moment.
@@ -65,18 +67,10 @@ impl Access {
         }
     }
 
-    fn unshared(self) -> &'static [u8] {
-        &[WRITE, RESIZE]
-    }
-
     /// The bytes that stand for this access, all to be held.
     fn bytes(self) -> impl Iterator<Item = u8> {
         let has = self.has().iter().map(|number| HAS.saturating_add(*number));
-        has.chain(
-            self.unshared()
-                .iter()
-                .map(|number| UNSHARED.saturating_add(*number)),
-        )
+        has.chain(NEVER_SHARED.map(|number| UNSHARED.saturating_add(number)))
     }
 
     /// The bytes that nobody else may hold, each with what it means if
@@ -89,12 +83,9 @@ impl Access {
             };
             (UNSHARED.saturating_add(*number), clash)
         });
-        let unshared = self
-            .unshared()
-            .iter()
-            .map(|number| (HAS.saturating_add(*number), Clash::Writes));
+        let unshared = NEVER_SHARED.map(|number| (HAS.saturating_add(number), Clash::Writes));
         // Writers first: "writes to it" says more than "does not share it".
-        unshared.chain(has)
+        unshared.into_iter().chain(has)
     }
 }
 
