@@ -1,8 +1,11 @@
 //! A point in time after which a wait is given up.
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollTimeout;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long the processes of a VM wait for one another, each shorter than the
 /// one that it stands inside (PROTOCOL.md, section 5). A slow disk is no broken
@@ -77,5 +80,21 @@ impl Deadline {
     pub fn poll_timeout(self) -> PollTimeout {
         let millis = self.left().as_nanos().div_ceil(1_000_000);
         PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Waits until a descriptor is ready for `what`, or has an error to be shown.
+    ///
+    /// # Errors
+    /// `TimedOut` when it is not by then, else those of poll(2).
+    pub fn wait_for(self, fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
+        loop {
+            let mut fds = [PollFd::new(fd, what)];
+            match poll(&mut fds, self.poll_timeout()) {
+                Ok(0) if self.passed() => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }

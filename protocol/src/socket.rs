@@ -9,8 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -42,7 +41,7 @@ pub(crate) fn send(
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
             Ok(count) => return Ok(count),
-            Err(rustix::io::Errno::AGAIN) => wait(socket, PollFlags::POLLOUT, deadline)?,
+            Err(rustix::io::Errno::AGAIN) => deadline.wait_for(socket, PollFlags::POLLOUT)?,
             Err(rustix::io::Errno::INTR) => {}
             // It left, and something that it was sent before is unread.
             Err(rustix::io::Errno::CONNRESET) => return Err(rustix::io::Errno::PIPE.into()),
@@ -83,22 +82,10 @@ pub(crate) fn receive(
             }
             Ok(message) => return Ok(message.bytes),
             Err(rustix::io::Errno::AGAIN) => match deadline {
-                Some(deadline) => wait(socket, PollFlags::POLLIN, deadline)?,
+                Some(deadline) => deadline.wait_for(socket, PollFlags::POLLIN)?,
                 None => return Err(io::ErrorKind::TimedOut.into()),
             },
             Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-fn wait(socket: BorrowedFd<'_>, what: PollFlags, deadline: Deadline) -> io::Result<()> {
-    loop {
-        let mut fds = [PollFd::new(socket, what)];
-        match poll(&mut fds, deadline.poll_timeout()) {
-            Ok(0) if deadline.passed() => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
     }

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 
@@ -53,17 +53,11 @@ fn put(output: &mut (impl AsFd + Write), line: &[u8], lost: &AtomicU64) -> io::R
     }
 }
 
-/// Whether there is room for a line; a pipe then has a page.
+/// Whether there is room for a line; a pipe then has a page. An error of another kind
+/// shows in the write.
 fn has_room(output: &impl AsFd, deadline: Deadline) -> bool {
-    loop {
-        let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut fds, deadline.poll_timeout()) {
-            Ok(0) if deadline.passed() => return false,
-            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            // An error shows in the write.
-            _ => return true,
-        }
-    }
+    let waited = deadline.wait_for(output.as_fd(), PollFlags::POLLOUT);
+    !waited.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 #[cfg(test)]

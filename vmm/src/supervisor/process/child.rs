@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -149,8 +149,7 @@ impl Child {
             if death.is_some() || deadline.passed() {
                 return death;
             }
-            let mut fds = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, deadline.poll_timeout());
+            let _ = deadline.wait_for(self.pidfd(), PollFlags::POLLIN);
         }
         None
     }
@@ -262,6 +261,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
 
+    use nix::poll::{PollFd, poll};
     use nix::unistd::pipe;
 
     use super::*;

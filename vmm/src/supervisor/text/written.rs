@@ -7,8 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use outboard_protocol::Deadline;
 
 /// The most that is read, in bytes: far more than any VM needs.
@@ -33,17 +32,12 @@ pub(crate) fn read(path: &Path, wait: Duration) -> io::Result<String> {
         if deadline.passed() {
             return Err(unfinished(wait));
         }
-        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut fds, deadline.poll_timeout());
-        let count = match ready {
-            // A FIFO that nobody has opened yet is not ready, and would read as empty.
-            Ok(0) | Err(Errno::EINTR) => continue,
-            Err(errno) => return Err(errno.into()),
-            Ok(_) => match file.read(&mut piece) {
-                Ok(count) => count,
-                Err(error) if is_passing(&error) => continue,
-                Err(error) => return Err(error),
-            },
+        // A FIFO that nobody has opened yet is not ready, and would read as empty.
+        let ready = deadline.wait_for(file.as_fd(), PollFlags::POLLIN);
+        let count = match ready.and_then(|()| file.read(&mut piece)) {
+            Ok(count) => count,
+            Err(error) if is_passing(&error) => continue,
+            Err(error) => return Err(error),
         };
         match piece.get(..count) {
             Some([]) | None => break,
@@ -63,7 +57,7 @@ pub(crate) fn read(path: &Path, wait: Duration) -> io::Result<String> {
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::TimedOut
     )
 }
 
