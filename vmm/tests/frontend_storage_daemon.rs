@@ -9,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
 use outboard::machine::device::kinds;
 use outboard::machine::device::kinds::blk::{Cache, set_cache};
 use outboard::machine::frontend::{Connected, Interruption, Negotiated, RingStart, Session};
@@ -115,7 +114,7 @@ fn ring_start(base: u16) -> RingStart {
         base,
         kick: eventfd(1),
         call: eventfd(1),
-        error: Arc::new(ErrorFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()),
+        error: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
     }
 }
 

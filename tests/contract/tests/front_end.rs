@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
 use outboard::machine::device::kinds;
 use outboard::machine::frontend::{Connected, Interruption, RingStart, Session};
 use outboard::machine::memory::{Backing, Ram};
@@ -45,7 +44,7 @@ fn ring(index: u16) -> RingStart {
         base: 7 + index,
         kick: Arc::new(EventFd::new(0).unwrap()),
         call: Arc::new(EventFd::new(0).unwrap()),
-        error: Arc::new(ErrorFd::from_flags(EfdFlags::empty()).unwrap()),
+        error: Arc::new(EventFd::new(0).unwrap()),
     }
 }
 

@@ -2,11 +2,12 @@
 //! rings that are started and not broken are listened to.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::machine::kvm::irq::{descriptor, is_signalled};
 
 /// What is listened to, by queue, and which rings have broken.
 #[derive(Debug, Default)]
@@ -21,8 +22,7 @@ impl RingErrors {
     /// # Errors
     /// Those of eventfd(2).
     pub(crate) fn eventfd() -> io::Result<Arc<EventFd>> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        Ok(Arc::new(EventFd::from_flags(flags)?))
+        Ok(Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?))
     }
 
     /// From now on this queue's is this one, and no other.
@@ -40,7 +40,7 @@ impl RingErrors {
 
     /// What must be polled for input.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.rings.iter().map(|(_, error)| error.as_fd())
+        self.rings.iter().map(|(_, error)| descriptor(error))
     }
 
     /// Whether any ring has broken since it was asked last.
@@ -57,12 +57,6 @@ impl RingErrors {
         self.broken.contains(&queue)
             || rings.any(|(other, error)| *other == queue && is_signalled(error))
     }
-}
-
-/// Asked by poll alone: the eventfd is lent, so reading it could block.
-fn is_signalled(error: &EventFd) -> bool {
-    let mut fds = [PollFd::new(error.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count == 1)
 }
 
 #[cfg(test)]

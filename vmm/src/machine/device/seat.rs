@@ -1,11 +1,13 @@
 //! The place of a device in the machine, which stays as it is while back-ends
 //! come and go.
 
+use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use outboard_protocol::descriptors::explain;
 use outboard_protocol::launch;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::driver::Driver;
 use super::errors::RingErrors;
@@ -32,21 +34,16 @@ impl Seat {
     /// This process can have no more of them.
     pub(crate) fn lend(&self, ring: Ring, base: u16) -> Result<RingStart> {
         let (interrupts, doorbells) = (&self.function.interrupts, &self.function.doorbells);
-        let making = || format!("making eventfds for queue {}", ring.index);
+        let made = |eventfd: io::Result<Arc<EventFd>>| {
+            let making = || format!("making eventfds for queue {}", ring.index);
+            eventfd.map_err(explain).with_context(making)
+        };
         Ok(RingStart {
             ring,
             base,
-            call: interrupts
-                .lend(ring.index)
-                .map_err(explain)
-                .with_context(making)?,
-            kick: doorbells
-                .lend(ring.index)
-                .map_err(explain)
-                .with_context(making)?,
-            error: RingErrors::eventfd()
-                .map_err(explain)
-                .with_context(making)?,
+            call: made(interrupts.lend(ring.index))?,
+            kick: made(doorbells.lend(ring.index))?,
+            error: made(RingErrors::eventfd())?,
         })
     }
 

@@ -1,10 +1,8 @@
 //! Starting and stopping rings (vhost-user, "Ring states").
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::eventfd::EventFd as ErrorFd;
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVringAddr,
     VhostUserVringAddrFlags, VhostUserVringState,
@@ -34,7 +32,7 @@ pub struct RingStart {
     /// The back-end signals it: count 1, bound already.
     pub call: Arc<EventFd>,
     /// The back-end signals it when it gives up on the ring.
-    pub error: Arc<ErrorFd>,
+    pub error: Arc<EventFd>,
 }
 
 /// A ring that the back-end has handed back.
@@ -237,7 +235,7 @@ impl Session<Started> {
         link.command(FrontendReq::SET_VRING_BASE, base.as_slice(), &[])?;
         link.command(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])?;
         let index = u64::from(ring.index).to_ne_bytes();
-        let error = start.error.as_fd();
+        let error = descriptor(&start.error);
         link.command(FrontendReq::SET_VRING_ERR, &index, &[error])?;
         let call = descriptor(&start.call);
         link.command(FrontendReq::SET_VRING_CALL, &index, &[call])?;

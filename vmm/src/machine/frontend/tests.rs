@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::eventfd::{EfdFlags, EventFd as ErrorFd};
 use outboard_contract::scripted::{Fault, Scripted};
 use outboard_protocol::Deadline;
 use outboard_protocol::wire::{Header, WireError};
@@ -33,7 +32,7 @@ fn ring_start(index: u16) -> RingStart {
         base: 7,
         kick: Arc::new(EventFd::new(0).unwrap()),
         call: Arc::new(EventFd::new(0).unwrap()),
-        error: Arc::new(ErrorFd::from_flags(EfdFlags::empty()).unwrap()),
+        error: Arc::new(EventFd::new(0).unwrap()),
     }
 }
 
