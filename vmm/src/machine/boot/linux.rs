@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::kvm::registers::Mode;
 use super::super::memory::Ram;
-use super::{Told, map, put};
+use super::{Told, map, put_words};
 
 /// What a kernel's header says of where things may lie and how long they are.
 pub(crate) struct Limits {
@@ -96,23 +96,13 @@ fn write_page_tables(ram: &Ram) -> Result<()> {
     const PAGE: u64 = 4096;
     let pointers = map::PAGE_TABLES + PAGE;
     let directories = pointers + PAGE;
-    put(
-        ram,
-        &(pointers | PRESENT_WRITABLE).to_le_bytes(),
-        map::PAGE_TABLES,
-    )?;
+    put_words(ram, map::PAGE_TABLES, &[pointers | PRESENT_WRITABLE])?;
     for gib in 0..4 {
         let directory = directories + gib * PAGE;
-        put(
-            ram,
-            &(directory | PRESENT_WRITABLE).to_le_bytes(),
-            pointers + gib * 8,
-        )?;
-        let entries: Vec<u8> = (0..512u64)
-            .map(|index| gib << 30 | index << 21 | LARGE | PRESENT_WRITABLE)
-            .flat_map(u64::to_le_bytes)
-            .collect();
-        put(ram, &entries, directory)?;
+        put_words(ram, pointers + gib * 8, &[directory | PRESENT_WRITABLE])?;
+        let entry = |index: u64| gib << 30 | index << 21 | LARGE | PRESENT_WRITABLE;
+        let entries: Vec<u64> = (0..512).map(entry).collect();
+        put_words(ram, directory, &entries)?;
     }
     Ok(())
 }

@@ -110,9 +110,7 @@ pub(crate) fn load(ram: &Ram, mut kernel: Kernel, acpi: &[u8]) -> Result<Entry> 
         Protocol::Linux(header) => linux::write_zero_page(ram, header.as_deref(), &told)?,
         Protocol::Pvh => pvh::write_start_info(ram, &told)?,
     };
-    for (address, descriptor) in (map::GDT..).step_by(8).zip(gdt(mode)) {
-        put(ram, &descriptor.to_le_bytes(), address)?;
-    }
+    put_words(ram, map::GDT, &gdt(mode))?;
     Ok(Entry {
         mode,
         address: loaded.entry,
@@ -179,6 +177,12 @@ fn copy(ram: &Ram, file: &mut File, address: u64, size: u64) -> Result<()> {
     ram.guest()
         .read_exact_volatile_from(GuestAddress(address), file, size)
         .with_context(|| format!("putting {size} bytes at {address:#x} of guest memory"))
+}
+
+/// Writes numbers of the loader's own.
+fn put_words(ram: &Ram, address: u64, words: &[u64]) -> Result<()> {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    put(ram, &bytes, address)
 }
 
 /// Writes a few bytes of the loader's own.

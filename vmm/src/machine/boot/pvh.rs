@@ -8,7 +8,7 @@ use linux_loader::loader::elf::start_info::{
 
 use super::super::kvm::registers::Mode;
 use super::super::memory::Ram;
-use super::{Told, map, put};
+use super::{Told, map, put_words};
 
 const MODULES: u64 = map::START_INFO + size_of::<hvm_start_info>() as u64;
 const MEMORY_MAP: u64 = MODULES + size_of::<hvm_modlist_entry>() as u64;
@@ -16,6 +16,7 @@ const MEMORY_MAP: u64 = MODULES + size_of::<hvm_modlist_entry>() as u64;
 /// Writes the start information; returns the mode of the entry and its
 /// argument.
 pub(crate) fn write_start_info(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
+    // The structures are made of 64-bit words, or of pairs of 32-bit ones.
     put_words(
         ram,
         map::START_INFO,
@@ -39,10 +40,4 @@ pub(crate) fn write_start_info(ram: &Ram, told: &Told) -> Result<(Mode, u64)> {
         put_words(ram, address, &[span.start, span.size, span.kind as u64])?;
     }
     Ok((Mode::Protected, map::START_INFO))
-}
-
-/// The structures are made of 64-bit words, or of pairs of 32-bit ones.
-fn put_words(ram: &Ram, address: u64, words: &[u64]) -> Result<()> {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    put(ram, &bytes, address)
 }
