@@ -21,8 +21,8 @@ use crate::worker::Workers;
 /// How long a session waits, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A worker that has been busy polls for this long at most before it
-    /// sleeps; zero is not at all.
+    /// A worker that has been busy, and a session that has had a message, poll for this
+    /// long at most before they sleep; zero is not at all.
     pub poll: Duration,
     /// A message begun must be complete within this, and an answer be read.
     pub message: Duration,

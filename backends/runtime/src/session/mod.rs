@@ -37,7 +37,6 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::device::Device;
 use crate::event::Stuck;
 use crate::memory::Table;
-use crate::polling::Budget;
 use crate::worker::Workers;
 use channel::Channel;
 use host::Base;
@@ -127,8 +126,6 @@ struct Session<'a, D: Device> {
     /// is paused may hear of it and forget it.
     changed_early: bool,
     refusals: Refusals,
-    /// How long it looks out for the next message before it sleeps.
-    budget: Budget,
 }
 
 /// Serves one connection to its end; `stop` becoming readable ends it too.
@@ -169,7 +166,6 @@ fn serve_with<D: Device>(
         requests: None,
         changed_early: false,
         refusals: Refusals::default(),
-        budget: Budget::new(host.limits.poll),
     };
     let last = loop {
         if let Some(last) = session.step() {
@@ -203,10 +199,7 @@ impl<D: Device> Session<'_, D> {
                 |channel| readable(channel.as_fd()),
             ),
         ];
-        let begin = Instant::now();
-        let polled = poll(&mut fds, PollTimeout::NONE);
-        self.budget.slept(begin.elapsed());
-        match polled {
+        match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Some(cut_off(format!("cannot wait for a message: {errno}"))),
         }
@@ -239,22 +232,26 @@ impl<D: Device> Session<'_, D> {
         Some(End::CutOff(lost.to_string()))
     }
 
-    /// Receives what has come, obeys it and answers; looks out for more as long as that has
-    /// paid off lately.
+    /// Receives what has come, obeys it and answers; the next message mostly comes soon,
+    /// and is looked out for.
     fn receive_all(&mut self) -> Option<Last> {
-        let begin = Instant::now();
-        let mut idle = begin;
-        while begin.elapsed() < BURST {
-            let deadline = Deadline::after(self.host.limits.message);
+        let (begin, limits) = (Instant::now(), self.host.limits);
+        let (mut now, mut idle_since) = (begin, begin);
+        while now.duration_since(begin) < BURST {
+            let deadline = Deadline::after(limits.message);
             match self.connection.recv_begun(deadline) {
                 Ok(Some(message)) => {
                     if let Some(last) = self.receive(message) {
                         return Some(last);
                     }
-                    idle = Instant::now();
+                    now = Instant::now();
+                    idle_since = now;
                 }
-                Ok(None) if idle.elapsed() >= self.budget.current() => return None,
-                Ok(None) => std::thread::yield_now(),
+                Ok(None) if now.duration_since(idle_since) >= limits.poll => return None,
+                Ok(None) => {
+                    std::thread::yield_now();
+                    now = Instant::now();
+                }
                 Err(WireError::Closed) => return Some(Last::End(End::Closed)),
                 Err(error) => return Some(cut_off(error.to_string())),
             }
