@@ -23,7 +23,7 @@ pub struct Door {
     opening: Option<(PipeReader, JoinHandle<io::Result<UnixStream>>)>,
 }
 
-/// Readable when [`Door::accept`] has something to do.
+/// Readable when `accept` has something to do.
 impl AsFd for Door {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.opening {
