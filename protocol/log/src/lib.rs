@@ -3,7 +3,7 @@
 //!
 //! - [`mod@line`]: who speaks, and text that cannot make a line of its own;
 //! - [`level`]: `--log-level`, `--verbose` and `RUST_LOG`;
-//! - [`rarely`]: what others can cause again and again;
+//! - [`mod@rarely`]: what others can cause again and again;
 //! - [`output`]: that nobody waits for whoever reads it.
 //!
 //! ```text

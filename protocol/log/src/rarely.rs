@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts one kind of event and picks those that are said. It lives as long
-/// as the kind of event can happen; for as long as the process does, [`rarely!`]
+/// as the kind of event can happen; for as long as the process does, [`rarely!`](crate::rarely!)
 /// has one.
 #[derive(Debug, Default)]
 pub struct Rarely(AtomicU64);
