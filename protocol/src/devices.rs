@@ -4,6 +4,8 @@
 //! The machine needs no more of a device than a row of this table: an unknown
 //! device is a row that the command line gives (`--device virtio-id=…`).
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// What the machine knows of a kind of device: enough to put it on the PCI bus.
@@ -160,6 +162,8 @@ pub struct NetConfig {
 impl NetConfig {
     /// Length in bytes.
     pub const LEN: usize = 12;
+    /// Where `status` lies.
+    pub const STATUS: Range<usize> = 6..8;
     /// The bit of `status` that says that the link is up.
     pub const LINK_UP: u16 = 1;
 

@@ -23,7 +23,8 @@ pub use self::channel::Channel;
 pub use self::handover::Handover;
 pub use self::line::{FromBackend, Link, ToBackend};
 pub use self::messages::{
-    Cause, Ending, FromMachine, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine, sort_fds,
+    Cause, Ending, FromMachine, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
+    sort_fds,
 };
 pub use self::spec::{Device, Doorbell, KickPath, Machine, Whose};
 

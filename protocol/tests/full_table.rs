@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Channel, ToMachine};
+use outboard_protocol::launch::{Channel, Restored, ToMachine};
 use outboard_protocol::wire::{Connection, Header, MAX_FDS, WireError};
 
 /// Opens files until no more can be opened, but for `free` of them.
@@ -72,6 +72,7 @@ fn descriptors_that_find_no_room_are_told_from_a_peer_that_breaks_the_rules() {
         session: 1,
         asked: false,
         whose: outboard_protocol::launch::Whose::default(),
+        restored: Restored::Nothing,
     };
     theirs.send(&message, &[file.as_fd()], soon()).unwrap();
     let files = all_but(0);

@@ -266,6 +266,7 @@ fn an_attach_of_a_device_that_is_not_there_is_refused_and_the_guest_runs_on() {
             session,
             asked: false,
             whose: launch::Whose::Own,
+            restored: launch::Restored::Nothing,
         };
         let (theirs, _ours) = UnixStream::pair().unwrap();
         channel.send(&attach, &[theirs.as_fd()], soon()).unwrap();

@@ -125,6 +125,7 @@ mod tests {
             session: 1,
             asked: false,
             whose: Whose::default(),
+            restored: crate::launch::Restored::Nothing,
         };
         a.send(&sent, &[a.as_fd()], soon()).unwrap();
         drop(a);

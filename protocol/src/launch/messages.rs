@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::{Device, Machine, Whose};
 
 /// Version of these messages.
-pub const MESSAGES_VERSION: u32 = 2;
+pub const MESSAGES_VERSION: u32 = 3;
 
 /// Which connection of a device is meant: they are counted, so that what is said
 /// of a session that is over is not taken for its successor's.
@@ -59,9 +59,32 @@ pub enum ToMachine {
         asked: bool,
         /// Whose the back-end is.
         whose: Whose,
+        /// What it knows of its predecessors.
+        restored: Restored,
+    },
+    /// Whoever served that session, and any before, is gone, and its I/O is over:
+    /// nothing that it was lent is touched any more.
+    Vacant {
+        /// The device's id.
+        device: String,
+        /// The session.
+        session: SessionNumber,
     },
     /// Stop the vCPUs, end every session, exit.
     Stop,
+}
+
+/// What a back-end knows of what its predecessors have kept ([`crate::kept`]): what a
+/// driver has set by commands that the machine does not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restored {
+    /// There was nothing.
+    Nothing,
+    /// It has been told, and knows it before its first ring.
+    Kept,
+    /// Nobody knows what it was.
+    Unknown,
 }
 
 /// How a guest's run ended.
@@ -124,6 +147,12 @@ pub enum FromMachine {
         cause: Cause,
         /// The same, to be shown to the user.
         text: String,
+    },
+    /// The device has no back-end and its driver has reset it: any that fits can
+    /// serve it, whatever its predecessor has left.
+    Free {
+        /// The device's id.
+        device: String,
     },
     /// The machine cannot be built, or cannot go on; it exits after this.
     Failed {

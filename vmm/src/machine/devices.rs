@@ -6,9 +6,8 @@ use anyhow::{Context, Result, bail};
 use outboard_protocol::launch::{self, Cause, FromMachine, SessionNumber};
 
 use super::device::{Device, Surroundings};
-use super::frontend::{Connected, Session};
 use super::pci;
-use super::post::Mailbox;
+use super::post::{Mailbox, Newcomer};
 
 /// The devices, and what they tell.
 pub(crate) struct Devices {
@@ -55,17 +54,29 @@ impl Devices {
 
     /// Hands a device a connection to a back-end. An event tells what became of
     /// it, also where there is no such device.
-    pub(crate) fn attach(&self, id: &str, number: SessionNumber, session: Session<Connected>) {
-        let mut devices = self.devices.iter();
-        match devices.find(|(other, _)| other == id) {
-            Some((_, device)) => device.attach(number, session),
+    pub(crate) fn attach(&self, id: &str, newcomer: Newcomer) {
+        match self.find(id) {
+            Some(device) => device.attach(newcomer),
             None => self.events.post(FromMachine::Lost {
                 device: id.to_owned(),
-                session: number,
+                session: newcomer.number,
                 cause: Cause::DoesNotFit,
                 text: format!("this machine has no device {id}"),
             }),
         }
+    }
+
+    /// Whoever served this session of a device, and any before, is gone, and its I/O
+    /// is over.
+    pub(crate) fn is_vacant(&self, id: &str, number: SessionNumber) {
+        if let Some(device) = self.find(id) {
+            device.is_vacant(number);
+        }
+    }
+
+    fn find(&self, id: &str) -> Option<&Device> {
+        let mut devices = self.devices.iter();
+        devices.find_map(|(other, device)| (other == id).then_some(device))
     }
 
     /// Ends every session, in slot order.

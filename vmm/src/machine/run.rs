@@ -22,6 +22,7 @@ use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 
 use super::frontend::Session as Frontend;
 use super::heap;
+use super::post::Newcomer;
 use super::threads::Threads;
 use super::vm::Machine;
 
@@ -175,6 +176,7 @@ impl Session<'_> {
                     session: number,
                     asked,
                     whose,
+                    restored,
                 },
                 mut fds,
             )) => {
@@ -186,8 +188,15 @@ impl Session<'_> {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
                 };
-                let devices = self.machine.devices();
-                devices.attach(&device, number, session.of(whose));
+                let newcomer = Newcomer {
+                    number,
+                    session: session.of(whose),
+                    restored,
+                };
+                self.machine.devices().attach(&device, newcomer);
+            }
+            Some((ToMachine::Vacant { device, session }, _)) => {
+                self.machine.devices().is_vacant(&device, session);
             }
             Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
         }

@@ -84,10 +84,11 @@ fn run_config(config: VmPlan) -> Result<Exit> {
             spec,
             whose,
             server,
+            on_failure,
         } = opened;
         let program = server.is_ours().then_some(*whose);
         let seeks = server.sought().is_some();
-        Device::new(place, &spec.id, &server.name(), seeks, program)
+        Device::new(place, &spec.id, &server.name(), seeks, program).on_failure(*on_failure)
     });
     let life = Life::new(devices.collect(), restarts);
     let mut console = Console::new(output);

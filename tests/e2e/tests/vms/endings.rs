@@ -130,6 +130,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// A VM with a disk, at that moment.
+/// Whose failure ends it; elsewhere that is recovered (`recovery.rs`).
 fn at(moment: Moment, image: &Image) -> Result<Vm> {
     let scenario = match moment {
         // It never ends by itself, however late the signal comes.
@@ -138,7 +139,7 @@ fn at(moment: Moment, image: &Image) -> Result<Vm> {
     };
     let mut vm = Run::guest(scenario)?
         .with("--cpus", "2")
-        .with("--disk", image.option())
+        .with("--disk", format!("{},on-failure=shutdown", image.option()))
         .start()?;
     match moment {
         Moment::Starting => {}

@@ -90,7 +90,8 @@ fn listening() -> Result<()> {
 }
 
 fn killed() -> Result<()> {
-    let mut vm = Run::guest("scenario=idle")?.switch("--rng").start()?;
+    let run = Run::guest("scenario=idle")?.with("--rng", "on-failure=shutdown");
+    let mut vm = run.start()?;
     vm.console_line("OUTBOARD idle")?;
     let backend = vm.process(Process::is_backend)?;
     kill(backend.pid, Signal::SIGKILL)?;

@@ -43,6 +43,11 @@ impl Driver {
         self.ready.is_some()
     }
 
+    /// Whether there is anything of it that a back-end was told.
+    pub(crate) fn has_left_marks(&self) -> bool {
+        self.uses_the_device() || self.cache.is_some()
+    }
+
     /// The features that it has acknowledged, if it is ready.
     pub(crate) fn features(&self) -> Option<u64> {
         self.ready.as_ref().map(|ready| ready.features)
@@ -90,7 +95,6 @@ impl Driver {
     }
 
     /// That byte; `None` while the disk's cache is as the back-end began with it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no successor is set to it yet"))]
     pub(crate) fn cache(&self) -> Option<u8> {
         self.cache
     }

@@ -10,8 +10,9 @@
 //! |---|---|
 //! | `seat.rs`: what the device is, its function, guest memory | as long as the device |
 //! | `driver.rs`: what the driver has set up | until the driver resets the device |
+//! | `vacancy.rs`: what waits until a back-end that was lost is gone | until then |
 //! | `serving.rs`: a session whose back-end fits | until the back-end is lost |
-//! | `introduce.rs`: a connection that may become one | for one attach |
+//! | `introduce.rs`: a connection that may become one; `resume.rs`: whether it can go on where another was lost | for one attach |
 
 mod backend;
 mod driver;
@@ -20,9 +21,11 @@ mod introduce;
 pub mod kinds;
 mod mastering;
 mod owner;
+mod resume;
 mod ring;
 mod seat;
 mod serving;
+mod vacancy;
 
 use std::io;
 use std::sync::Arc;
@@ -33,11 +36,11 @@ use outboard_protocol::launch::{self, FromMachine, SessionNumber};
 
 use self::owner::Owner;
 use self::seat::Seat;
-use super::frontend::{Connected, Interruption, Session};
+use super::frontend::Interruption;
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::Function;
-use super::post::{Command, Mailbox};
+use super::post::{Command, Mailbox, Newcomer};
 
 /// What all devices of a machine share.
 #[derive(Clone, Debug)]
@@ -111,8 +114,13 @@ impl Device {
 
     /// Hands over a connection to a back-end. [`FromMachine`] tells what became
     /// of it.
-    pub(crate) fn attach(&self, number: SessionNumber, session: Session<Connected>) {
-        self.commands.post(Command::Attach(number, session));
+    pub(crate) fn attach(&self, newcomer: Newcomer) {
+        self.commands.post(Command::Attach(newcomer));
+    }
+
+    /// Whoever served this session, and any before, is gone, and its I/O is over.
+    pub(crate) fn is_vacant(&self, number: SessionNumber) {
+        self.commands.post(Command::Vacant(number));
     }
 
     /// Ends the session and the thread, and waits for it: not longer than for

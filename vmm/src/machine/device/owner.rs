@@ -9,7 +9,10 @@
 //!     │                                 bus mastering              │
 //!     └────────────────────────── lost ────────────────────────────┘
 //! ```
-//! What the driver has set up stays noted while there is no session ([`Driver`]).
+//! What the driver has set up stays noted while there is no session ([`Driver`]), and
+//! the next back-end goes on with it, if that can be done exactly (`resume.rs`). What
+//! the guest waits for meanwhile is done once nobody has its memory any more
+//! ([`Vacancy`]).
 //! Whatever is said of a session carries its number.
 
 mod config;
@@ -23,18 +26,20 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::{Rarely, rarely};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
+use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
 
 use self::config::no_longer_fits;
 use super::driver::Driver;
-use super::introduce::introduce;
+use super::introduce::{Offer, introduce};
 use super::kinds::blk::{self, Cache};
 use super::mastering::Mastering;
+use super::resume::{self, Successor};
 use super::seat::Seat;
 use super::serving::{Keeping, Serving};
-use crate::machine::frontend::{Connected, Interruption, Session, cause_of};
+use super::vacancy::Vacancy;
+use crate::machine::frontend::{Interruption, because, cause_of};
 use crate::machine::pci::Clearing;
-use crate::machine::post::{Command, Mailbox};
+use crate::machine::post::{Command, Mailbox, Newcomer};
 use crate::machine::virtio::{Event, Registers, Ring};
 
 /// Between two calls of poll that fail at once.
@@ -51,6 +56,7 @@ pub(crate) struct Owner {
     interruption: Arc<Interruption>,
     driver: Driver,
     serving: Option<Serving>,
+    vacancy: Vacancy,
     mastering: Mastering,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
@@ -75,6 +81,7 @@ impl Owner {
             interruption,
             driver: Driver::default(),
             serving: None,
+            vacancy: Vacancy::default(),
             mastering: Mastering::Off,
             config_stale: None,
             broken: Rarely::new(),
@@ -120,8 +127,12 @@ impl Owner {
 
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Attach(number, session) => {
-                self.attach(number, session);
+            Command::Attach(newcomer) => {
+                self.attach(newcomer);
+                Ok(())
+            }
+            Command::Vacant(number) => {
+                self.is_vacant(number);
                 Ok(())
             }
             Command::Kick(queue) => self.kick(queue),
@@ -138,10 +149,12 @@ impl Owner {
             Command::Guest(Event::RingEnabled(ring)) => self.start_one_more(ring),
             Command::Guest(Event::Reset) => {
                 let result = self.reset_backend();
+                self.lose_on_error(result);
                 self.driver.is_gone();
                 self.mastering.rested();
-                self.seat.function.with_registers(Registers::reset_done);
-                result
+                self.vacancy.resets();
+                self.settle();
+                Ok(())
             }
             Command::Guest(Event::ConfigWrite { offset, data }) => self.write_config(offset, &data),
             // The function has seen to those itself.
@@ -151,7 +164,12 @@ impl Owner {
 
     /// A back-end has come. One that cannot be taken is told so, and all else
     /// stays as it is.
-    fn attach(&mut self, number: SessionNumber, session: Session<Connected>) {
+    fn attach(&mut self, newcomer: Newcomer) {
+        let Newcomer {
+            number,
+            session,
+            restored,
+        } = newcomer;
         if self.serving.is_some() {
             // That one's end may be there to be read.
             let heard = self.attend();
@@ -161,24 +179,80 @@ impl Owner {
             let text = "the device has a back-end already";
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
-        if self.driver.uses_the_device() {
-            let text = "a back-end came back while the guest uses the device: the guest must reset \
-                        it first";
-            return self.post_lost(number, Cause::NotRecoverable, text.into());
-        }
-        match introduce(&self.seat.spec, number, session, &self.interruption) {
-            Ok((serving, offer)) => {
-                self.serving = Some(serving);
-                self.seat.function.with_registers(|registers| {
-                    registers.offer(offer.features);
-                    registers.set_config(&offer.config);
-                });
-                self.events.post(FromMachine::Attached {
-                    device: self.seat.spec.id.clone(),
-                    session: number,
-                });
-            }
+        let whose = session.whose();
+        let successor = Successor { whose, restored };
+        let met = introduce(&self.seat.spec, number, session, &self.interruption);
+        match met.and_then(|(serving, offer)| self.employ(serving, successor, &offer)) {
+            Ok(()) => self.post(FromMachine::Attached {
+                device: self.seat.spec.id.clone(),
+                session: number,
+            }),
             Err(error) => self.lose(Some(number), &error),
+        }
+    }
+
+    /// A back-end that has been introduced serves from now on: a driver that uses the
+    /// device goes on where it was, and any other finds out what it is offered.
+    ///
+    /// # Errors
+    /// It cannot go on where its predecessor was lost, or has gone.
+    fn employ(&mut self, mut serving: Serving, successor: Successor, offer: &Offer) -> Result<()> {
+        let Seat { spec, function, .. } = &self.seat;
+        if self.driver.uses_the_device() {
+            let seen = function.with_registers(|registers| {
+                (registers.driver_features(), registers.config().to_vec())
+            });
+            resume::fits(successor, &spec.kind, (seen.0, &seen.1), offer)?;
+        }
+        if let Some(byte) = self.driver.cache() {
+            serving.set_cache(spec, byte)?;
+        }
+        if !self.driver.has_left_marks() && successor.restored == Restored::Kept {
+            // That driver has gone in the meantime.
+            serving.reset_device()?;
+        }
+        let changed = function.with_registers(|registers| {
+            registers.offer(offer.features);
+            registers.set_config(&offer.config)
+        });
+        if changed {
+            function.interrupts.config_changed();
+        }
+        self.serving = Some(serving);
+        self.start()
+    }
+
+    /// Whoever served this session is gone, and nothing is written any more of what it
+    /// was lent: what the guest has waited for is done.
+    fn is_vacant(&mut self, number: SessionNumber) {
+        let served = |serving: &Serving| serving.number() <= number;
+        if self.serving.as_ref().is_some_and(served) {
+            // It is gone, whether or not that was seen.
+            let heard = self.attend();
+            let gone = || because(Cause::Gone, "the back-end closed its connection");
+            self.lose_on_error(heard.and_then(|()| Err(gone())));
+        }
+        self.vacancy.is_empty(number);
+        self.settle();
+    }
+
+    /// Does what had to wait until no back-end touches guest memory.
+    fn settle(&mut self) {
+        if !self.vacancy.is_settled() {
+            return;
+        }
+        let function = &self.seat.function;
+        if let Some(clearing) = self.vacancy.take_clearing() {
+            self.seat.rest(&self.driver);
+            function.interrupts.set_master(false);
+            function.is_quiet(clearing);
+        }
+        if self.vacancy.take_reset() {
+            function.with_registers(Registers::reset_done);
+            if self.serving.is_none() {
+                let device = self.seat.spec.id.clone();
+                self.post(FromMachine::Free { device });
+            }
         }
     }
 
@@ -246,19 +320,17 @@ impl Owner {
     /// and lets it go on when nothing is written any more.
     ///
     /// # Errors
-    /// That cannot be had: the vCPU waits on, for the end of the VM.
+    /// That cannot be had: the session is over, and the vCPU waits until whoever
+    /// served it is gone.
     fn must_not_master(&mut self, clearing: Clearing) -> Result<()> {
         self.mastering = Mastering::Off;
-        // Without a session, whoever was there may still have the memory.
-        let Some(serving) = &mut self.serving else {
-            return Ok(());
-        };
-        if serving.take_back(&self.seat, &mut self.driver, Keeping::Refused)? {
+        self.vacancy.clears(clearing);
+        if let Some(serving) = &mut self.serving
+            && serving.take_back(&self.seat, &mut self.driver, Keeping::Refused)?
+        {
             self.needs_reset();
         }
-        self.seat.rest(&self.driver);
-        self.seat.function.interrupts.set_master(false);
-        self.seat.function.is_quiet(clearing);
+        self.settle();
         Ok(())
     }
 
@@ -267,8 +339,8 @@ impl Owner {
     /// write cache of its own then, so that is set anew; the driver sees the
     /// device only afterwards.
     fn reset_backend(&mut self) -> Result<()> {
-        let is_used = self.driver.uses_the_device();
-        let concerned = |serving: &&mut Serving| serving.is_running() || is_used;
+        let has_marks = self.driver.has_left_marks();
+        let concerned = |serving: &&mut Serving| serving.is_running() || has_marks;
         let Some(serving) = self.serving.as_mut().filter(concerned) else {
             return Ok(());
         };
@@ -339,12 +411,14 @@ impl Owner {
     /// Ends the session, and tells why. Where rings ran, only the used index tells
     /// how far they have come.
     fn lose(&mut self, number: Option<SessionNumber>, error: &Error) {
-        if self
-            .serving
-            .take()
-            .is_some_and(|serving| !serving.is_idle())
+        if let Some(serving) = self.serving.take()
+            && !serving.is_idle()
         {
+            self.driver.gives_up(|queue| serving.is_broken(queue));
             self.driver.is_cut_off();
+        }
+        if let Some(number) = number {
+            self.vacancy.is_lost(number);
         }
         self.config_stale = None;
         self.seat.withdraw_all();

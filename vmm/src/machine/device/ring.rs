@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
@@ -69,11 +69,70 @@ pub(crate) fn is_under_way(ring: &Ring, base: u16, ram: &Ram) -> bool {
     (1..=ring.size).contains(&base.wrapping_sub(used))
 }
 
+/// How far driver and device had come when the device was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    available: u16,
+    used: u16,
+    in_order: bool,
+}
+
+impl Progress {
+    /// The used index.
+    pub(crate) fn used(self) -> u16 {
+        self.used
+    }
+
+    /// Whether the driver had nothing outstanding.
+    pub(crate) fn is_idle(self) -> bool {
+        self.available == self.used
+    }
+
+    /// Whether everything was returned in the order in which it was made available,
+    /// as far as that can still be seen: the available ring has room for as many
+    /// entries as may be outstanding, and what is older was overwritten.
+    pub(crate) fn is_in_order(self) -> bool {
+        self.in_order
+    }
+}
+
+/// How far a ring has come that lies in guest memory ([`are_sound`]); nothing has,
+/// where it does not.
+pub(crate) fn progress(ring: &Ring, ram: &Ram) -> Progress {
+    let available = index(ring.available, ram).unwrap_or_default();
+    let used = used_index(ring, ram).unwrap_or_default();
+    let outstanding = available.wrapping_sub(used);
+    let seen = ring.size.saturating_sub(outstanding);
+    let same = |back: u16| {
+        let at = u64::from(used.wrapping_sub(back) & ring.size.wrapping_sub(1));
+        let taken: Option<u16> = read(ring.available, 4 + 2 * at, ram);
+        let returned: Option<u32> = read(ring.used, 4 + 8 * at, ram);
+        taken.map(|head| u32::from(u16::from_le(head))) == returned.map(u32::from_le)
+    };
+    // A ring that has not come so far yet has older entries that say nothing.
+    let in_order = (1..=seen.min(used)).all(same);
+    Progress {
+        available,
+        used,
+        in_order,
+    }
+}
+
 /// The used index: how many chains the device has returned, modulo 65536.
 fn used_index(ring: &Ring, ram: &Ram) -> Option<u16> {
-    let address = GuestAddress(ring.used.checked_add(2)?);
+    index(ring.used, ram)
+}
+
+/// The index of the available or the used ring that lies there.
+fn index(part: u64, ram: &Ram) -> Option<u16> {
+    let address = GuestAddress(part.checked_add(2)?);
     let index: u16 = ram.guest().load(address, Ordering::Acquire).ok()?;
     Some(u16::from_le(index))
+}
+
+fn read<T: ByteValued>(part: u64, offset: u64, ram: &Ram) -> Option<T> {
+    let address = GuestAddress(part.checked_add(offset)?);
+    ram.guest().read_obj(address).ok()
 }
 
 #[cfg(test)]

@@ -12,13 +12,14 @@ use std::os::fd::BorrowedFd;
 use anyhow::{Context, Result, bail};
 use outboard_log::rarely;
 use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use super::backend::Backend;
 use super::driver::Driver;
 use super::errors::RingErrors;
 use super::kinds::blk::{self, Cache};
 use super::seat::Seat;
-use super::{kinds, ring};
+use super::{kinds, resume, ring};
 use crate::machine::frontend::{Negotiated, Notices, RingStart, Session, Stopped, because};
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
@@ -85,6 +86,17 @@ impl Serving {
         Ok(notices)
     }
 
+    /// Whether it notes in a region what it has taken (INFLIGHT_SHMFD).
+    fn keeps_region(&self) -> bool {
+        match &self.backend {
+            Backend::Idle(session) => session
+                .agreement()
+                .protocol
+                .contains(Protocol::INFLIGHT_SHMFD),
+            Backend::Running(_) | Backend::Lost => false,
+        }
+    }
+
     /// Whether it can be started.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self.backend, Backend::Idle(_))
@@ -130,10 +142,30 @@ impl Serving {
         }
     }
 
+    /// Sets a disk's write cache to what its driver has set it to, while no ring runs.
+    ///
+    /// # Errors
+    /// The back-end has gone, or does not let it be set.
+    pub(crate) fn set_cache(&mut self, spec: &launch::Device, byte: u8) -> Result<()> {
+        let Backend::Idle(session) = &mut self.backend else {
+            return Ok(());
+        };
+        if blk::has_cache(session, spec.kind.config_len as usize, byte)? {
+            return Ok(());
+        }
+        let text = "the back-end does not let its write cache be set to what the guest has set:                     the guest must reset the device";
+        bail!(because(Cause::NotRecoverable, text))
+    }
+
     /// Whether the back-end can serve the driver's rings side by side.
     pub(crate) fn can_serve(&self, driver: &Driver, ram: &Ram) -> bool {
         let rings: Vec<_> = self.served_rings(driver).map(|(ring, _)| ring).collect();
         ring::are_sound(&rings, ram)
+    }
+
+    /// Whether it has given up the ring of this queue.
+    pub(crate) fn is_broken(&self, queue: u16) -> bool {
+        self.errors.is_broken(queue)
     }
 
     /// The rings that the driver has enabled and the back-end has.
@@ -150,8 +182,13 @@ impl Serving {
         let Some(features) = driver.features() else {
             return Ok(());
         };
+        let tracked = self.keeps_region() && driver.inflight().is_some();
+        let base = |ring: &Ring, known: Option<u16>| match known {
+            Some(base) => Ok(base),
+            None => resume::base(&seat.spec.kind, ring, tracked, &seat.ram),
+        };
         let starts = self.served_rings(driver);
-        let starts = starts.map(|(ring, base)| seat.lend(ring, known(base)?));
+        let starts = starts.map(|(ring, known)| seat.lend(ring, base(&ring, known)?));
         let starts: Vec<_> = starts.collect::<Result<_>>()?;
         let session = match std::mem::take(&mut self.backend) {
             Backend::Idle(session) => session,
@@ -274,14 +311,6 @@ impl Serving {
             Backend::Running(_) | Backend::Lost => Ok(()),
         }
     }
-}
-
-/// Where a ring goes on, if that can be told.
-fn known(base: Option<u16>) -> Result<u16> {
-    base.ok_or_else(|| {
-        let text = "the driver's rings were lost with a back-end: the guest must reset the device";
-        because(Cause::NotRecoverable, text)
-    })
 }
 
 /// Waits until the back-end has returned what it had taken of a ring before it

@@ -1,4 +1,5 @@
 mod causes;
+mod recovery;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -10,7 +11,7 @@ use kvm_ioctls::Kvm;
 use outboard_contract::scripted::{Fault, Running, Scripted};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
-use outboard_protocol::launch::{Cause, Whose};
+use outboard_protocol::launch::{Cause, Restored, Whose};
 use outboard_protocol::wire::{Connection, Header, WireError};
 use proptest::prelude::*;
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures as Protocol};
@@ -18,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::machine::frontend::Limits;
+use crate::machine::frontend::{Connected, Limits, Session};
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 use crate::machine::layout;
 use crate::machine::memory::{Backing, Ram};
@@ -33,6 +34,15 @@ const NOTIFY: u64 = BAR + 0x3000;
 const TABLE: u64 = BAR + 0x4000;
 const PENDING: u64 = BAR + 0x7000;
 const USED: u64 = 0x3000;
+
+fn newcomer(number: u64, session: Session<Connected>) -> Newcomer {
+    let restored = Restored::Nothing;
+    Newcomer {
+        number,
+        session,
+        restored,
+    }
+}
 
 /// A device on a bus, and the test as its driver.
 struct Bench {
@@ -98,8 +108,8 @@ impl Bench {
 
     fn attach_within(&self, fake: Scripted, limits: Limits, whose: Whose) -> Running {
         let (stream, running) = fake.start();
-        self.device
-            .attach(1, Session::new(stream).within(limits).of(whose));
+        let session = Session::new(stream).within(limits).of(whose);
+        self.device.attach(newcomer(1, session));
         running
     }
 
@@ -187,6 +197,14 @@ impl Bench {
         eventually(|| self.status() == 0);
     }
 
+    /// Whoever served is gone; the driver resets the device.
+    fn vacate_and_reset(&self) {
+        self.device.is_vacant(u64::MAX);
+        self.reset();
+        let device = "disk0".into();
+        assert_eq!(self.event(), FromMachine::Free { device });
+    }
+
     /// Whether KVM has a doorbell at this guest-physical address.
     fn has_doorbell(&self, address: u64) -> bool {
         let event = EventFd::new(0).unwrap();
@@ -253,7 +271,7 @@ fn a_reset_is_not_done_before_the_back_end_has_let_go() {
 }
 
 #[test]
-fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
+fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_done_once_it_is_gone() {
     let Some(bench) = Bench::new() else { return };
     let silent = Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Silence);
     let limits = Limits {
@@ -262,8 +280,15 @@ fn a_back_end_that_is_silent_at_a_reset_is_lost_and_the_reset_is_done() {
     };
     let _fake = bench.attached_within(silent, limits, Whose::Own);
     bench.drive();
-    bench.reset();
+    bench.write(BAR + 20, 0, 1);
     assert!(bench.lost().contains("silent: GET_VRING_BASE"));
+    // It may still write into what the guest is about to use for other things.
+    std::thread::sleep(Duration::from_millis(50));
+    assert_ne!(bench.status(), 0);
+    bench.device.is_vacant(1);
+    eventually(|| bench.status() == 0);
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Free { device });
 }
 
 #[test]
@@ -277,9 +302,7 @@ fn a_back_end_that_goes_is_lost_and_one_for_a_fresh_driver_may_follow() {
     bench.drive();
     assert!(bench.lost().contains("closed its connection"));
     fake.join();
-    let _refused = bench.attach(Scripted::disk());
-    assert!(bench.lost().contains("must reset it first"));
-    bench.reset();
+    bench.vacate_and_reset();
     let fake = bench.attached(Scripted::disk());
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
@@ -634,7 +657,7 @@ fn a_back_end_that_does_not_finish_what_it_has_taken_is_lost() {
     let _fake = bench.attached_within(Scripted::disk(), limits, Whose::default());
     bench.drive();
     bench.uses(u16::MAX);
-    bench.reset();
+    bench.write(BAR + 20, 0, 1);
     let words = "stopped queue 0 and did not finish its requests in time";
     let cause = bench.lost();
     assert!(cause.contains(words), "{cause}");
@@ -1086,7 +1109,7 @@ fn a_device_that_is_no_bus_master_is_not_started_and_sends_no_interrupt() {
 }
 
 #[test]
-fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_does_not_return() {
+fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_returns_once_it_is_gone() {
     let Some(bench) = Bench::new() else { return };
     let fake = bench.attached(Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Close));
     bench.drive();
@@ -1099,8 +1122,8 @@ fn a_back_end_that_keeps_the_memory_is_lost_and_the_write_does_not_return() {
     assert!(bench.lost().contains("closed its connection"));
     std::thread::sleep(Duration::from_millis(50));
     assert!(!vcpu.is_finished());
-    // The thread waits for a kick that only a vCPU gets, and ends with the
-    // process.
+    bench.device.is_vacant(1);
+    eventually(|| vcpu.is_finished());
 }
 
 #[test]

@@ -38,15 +38,19 @@ impl Interruption {
         Ok(())
     }
 
-    /// The session is over: nobody has a use for its sockets any more.
+    /// The session is over: its back-end is to see that, whoever else has a copy of the
+    /// socket. It is not shut down for reading, since one at a socket of its own is
+    /// gone once it has closed it, and whoever supervises it must see that.
     pub(crate) fn end_session(&self) {
-        self.sockets().drain(..).for_each(|socket| shut(&socket));
+        for socket in self.sockets().drain(..) {
+            let _ = socket.shutdown(Shutdown::Write);
+        }
     }
 
     /// The device ends: so does the session that there is, or comes yet.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.end_session();
+        self.sockets().drain(..).for_each(|socket| shut(&socket));
     }
 
     fn sockets(&self) -> MutexGuard<'_, Vec<UnixStream>> {

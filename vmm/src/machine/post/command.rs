@@ -1,7 +1,7 @@
 //! What the owner of a device is asked. (What it tells is what the supervisor is to
 //! hear: `launch::FromMachine`.)
 
-use outboard_protocol::launch::SessionNumber;
+use outboard_protocol::launch::{Restored, SessionNumber};
 
 use super::mailbox::Mailbox;
 use crate::machine::frontend::{Connected, Session};
@@ -11,6 +11,17 @@ use crate::machine::virtio::Event;
 /// Most configuration writes that wait for a back-end; a guest that does more
 /// at once has no driver, and what it writes beyond is dropped.
 const MAX_CONFIG_WRITES: usize = 64;
+
+/// A connection to a back-end that is to serve a device.
+#[derive(Debug)]
+pub(crate) struct Newcomer {
+    /// Which of the device's sessions it begins.
+    pub(crate) number: SessionNumber,
+    /// The connection.
+    pub(crate) session: Session<Connected>,
+    /// What it knows of its predecessors.
+    pub(crate) restored: Restored,
+}
 
 /// What a device's owner is asked to do.
 #[derive(Debug)]
@@ -24,7 +35,9 @@ pub(crate) enum Command {
     /// The guest let it no more; it is to be told when nothing is written.
     MustNotMaster(Clearing),
     /// Here is a connection to a back-end.
-    Attach(SessionNumber, Session<Connected>),
+    Attach(Newcomer),
+    /// Whoever served this session, and any before, is gone, and its I/O is over.
+    Vacant(SessionNumber),
     /// End.
     Stop,
 }

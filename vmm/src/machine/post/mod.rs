@@ -5,5 +5,5 @@
 mod command;
 mod mailbox;
 
-pub(crate) use self::command::Command;
+pub(crate) use self::command::{Command, Newcomer};
 pub(crate) use self::mailbox::Mailbox;

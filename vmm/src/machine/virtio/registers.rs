@@ -123,6 +123,11 @@ impl Registers {
         copy_from(&self.config, offset, data);
     }
 
+    /// The device configuration as the driver sees it.
+    pub(crate) fn config(&self) -> &[u8] {
+        &self.config
+    }
+
     /// Writes to the device configuration. The driver reads back what it wrote
     /// until the back-end has been asked what it made of it.
     pub(crate) fn write_config(&mut self, offset: usize, data: &[u8]) -> Vec<Event> {

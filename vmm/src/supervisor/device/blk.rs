@@ -10,7 +10,9 @@ use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use serde::Deserialize;
 
-use super::plan::{self, Args, DeviceOption, Executable, LENT_FD, Lend, Plan, ServedBy, Usage};
+use super::plan::{
+    self, Args, DeviceOption, Executable, LENT_FD, Lend, OnFailure, Plan, ServedBy, Usage,
+};
 use crate::supervisor::text::options::switch;
 use crate::supervisor::text::units::Wait;
 
@@ -53,6 +55,8 @@ pub(crate) struct DiskSettings {
     pub(crate) queue_size: Option<u64>,
     /// The serial number that the guest reads.
     pub(crate) serial: Option<String>,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -74,7 +78,9 @@ for a block device; `direct` does not change it). An image that looks like anoth
 another front-end.
 
 All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end has), `queue-size=N` \
-(default: 256) and `id=NAME` (default: disk0, disk1, …). A comma within a value is written `,,`.";
+(default: 256), `id=NAME` (default: disk0, disk1, …) and `on-failure=restart|shutdown`: whether a \
+back-end that dies or hangs is started again while the guest waits (the default), or ends the VM. A \
+comma within a value is written `,,`.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -88,6 +94,7 @@ All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end
             fewer: self.queues.is_none(),
             queue_size: plan::queue_size(self.queue_size)?,
         };
+        let on_failure = self.on_failure;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
             None => self.program(&spec)?,
@@ -96,6 +103,7 @@ All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end
             option: Self::OPTION,
             spec,
             served_by,
+            on_failure,
         })
     }
 }

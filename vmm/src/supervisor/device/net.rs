@@ -12,7 +12,9 @@ use outboard_protocol::launch;
 use outboard_protocol::tap::{Mac, parse_mac};
 use serde::Deserialize;
 
-use super::plan::{self, Args, DeviceOption, Executable, LENT_FD, Lend, Plan, ServedBy, within};
+use super::plan::{
+    self, Args, DeviceOption, Executable, LENT_FD, Lend, OnFailure, Plan, ServedBy, within,
+};
 use crate::supervisor::text::units::Wait;
 
 /// The back-end that serves a card if no other is named.
@@ -50,6 +52,8 @@ pub(crate) struct NetSettings {
     pub(crate) queues: Option<u64>,
     /// Largest queue size.
     pub(crate) queue_size: Option<u64>,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -70,8 +74,8 @@ same launch contract. \
 the control queue too.
 
 All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_queue`), `queue-size=N` \
-(default: 256; Linux needs 32, and receives whole segments from 128 on) and `id=NAME` (default: net0, \
-net1, …).";
+(default: 256; Linux needs 32, and receives whole segments from 128 on), `id=NAME` (default: net0, \
+net1, …) and `on-failure=restart|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -87,6 +91,7 @@ net1, …).";
             fewer: self.queues.is_none(),
             queue_size: plan::queue_size(self.queue_size)?,
         };
+        let on_failure = self.on_failure;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
             None => self.program(&spec, pairs)?,
@@ -95,6 +100,7 @@ net1, …).";
             option: Self::OPTION,
             spec,
             served_by,
+            on_failure,
         })
     }
 }

@@ -6,7 +6,7 @@ use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use serde::Deserialize;
 
-use super::plan::{self, DeviceOption, Plan, ServedBy, within};
+use super::plan::{self, DeviceOption, OnFailure, Plan, ServedBy, within};
 use crate::supervisor::text::units::Wait;
 
 /// Longest configuration space that a vhost-user message carries, in bytes.
@@ -28,6 +28,8 @@ pub(crate) struct OtherSettings {
     pub(crate) queue_size: Option<u64>,
     /// Length of the configuration space in bytes.
     pub(crate) config_size: Option<u64>,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -40,7 +42,8 @@ Add any other vhost-user device (may be given several times)
 
 `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device with that virtio device id and that many \
 bytes of configuration, whose back-end listens at PATH. It also takes `queue-size=N` (default: 256), \
-`id=NAME` (default: device0, device1, …) and `wait=10s|forever` (default: 2s).";
+`id=NAME` (default: device0, device1, …), `wait=10s|forever` (default: 2s) and \
+`on-failure=restart|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -68,6 +71,7 @@ bytes of configuration, whose back-end listens at PATH. It also takes `queue-siz
                 queue_size: plan::queue_size(self.queue_size)?,
             },
             served_by: ServedBy::socket(path, self.wait, &[])?,
+            on_failure: self.on_failure,
         })
     }
 }

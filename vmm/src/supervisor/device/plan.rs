@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use outboard_protocol::launch::{self, Whose};
+use serde::Deserialize;
 
 use crate::supervisor::text::units::Wait;
 
@@ -52,6 +53,19 @@ pub(crate) struct Plan {
     pub(crate) spec: launch::Device,
     /// Who serves it.
     pub(crate) served_by: ServedBy,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
+}
+
+/// What becomes of a VM, one of whose back-ends has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnFailure {
+    /// It is started again, or connected to, and the guest waits.
+    #[default]
+    Restart,
+    /// The VM is ended.
+    Shutdown,
 }
 
 /// Who serves a device.

@@ -6,7 +6,7 @@ use outboard_protocol::devices::Kind;
 use outboard_protocol::launch;
 use serde::Deserialize;
 
-use super::plan::{self, Args, DeviceOption, Executable, Lend, Plan, ServedBy, within};
+use super::plan::{self, Args, DeviceOption, Executable, Lend, OnFailure, Plan, ServedBy, within};
 use crate::supervisor::text::options;
 use crate::supervisor::text::units::Wait;
 
@@ -30,6 +30,8 @@ pub(crate) struct RngSettings {
     pub(crate) max_bytes: Option<u64>,
     /// The length of a period in milliseconds; the back-end's default if not said.
     pub(crate) period: Option<u64>,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -55,7 +57,7 @@ Without a value it starts outboard-rng. `max-bytes=N` and `period=MS` bound what
 period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program instead, by the \
 same launch contract. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
 
-All take `id=NAME` (default: rng0, rng1, …).";
+All take `id=NAME` (default: rng0, rng1, …) and `on-failure=restart|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -69,6 +71,7 @@ All take `id=NAME` (default: rng0, rng1, …).";
             fewer: true,
             queue_size: plan::queue_size(None)?,
         };
+        let on_failure = self.on_failure;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
             None => self.program()?,
@@ -77,6 +80,7 @@ All take `id=NAME` (default: rng0, rng1, …).";
             option: Self::OPTION,
             spec,
             served_by,
+            on_failure,
         })
     }
 }

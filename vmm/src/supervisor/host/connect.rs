@@ -24,8 +24,9 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::supervisor::say::say;
 use crate::supervisor::text::units::Wait;
 
-/// Pause between two tries.
+/// Pause between two tries at first, and when the search has taken long.
 const PAUSE: Duration = Duration::from_millis(20);
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 /// When a wait is mentioned.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 /// However short a wait, who has been connected to has this long to answer.
@@ -158,7 +159,7 @@ impl Search {
                 (Missing::Answer, self.end.map(|end| end.max(least)))
             }
             Found::Missing(missing) => {
-                self.state = State::Trying(now + PAUSE);
+                self.state = State::Trying(now + self.pause(now));
                 (missing, self.end)
             }
         };
@@ -167,6 +168,13 @@ impl Search {
         }
         self.mention(missing, now);
         Ok(None)
+    }
+
+    /// How long to wait until the next try: the longer, the longer nobody has come.
+    fn pause(&self, now: Instant) -> Duration {
+        let began = self.first_word.checked_sub(FIRST_WORD).unwrap_or(now);
+        let share = now.saturating_duration_since(began) / 16;
+        share.clamp(PAUSE, LONG_PAUSE)
     }
 
     fn try_once(&self, now: Instant) -> Result<Found> {

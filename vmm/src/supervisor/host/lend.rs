@@ -10,13 +10,14 @@ use anyhow::{Context, Result};
 use outboard_line::Line;
 use outboard_line::bound::{self, SocketFile};
 use outboard_line::rendezvous::Way;
-use outboard_protocol::launch::{self, Whose};
+use outboard_protocol::launch::{self, SessionNumber, Whose};
 
 use super::connect::Whom;
+use super::fence::{Fence, Image};
 use super::image::Images;
 use super::program::Program;
 use super::tap::TapQueues;
-use crate::supervisor::device::plan::{Executable, Lend, Plan, ServedBy};
+use crate::supervisor::device::plan::{Executable, Lend, OnFailure, Plan, ServedBy};
 use crate::supervisor::text::units::Wait;
 
 /// One device.
@@ -28,6 +29,8 @@ pub(crate) struct Opened {
     pub(crate) whose: Whose,
     /// Who serves it.
     pub(crate) server: Server,
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) on_failure: OnFailure,
 }
 
 /// Who serves a device.
@@ -54,8 +57,10 @@ pub(crate) enum Server {
 /// What a program is lent beside its socket, each time it is started.
 #[derive(Debug)]
 pub(crate) enum Lent {
-    /// These descriptors.
-    Fds(Vec<OwnedFd>),
+    /// Nothing.
+    Nothing,
+    /// A disk image.
+    Image(Image),
     /// The queues of a tap.
     Tap(TapQueues),
     /// A socket at which its peer connects.
@@ -73,6 +78,18 @@ pub(crate) enum Lent {
         /// How long to wait for it.
         wait: Wait,
     },
+}
+
+/// When the I/O of a back-end is over.
+#[derive(Debug)]
+pub(crate) enum Io {
+    /// With its process: what it was lent is read and written by calls of its own.
+    OfProcess,
+    /// Once this is lifted.
+    Until(Fence),
+    /// Nobody can tell, unless it ended in order: it shares the image's description
+    /// with us, since it keeps version 1 of the launch contract, and confirms its lock.
+    Unknown,
 }
 
 impl Server {
@@ -103,17 +120,32 @@ impl Server {
 }
 
 impl Lent {
-    /// Copies of it, to be given away; `peer` is the connection to its peer.
+    /// What the back-end of this session is given; `shares`: our description of the
+    /// image instead of one of its own; `peer` is the connection to its peer.
     ///
     /// # Errors
-    /// Those of fcntl(2).
-    pub(crate) fn copies(&self, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
-        match self {
-            Self::Fds(fds) => fds.iter().map(OwnedFd::try_clone).collect(),
-            Self::Tap(tap) => tap.copies(),
-            Self::Listening { socket, .. } => Ok(vec![socket.try_clone()?.into()]),
-            Self::Peer { .. } => Ok(peer.into_iter().collect()),
-        }
+    /// Those of fcntl(2), and of [`Image::lend`].
+    pub(crate) fn give(
+        &self,
+        (session, shares): (SessionNumber, bool),
+        peer: Option<OwnedFd>,
+    ) -> io::Result<(Vec<OwnedFd>, Io)> {
+        let fds = match self {
+            Self::Nothing => Vec::new(),
+            Self::Image(image) => {
+                let (file, fence) = match shares {
+                    true => (image.share()?, None),
+                    false => image
+                        .lend(session)
+                        .map(|(file, fence)| (file, Some(fence)))?,
+                };
+                return Ok((vec![file], fence.map_or(Io::Unknown, Io::Until)));
+            }
+            Self::Tap(tap) => tap.copies()?,
+            Self::Listening { socket, .. } => vec![socket.try_clone()?.into()],
+            Self::Peer { .. } => peer.into_iter().collect(),
+        };
+        Ok((fds, Io::OfProcess))
     }
 
     /// The line to whom it is lent, which looks after its peer or its interface.
@@ -122,7 +154,7 @@ impl Lent {
     /// Those of [`Line::new`], and of fcntl(2).
     pub(crate) fn line(&self) -> io::Result<Line> {
         match self {
-            Self::Fds(_) => Line::new(None, None),
+            Self::Nothing | Self::Image(_) => Line::new(None, None),
             Self::Tap(tap) => Line::new(None, Some(tap.name())),
             Self::Listening { socket, .. } => {
                 Line::new(Some(Way::Listening(socket.try_clone()?.into())), None)
@@ -141,6 +173,7 @@ pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
         option,
         spec,
         served_by,
+        on_failure,
     } = plan;
     let whose = served_by.whose();
     let server = match served_by {
@@ -162,6 +195,7 @@ pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
         spec,
         whose,
         server,
+        on_failure,
     })
 }
 
@@ -174,8 +208,8 @@ fn program(executable: &Executable) -> Result<Program> {
 
 fn lent(lend: Lend, id: &str, images: &mut Images) -> Result<Lent> {
     Ok(match lend {
-        Lend::Nothing => Lent::Fds(Vec::new()),
-        Lend::Image { path, usage } => Lent::Fds(vec![images.open(id, &path, usage)?.into()]),
+        Lend::Nothing => Lent::Nothing,
+        Lend::Image { path, usage } => Lent::Image(Image::new(images.open(id, &path, usage)?)),
         Lend::Tap { name, pairs } => Lent::Tap(TapQueues::open(&name, pairs)?),
         Lend::Connect { path, wait } => Lent::Peer { path, wait },
         Lend::Listen { path } => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod connect;
 pub mod descriptors;
+pub(crate) mod fence;
 pub(crate) mod image;
 pub(crate) mod kernel;
 pub(crate) mod kvm;

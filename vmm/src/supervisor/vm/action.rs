@@ -16,15 +16,23 @@ pub(crate) enum Who {
 /// What is to be done. None of it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Look for whom this device needs.
+    /// Look for whom this device needs: as long as the user allows at first, and
+    /// without an end once it has been served.
     Seek(usize),
     /// Look no more.
     StopSeeking(usize),
     /// Start the machine process and tell it what to build.
     StartMachine,
     /// Start the program of this device, if it has one, tell it what its predecessor
-    /// has left, and hand its connection to the machine, as this session.
-    Attach(usize, SessionNumber, Kept),
+    /// has left, if that is known, and hand its connection to the machine, as this
+    /// session.
+    Attach(usize, SessionNumber, Option<Kept>),
+    /// See to it that nothing is left of this device's back-end: kill its process, or
+    /// end our connection to it, and tell when it is gone and its I/O over.
+    Clear(usize),
+    /// Tell the machine that whoever served this session of the device is gone, and
+    /// its I/O over.
+    Vacate(usize, SessionNumber),
     /// Tell the machine to stop.
     StopMachine,
     /// Send SIGTERM.

@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Channel, MESSAGES_VERSION, SessionNumber, StartFd, ToMachine};
+use outboard_protocol::launch::{
+    Channel, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
+};
 
 use super::action::{Action, Who};
 use super::backend::Backend;
@@ -84,6 +86,14 @@ impl<'a> Hands<'a> {
                     let text = format!("{error:#}");
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
+            }
+            Action::Clear(place) => {
+                let backend = self.backends.get_mut(place)?;
+                return backend.clear().map(|event| Event::Device(place, event));
+            }
+            Action::Vacate(place, session) => {
+                let device = self.backends.get(place)?.opened().spec.id.clone();
+                self.send(ToMachine::Vacant { device, session }, Vec::new());
             }
             Action::StopMachine => self.send(ToMachine::Stop, Vec::new()),
             Action::Terminate(who) => self.child(who, |child| child.terminate()),
@@ -167,7 +177,7 @@ impl<'a> Hands<'a> {
         Ok(())
     }
 
-    fn attach(&mut self, place: usize, session: SessionNumber, kept: Kept) -> Result<()> {
+    fn attach(&mut self, place: usize, session: SessionNumber, kept: Option<Kept>) -> Result<()> {
         let backend = self.backends.get_mut(place);
         let backend = backend.context("there is no such device")?;
         let opened = backend.opened();
@@ -175,12 +185,20 @@ impl<'a> Hands<'a> {
         if !self.is_whole {
             bail!("{device}: not started, as another part of the VM was not");
         }
+        let is_ours = opened.server.is_ours();
+        let restored = match &kept {
+            Some(Kept::Nothing) => Restored::Nothing,
+            Some(_) if is_ours => Restored::Kept,
+            Some(_) | None => Restored::Unknown,
+        };
+        let kept = kept.unwrap_or_default();
         let front = backend.start(session, kept, self.parent, &self.resources.logging)?;
         let attach = ToMachine::Attach {
             device,
             session,
-            asked: !opened.server.is_ours(),
+            asked: !is_ours,
             whose: opened.whose,
+            restored,
         };
         self.send(attach, vec![front]);
         Ok(())
@@ -252,7 +270,7 @@ impl<'a> Hands<'a> {
             let gone = Some(Source::Process(Who::Device(place)));
             let child = backend.pidfd();
             watched.extend(child.map(|fd| (gone, fd, PollFlags::POLLIN)));
-            watched.extend(backend.watched().map(|fd| (None, fd, PollFlags::POLLIN)));
+            watched.extend(backend.watched().map(|(fd, flags)| (None, fd, flags)));
         }
         let mut fds: Vec<_> = watched
             .iter()

@@ -7,26 +7,35 @@
 //!                   attend() = what it says on its line, again and again
 //!                                │
 //!                   reap() = its last words, and how it ended; or abandon()
+//!                                │
+//!            clear(), look() = it is gone, and its I/O over
 //! ```
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_line::{Heard, Line};
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
     BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
 };
 
+use rustix::net::{Shutdown, shutdown};
+
 use super::counters::Page;
 use super::device::Event;
 use crate::supervisor::host::connect::Search;
-use crate::supervisor::host::lend::{Opened, Server};
-use crate::supervisor::process::child::{Child, Parent};
+use crate::supervisor::host::lend::{Io, Opened, Server};
+use crate::supervisor::process::child::{Child, Death, Parent};
 use crate::supervisor::say::{Logging, say};
+use crate::supervisor::text::units::Wait;
 
+/// What is polled of a socket that we have shut down for writing, and whose other end
+/// is to be closed: POLLHUP, which always counts.
+const CLOSED: PollFlags = PollFlags::empty();
 /// Times that the line of a dead process is attended to: a socket has no room for
 /// more messages, unless somebody that it started keeps sending.
 const LAST_WORDS: usize = 16;
@@ -43,9 +52,29 @@ pub(crate) struct Backend<'a> {
     line: Option<Line>,
     /// The session that was last begun, of which the line speaks.
     session: SessionNumber,
+    /// The last process has said that it is ready.
+    ready: bool,
+    /// It has not read the start of its line: it keeps version 1 of the contract.
+    unread: bool,
+    /// A process shares our description of the image, for which one that keeps version
+    /// 1 was found to have no use otherwise.
+    shares: bool,
     /// That of the last process, living or dead.
     counters: Option<Page>,
+    /// When the I/O of the last process is over.
+    io: Io,
+    /// The last process has ended with status 0, which it does once its I/O is over.
+    in_order: bool,
+    /// The connection to who listens at a socket: it is over when they have closed it.
+    connection: Option<OwnedFd>,
+    /// Nothing is to be left of it: when to look next, and how long to wait then.
+    clearing: Option<(Instant, Duration)>,
 }
+
+/// Between two looks whether the I/O of a process that is gone is over: the first, and
+/// the longest.
+const LOOK: Duration = Duration::from_millis(1);
+const LONG_LOOK: Duration = Duration::from_millis(50);
 
 impl<'a> Backend<'a> {
     /// Of this device; nothing is started yet.
@@ -67,7 +96,14 @@ impl<'a> Backend<'a> {
             child: None,
             line,
             session: 0,
+            ready: false,
+            unread: false,
+            shares: false,
             counters: None,
+            io: Io::OfProcess,
+            in_order: true,
+            connection: None,
+            clearing: None,
         })
     }
 
@@ -86,17 +122,22 @@ impl<'a> Backend<'a> {
         self.child.as_ref().map(Child::pidfd)
     }
 
-    /// What becomes readable when there is anything else to be seen.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// What is to be polled, and for what, when there is anything else to be seen.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let search = self.search.as_ref().and_then(Search::fd);
-        search
-            .into_iter()
-            .chain(self.line.as_ref().map(AsFd::as_fd))
+        let line = self.line.as_ref().map(AsFd::as_fd);
+        let heard = search.into_iter().chain(line);
+        let clearing = self.connection.as_ref().filter(|_| self.clearing.is_some());
+        let closed = clearing.map(|fd| (fd.as_fd(), CLOSED));
+        heard.map(|fd| (fd, PollFlags::POLLIN)).chain(closed)
     }
 
-    /// When to look for somebody again.
+    /// When to look again, for somebody or for what is left.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.search.as_ref().and_then(Search::due)
+        let search = self.search.as_ref().and_then(Search::due);
+        let waits = self.child.is_some() || self.connection.is_some();
+        let clearing = self.clearing.filter(|_| !waits).map(|(next, _)| next);
+        search.into_iter().chain(clearing).min()
     }
 
     /// Begins to look for whom it needs.
@@ -104,6 +145,10 @@ impl<'a> Backend<'a> {
         self.found = None;
         let sought = self.opened.server.sought();
         self.search = sought.map(|(whom, path, wait)| {
+            let wait = match self.session {
+                0 => wait,
+                _ => Wait::Forever,
+            };
             Search::new(&self.opened.spec.id, whom, path, wait, Instant::now())
         });
     }
@@ -113,8 +158,53 @@ impl<'a> Backend<'a> {
         self.search = None;
     }
 
-    /// Whether who is looked for has come.
+    /// Whether who is looked for has come, or nothing is left of who was there.
     pub(crate) fn look(&mut self) -> Option<Event> {
+        self.find().or_else(|| self.cleared())
+    }
+
+    /// Sees to it that nothing is left of it. Returns that nothing is, if that is so
+    /// already; else [`Self::look`] tells.
+    pub(crate) fn clear(&mut self) -> Option<Event> {
+        if let Some(child) = &self.child {
+            child.signal_kill();
+        }
+        if let Some(connection) = &self.connection {
+            // Who reads the end of it closes it; whoever has closed it is gone.
+            let _ = shutdown(connection, Shutdown::Write);
+        }
+        self.clearing = Some((Instant::now(), LOOK));
+        self.cleared()
+    }
+
+    fn cleared(&mut self) -> Option<Event> {
+        let (next, pause) = self.clearing?;
+        let open = self.connection.as_ref().is_some_and(|fd| !is_closed(fd));
+        if self.child.is_some() || open || Instant::now() < next {
+            return None;
+        }
+        self.connection = None;
+        let known = match &self.io {
+            Io::OfProcess => true,
+            Io::Until(fence) => match fence.is_lifted() {
+                Ok(true) => true,
+                Ok(false) => {
+                    let next = Instant::now() + pause;
+                    self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
+                    return None;
+                }
+                Err(error) => {
+                    log::warn!("{}: asking for a lock: {error}", self.opened.spec.id);
+                    false
+                }
+            },
+            Io::Unknown => self.in_order,
+        };
+        (self.clearing, self.io) = (None, Io::OfProcess);
+        Some(Event::Clear { known })
+    }
+
+    fn find(&mut self) -> Option<Event> {
         let event = match self.search.as_mut()?.look(Instant::now()) {
             Ok(None) => return None,
             Ok(found) => {
@@ -141,6 +231,9 @@ impl<'a> Backend<'a> {
         logging: &Logging,
     ) -> Result<OwnedFd> {
         let (found, id) = (self.found.take(), &self.opened.spec.id);
+        (self.session, self.counters) = (session, None);
+        (self.ready, self.unread) = (false, false);
+        let shares = self.shares;
         let (
             Server::Program {
                 program,
@@ -150,29 +243,33 @@ impl<'a> Backend<'a> {
             Some(line),
         ) = (&self.opened.server, &mut self.line)
         else {
-            return found.context("nobody was found");
+            let found = found.context("nobody was found")?;
+            let copy = found.try_clone();
+            self.connection = Some(copy.with_context(|| format!("{id}: keeping a socket"))?);
+            return Ok(found);
         };
         let handover = Handover::of(&self.opened.spec.kind);
         let sockets = handover.sockets();
         let (front, back) = sockets.with_context(|| format!("{id}: making a socket"))?;
-        (self.session, self.counters) = (session, None);
         let start = || {
             let mut fds = vec![back];
-            fds.extend(lent.copies(found)?);
+            let (given, io) = lent.give((session, shares), found)?;
+            fds.extend(given);
             let number = BACKEND_FD.saturating_add(fds.len() as i32);
             fds.push(line.begin(kept)?);
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            Child::start(parent, program, args, &environment, &fds)
+            Ok((Child::start(parent, program, args, &environment, &fds)?, io))
         };
         let started: io::Result<_> = start();
         if started.is_err() {
             line.end();
         }
         let starting = || format!("{id}: starting {}", program.name());
-        self.child = Some(started.with_context(starting)?);
+        let (child, io) = started.with_context(starting)?;
+        (self.child, self.io, self.in_order) = (Some(child), io, false);
         Ok(front.into())
     }
 
@@ -186,6 +283,7 @@ impl<'a> Backend<'a> {
         let session = self.session;
         match heard {
             Heard::Ready { sandbox, counters } => {
+                self.ready = true;
                 let (id, name) = (&self.opened.spec.id, self.opened.server.name());
                 log::debug!("{id}: {name} is ready; the parts of its sandbox: {sandbox:?}");
                 let queues = self.opened.spec.queues;
@@ -195,7 +293,10 @@ impl<'a> Backend<'a> {
             }
             Heard::Keeps(kept) => Event::Keeps(session, kept),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
-            Heard::HungUp => Event::HungUp(session),
+            Heard::HungUp { unread } => {
+                self.unread = unread && !self.ready;
+                Event::HungUp(session)
+            }
         }
     }
 
@@ -227,6 +328,14 @@ impl<'a> Backend<'a> {
             events.extend(self.attend());
         }
         self.forget();
+        self.in_order = death == Death::Exited(0);
+        // One that confirms the lock on its image does not find it on a description of
+        // its own, and says so, and ends.
+        let refuses = matches!(death, Death::Exited(status) if status != 0);
+        if refuses && self.unread && matches!(self.io, Io::Until(_)) {
+            self.shares = true;
+            events.push(Event::WantsToShare(self.session));
+        }
         events.push(Event::Died(death));
         events
     }
@@ -253,6 +362,13 @@ impl<'a> Backend<'a> {
             line.end();
         }
     }
+}
+
+/// Whether the other end of a socket was closed.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), CLOSED)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    fds.iter().any(|fd| fd.any() == Some(true))
 }
 
 #[cfg(test)]

@@ -15,22 +15,34 @@
 //!   │                            ▼
 //!   └─────────── Killed ◀──── Leaving (until it ends; TELL: SIGTERM; END)
 //! ```
+//! Where the VM lives on, what is lost is recovered (`recovery.rs`):
+//!
+//! ```text
+//!                Recover                 Clear                      the back-off is over
+//!  Over ────────────────────▶ Clearing ──────▶ Resting ──────────────▶ Seeking, or Found
+//!  Serving ── Restart ──▶ Stopping ─▲ │                                        ▲
+//!                                     └─ nobody can go on exactly ─▶ Out ── Free ┘
+//! ```
 //! A process is started in one place, from `Found`, and every way there leads
-//! through `Down`, where no process is left: a predecessor and its successor
-//! never live side by side.
+//! through `Clear`: a predecessor and its successor never live side by side, and the
+//! I/O of one is over before the other begins.
 
 mod ending;
+mod health;
 mod line;
+mod recovery;
 
 use std::time::{Duration, Instant};
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{SessionNumber, Whose};
+use outboard_protocol::launch::{Cause, SessionNumber, Whose};
 
+use self::health::Health;
 use self::line::Line;
 use super::action::{Action, Who};
 use super::end::Patience;
+use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 
 /// What happens to a device.
@@ -48,7 +60,19 @@ pub(crate) enum Event {
     /// The machine has attached this session.
     Attached(SessionNumber),
     /// This session is over, or could not begin, with the reason.
-    Lost(SessionNumber, String),
+    Lost(SessionNumber, Cause, String),
+    /// The driver has reset the device while it had no back-end.
+    Free,
+    /// It was lost, and the VM lives on: it is to be served again.
+    Recover,
+    /// Nothing is left of its back-end, and its I/O is over; `known`: for certain.
+    Clear {
+        /// See there.
+        known: bool,
+    },
+    /// Somebody wants its back-end to be started anew.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
+    Restart,
     /// The back-end of this session says that it is ready: before it is attached, or
     /// it keeps version 1 of the launch contract.
     Ready(SessionNumber),
@@ -60,6 +84,10 @@ pub(crate) enum Event {
     Nonsense(SessionNumber, String),
     /// The back-end of this session has closed its line.
     HungUp(SessionNumber),
+    /// The back-end of this session, which comes to its end, keeps version 1 of the
+    /// launch contract, and found no lock on a description of the image of its own: it
+    /// is to share ours from now on.
+    WantsToShare(SessionNumber),
     /// Its process has ended.
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.
@@ -129,6 +157,26 @@ pub(crate) enum State {
     },
     /// There was a fault, or the VM ends; the machine may still hold the session.
     Over,
+    /// Nothing is to be left of its back-end, which was told to go, or killed.
+    Clearing {
+        /// When that was.
+        since: Instant,
+        /// How long after that the user hears of it.
+        mention: Duration,
+    },
+    /// Nothing is; the next one is started then.
+    Resting {
+        /// When.
+        until: Instant,
+    },
+    /// Nobody can go on where the last one was lost, for this reason: its driver must
+    /// reset it.
+    Out(String),
+    /// Its back-end was told to end, to be started anew.
+    Stopping {
+        /// When it is killed.
+        until: Instant,
+    },
     /// The session is over, and the process is to end, once its I/O is over.
     Leaving {
         /// When the session was over.
@@ -167,6 +215,13 @@ pub(crate) struct Device {
     /// What must survive its back-end, and its driver will not say again; `None`:
     /// nobody knows that.
     kept: Option<Kept>,
+    /// Why nobody can go on where its back-end was lost, if that is so.
+    beyond: Option<String>,
+    /// What has happened is no fault: its back-end is started once more, and lent the
+    /// image otherwise.
+    once_more: bool,
+    health: Health,
+    on_failure: OnFailure,
     state: State,
 }
 
@@ -192,8 +247,23 @@ impl Device {
             line: Line::Silent,
             told_version: false,
             kept: Some(Kept::Nothing),
+            beyond: None,
+            once_more: false,
+            health: Health::default(),
+            on_failure: OnFailure::default(),
             state: State::Down,
         }
+    }
+
+    /// With this policy.
+    pub(crate) fn on_failure(mut self, policy: OnFailure) -> Self {
+        self.on_failure = policy;
+        self
+    }
+
+    /// What becomes of the VM when its back-end fails.
+    pub(crate) fn policy(&self) -> OnFailure {
+        self.on_failure
     }
 
     /// Its id.
@@ -231,6 +301,8 @@ impl Device {
                 let tell = if *told { limits::END } else { limits::TELL };
                 Some(*since + tell.min(*mention).min(limits::END))
             }
+            State::Clearing { since, mention } => Some(*since + *mention),
+            State::Resting { until } | State::Stopping { until } => Some(*until),
             _ => None,
         };
         due.into_iter().chain(self.line_due()).min()
@@ -243,17 +315,21 @@ impl Device {
             return out;
         };
         match event {
-            // A guest that is started anew has new drivers.
-            Event::Begin => self.kept = Some(Kept::Nothing),
+            // A guest that is started anew, or resets the device, has new drivers.
+            Event::Begin | Event::Free => self.kept = Some(Kept::Nothing),
             Event::Died(_) | Event::CannotBegin(_) => self.gone(),
             _ => {}
         }
         let state = std::mem::replace(&mut self.state, State::Down);
         self.state = match state {
-            State::Down | State::Seeking | State::Found => self.before(state, event, &mut out),
+            State::Down | State::Seeking | State::Found => self.before(state, event, now, &mut out),
             State::Attaching | State::Serving => self.serving(state, event, now, &mut out),
             State::Lost { .. } | State::Left { .. } => self.doubtful(state, event, now, &mut out),
             State::Over => self.over(event, now, &mut out),
+            State::Clearing { .. }
+            | State::Resting { .. }
+            | State::Out(_)
+            | State::Stopping { .. } => self.recovering(state, event, now, &mut out),
             State::Leaving { .. } | State::Killed { .. } => {
                 self.ending(state, event, now, &mut out)
             }
@@ -268,17 +344,23 @@ impl Device {
     }
 
     /// Before there is a back-end.
-    fn before(&mut self, state: State, event: Event, out: &mut Vec<Outcome>) -> State {
+    fn before(
+        &mut self,
+        state: State,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> State {
         match (state, event) {
-            (State::Down, Event::Begin) if self.seeks => {
-                out.push(Outcome::Do(Action::Seek(self.place)));
-                State::Seeking
-            }
-            (State::Down, Event::Begin) | (State::Seeking, Event::Found) => State::Found,
+            // Whoever served it before the guest was started anew.
+            (State::Down, Event::Begin) if self.session > 0 => self.clear(now, out),
+            (State::Down, Event::Begin) => self.begin(out),
+            (State::Seeking, Event::Found) => State::Found,
             (State::Found, Event::Go) => {
                 self.session += 1;
                 self.lives = self.program.is_some();
-                let kept = self.kept.clone().unwrap_or_default();
+                self.once_more = false;
+                let kept = self.kept.clone();
                 out.push(Outcome::Do(Action::Attach(self.place, self.session, kept)));
                 State::Attaching
             }
@@ -306,20 +388,26 @@ impl Device {
         match event {
             Event::Attached(session) if session == self.session => {
                 self.check_version(out);
+                self.health.is_served(now);
                 State::Serving
             }
-            Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), out),
-            Event::Lost(session, text) if session == self.session => match self.lives {
+            Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), now, out),
+            Event::Lost(session, Cause::NotRecoverable, text) if session == self.session => {
+                self.beyond = Some(text.clone());
+                self.fault(Fault::Lost(text), now, out)
+            }
+            Event::Lost(session, _, text) if session == self.session => match self.lives {
                 true => State::Lost { text, until },
-                false => self.fault(Fault::Lost(text), out),
+                false => self.fault(Fault::Lost(text), now, out),
             },
             Event::Died(Death::Exited(0)) => State::Left {
                 death: Death::Exited(0),
                 text: None,
                 until,
             },
-            Event::Died(death) => self.fault(Fault::Died(death, None), out),
+            Event::Died(death) => self.fault(Fault::Died(death, None), now, out),
             Event::VmEnds => State::Over,
+            Event::Restart => self.stop(now, out),
             _ => state,
         }
     }
@@ -334,27 +422,23 @@ impl Device {
     ) -> State {
         match (state, event) {
             (State::Lost { text, .. }, Event::Died(death)) => {
-                self.fault(Fault::Died(death, Some(text)), out)
+                self.fault(Fault::Died(death, Some(text)), now, out)
             }
             (State::Lost { .. }, Event::CannotBegin(text)) => {
-                self.fault(Fault::CannotBegin(text), out)
+                self.fault(Fault::CannotBegin(text), now, out)
             }
-            (State::Lost { text, until }, Event::Tick) if now >= until => self.lost(text, out),
-            (State::Lost { text, .. }, Event::Settle) => self.lost(text, out),
+            (State::Lost { text, until }, Event::Tick) if now >= until => self.lost(text, now, out),
+            (State::Lost { text, .. }, Event::Settle) => self.lost(text, now, out),
             (State::Left { death, text, .. }, Event::Settle) => {
-                self.fault(Fault::Died(death, text), out)
+                self.fault(Fault::Died(death, text), now, out)
             }
-            (State::Left { death, text, until }, Event::Lost(session, why))
+            (State::Left { death, text, .. }, Event::Lost(session, _, why))
                 if session == self.session =>
             {
-                State::Left {
-                    death,
-                    text: text.or(Some(why)),
-                    until,
-                }
+                self.fault(Fault::Died(death, text.or(Some(why))), now, out)
             }
             (State::Left { death, text, until }, Event::Tick) if now >= until => {
-                self.fault(Fault::Died(death, text), out)
+                self.fault(Fault::Died(death, text), now, out)
             }
             (_, Event::VmEnds) => State::Over,
             (state, _) => state,
@@ -363,12 +447,15 @@ impl Device {
 
     /// The session is lost, and the process lives: whatever it is doing, nobody
     /// will have it any more.
-    fn lost(&self, text: String, out: &mut Vec<Outcome>) -> State {
+    fn lost(&mut self, text: String, now: Instant, out: &mut Vec<Outcome>) -> State {
         out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
-        self.fault(Fault::Lost(text), out)
+        self.fault(Fault::Lost(text), now, out)
     }
 
-    fn fault(&self, fault: Fault, out: &mut Vec<Outcome>) -> State {
+    fn fault(&mut self, fault: Fault, now: Instant, out: &mut Vec<Outcome>) -> State {
+        if std::mem::take(&mut self.once_more) {
+            return self.clear(now, out);
+        }
         if matches!(fault, Fault::Died(..)) {
             out.push(Outcome::Do(Action::TellCounts(self.place)));
         }

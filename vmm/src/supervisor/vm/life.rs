@@ -19,6 +19,7 @@ use super::end::{self, End, Patience};
 use super::event::Event;
 use super::machine::{self, Machine};
 use super::verdict::Verdict;
+use crate::supervisor::device::plan::OnFailure;
 
 /// What is not done yet of an event.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(crate) struct Life {
     machine: Machine,
     devices: Vec<Device>,
     end: End,
+    /// The guest has run: whatever fails from then on can be recovered.
+    has_run: bool,
     /// What follows from what has happened.
     steps: VecDeque<Step>,
 }
@@ -48,6 +51,7 @@ impl Life {
             machine: Machine::default(),
             devices,
             end: End::new(restarts),
+            has_run: false,
             steps: VecDeque::new(),
         }
     }
@@ -113,7 +117,9 @@ impl Life {
     fn take(&mut self, event: Event) {
         match &event {
             Event::Asked => self.settle(true),
-            Event::Said(FromMachine::Attached { .. } | FromMachine::Lost { .. }) => {}
+            Event::Said(
+                FromMachine::Attached { .. } | FromMachine::Lost { .. } | FromMachine::Free { .. },
+            ) => {}
             Event::Said(_) | Event::Machine(_) => self.settle(false),
             Event::Begin | Event::Device(..) | Event::Tick => {}
         }
@@ -138,27 +144,31 @@ impl Life {
 
     fn said(&mut self, message: FromMachine) {
         let place = |id: &str| self.devices.iter().position(|device| device.id() == id);
-        let step =
-            match message {
-                FromMachine::Attached { device, session } => place(&device)
-                    .map(|place| Step::Device(place, device::Event::Attached(session))),
-                FromMachine::Lost {
-                    device,
-                    session,
-                    text,
-                    ..
-                } => place(&device)
-                    .map(|place| Step::Device(place, device::Event::Lost(session, text))),
-                FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
-                FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
-                FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
-            };
+        let step = match message {
+            FromMachine::Attached { device, session } => {
+                place(&device).map(|place| Step::Device(place, device::Event::Attached(session)))
+            }
+            FromMachine::Lost {
+                device,
+                session,
+                cause,
+                text,
+            } => place(&device)
+                .map(|place| Step::Device(place, device::Event::Lost(session, cause, text))),
+            FromMachine::Free { device } => {
+                place(&device).map(|place| Step::Device(place, device::Event::Free))
+            }
+            FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
+            FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
+            FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
+        };
         self.steps.extend(step);
     }
 
     fn advance(&mut self, step: Step, now: Instant, actions: &mut Vec<Action>) {
         match step {
             Step::Machine(event) => {
+                self.has_run |= event == machine::Event::GuestRuns;
                 for outcome in self.machine.step(event, now) {
                     match outcome {
                         machine::Outcome::Do(action) => actions.push(action),
@@ -179,14 +189,14 @@ impl Life {
                 for outcome in device.step(event, now) {
                     match outcome {
                         device::Outcome::Do(action) => actions.push(action),
-                        device::Outcome::Fault(fault) => self.fault(place, fault),
+                        device::Outcome::Fault(fault) => self.fault(place, fault, actions),
                         device::Outcome::Mention(rest) => {
                             actions.extend(self.mention(place, rest));
                         }
                     }
                 }
             }
-            Step::Fault(place, fault) => self.fault(place, fault),
+            Step::Fault(place, fault) => self.fault(place, fault, actions),
             Step::End(event) => match self.end.step(event, now) {
                 Some(end::Outcome::VmEnds(patience)) => {
                     actions.push(Action::GuestIsOver);
@@ -206,13 +216,22 @@ impl Life {
     /// What follows from where everybody is.
     fn follow(&mut self) {
         if !self.machine.is_off() {
-            return;
+            return self.follow_the_machine();
         }
         let all = |state: &device::State| self.devices.iter().all(|d| d.state() == state);
         match self.end.state() {
             end::State::Alive if all(&device::State::Found) => {
                 self.steps.push_back(Step::Machine(machine::Event::Go));
                 self.all_devices(&device::Event::Go);
+            }
+            end::State::Alive => {
+                // No driver is there to reset it.
+                let out = self.devices.iter().find_map(|device| match device.state() {
+                    device::State::Out(why) => Some(format!("{}: {why}", device.id())),
+                    _ => None,
+                });
+                let cannot = out.map(|text| Step::End(end::Event::CannotStart(text)));
+                self.steps.extend(cannot);
             }
             end::State::Ending(_) if all(&device::State::Down) => {
                 self.steps.push_back(Step::End(end::Event::NothingLeft));
@@ -226,7 +245,25 @@ impl Life {
                     }
                 }
             }
-            end::State::Alive | end::State::Over(_) => {}
+            end::State::Over(_) => {}
+        }
+    }
+
+    /// Who was found for a device that is recovered is attached to the machine that is
+    /// there.
+    fn follow_the_machine(&mut self) {
+        let takes = matches!(
+            self.machine.state(),
+            machine::State::Starting { .. } | machine::State::Running
+        );
+        if !takes || *self.end.state() != end::State::Alive {
+            return;
+        }
+        for (place, device) in self.devices.iter().enumerate() {
+            if *device.state() == device::State::Found {
+                let go = Step::Device(place, device::Event::Go);
+                self.steps.push_back(go);
+            }
         }
     }
 
@@ -248,7 +285,19 @@ impl Life {
         self.steps.push_front(Step::End(event));
     }
 
-    fn fault(&mut self, place: usize, fault: Fault) {
+    fn fault(&mut self, place: usize, fault: Fault, actions: &mut Vec<Action>) {
+        if self.recovers(place) {
+            let verdict = self
+                .devices
+                .get(place)
+                .map(|device| blame(device, fault, true));
+            let text = verdict.and_then(|verdict| verdict.text());
+            let text = text.map(|text| format!("{text}; the guest waits while another is started"));
+            actions.extend(text.map(Action::Say));
+            let recover = Step::Device(place, device::Event::Recover);
+            // Before whatever else has happened, as the end of the VM, which it would miss.
+            return self.steps.push_front(recover);
+        }
         // One whose session was lost before is first.
         let is_lost = |device: &Device| matches!(device.state(), device::State::Lost { .. });
         if let Some(first) = self.devices.iter().position(is_lost) {
@@ -264,19 +313,21 @@ impl Life {
             // session that ends meanwhile ends with it.
             return;
         }
-        let (id, running) = (device.id().to_owned(), self.machine.has_run());
-        let verdict = match fault {
-            Fault::CannotBegin(error) => return self.judge(end::Event::CannotStart(error)),
-            Fault::Died(death, cause) => Verdict::BackEndDied {
-                id,
-                program: device.name().to_owned(),
-                death,
-                cause,
-                running,
-            },
-            Fault::Lost(cause) => Verdict::BackEndLost { id, cause, running },
-        };
-        self.judge(end::Event::Verdict(verdict));
+        let running = self.machine.has_run();
+        self.judge(match fault {
+            Fault::CannotBegin(error) => end::Event::CannotStart(error),
+            fault => end::Event::Verdict(blame(device, fault, running)),
+        });
+    }
+
+    /// Whether a back-end that fails is started again: the VM lives on, and its user
+    /// wants that.
+    fn recovers(&self, place: usize) -> bool {
+        let device = self.devices.get(place);
+        let wanted = device.is_some_and(|device| device.policy() == OnFailure::Restart);
+        let lives = *self.end.state() == end::State::Alive
+            && !matches!(self.machine.state(), machine::State::Silent { .. });
+        wanted && lives && self.has_run
     }
 
     /// The start takes long: what is missing.
@@ -306,5 +357,24 @@ impl Life {
             "{id}: waiting for {name} to finish its I/O and end, {seconds} s more at most; {how} \
              it at once"
         )))
+    }
+}
+
+/// The reason for which a VM ends, if it ends over this.
+fn blame(device: &Device, fault: Fault, running: bool) -> Verdict {
+    let id = device.id().to_owned();
+    match fault {
+        Fault::CannotBegin(error) => Verdict::Failed {
+            error,
+            running: false,
+        },
+        Fault::Died(death, cause) => Verdict::BackEndDied {
+            id,
+            program: device.name().to_owned(),
+            death,
+            cause,
+            running,
+        },
+        Fault::Lost(cause) => Verdict::BackEndLost { id, cause, running },
     }
 }

@@ -109,7 +109,7 @@ mod tests {
     use nix::poll::{PollFd, poll};
     use nix::sys::socket::setsockopt;
     use nix::sys::socket::sockopt::SndBuf;
-    use outboard_protocol::launch::{Ending, Whose};
+    use outboard_protocol::launch::{Ending, Restored, Whose};
 
     use super::*;
     use crate::supervisor::vm::tests::lingering;
@@ -135,6 +135,7 @@ mod tests {
             session,
             asked: false,
             whose: Whose::Own,
+            restored: Restored::Nothing,
         }
     }
 

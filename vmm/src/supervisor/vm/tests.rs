@@ -2,5 +2,6 @@
 //! process: what comes of each event in each state, and random walks.
 
 pub(super) mod lingering;
+mod recovery;
 mod tables;
 mod walks;

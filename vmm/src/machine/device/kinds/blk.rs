@@ -108,6 +108,20 @@ pub fn set_cache(session: &mut Session<Negotiated>, writeback: bool, len: usize)
     })
 }
 
+/// Makes a disk's byte `writeback` this one; `len` as in [`set_cache`]. Returns whether
+/// it is.
+///
+/// # Errors
+/// The back-end has gone, or does not answer.
+pub(crate) fn has_cache(session: &mut Session<Negotiated>, len: usize, wanted: u8) -> Result<bool> {
+    let setting = "setting the disk's write cache to what the guest has set";
+    if byte(session, len).context(setting)? == Some(wanted) {
+        return Ok(true);
+    }
+    let obeyed = session.write_config(BlkConfig::WRITEBACK, &[wanted]);
+    Ok(obeyed.context(setting)? && byte(session, len).context(setting)? == Some(wanted))
+}
+
 /// The byte `writeback`, as the back-end has it.
 fn byte(session: &mut Session<Negotiated>, len: usize) -> Result<Option<u8>> {
     let config = session.read_config(len)?;

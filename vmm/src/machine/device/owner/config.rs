@@ -18,11 +18,12 @@ impl Owner {
     pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         let Seat { spec, function, .. } = &self.seat;
         let features = function.with_registers(|registers| registers.driver_features());
+        let allowed = kinds::may_write(&spec.kind, features, offset, data);
         let result = match &mut self.serving {
-            Some(serving) if kinds::may_write(&spec.kind, features, offset, data) => {
-                serving.write_config(offset, data)
-            }
-            _ => Ok(false),
+            Some(serving) if allowed => serving.write_config(offset, data),
+            // A successor is told.
+            None => Ok(allowed),
+            Some(_) => Ok(false),
         };
         function.with_registers(Registers::config_written);
         self.config_stale = Some(Deadline::after(Duration::ZERO));

@@ -10,6 +10,7 @@ use outboard_protocol::devices::Kind;
 use outboard_protocol::launch::{self, FromMachine, Whose};
 
 use super::*;
+use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::host::lend::{Lent, Opened, Server};
 use crate::supervisor::host::output::Output;
 use crate::supervisor::host::program::Program;
@@ -54,8 +55,9 @@ fn resources(program: Program, back_end: Program) -> Resources {
             server: Server::Program {
                 program: back_end,
                 args: Vec::new(),
-                lent: Lent::Fds(Vec::new()),
+                lent: Lent::Nothing,
             },
+            on_failure: OnFailure::default(),
         }],
     }
 }
@@ -79,7 +81,10 @@ fn of_one_turn_a_back_end_s_words_come_before_the_machine_s_and_those_before_a_d
     let mut console = Console::new(Output::File(File::open("/dev/null").unwrap()));
     let mut hands = Hands::new(&resources, &mut console, &signals, &parent).unwrap();
     assert_eq!(hands.perform(Action::StartMachine), None);
-    assert_eq!(hands.perform(Action::Attach(0, 1, Kept::Nothing)), None);
+    assert_eq!(
+        hands.perform(Action::Attach(0, 1, Some(Kept::Nothing))),
+        None
+    );
     let both_dead = |hands: &Hands<'_>| hands.poll(None).ended.len() == 2;
     let limit = Deadline::after(Duration::from_secs(60));
     while !both_dead(&hands) {

@@ -16,6 +16,8 @@ use outboard_protocol::kept::DiskState;
 use outboard_protocol::launch::{Device, Whose};
 
 use super::*;
+use crate::supervisor::device::plan::OnFailure;
+use crate::supervisor::host::fence::Image;
 use crate::supervisor::host::lend::Lent;
 use crate::supervisor::host::program::Program;
 use crate::supervisor::process::child::Death;
@@ -40,8 +42,9 @@ fn served_by(script: &str) -> Opened {
         server: Server::Program {
             program: Program::open(Path::new("/bin/sh")).unwrap(),
             args: vec!["-c".into(), script.into()],
-            lent: Lent::Fds(vec![File::open("/dev/null").unwrap().into()]),
+            lent: Lent::Image(Image::new(tempfile::tempfile().unwrap())),
         },
+        on_failure: OnFailure::default(),
     }
 }
 
@@ -62,7 +65,7 @@ fn heard(backend: &mut Backend<'_>, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
         let fds = backend.watched();
-        let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let mut fds: Vec<_> = fds.map(|(fd, flags)| PollFd::new(fd, flags)).collect();
         wait_for(&mut fds);
         events.extend(backend.attend());
     }
@@ -87,7 +90,7 @@ fn disk(writeback: bool) -> Kept {
 fn a_program_is_told_the_number_of_its_line_and_has_no_other() {
     let opened = served_by(
         "[ $OUTBOARD_LAUNCH = 1 ] && [ $OUTBOARD_LINE = 5 ] && [ -S /proc/$$/fd/5 ] && \
-         [ ! -e /proc/$$/fd/6 ] && [ /proc/$$/fd/4 -ef /dev/null ] && read word <&3",
+         [ ! -e /proc/$$/fd/6 ] && [ -f /proc/$$/fd/4 ] && read word <&3",
     );
     let mut both = [(); 2].map(|()| Backend::new(&opened).unwrap());
     // Both live at the same time.

@@ -21,6 +21,7 @@ impl Device {
                 self.ended(&death, out);
                 State::Over
             }
+            Event::Recover => self.recover(now, out),
             Event::Leave { .. } if !self.lives => State::Down,
             Event::Leave(Patience::Whole) => State::Leaving {
                 since: now,

@@ -46,7 +46,19 @@ impl Device {
             | Event::Keeps(session, _)
             | Event::Nonsense(session, _)
             | Event::HungUp(session)
+            | Event::WantsToShare(session)
                 if session != self.session || !self.lives => {}
+            Event::WantsToShare(_) if self.line == Line::Silent => {
+                self.once_more = true;
+                let (id, name) = (&self.id, &self.name);
+                out.push(Outcome::Do(Action::Log(
+                    Level::Info,
+                    format!(
+                        "{id}: {name} is started once more, and shares outboard's description of \
+                         the image: what happens to the device when it dies is not exact"
+                    ),
+                )));
+            }
             Event::Ready(_) if self.line == Line::Silent => self.line = Line::Ready,
             Event::Keeps(_, kept) if self.line == Line::Ready => self.kept = Some(kept),
             Event::Nonsense(_, why) if self.line != Line::Deaf => {
@@ -56,7 +68,11 @@ impl Device {
                 let until = now + limits::LAG;
                 self.line = Line::HungUp { until };
             }
-            Event::Ready(_) | Event::Keeps(..) | Event::Nonsense(..) | Event::HungUp(_) => {}
+            Event::Ready(_)
+            | Event::Keeps(..)
+            | Event::Nonsense(..)
+            | Event::HungUp(_)
+            | Event::WantsToShare(_) => {}
             Event::Tick => {
                 if self.line_due().is_some_and(|until| now >= until) {
                     self.deafen("has closed its line to outboard", out);

@@ -10,6 +10,7 @@ use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::device::{self, Device};
@@ -57,11 +58,20 @@ impl Dice {
 
     /// What is heard on the line of this session.
     fn heard(&mut self, session: u64) -> device::Event {
-        match self.throw(5) {
+        match self.throw(6) {
+            5 => device::Event::WantsToShare(session),
             0 | 1 => device::Event::Ready(session),
             2 => device::Event::Keeps(session, self.kept()),
             3 => device::Event::Nonsense(session, "a poem".into()),
             _ => device::Event::HungUp(session),
+        }
+    }
+
+    fn cause(&mut self) -> Cause {
+        match self.throw(4) {
+            0 => Cause::NotRecoverable,
+            1 => Cause::Silent,
+            _ => Cause::Gone,
         }
     }
 
@@ -81,6 +91,11 @@ struct Slot {
     lives: bool,
     killed: bool,
     sought: bool,
+    /// Nothing is to be left of its back-end, and the VM has not heard yet that
+    /// nothing is.
+    clearing: bool,
+    /// It has heard that.
+    cleared: bool,
     /// It was not started, and the VM has not heard of that yet.
     failed: bool,
     /// The number of the last session.
@@ -109,13 +124,12 @@ impl World {
             slot.is_ours = !dice.one(3);
             // Somebody else's back-end is always looked for.
             let seeks = !slot.is_ours || dice.one(3);
-            devices.push(Device::new(
-                place,
-                &format!("d{place}"),
-                "blk",
-                seeks,
-                slot.is_ours.then_some(Whose::Own),
-            ));
+            let program = slot.is_ours.then_some(Whose::Own);
+            let device = Device::new(place, &format!("d{place}"), "blk", seeks, program);
+            devices.push(device.on_failure(match dice.one(2) {
+                true => OnFailure::Shutdown,
+                false => OnFailure::Restart,
+            }));
         }
         let restarts = dice.one(2);
         let mut world = Self {
@@ -161,18 +175,36 @@ impl World {
                 (self.machine_lives, self.speaks) = (true, true);
                 self.machine_killed = false;
             }
-            Action::Attach(place, session, kept) => {
+            Action::Attach(place, session, _) => {
                 let slot = &mut self.slots[place];
                 assert!(!slot.lives, "a successor while its predecessor lives");
+                assert!(
+                    !slot.clearing,
+                    "a successor before its predecessor's I/O is over"
+                );
+                assert!(
+                    slot.session == 0 || slot.cleared,
+                    "a predecessor may be left"
+                );
                 assert!(session > slot.session);
-                assert_eq!(kept, Kept::Nothing, "of a guest that is over");
-                slot.session = session;
+                (slot.session, slot.cleared) = (session, false);
                 slot.failed = slot.is_ours && dice.one(20);
                 if slot.failed {
                     let text = "no fork".into();
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
                 (slot.lives, slot.killed) = (slot.is_ours, false);
+            }
+            Action::Clear(place) => {
+                let slot = &mut self.slots[place];
+                (slot.clearing, slot.killed) = (true, true);
+                if !slot.lives && dice.one(2) {
+                    return Some(self.clear(place, dice));
+                }
+            }
+            Action::Vacate(place, session) => {
+                let slot = &self.slots[place];
+                assert!(!slot.lives && slot.cleared && session == slot.session);
             }
             Action::Terminate(who) => assert!(self.lives(who)),
             Action::Kill(Who::Machine) => {
@@ -201,12 +233,21 @@ impl World {
                 let slot = &mut self.slots[place];
                 assert!(slot.is_ours && !std::mem::replace(&mut slot.told, true));
             }
-            Action::Log(_, text) => assert!(text.contains("it serves on")),
+            Action::Log(_, text) => {
+                assert!(text.contains("it serves on") || text.contains("once more"));
+            }
             Action::TellCounts(place) => assert!(self.slots[place].is_ours),
             // One that is gone hears nothing.
             Action::StopMachine | Action::GuestIsOver | Action::Say(_) => {}
         }
         None
+    }
+
+    fn clear(&mut self, place: usize, dice: &mut Dice) -> Event {
+        let slot = &mut self.slots[place];
+        (slot.clearing, slot.cleared) = (false, true);
+        let known = !dice.one(8);
+        Event::Device(place, device::Event::Clear { known })
     }
 
     fn lives(&self, who: Who) -> bool {
@@ -229,7 +270,16 @@ impl World {
         for (device, slot) in self.life.devices().iter().zip(&self.slots) {
             let waits = match device.state() {
                 device::State::Seeking => slot.sought,
-                device::State::Found => !self.machine_lives,
+                device::State::Found => {
+                    let silent =
+                        matches!(self.life.machine().state(), machine::State::Silent { .. });
+                    !self.machine_lives || silent
+                }
+                device::State::Clearing { .. } => slot.clearing,
+                device::State::Resting { .. } | device::State::Out(_) => {
+                    !slot.lives && slot.cleared
+                }
+                device::State::Stopping { .. } => slot.lives,
                 device::State::Attaching | device::State::Serving => slot.lives == slot.is_ours,
                 device::State::Lost { .. } => slot.lives,
                 device::State::Left { .. } => !slot.lives,
@@ -272,6 +322,12 @@ impl World {
                     },
                 );
             }
+            if slot.clearing && !slot.lives && dice.one(2) {
+                return self.clear(place, dice);
+            }
+            if dice.one(8) {
+                return Event::Device(place, device::Event::Restart);
+            }
             if slot.lives && dice.one(2) {
                 self.slots[place].lives = false;
                 return Event::Device(place, device::Event::Died(dice.death()));
@@ -288,12 +344,13 @@ impl World {
                     1 => slot.session + 1,
                     _ => slot.session,
                 };
-                return Event::Said(match dice.one(2) {
-                    true => FromMachine::Attached { device, session },
-                    false => FromMachine::Lost {
+                return Event::Said(match dice.throw(5) {
+                    0 | 1 => FromMachine::Attached { device, session },
+                    2 => FromMachine::Free { device },
+                    _ => FromMachine::Lost {
                         device,
                         session,
-                        cause: Cause::Gone,
+                        cause: dice.cause(),
                         text: "gone".into(),
                     },
                 });
@@ -343,7 +400,9 @@ impl World {
                 self.happens(Event::Device(place, died), dice);
                 continue;
             }
-            let due = self.life.due().expect("nothing would ever happen again");
+            let due = self.life.due();
+            let due =
+                due.unwrap_or_else(|| panic!("nothing would ever happen again: {:?}", self.life));
             self.now = self.now.max(due);
             self.happens(Event::Tick, dice);
         }
@@ -353,13 +412,22 @@ impl World {
 
 /// An event of a device, whatever state it is in.
 fn device_event(dice: &mut Dice) -> device::Event {
-    match dice.throw(16) {
+    match dice.throw(20) {
+        16 => device::Event::Recover,
+        17 => device::Event::Restart,
+        18 => device::Event::Free,
+        19 => device::Event::Clear {
+            known: !dice.one(4),
+        },
         0 => device::Event::Begin,
         1 => device::Event::Found,
         2 => device::Event::CannotBegin("no".into()),
         3 => device::Event::Go,
         4 => device::Event::Attached(dice.throw(3).into()),
-        5 => device::Event::Lost(dice.throw(3).into(), "gone".into()),
+        5 => {
+            let session = dice.throw(3).into();
+            device::Event::Lost(session, dice.cause(), "gone".into())
+        }
         6 => device::Event::Died(dice.death()),
         7 => device::Event::VmEnds,
         8 => device::Event::Leave(match dice.throw(3) {
@@ -432,6 +500,7 @@ proptest! {
             // Nobody dies who does not live, and who could not be started does not.
             match &event {
                 device::Event::Died(_) if !lives => continue,
+                device::Event::Clear { .. } if lives => continue,
                 device::Event::CannotBegin(_) if *device.state() == device::State::Serving => {
                     continue;
                 }
@@ -444,6 +513,7 @@ proptest! {
                 device::Event::Ready(session)
                 | device::Event::Keeps(session, _)
                 | device::Event::Nonsense(session, _)
+                | device::Event::WantsToShare(session)
                 | device::Event::HungUp(session) => !lives || *session != last,
                 _ => false,
             };
@@ -462,7 +532,7 @@ proptest! {
                         }
                     }
                     device::Outcome::Do(Action::Attach(_, session, kept)) => {
-                        assert!(!lives && session > last && kept == Kept::Nothing);
+                        assert!(!lives && session > last && kept.as_ref() == device.kept());
                         (lives, last, ready) = (is_ours, session, false);
                     }
                     device::Outcome::Do(Action::Kill(_) | Action::Terminate(_)) => assert!(lives),

@@ -1,0 +1,256 @@
+//! A back-end is lost while its driver uses the device, and another comes.
+
+use super::*;
+
+const INFLIGHT: Protocol = Protocol::INFLIGHT_SHMFD;
+const WCE: u64 = 1 << 11 | 1 << 9;
+
+/// A disk's back-end that was started and is lost.
+fn lost(bench: &Bench, fake: Scripted) {
+    let fake = bench.attached(fake);
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    lose(bench, fake);
+}
+
+fn lose(bench: &Bench, fake: Running) {
+    fake.hang_up();
+    assert!(bench.lost().contains("closed"));
+    bench.device.is_vacant(1);
+}
+
+/// The driver has made so many requests available.
+fn makes_available(bench: &Bench, index: u16) {
+    let available = GuestAddress(0x2002);
+    bench.ram.guest().write_obj(index, available).unwrap();
+}
+
+fn attach(bench: &Bench, fake: Scripted, whose: Whose, restored: Restored) -> Running {
+    let (stream, running) = fake.start();
+    bench.device.attach(Newcomer {
+        number: 2,
+        session: Session::new(stream).of(whose),
+        restored,
+    });
+    running
+}
+
+fn comes(bench: &Bench, fake: Scripted) -> Running {
+    attach(bench, fake, Whose::default(), Restored::Nothing)
+}
+
+fn is_attached(bench: &Bench) {
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Attached { device, session: 2 });
+}
+
+fn is_refused(bench: &Bench, cause: Cause, words: &str) {
+    match bench.event() {
+        FromMachine::Lost {
+            session,
+            cause: given,
+            text,
+            ..
+        } => {
+            assert_eq!((session, given), (2, cause), "{text}");
+            assert!(text.contains(words), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.status(), 15, "the driver knows nothing of it");
+}
+
+#[test]
+fn a_successor_goes_on_at_the_used_index_with_the_region_of_the_one_before() {
+    let Some(bench) = Bench::new() else { return };
+    lost(&bench, Scripted::disk());
+    makes_available(&bench, 9);
+    bench.uses(5);
+    let fake = comes(&bench, Scripted::disk());
+    let mut seen = Vec::new();
+    let base = loop {
+        let (request, message) = fake.seen.recv_timeout(PATIENCE).unwrap();
+        seen.push(request);
+        if request == FrontendReq::SET_VRING_BASE {
+            break message;
+        }
+    };
+    assert_eq!(base.payload[4..6], 5u16.to_ne_bytes());
+    assert!(seen.contains(&FrontendReq::SET_INFLIGHT_FD), "{seen:?}");
+    assert!(!seen.contains(&FrontendReq::GET_INFLIGHT_FD), "{seen:?}");
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    is_attached(&bench);
+    assert_eq!(bench.status(), 15);
+    bench.reset();
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+}
+
+#[test]
+fn without_a_record_only_what_has_nothing_outstanding_goes_on() {
+    let bare = || Scripted::disk().without(INFLIGHT);
+    // The last one kept a record; a successor that does not read it cannot go on.
+    for (first, second) in [
+        (bare(), bare()),
+        (bare(), Scripted::disk()),
+        (Scripted::disk(), bare()),
+    ] {
+        let Some(bench) = Bench::new() else { return };
+        lost(&bench, first);
+        makes_available(&bench, 9);
+        bench.uses(5);
+        let _fake = comes(&bench, second);
+        is_refused(&bench, Cause::NotRecoverable, "kept no record");
+        bench.vacate_and_reset();
+    }
+    let Some(bench) = Bench::new() else { return };
+    lost(&bench, bare());
+    makes_available(&bench, 7);
+    bench.uses(7);
+    let fake = comes(&bench, bare());
+    let base = fake.wait_for(FrontendReq::SET_VRING_BASE);
+    assert_eq!(base.payload[4..6], 7u16.to_ne_bytes());
+    is_attached(&bench);
+}
+
+#[test]
+fn one_that_is_not_what_the_driver_knows_is_refused() {
+    let other = |bytes: &mut Vec<u8>| bytes[0] ^= 1;
+    let mut config = BlkConfig {
+        capacity: 2048,
+        num_queues: 4,
+        ..BlkConfig::default()
+    }
+    .to_bytes()
+    .to_vec();
+    let disk = |config: &[u8]| Scripted::disk().config(config.to_vec());
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(disk(&config).with(1 << 9));
+    bench.drive_with(1 << 9);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    lose(&bench, fake);
+    let _fake = comes(&bench, disk(&config));
+    is_refused(&bench, Cause::DoesNotFit, "features 0x200");
+    other(&mut config);
+    let _fake = comes(&bench, disk(&config).with(1 << 9));
+    is_refused(&bench, Cause::DoesNotFit, "at byte 0");
+    other(&mut config);
+    let _fake = comes(&bench, disk(&config).with(1 << 9));
+    is_attached(&bench);
+}
+
+#[test]
+fn what_a_disk_of_ours_kept_must_be_known_to_its_successor() {
+    for (whose, restored, known) in [
+        (Whose::Own, Restored::Unknown, false),
+        (Whose::Own, Restored::Kept, true),
+        (Whose::Own, Restored::Nothing, true),
+        (Whose::default(), Restored::Unknown, true),
+    ] {
+        let Some(bench) = Bench::new() else { return };
+        lost(&bench, Scripted::disk());
+        let _fake = attach(&bench, Scripted::disk(), whose, restored);
+        match known {
+            true => is_attached(&bench),
+            false => is_refused(&bench, Cause::NotRecoverable, "whether a sync"),
+        }
+    }
+}
+
+#[test]
+fn one_that_knows_of_a_driver_that_has_gone_is_told_so() {
+    let Some(bench) = Bench::new() else { return };
+    lost(&bench, Scripted::disk());
+    bench.vacate_and_reset();
+    let fake = attach(&bench, Scripted::disk(), Whose::Own, Restored::Kept);
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+    is_attached(&bench);
+}
+
+#[test]
+fn a_kind_that_holds_state_of_its_own_does_not_go_on() {
+    let spec = spec(Kind::unnamed(26, 0), 1, false);
+    let Some(bench) = Bench::of(spec) else { return };
+    lost(&bench, Scripted::disk());
+    let _fake = comes(&bench, Scripted::disk());
+    is_refused(&bench, Cause::NotRecoverable, "holds state of its own");
+}
+
+#[test]
+fn a_reset_while_nobody_serves_waits_until_whoever_did_is_gone() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Scripted::disk());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    fake.hang_up();
+    bench.lost();
+    bench.write(BAR + 20, 0, 1);
+    bench.device.is_vacant(0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_ne!(
+        bench.status(),
+        0,
+        "it may still write into the guest's memory"
+    );
+    bench.device.is_vacant(1);
+    eventually(|| bench.status() == 0);
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Free { device });
+    // A driver that comes before a back-end does is served once one is there.
+    let fake = comes(&bench, Scripted::disk());
+    is_attached(&bench);
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+}
+
+/// What the guest writes meanwhile is told to the successor, too.
+#[test]
+fn a_cache_byte_is_set_in_the_successor_before_its_first_ring() {
+    let Some(bench) = Bench::new() else { return };
+    let disk = || cached().with(WCE);
+    let fake = bench.attached(disk());
+    bench.drive_with(WCE);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    lose(&bench, fake);
+    bench.write(CONFIG + 32, 0, 1);
+    let fake = comes(&bench, disk());
+    let mut last = None;
+    loop {
+        let (request, message) = fake.seen.recv_timeout(PATIENCE).unwrap();
+        match request {
+            FrontendReq::SET_CONFIG => last = message.payload.last().copied(),
+            FrontendReq::SET_VRING_KICK => break,
+            _ => {}
+        }
+    }
+    assert_eq!(last, Some(0));
+    is_attached(&bench);
+    assert_eq!(bench.read(CONFIG + 32, 1), 0);
+}
+
+#[test]
+fn a_ring_that_was_given_up_is_not_given_to_a_successor() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Scripted::disk());
+    bench.drive();
+    let error = fake.wait_for(FrontendReq::SET_VRING_ERR).fds.remove(0);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    nix::unistd::write(&error, &1u64.to_ne_bytes()).unwrap();
+    eventually(|| bench.status() == 15 | status::NEEDS_RESET);
+    lose(&bench, fake);
+    let fake = comes(&bench, Scripted::disk());
+    is_attached(&bench);
+    assert!(!starts(&bench, &fake));
+}
+
+/// What is lost while the machine has not seen it is gone all the same.
+#[test]
+fn one_that_is_vacated_before_its_end_was_seen_is_lost() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Scripted::disk());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench.device.is_vacant(1);
+    bench.lost();
+    let _fake = comes(&bench, Scripted::disk());
+    is_attached(&bench);
+}

@@ -1,0 +1,313 @@
+//! A back-end is lost, and the VM lives on: one story after another.
+
+use std::time::Duration;
+
+use outboard_protocol::deadline::limits;
+use outboard_protocol::kept::{DiskState, Kept};
+use outboard_protocol::launch::{Cause, Ending, FromMachine};
+
+use super::tables::{CLEAR, IN_ORDER, KILLED, Story, ours, said};
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Who};
+use crate::supervisor::vm::device::{self, Device, State};
+use crate::supervisor::vm::event::Event;
+use crate::supervisor::vm::machine;
+use crate::supervisor::vm::verdict::Verdict;
+
+/// A VM with one disk of ours, which runs.
+fn running() -> Story {
+    Story::of(vec![ours(0)], true).run()
+}
+
+/// A VM with a disk at a socket, which runs.
+fn at_a_socket() -> Story {
+    let disk = Device::new(0, "disk0", "/run/s", true, None);
+    let mut story = Story::of(vec![disk], false);
+    story.on(Event::Begin);
+    story.device(0, device::Event::Found);
+    story.attached(0, 1);
+    story.on(Event::Said(FromMachine::Running));
+    story
+}
+
+fn state(story: &Story) -> &State {
+    story.life.devices()[0].state()
+}
+
+fn refused(story: &mut Story, session: u64, cause: Cause, text: &str) -> Vec<Action> {
+    story.on(Event::Said(FromMachine::Lost {
+        device: "disk0".into(),
+        session,
+        cause,
+        text: text.into(),
+    }))
+}
+
+fn attach(session: u64) -> Action {
+    Action::Attach(0, session, Some(Kept::Nothing))
+}
+
+#[test]
+fn one_that_dies_is_followed_at_once_once_nothing_is_left_of_it() {
+    let mut story = running();
+    let actions = story.device(0, device::Event::Died(KILLED));
+    let text = "disk0: the back-end blk was killed by SIGKILL; the guest waits while another is \
+                started";
+    assert_eq!(said(&actions), [text]);
+    assert!(actions.ends_with(&[Action::Clear(0)]), "{actions:?}");
+    // The machine says so, too.
+    assert_eq!(story.lost(0, 1, "it closed its connection"), []);
+    let actions = story.device(0, CLEAR);
+    assert_eq!(actions, [Action::Vacate(0, 1), attach(2)]);
+    story.device(0, device::Event::Ready(2));
+    assert_eq!(story.attached(0, 2), []);
+    assert_eq!(*state(&story), State::Serving);
+    let health = story.life.devices()[0].health();
+    assert_eq!(health.restarts(), 1);
+    assert_eq!(story.life.verdict(), None);
+}
+
+#[test]
+fn nothing_is_started_before_the_io_of_the_last_one_is_over_and_that_is_said() {
+    let mut story = running();
+    story.device(0, device::Event::Died(KILLED));
+    assert_eq!(story.tick(Duration::from_secs(4)), []);
+    let actions = story.tick(Duration::from_secs(5));
+    let text = "disk0: waiting for blk to be gone and its I/O to be over, since 5 s; nothing else \
+                may touch the device before";
+    assert_eq!(said(&actions), [text]);
+    assert_eq!(story.tick(Duration::from_secs(9)), []);
+    assert_eq!(story.tick(Duration::from_secs(10)).len(), 1);
+    // However long it takes.
+    story.tick(Duration::from_secs(100_000));
+    let actions = story.device(0, CLEAR);
+    assert_eq!(actions, [Action::Vacate(0, 1), attach(2)]);
+}
+
+#[test]
+fn one_that_lives_and_has_lost_its_session_is_cleared_away() {
+    let mut story = running();
+    story.lost(0, 1, "nonsense");
+    let actions = story.tick(limits::LAG);
+    let cleared = [Action::Terminate(Who::Device(0)), Action::Clear(0)];
+    assert!(
+        cleared.iter().all(|action| actions.contains(action)),
+        "{actions:?}"
+    );
+    assert_eq!(story.device(0, device::Event::Died(KILLED)), []);
+    assert!(story.device(0, CLEAR).contains(&attach(2)));
+}
+
+#[test]
+fn each_start_in_a_row_that_comes_to_nothing_makes_the_next_wait_longer() {
+    let mut story = running();
+    let mut now = Duration::ZERO;
+    for (session, wait) in [(2, 0), (3, 10), (4, 20), (5, 40)] {
+        story.device(0, device::Event::Died(KILLED));
+        let mut actions = story.device(0, CLEAR);
+        if wait > 0 {
+            assert_eq!(actions, [Action::Vacate(0, session - 1)]);
+            assert_eq!(story.tick(now + Duration::from_millis(wait - 1)), []);
+            now += Duration::from_millis(wait);
+            actions = story.tick(now);
+        }
+        assert!(actions.ends_with(&[attach(session)]), "{actions:?}");
+    }
+    // A minute of service makes it good.
+    story.device(0, device::Event::Ready(5));
+    story.attached(0, 5);
+    story.at(now + Duration::from_secs(60));
+    story.device(0, device::Event::Died(KILLED));
+    assert!(story.device(0, CLEAR).ends_with(&[attach(6)]));
+}
+
+#[test]
+fn a_program_that_cannot_be_started_again_is_tried_again() {
+    let mut story = running();
+    story.device(0, device::Event::Died(KILLED));
+    story.device(0, CLEAR);
+    let actions = story.device(0, device::Event::CannotBegin("no fork".into()));
+    let text = "no fork; the guest waits while another is started";
+    assert_eq!(said(&actions), [text]);
+    story.device(0, CLEAR);
+    let actions = story.tick(Duration::from_millis(10));
+    assert_eq!(actions, [attach(3)]);
+}
+
+#[test]
+fn what_its_back_end_kept_is_told_to_the_next_one() {
+    let kept = Kept::Disk(DiskState {
+        writeback: false,
+        sync_failed: true,
+    });
+    let mut story = running();
+    story.device(0, device::Event::Keeps(1, kept.clone()));
+    story.device(0, device::Event::Died(KILLED));
+    let told = Action::Attach(0, 2, Some(kept));
+    assert!(story.device(0, CLEAR).contains(&told));
+    // What nobody knows is not made up.
+    let mut story = running();
+    story.device(0, device::Event::Nonsense(1, "a poem".into()));
+    story.device(0, device::Event::Died(KILLED));
+    assert!(story.device(0, CLEAR).contains(&Action::Attach(0, 2, None)));
+}
+
+#[test]
+fn one_that_nobody_can_follow_exactly_waits_for_its_driver() {
+    let mut story = running();
+    story.device(0, device::Event::Died(KILLED));
+    story.device(0, CLEAR);
+    let why = "requests of queue 0 were lost";
+    let actions = refused(&mut story, 2, Cause::NotRecoverable, why);
+    assert!(said(&actions)[0].contains(why), "{actions:?}");
+    story.device(0, device::Event::Died(KILLED));
+    assert_eq!(story.device(0, CLEAR), [Action::Vacate(0, 2)]);
+    assert_eq!(*state(&story), State::Out(why.into()));
+    assert_eq!(story.tick(Duration::from_secs(1000)), []);
+    assert_eq!(story.life.due(), None, "nobody is waked for it");
+    let device = "disk0".into();
+    let actions = story.on(Event::Said(FromMachine::Free { device }));
+    assert_eq!(actions, [attach(3)]);
+}
+
+#[test]
+fn one_whose_io_nobody_can_see_the_end_of_is_not_followed() {
+    let mut story = running();
+    story.device(0, device::Event::Died(KILLED));
+    let unknown = device::Event::Clear { known: false };
+    assert_eq!(story.device(0, unknown), [Action::Vacate(0, 1)]);
+    let State::Out(why) = state(&story) else {
+        panic!("{:?}", state(&story));
+    };
+    assert!(why.contains("whether the I/O of blk is over"), "{why}");
+}
+
+#[test]
+fn one_that_does_not_fit_any_more_is_looked_for_again() {
+    let mut story = at_a_socket();
+    story.lost(0, 1, "it closed its connection");
+    assert_eq!(
+        story.device(0, CLEAR),
+        [Action::Vacate(0, 1), Action::Seek(0)]
+    );
+    story.device(0, device::Event::Found);
+    refused(&mut story, 2, Cause::DoesNotFit, "another size");
+    story.device(0, CLEAR);
+    assert_eq!(story.tick(Duration::from_millis(10)), [Action::Seek(0)]);
+    let actions = story.device(0, device::Event::Found);
+    assert!(
+        matches!(actions[..], [Action::Attach(0, 3, _)]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_restart_that_was_asked_for_lets_it_finish_and_is_no_failure() {
+    let mut story = running();
+    for session in 2..9 {
+        let actions = story.device(0, device::Event::Restart);
+        assert_eq!(actions, [Action::Terminate(Who::Device(0))]);
+        assert_eq!(
+            story.device(0, device::Event::Died(IN_ORDER)),
+            [Action::Clear(0)]
+        );
+        assert!(story.device(0, CLEAR).ends_with(&[attach(session)]));
+        story.device(0, device::Event::Ready(session));
+        story.attached(0, session);
+    }
+    // One that does not finish is killed.
+    story.device(0, device::Event::Restart);
+    assert_eq!(story.tick(limits::TELL), [Action::Clear(0)]);
+    // One at a socket is cut off.
+    let mut story = at_a_socket();
+    assert_eq!(story.device(0, device::Event::Restart), [Action::Clear(0)]);
+}
+
+#[test]
+fn a_vm_whose_device_is_being_recovered_ends_as_any_other() {
+    for steps in 0..3 {
+        let mut story = running();
+        story.device(0, device::Event::Died(KILLED));
+        if steps > 0 {
+            story.device(0, CLEAR);
+        }
+        if steps > 1 {
+            refused(&mut story, 2, Cause::NotRecoverable, "lost");
+        }
+        story.on(Event::Asked);
+        story.machine(machine::Event::Died(IN_ORDER));
+        story.device(0, device::Event::Died(KILLED));
+        assert_eq!(story.life.verdict(), Some(&Verdict::Interrupted), "{steps}");
+    }
+}
+
+#[test]
+fn a_guest_s_reset_takes_a_device_that_nobody_could_follow_up_again() {
+    let mut story = running();
+    story.device(0, device::Event::Died(KILLED));
+    story.device(0, device::Event::Clear { known: false });
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    let actions = story.device(0, CLEAR);
+    assert!(
+        actions.ends_with(&[Action::StartMachine, attach(2)]),
+        "{actions:?}"
+    );
+}
+
+/// One that is lost while the guest is started anew is no reason to end either.
+#[test]
+fn the_guest_has_run_once_and_from_then_on_everything_is_recovered() {
+    let mut story = running();
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    story.device(0, device::Event::Died(IN_ORDER));
+    let actions = story.device(0, CLEAR);
+    assert!(
+        actions.ends_with(&[Action::StartMachine, attach(2)]),
+        "{actions:?}"
+    );
+    story.device(0, device::Event::Died(KILLED));
+    assert!(story.device(0, CLEAR).ends_with(&[attach(3)]));
+}
+
+#[test]
+fn one_that_keeps_version_1_is_started_once_more_and_shares_the_image() {
+    for lost_first in [true, false] {
+        let mut story = Story::of(vec![ours(0)], false);
+        story.on(Event::Begin);
+        story.device(0, device::Event::HungUp(1));
+        if lost_first {
+            story.lost(0, 1, "it closed its connection");
+        }
+        let actions = story.device(0, device::Event::WantsToShare(1));
+        assert!(matches!(actions[..], [Action::Log(..)]), "{actions:?}");
+        let actions = story.device(0, device::Event::Died(Death::Exited(1)));
+        assert!(actions.ends_with(&[Action::Clear(0)]), "{actions:?}");
+        assert!(story.device(0, CLEAR).ends_with(&[attach(2)]));
+        // What happens then is a fault, as the guest has not run.
+        story.device(0, device::Event::Died(Death::Exited(1)));
+        story.machine(machine::Event::Died(IN_ORDER));
+        assert!(matches!(
+            story.life.verdict(),
+            Some(Verdict::BackEndDied { .. })
+        ));
+    }
+}
+
+/// Nobody knows whether the former guest's requests still write to its image.
+#[test]
+fn a_guest_is_not_started_anew_on_a_disk_whose_io_may_not_be_over() {
+    let mut story = running();
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    story.device(0, device::Event::Died(KILLED));
+    story.device(0, device::Event::Clear { known: false });
+    let Some(Verdict::Failed { error, .. }) = story.life.verdict() else {
+        panic!("{:?}", story.life.verdict());
+    };
+    assert!(error.starts_with("disk0: it cannot be known"), "{error}");
+}
