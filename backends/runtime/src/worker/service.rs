@@ -347,3 +347,6 @@ impl<Q: Queue> Service<'_, Q> {
         self.ring.break_off(why);
     }
 }
+
+#[cfg(test)]
+mod tests;
