@@ -2,12 +2,16 @@
 
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{bind, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getpid};
 
 use crate::connect_now;
@@ -18,10 +22,34 @@ use crate::connect_now;
 /// When somebody serves it, when something else is there, and those of
 /// bind(2).
 pub fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile)> {
-    let listener = match UnixListener::bind(path) {
+    bound(path, |path| UnixListener::bind(path))
+}
+
+/// As [`listen_at`], for nobody but this user and root: there is no moment at which
+/// anybody else could connect.
+///
+/// # Errors
+/// Those of [`listen_at`].
+pub fn listen_privately_at(path: &Path) -> Result<(UnixListener, SocketFile)> {
+    bound(path, |path| {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // The file gets the mode of its socket, less what the umask takes away.
+        fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        listen(&socket, Backlog::MAXCONN)?;
+        Ok(socket.into())
+    })
+}
+
+fn bound(
+    path: &Path,
+    bind: impl Fn(&Path) -> io::Result<UnixListener>,
+) -> Result<(UnixListener, SocketFile)> {
+    let listener = match bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             clear_stale(path)?;
-            UnixListener::bind(path)
+            bind(path)
         }
         result => result,
     };
@@ -83,16 +111,12 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
 
     #[test]
     fn a_listener_that_does_not_accept_keeps_its_place() {
-        use nix::sys::socket::{
-            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-        };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("peer");
         let flags = SockFlag::empty();
@@ -102,6 +126,20 @@ mod tests {
         let _first = UnixStream::connect(&path).unwrap();
         let error = listen_at(&path).unwrap_err().to_string();
         assert!(error.contains("another process serves"), "{error}");
+    }
+
+    #[test]
+    fn a_private_socket_is_nobody_else_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api");
+        drop(UnixListener::bind(&path).unwrap());
+        let bound = listen_privately_at(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        let error = listen_privately_at(&path).unwrap_err().to_string();
+        assert!(error.contains("another process serves"), "{error}");
+        drop(bound);
+        assert!(!path.exists());
     }
 
     #[test]
