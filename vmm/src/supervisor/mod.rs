@@ -7,6 +7,8 @@
 //! (as written)   (checked)    (opened)   (alive, to its end)
 //! ```
 
+#[cfg_attr(not(test), allow(dead_code, reason = "outboard run has no --api yet"))]
+pub(crate) mod api;
 pub(crate) mod console;
 pub(crate) mod device;
 pub mod host;

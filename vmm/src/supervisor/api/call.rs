@@ -1,0 +1,50 @@
+//! What the API asks of the VM, and what the VM answers.
+
+use super::model::{Explanation, Vm};
+
+/// The number of a call, which its answer bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(pub(super) u64);
+
+/// What somebody asks of the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// How it is.
+    Status,
+    /// To replace the back-end of this device.
+    Restart(String),
+    /// To stop the guest.
+    Pause,
+    /// To let it go on.
+    Resume,
+    /// To end the VM, as a signal would.
+    Shutdown,
+    /// Whether this device can be taken over exactly.
+    Explain(String),
+}
+
+/// What the VM answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// How it is.
+    Status(Box<Vm>),
+    /// What was asked for.
+    Explanation(Explanation),
+    /// It is done, or has begun.
+    Done,
+    /// It is not.
+    Refused(Refusal),
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// There is no device of this name; those that there are.
+    NoSuchDevice(String, Vec<String>),
+    /// It does not fit what the VM or the device does now: why, and what to do.
+    NotNow(String),
+    /// Outboard cannot do that: why.
+    CannotBeDone(String),
+    /// It was tried, and failed: why, and what to do.
+    Failed(String),
+}
