@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use outboard_log::Verbosity;
 
+use crate::ctl::{self, Ctl};
 use crate::exit::EXIT_CODES;
 use crate::supervisor::say::USUAL;
 use crate::supervisor::text::settings::Settings;
@@ -29,6 +30,12 @@ pub enum Command {
     /// firmware, and no boot from a disk.
     #[command(after_long_help = after_help())]
     Run(Box<Run>),
+    /// Ask a running VM how it is, or tell it what to do.
+    ///
+    /// The VM must have been started with `--api PATH`. The same can be had with any
+    /// HTTP client, as by `curl --unix-socket PATH http://vm/api/v1/vm`.
+    #[command(after_long_help = ctl::after_help())]
+    Ctl(Ctl),
     /// The process that `run` starts to hold the guest; not for use by hand.
     #[command(hide = true)]
     Machine,
@@ -124,12 +131,13 @@ mod tests {
     /// Every example is split as a shell would and read as a command line.
     #[test]
     fn the_examples_are_accepted() {
-        let text = EXAMPLES.replace("\\\n", " ");
+        let text = EXAMPLES.replace("\\\n", " ") + "\n" + ctl::EXAMPLES;
         let lines: Vec<_> = text
             .lines()
             .filter_map(|line| line.trim().strip_prefix("outboard "))
+            .filter_map(|line| line.split(" | ").next())
             .collect();
-        assert_eq!(lines.len(), 6);
+        assert_eq!(lines.len(), 12);
         for line in lines {
             let mut words = vec!["outboard".to_owned()];
             for (index, part) in line.split('\'').enumerate() {

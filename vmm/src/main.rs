@@ -4,6 +4,7 @@ use std::process::{ExitCode, Termination};
 
 use clap::Parser;
 use outboard::cli::{Cli, Command};
+use outboard::ctl;
 use outboard::exit::Exit;
 use outboard::machine;
 use outboard::supervisor::host::descriptors;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             let (file, settings) = run.settings();
             supervisor::run(file, settings).report()
         }
+        Command::Ctl(ctl) => ctl::run(ctl),
         Command::Machine => match inherited {
             Some(socket) => {
                 let speaker = Speaker::new("outboard-machine", outboard_log::label().as_deref());

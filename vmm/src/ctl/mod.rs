@@ -1,0 +1,258 @@
+//! `outboard ctl`: asks a running VM by its control API, and says what it answers.
+
+mod client;
+mod failure;
+mod show;
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use outboard_protocol::Deadline;
+use serde::de::DeserializeOwned;
+
+use self::client::Client;
+use self::failure::{EXIT_CODES, Failure};
+use crate::supervisor::api::model::{Change, Device, DeviceState, Event, Explanation, Vm, VmState};
+use crate::supervisor::say::say;
+use crate::supervisor::text::options;
+use crate::supervisor::text::units::Wait;
+
+/// Where the socket is if it is not given.
+const API_ENV: &str = "OUTBOARD_API";
+
+/// What the help gives as examples.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  Ask a VM that was started with `outboard run --api vm.sock …`:
+    outboard ctl --api vm.sock status
+
+  The same, for a script:
+    outboard ctl --api vm.sock status --json | jq '.devices[].state'
+
+  Replace a disk's back-end, and wait until it is served again:
+    outboard ctl --api vm.sock restart disk0
+    outboard ctl --api vm.sock wait disk0 running --timeout 10s
+
+  Say it once for several:
+    export OUTBOARD_API=vm.sock
+    outboard ctl events
+    outboard ctl shutdown";
+
+const ENVIRONMENT: &str = "\
+Environment:
+  OUTBOARD_API
+      The socket, where --api is not given";
+
+/// What follows the help.
+pub(crate) fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{EXIT_CODES}\n\n{ENVIRONMENT}")
+}
+
+/// `outboard ctl`.
+#[derive(Args, Debug)]
+pub struct Ctl {
+    /// Socket of the VM, as `outboard run --api` has it [default: $OUTBOARD_API]
+    #[arg(long, value_name = "PATH", global = true)]
+    api: Option<PathBuf>,
+
+    /// Print what the API says, in place of a table
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    what: What,
+}
+
+/// What is asked.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show the VM and its devices.
+    Status,
+    /// Replace the back-end of a device.
+    Restart {
+        /// Id of the device.
+        device: String,
+    },
+    /// Stop the guest; `resume` lets it go on.
+    Pause,
+    /// Let a guest that was stopped go on.
+    Resume,
+    /// End the VM in order, as SIGTERM does.
+    Shutdown,
+    /// Show where everything is, and then each change, until the VM ends.
+    Events,
+    /// Wait until a device is in a state.
+    Wait {
+        /// Id of the device.
+        device: String,
+        /// running, down, restarting, waiting_for_io, starting or ending.
+        #[arg(value_parser = options::word::<DeviceState>)]
+        state: DeviceState,
+        /// How long: 500ms, 30s, 2m or forever
+        #[arg(long, value_name = "TIME", default_value = "30s")]
+        timeout: Wait,
+    },
+    /// Print all figures, as Prometheus reads them.
+    Metrics,
+    /// Tell whether a device can be recovered and swapped exactly, and if not, why.
+    Explain {
+        /// Id of the device.
+        device: String,
+    },
+}
+
+/// Does what was asked, and tells the user.
+pub fn run(ctl: Ctl) -> ExitCode {
+    let (text, code) = match ctl.run() {
+        Ok(()) => (None, 0),
+        Err(failure) => failure.told(),
+    };
+    text.into_iter().for_each(|text| say(&text));
+    ExitCode::from(code)
+}
+
+impl Ctl {
+    fn run(self) -> Result<(), Failure> {
+        let from_environment = || std::env::var_os(API_ENV).map(PathBuf::from);
+        let path = self.api.or_else(from_environment);
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        let path = path.ok_or_else(|| {
+            let text = "no socket is given: add `--api PATH`, or set OUTBOARD_API";
+            Failure::Usage(text.into())
+        })?;
+        let connect = || Client::connect(&path);
+        let put = |path: &str| connect()?.ask("PUT", path).map(drop);
+        let get = |path: &str| connect()?.ask("GET", path);
+        match self.what {
+            What::Status => show(&get("/api/v1/vm")?, self.json, |vm: Vm| show::vm(&vm)),
+            What::Restart { device } => put(&of_device(&device, "/restart")?),
+            What::Pause => put("/api/v1/vm/pause"),
+            What::Resume => put("/api/v1/vm/resume"),
+            What::Shutdown => put("/api/v1/vm/shutdown"),
+            What::Events => events(connect()?, self.json),
+            What::Wait {
+                device,
+                state,
+                timeout,
+            } => {
+                // Whether there is such a device.
+                let body = get(&of_device(&device, "")?)?;
+                let now = read::<Device>(&body)?;
+                wait(connect, now, state, timeout, self.json)
+            }
+            What::Metrics => print(&get("/metrics")?),
+            What::Explain { device } => {
+                let body = get(&of_device(&device, "/explain")?)?;
+                show(&body, self.json, |it: Explanation| show::explanation(&it))
+            }
+        }
+    }
+}
+
+/// The path of what is asked of a device.
+fn of_device(id: &str, what: &str) -> Result<String, Failure> {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if id.is_empty() || !id.bytes().all(letter) {
+        let text = "is no id of a device, which has letters, digits, `-`, `_` and `.`";
+        return Err(Failure::Usage(format!("`{id}` {text}")));
+    }
+    Ok(format!("/api/v1/devices/{id}{what}"))
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| {
+        Failure::Refused(format!(
+            "the VM's answer is not understood: {error}; use the `outboard` that runs it"
+        ))
+    })
+}
+
+/// Prints a body as it is, or as people read it.
+fn show<T: DeserializeOwned>(
+    body: &[u8],
+    json: bool,
+    text: impl Fn(T) -> String,
+) -> Result<(), Failure> {
+    match json {
+        true => print(body),
+        false => print(text(read(body)?).as_bytes()),
+    }
+}
+
+fn print(text: &[u8]) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    let written = output.write_all(text).and_then(|()| output.flush());
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::NotRead,
+        _ => Failure::Usage(format!("standard output cannot be written: {error}")),
+    })
+}
+
+/// Prints every event until the VM ends.
+fn events(client: Client, json: bool) -> Result<(), Failure> {
+    let mut lines = client.events()?;
+    let mut ends = false;
+    while let Some(line) = lines.next(Deadline::after(Duration::MAX))? {
+        show(&line, json, |event: Event| show::event(&event))?;
+        match read::<Event>(&line)?.change {
+            Change::Vm { state, .. } => ends = state == VmState::Ending,
+            Change::CutOff { reason } => return Err(Failure::Refused(reason)),
+            Change::Device { .. } => {}
+        }
+    }
+    match ends {
+        true => Ok(()),
+        false => Err(Failure::NoVm("the VM is gone, without a word".into())),
+    }
+}
+
+/// Waits until this device is in that state.
+fn wait(
+    connect: impl Fn() -> Result<Client, Failure>,
+    now: Device,
+    wanted: DeviceState,
+    timeout: Wait,
+    json: bool,
+) -> Result<(), Failure> {
+    let (deadline, limit) = match timeout {
+        Wait::For(time) => (Deadline::after(time), format!("after {time:?}")),
+        Wait::Forever => (Deadline::after(Duration::MAX), String::new()),
+    };
+    let (id, mut state, mut reason) = (now.id, now.state, now.reason);
+    let mut lines = connect()?.events()?;
+    loop {
+        let line = match lines.next(deadline) {
+            Ok(Some(line)) => line,
+            Ok(None) => {
+                let text = format!("the VM has ended; {id} was {state}, and not {wanted}");
+                return Err(Failure::NoVm(text));
+            }
+            Err(Failure::Late(_)) => {
+                let why = show::because(reason.as_ref());
+                let text = format!("{id} is {state}{why} {limit}, and not {wanted}");
+                return Err(Failure::Late(text));
+            }
+            Err(failure) => return Err(failure),
+        };
+        match read::<Event>(&line)?.change {
+            Change::Device {
+                device,
+                state: becomes,
+                reason: why,
+                ..
+            } if device == id => (state, reason) = (becomes, why),
+            Change::CutOff { .. } => lines = connect()?.events()?,
+            _ => continue,
+        }
+        if state == wanted {
+            let text = format!("{id} is {state}\n");
+            return print(if json { &line } else { text.as_bytes() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

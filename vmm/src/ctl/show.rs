@@ -1,0 +1,194 @@
+//! What the API says, for people.
+
+use outboard_log::line::OneLine;
+
+use crate::supervisor::api::model::{
+    Change, Device, Event, Exactness, Explanation, QueueCounters, Vm,
+};
+
+/// A VM and its devices.
+pub(super) fn vm(vm: &Vm) -> String {
+    let name = vm
+        .name
+        .as_ref()
+        .map_or(String::new(), |name| format!(" {name}"));
+    let mut text = format!(
+        "VM{name} is {}{}: {} CPUs, {} MiB, process {}, up for {}\n",
+        vm.state,
+        because(vm.reason.as_ref()),
+        vm.vcpus,
+        vm.memory >> 20,
+        vm.pid,
+        time(vm.uptime_ms),
+    );
+    if !vm.devices.is_empty() {
+        text += "\n";
+        text += &devices(&vm.devices);
+    }
+    for device in &vm.devices {
+        let id = &device.id;
+        let reasons = [("", &device.reason), ("last error: ", &device.last_error)];
+        for (what, reason) in reasons {
+            if let Some(reason) = reason {
+                text += &format!("{id}: {what}{}\n", OneLine(reason));
+            }
+        }
+    }
+    text
+}
+
+fn devices(devices: &[Device]) -> String {
+    let head = [
+        "DEVICE", "KIND", "STATE", "PID", "PROGRAM", "QUEUES", "REQUESTS", "ERRORS", "CALLS",
+        "RESTARTS", "OUTAGE",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for device in devices {
+        let sum = |of: fn(&QueueCounters) -> Option<u64>| {
+            let counts = device.counters.iter().filter_map(of);
+            counts.reduce(u64::wrapping_add)
+        };
+        rows.push(vec![
+            device.id.clone(),
+            device.kind.clone(),
+            device.state.to_string(),
+            or_none(device.pid),
+            OneLine(&device.program).to_string(),
+            device.queues.to_string(),
+            or_none(sum(|queue| queue.requests)),
+            or_none(sum(|queue| queue.errors)),
+            or_none(sum(|queue| queue.calls)),
+            device.restarts.to_string(),
+            device.last_outage_us.map_or("-".into(), milliseconds),
+        ]);
+    }
+    table(&rows)
+}
+
+/// Rows of as many cells each, in columns.
+fn table(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths);
+        let line: String = cells
+            .map(|(cell, width)| format!("{cell:width$}  "))
+            .collect();
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Whether a device can be taken over exactly.
+pub(super) fn explanation(explanation: &Explanation) -> String {
+    let line = |what: &str, exactness: &Exactness| {
+        let exact = if exactness.exact {
+            "exact"
+        } else {
+            "not exact"
+        };
+        format!("  {what}: {exact}: {}\n", OneLine(&exactness.why))
+    };
+    let device = &explanation.device;
+    let recovery = line("recovery", &explanation.recovery);
+    format!("{device}\n{recovery}{}", line("swap", &explanation.swap))
+}
+
+/// A line of the event stream.
+pub(super) fn event(event: &Event) -> String {
+    let clock = clock(event.time_ms);
+    let (subject, state, reason) = match &event.change {
+        Change::Vm { state, reason } => ("VM", state.to_string(), reason.as_ref()),
+        Change::Device {
+            device,
+            state,
+            reason,
+            ..
+        } => (device.as_str(), state.to_string(), reason.as_ref()),
+        Change::CutOff { reason } => ("stream", "cut off".to_owned(), Some(reason)),
+    };
+    format!("{clock}  {subject}  {state}{}\n", because(reason))
+}
+
+/// A reason behind what it is the reason of.
+pub(super) fn because(reason: Option<&String>) -> String {
+    reason.map_or(String::new(), |reason| format!(" ({})", OneLine(reason)))
+}
+
+fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or("-".into(), |value| value.to_string())
+}
+
+fn milliseconds(micros: u64) -> String {
+    format!("{}.{:03} ms", micros / 1000, micros % 1000)
+}
+
+fn time(millis: u64) -> String {
+    let seconds = millis / 1000;
+    match seconds {
+        0..60 => format!("{seconds}.{} s", millis % 1000 / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// The time of day in Greenwich.
+fn clock(millis: u64) -> String {
+    let (seconds, rest) = (millis / 1000, millis % 1000);
+    let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{rest:03}Z", seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::api::model::DeviceState;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell_and_lines_end_with_a_word() {
+        let rows = [["A", "B", "C"], ["long", "", "x"], ["ä", "yy", "-"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "A     B   C\nlong      x\nä     yy  -\n");
+    }
+
+    #[test]
+    fn times_are_as_people_say_them() {
+        for (millis, text) in [
+            (0, "0.0 s"),
+            (59_999, "59.9 s"),
+            (60_000, "1 min 0 s"),
+            (3_661_000, "1 h 1 min"),
+        ] {
+            assert_eq!(time(millis), text);
+        }
+        assert_eq!(clock(1_700_000_001_007), "22:13:21.007Z");
+        assert_eq!(milliseconds(12_034), "12.034 ms");
+    }
+
+    #[test]
+    fn what_a_back_end_says_moves_no_cursor() {
+        let told = event(&Event {
+            time_ms: 0,
+            change: Change::Device {
+                device: "disk0".into(),
+                state: DeviceState::WaitingForIo,
+                reason: Some("a\n\u{1b}[2J".into()),
+                pid: None,
+                restarts: 0,
+            },
+        });
+        assert!(
+            told.starts_with("00:00:00.000Z  disk0  waiting_for_io (a"),
+            "{told}"
+        );
+        assert_eq!(told.lines().count(), 1);
+        assert!(!told.contains('\u{1b}'));
+    }
+}
