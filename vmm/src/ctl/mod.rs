@@ -7,6 +7,7 @@ mod show;
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -20,6 +21,8 @@ use crate::supervisor::say::say;
 use crate::supervisor::text::options;
 use crate::supervisor::text::units::Wait;
 
+/// Between two looks for a VM that is to be waited for.
+const LOOK: Duration = Duration::from_millis(20);
 /// Where the socket is if it is not given.
 const API_ENV: &str = "OUTBOARD_API";
 
@@ -84,7 +87,7 @@ enum What {
     Shutdown,
     /// Show where everything is, and then each change, until the VM ends.
     Events,
-    /// Wait until a device is in a state.
+    /// Wait until a device is in a state; also for the VM, if that is not there yet.
     Wait {
         /// Id of the device.
         device: String,
@@ -138,10 +141,8 @@ impl Ctl {
                 state,
                 timeout,
             } => {
-                // Whether there is such a device.
-                let body = get(&of_device(&device, "")?)?;
-                let now = read::<Device>(&body)?;
-                wait(connect, now, state, timeout, self.json)
+                let path = of_device(&device, "")?;
+                wait(connect, &path, state, timeout, self.json)
             }
             What::Metrics => print(&get("/metrics")?),
             What::Explain { device } => {
@@ -209,10 +210,10 @@ fn events(client: Client, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// Waits until this device is in that state.
+/// Waits until the device at this path is in that state.
 fn wait(
     connect: impl Fn() -> Result<Client, Failure>,
-    now: Device,
+    path: &str,
     wanted: DeviceState,
     timeout: Wait,
     json: bool,
@@ -221,6 +222,14 @@ fn wait(
         Wait::For(time) => (Deadline::after(time), format!("after {time:?}")),
         Wait::Forever => (Deadline::after(Duration::MAX), String::new()),
     };
+    // Whether there is such a device.
+    let body = loop {
+        match connect().and_then(|client| client.ask("GET", path)) {
+            Err(Failure::NoVm(_)) if !deadline.passed() => thread::sleep(LOOK),
+            other => break other?,
+        }
+    };
+    let now = read::<Device>(&body)?;
     let (id, mut state, mut reason) = (now.id, now.state, now.reason);
     let mut lines = connect()?.events()?;
     loop {

@@ -153,20 +153,25 @@ fn a_state_is_waited_for_until_it_is_there_or_time_has_passed_or_the_vm_has_ende
         }
         other => panic!("{other:?}"),
     }
-    let waiter = |state: &'static str| {
+    let waiter = |state: &'static str, timeout: &'static str| {
         let path = path.clone();
-        thread::spawn(move || ctl(&path, &["wait", "disk0", state, "--timeout", "60s"]))
+        thread::spawn(move || ctl(&path, &["wait", "disk0", state, "--timeout", timeout]))
     };
-    let running = waiter("running");
+    let running = waiter("running", "60s");
     vm.send(DeviceState::Restarting).unwrap();
     vm.send(DeviceState::Running).unwrap();
     assert_eq!(running.join().unwrap(), Ok(()));
-    let never = waiter("waiting_for_io");
-    // It listens once it is told where the disk is; before, it finds nobody.
+    let never = waiter("waiting_for_io", "1s");
+    // Whether it had found the VM by then or not.
     drop(vm);
     thread.join().unwrap();
     let result = never.join().unwrap();
     assert!(matches!(result, Err(Failure::NoVm(_))), "{result:?}");
+    let early = waiter("down", "60s");
+    let (vm, thread) = serve(&folder);
+    assert_eq!(early.join().unwrap(), Ok(()));
+    drop(vm);
+    thread.join().unwrap();
 }
 
 #[test]

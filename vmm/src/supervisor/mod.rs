@@ -7,7 +7,6 @@
 //! (as written)   (checked)    (opened)   (alive, to its end)
 //! ```
 
-#[cfg_attr(not(test), allow(dead_code, reason = "outboard run has no --api yet"))]
 pub(crate) mod api;
 pub(crate) mod console;
 pub(crate) mod device;
@@ -28,6 +27,7 @@ use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
+use api::Api;
 use console::Console;
 use host::lend::Opened;
 use host::resources::Resources;
@@ -74,12 +74,14 @@ fn configure(file: Option<PathBuf>, settings: Settings) -> Result<VmPlan, String
     })
 }
 
-fn run_config(config: VmPlan) -> Result<Exit> {
+fn run_config(mut config: VmPlan) -> Result<Exit> {
     let signals = Signals::block().context("signals cannot be blocked")?;
     // What a back-end leaves behind becomes ours, to be ended with the rest.
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
     let restarts = config.on_reset == OnReset::Restart;
+    let api = config.api.take();
     let (resources, output) = Resources::open(config)?;
+    let api = api.as_deref().map(Api::listen).transpose()?;
     let devices = resources.devices.iter().enumerate();
     let devices = devices.map(|(place, opened)| {
         let Opened {
@@ -93,9 +95,10 @@ fn run_config(config: VmPlan) -> Result<Exit> {
         Device::new(place, &spec.id, &server.name(), seeks, program).on_failure(*on_failure)
     });
     let life = Life::new(devices.collect(), restarts);
+    let life = if api.is_some() { life.with_api() } else { life };
     let mut console = Console::new(output);
     let parent = Parent::of_all();
-    let hands = Hands::new(&resources, &mut console, &signals, &parent)?;
+    let hands = Hands::new(&resources, &mut console, &signals, &parent)?.with_api(api);
     let verdict = vm::live(life, hands);
     // The terminal is put back before the last word.
     drop(console);

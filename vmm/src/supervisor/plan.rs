@@ -31,6 +31,8 @@ const MAX_CMDLINE: usize = 2047;
 pub(crate) struct VmPlan {
     /// How the processes of the VM speak.
     pub(crate) logging: Logging,
+    /// The socket of the control API, if there is to be one.
+    pub(crate) api: Option<PathBuf>,
     /// The kernel image.
     pub(crate) kernel: PathBuf,
     /// The initial RAM disk.
@@ -72,6 +74,7 @@ impl VmPlan {
         check(&devices, kick_path)?;
         Ok(Self {
             logging,
+            api: settings.api,
             initrd: settings.initrd,
             console: settings.console.unwrap_or_default(),
             on_reset: settings.on_reset.unwrap_or_default(),

@@ -4,7 +4,17 @@ use super::model::{Explanation, Vm};
 
 /// The number of a call, which its answer bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(pub(super) u64);
+pub(crate) struct Ticket(u64);
+
+impl Ticket {
+    /// That of the first call.
+    pub(crate) const FIRST: Self = Self(0);
+
+    /// That of the next.
+    pub(super) fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
 
 /// What somebody asks of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +55,4 @@ pub(crate) enum Refusal {
     NotNow(String),
     /// Outboard cannot do that: why.
     CannotBeDone(String),
-    /// It was tried, and failed: why, and what to do.
-    Failed(String),
 }

@@ -52,7 +52,7 @@ pub(crate) struct Api {
     listener: UnixListener,
     _file: SocketFile,
     connections: Vec<Connection>,
-    /// That of the last call.
+    /// That of the next call.
     ticket: Ticket,
     /// The last of what was told of the VM and of each device.
     known: Vec<Event>,
@@ -73,7 +73,7 @@ impl Api {
                 listener,
                 _file,
                 connections: Vec::new(),
-                ticket: Ticket(0),
+                ticket: Ticket::FIRST,
                 known: Vec::new(),
                 rests: None,
             })
@@ -221,13 +221,14 @@ impl Api {
                 return None;
             }
         };
-        self.ticket = Ticket(self.ticket.0.wrapping_add(1));
+        let ticket = self.ticket;
+        self.ticket = ticket.next();
         connection.waits = Some(Waits {
-            ticket: self.ticket,
+            ticket,
             route,
             device: device.to_owned(),
         });
-        Some((self.ticket, call))
+        Some((ticket, call))
     }
 }
 
@@ -274,7 +275,6 @@ fn response(waits: &Waits, reply: Reply) -> Response {
         Reply::Refused(Refusal::NoSuchDevice(id, there)) => no_such_device(&id, &there),
         Reply::Refused(Refusal::NotNow(why)) => Response::error(409, why),
         Reply::Refused(Refusal::CannotBeDone(why)) => Response::error(501, why),
-        Reply::Refused(Refusal::Failed(why)) => Response::error(500, why),
     }
 }
 

@@ -219,7 +219,6 @@ fn reply(call: Call) -> Reply {
             recovery: exactness(true),
             swap: exactness(false),
         }),
-        Call::Restart(id) if id == "disk1" => Reply::Refused(Refusal::Failed("it broke".into())),
         Call::Restart(_) | Call::Shutdown => Reply::Done,
         Call::Pause => Reply::Refused(Refusal::CannotBeDone("not yet".into())),
         Call::Resume => Reply::Refused(Refusal::NotNow("it runs".into())),

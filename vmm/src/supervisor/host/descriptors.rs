@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
+use crate::supervisor::api;
 use crate::supervisor::device::plan::{Executable, Plan, ServedBy};
 use crate::supervisor::plan::VmPlan;
 
@@ -39,6 +40,9 @@ const SERVED: u64 = 6;
 /// for, a timer, a copy of the listener, and one who has come.
 const LINE: u64 = 3 + 4;
 
+/// The control API: its socket, and each client.
+const API: u64 = 1 + api::MOST as u64;
+
 /// Raises the soft limit to the hard one, for this process alone.
 pub fn raise() {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
@@ -63,7 +67,7 @@ pub(crate) fn check(vm: &VmPlan) -> Result<()> {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };
-    fits(&needs(vm.machine.cpus, &vm.devices), hard)
+    fits(&needs(vm), hard)
 }
 
 /// What a process of the VM needs.
@@ -84,7 +88,9 @@ fn fits(needs: &[Need], hard: rlim_t) -> Result<()> {
     )
 }
 
-fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
+fn needs(vm: &VmPlan) -> Vec<Need> {
+    let (cpus, devices) = (vm.machine.cpus, &vm.devices);
+    let api = if vm.api.is_some() { API } else { 0 };
     let queues = |device: &Plan| u64::from(device.spec.queues);
     let all: u64 = devices.iter().map(queues).sum();
     let count = devices.len() as u64;
@@ -100,7 +106,12 @@ fn needs(cpus: u8, devices: &[Plan]) -> Vec<Need> {
         },
         Need {
             who: "outboard itself".into(),
-            descriptors: SUPERVISOR + SERVED * count + LINE * lines + lent.sum::<u64>() + largest,
+            descriptors: SUPERVISOR
+                + api
+                + SERVED * count
+                + LINE * lines
+                + lent.sum::<u64>()
+                + largest,
         },
     ];
     for device in devices {
@@ -152,7 +163,7 @@ mod tests {
     }
 
     fn refused(vm: &VmPlan, hard: u64) -> Option<String> {
-        let needs = needs(vm.machine.cpus, &vm.devices);
+        let needs = needs(vm);
         fits(&needs, hard).err().map(|error| error.to_string())
     }
 
@@ -181,13 +192,16 @@ mod tests {
     fn every_queue_of_every_device_counts() {
         let disks = ["socket=a,queues=64", "socket=b,queues=64"];
         let [one, two] = [1, 2].map(|count| planned(&disks[..count], &[]));
-        let machine = |vm: &VmPlan| needs(vm.machine.cpus, &vm.devices)[0].descriptors;
+        let machine = |vm: &VmPlan| needs(vm)[0].descriptors;
         assert_eq!(machine(&two), machine(&one) + DEVICE + 64 * QUEUE);
         let taps = planned(&[], &["tap=t0,queues=8"]);
         assert_eq!(lent(&taps.devices[0]), 8);
         // The supervisor has a line to whom it starts.
         let [others, ours] = ["socket=a", "path=a"].map(|disk| planned(&[disk], &[]));
-        let supervisor = |vm: &VmPlan| needs(vm.machine.cpus, &vm.devices)[1].descriptors;
+        let supervisor = |vm: &VmPlan| needs(vm)[1].descriptors;
         assert_eq!(supervisor(&ours), supervisor(&others) + LINE + 3);
+        let mut asked = ours.clone();
+        asked.api = Some("vm.sock".into());
+        assert_eq!(supervisor(&asked), supervisor(&ours) + API);
     }
 }

@@ -32,6 +32,11 @@ pub struct Settings {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
+    /// Socket of the control API, which `outboard ctl` and curl use; there is none if it
+    /// is not given
+    #[arg(long, value_name = "PATH")]
+    pub(crate) api: Option<PathBuf>,
+
     /// What is logged; on the command line it is asked for in several ways
     #[arg(skip)]
     pub(crate) log_level: Option<Level>,
@@ -149,6 +154,7 @@ impl Settings {
     pub(crate) fn over(self, file: Self) -> Self {
         Self {
             name: self.name.or(file.name),
+            api: self.api.or(file.api),
             log_level: self.log_level.or(file.log_level),
             kernel: self.kernel.or(file.kernel),
             initrd: self.initrd.or(file.initrd),
@@ -273,6 +279,7 @@ mod tests {
         let settings = read(
             r#"
             name = "web"
+            api = "web.sock"
             log-level = "info"
             kernel = "vmlinuz"
             memory = "2G"
@@ -294,6 +301,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(settings.name.as_deref(), Some("web"));
+        assert_eq!(settings.api, Some("web.sock".into()));
         assert_eq!(settings.log_level, Some(Level::Info));
         assert_eq!(settings.memory, Some(Size(2 << 30)));
         assert_eq!(settings.doorbell, Some(Doorbell::Pio));

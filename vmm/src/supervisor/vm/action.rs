@@ -4,6 +4,10 @@ use log::Level;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
+use super::answer::Answer;
+use crate::supervisor::api::call::Ticket;
+use crate::supervisor::api::model::Change;
+
 /// A process of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
@@ -47,6 +51,10 @@ pub(crate) enum Action {
     GuestIsOver,
     /// Log what this device's back-end has served, if it counts.
     TellCounts(usize),
+    /// Answer this call.
+    Answer(Ticket, Answer),
+    /// Tell whoever reads the event stream.
+    Tell(Change),
     /// Say this to the user.
     Say(String),
     /// Log this.

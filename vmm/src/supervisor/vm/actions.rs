@@ -1,6 +1,8 @@
 //! The processes, sockets and searches of a VM: does what its states ask for, and
 //! waits for what happens next.
 
+mod answers;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +21,7 @@ use super::backend::Backend;
 use super::event::Event;
 use super::machine_line::MachineLine;
 use super::{device, machine};
+use crate::supervisor::api::Api;
 use crate::supervisor::console::Console;
 use crate::supervisor::host::resources::Resources;
 use crate::supervisor::process::child::{Child, Parent};
@@ -39,6 +42,8 @@ pub(crate) struct Hands<'a> {
     signals: &'a Signals,
     parent: &'a Parent,
     machine: Option<Machine>,
+    api: Option<Api>,
+    began: Instant,
     /// Whatever was to be started since the machine process was.
     is_whole: bool,
     /// Each at its device's place.
@@ -64,6 +69,8 @@ impl<'a> Hands<'a> {
             signals,
             parent,
             machine: None,
+            api: None,
+            began: Instant::now(),
             is_whole: false,
         })
     }
@@ -102,6 +109,8 @@ impl<'a> Hands<'a> {
             Action::GuestRuns => self.console.running(),
             Action::GuestIsOver => self.console.ended(),
             Action::TellCounts(place) => self.backend(place, |backend| backend.tell_counts()),
+            Action::Answer(ticket, answer) => self.answer(ticket, answer),
+            Action::Tell(change) => self.tell(change),
             Action::Say(text) => say(&text),
             Action::Log(level, text) => log::log!(level, "{text}"),
         }
@@ -237,6 +246,7 @@ impl<'a> Hands<'a> {
         }
         events.extend(self.reap(&dead));
         events.extend(self.of_each(Backend::look));
+        events.extend(self.calls());
         events.push(Event::Tick);
         events
     }
@@ -272,12 +282,15 @@ impl<'a> Hands<'a> {
             watched.extend(child.map(|fd| (gone, fd, PollFlags::POLLIN)));
             watched.extend(backend.watched().map(|(fd, flags)| (None, fd, flags)));
         }
+        let clients = self.api.iter().flat_map(Api::watched);
+        watched.extend(clients.map(|(fd, flags)| (None, fd, flags)));
         let mut fds: Vec<_> = watched
             .iter()
             .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
             .collect();
         let searches = self.backends.iter().filter_map(Backend::due);
-        let next = searches.chain(due).min();
+        let clients = self.api.as_ref().and_then(Api::due);
+        let next = searches.chain(clients).chain(due).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| Deadline::at(next).poll_timeout());
         let _ = poll(&mut fds, timeout);
         let mut ready = Ready::default();

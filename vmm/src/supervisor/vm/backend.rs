@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_line::{Heard, Line};
+use outboard_protocol::counters::Counts;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
     BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
@@ -115,6 +116,12 @@ impl<'a> Backend<'a> {
     /// Its process, as long as it has not been reaped.
     pub(crate) fn child(&mut self) -> Option<&mut Child> {
         self.child.as_mut()
+    }
+
+    /// The id of that.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        let child = self.child.as_ref()?;
+        Some(child.pid().as_raw().unsigned_abs())
     }
 
     /// What becomes readable when its process has ended.
@@ -304,6 +311,14 @@ impl<'a> Backend<'a> {
         let (id, name) = (&self.opened.spec.id, self.opened.server.name());
         read.inspect_err(|error| log::debug!("{id}: {name} has no page of counters: {error}"))
             .ok()
+    }
+
+    /// What each queue of its process has done, living or dead; nothing if it does not
+    /// count.
+    pub(crate) fn counts(&self) -> Vec<Counts> {
+        let read = self.counters.as_ref().map(Page::read);
+        let read = read.and_then(|read| self.readable(read));
+        read.unwrap_or_default()
     }
 
     /// Logs what its process has served, living or dead, if it counts.

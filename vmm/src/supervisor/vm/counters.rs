@@ -35,14 +35,22 @@ impl Page {
         Ok(page)
     }
 
+    /// What each queue has done, in order.
+    ///
+    /// # Errors
+    /// Those of [`counters::read`]: its writer may have cut or changed it.
+    pub(crate) fn read(&self) -> io::Result<Vec<Counts>> {
+        counters::read(&self.page, self.queues)
+    }
+
     /// The sums over all queues, in the order of [`Counts::words`]; one that is too
     /// large begins again at 0.
     ///
     /// # Errors
-    /// Those of [`counters::read`]: its writer may have cut or changed it.
+    /// As [`Self::read`].
     pub(crate) fn total(&self) -> io::Result<[u64; 7]> {
         let mut sums = Counts::default().words();
-        for queue in counters::read(&self.page, self.queues)? {
+        for queue in self.read()? {
             for (sum, count) in sums.iter_mut().zip(queue.words()) {
                 *sum = sum.wrapping_add(count);
             }

@@ -4,6 +4,7 @@ use outboard_protocol::launch::FromMachine;
 
 use super::device;
 use super::machine;
+use crate::supervisor::api::call::{Call, Ticket};
 
 /// What happens to a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) enum Event {
     Machine(machine::Event),
     /// Something happened to the device at this place.
     Device(usize, device::Event),
+    /// Somebody asks this by the control API.
+    Call(Ticket, Call),
     /// A signal, or Ctrl-A x: somebody asks for the end.
     Asked,
     /// Time has passed.

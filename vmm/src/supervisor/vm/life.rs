@@ -8,11 +8,14 @@
 //!    └── again, or over ◀─ the back-ends end ◀─ the machine ends
 //! ```
 
+mod calls;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use outboard_protocol::launch::FromMachine;
 
+use self::calls::Calls;
 use super::action::Action;
 use super::device::{self, Device, Fault};
 use super::end::{self, End, Patience};
@@ -39,6 +42,7 @@ pub(crate) struct Life {
     end: End,
     /// The guest has run: whatever fails from then on can be recovered.
     has_run: bool,
+    calls: Calls,
     /// What follows from what has happened.
     steps: VecDeque<Step>,
 }
@@ -52,6 +56,7 @@ impl Life {
             devices,
             end: End::new(restarts),
             has_run: false,
+            calls: Calls::default(),
             steps: VecDeque::new(),
         }
     }
@@ -92,6 +97,7 @@ impl Life {
             }
             self.follow();
             if self.steps.is_empty() {
+                self.tell(&mut actions);
                 return actions;
             }
         }
@@ -121,13 +127,14 @@ impl Life {
                 FromMachine::Attached { .. } | FromMachine::Lost { .. } | FromMachine::Free { .. },
             ) => {}
             Event::Said(_) | Event::Machine(_) => self.settle(false),
-            Event::Begin | Event::Device(..) | Event::Tick => {}
+            Event::Begin | Event::Device(..) | Event::Call(..) | Event::Tick => {}
         }
         match event {
             Event::Begin => self.all_devices(&device::Event::Begin),
             Event::Said(message) => self.said(message),
             Event::Machine(event) => self.steps.push_back(Step::Machine(event)),
             Event::Device(place, event) => self.steps.push_back(Step::Device(place, event)),
+            Event::Call(ticket, call) => self.call(ticket, call),
             Event::Asked => self.steps.push_back(Step::End(end::Event::Asked)),
             Event::Tick => {
                 self.steps.push_back(Step::Machine(machine::Event::Tick));

@@ -1,19 +1,21 @@
 //! One VM while it lives: the only loop of the supervisor.
 //!
 //! ```text
-//!      ┌── events: a back-end's words, the machine's, deaths, signals, time ◀───┐
-//!      ▼                                                                        │
-//!  [`life`] ([`machine`], [`device`] each, [`end`]: pure) ── actions ──▶ [`actions`]
+//!      ┌── events: a back-end's words, the machine's, deaths, signals, calls, time ◀─┐
+//!      ▼                                                                             │
+//!  [`life`] ([`machine`], [`device`] each, [`end`]: pure) ──── actions ─────▶ [`actions`]
 //! ```
 //! Nothing waits but the loop itself: every patience is a deadline in a state.
 
 pub(crate) mod action;
 pub(crate) mod actions;
+pub(crate) mod answer;
 pub(crate) mod backend;
 pub(crate) mod counters;
 pub(crate) mod device;
 pub(crate) mod end;
 pub(crate) mod event;
+pub(crate) mod explain;
 pub(crate) mod life;
 pub(crate) mod machine;
 pub(crate) mod machine_line;

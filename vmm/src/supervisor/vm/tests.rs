@@ -1,6 +1,7 @@
 //! The lives of a device, a machine process and a VM, and their end, without a
 //! process: what comes of each event in each state, and random walks.
 
+mod calls;
 pub(super) mod lingering;
 mod recovery;
 mod tables;

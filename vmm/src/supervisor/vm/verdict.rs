@@ -65,6 +65,17 @@ impl Verdict {
         }
     }
 
+    /// The reason in a few words, for whoever asks why the VM ends.
+    pub(crate) fn reason(&self) -> String {
+        let reason = match self {
+            Self::Ended(Ending::PowerOff) => "the guest powered off",
+            Self::Ended(Ending::Reset) => "the guest asked for a reset",
+            Self::Ended(_) | Self::Interrupted => "somebody asked for the end",
+            _ => "it cannot go on",
+        };
+        self.text().unwrap_or_else(|| reason.to_owned())
+    }
+
     /// What the user is told, if anything.
     pub(crate) fn text(&self) -> Option<String> {
         let when = |running: &bool| match running {

@@ -1,0 +1,110 @@
+//! What a VM answers by its control API: its states, and what its processes and pages of
+//! counters tell beside them.
+
+use std::time::Instant;
+
+use outboard_protocol::counters::Counts;
+
+use super::Hands;
+use crate::supervisor::api::call::{Reply, Ticket};
+use crate::supervisor::api::model::{Change, Device, QueueCounters, Vm};
+use crate::supervisor::api::{Api, call};
+use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
+use crate::supervisor::vm::backend::Backend;
+use crate::supervisor::vm::event::Event;
+use crate::supervisor::vm::explain::explain;
+
+impl Hands<'_> {
+    /// The same, with a control API.
+    pub(crate) fn with_api(mut self, api: Option<Api>) -> Self {
+        self.api = api;
+        self
+    }
+
+    /// What is asked there.
+    pub(super) fn calls(&mut self) -> Vec<Event> {
+        let Some(api) = &mut self.api else {
+            return Vec::new();
+        };
+        let calls = api.attend(Instant::now()).into_iter();
+        calls
+            .map(|(ticket, call): (Ticket, call::Call)| Event::Call(ticket, call))
+            .collect()
+    }
+
+    /// Answers a call.
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        let reply = match answer {
+            Answer::Reply(reply) => reply,
+            Answer::Status(standing) => Reply::Status(Box::new(self.status(standing))),
+            Answer::Explain(place) => match self.backends.get(place) {
+                Some(backend) => Reply::Explanation(explain(backend.opened())),
+                None => return,
+            },
+        };
+        if let Some(api) = &mut self.api {
+            api.answer(ticket, reply, Instant::now());
+        }
+    }
+
+    /// Tells who reads the event stream.
+    pub(super) fn tell(&mut self, mut change: Change) {
+        if let Change::Device { device, pid, .. } = &mut change {
+            let mut backends = self.backends.iter();
+            let backend = backends.find(|backend| backend.opened().spec.id == *device);
+            *pid = backend.and_then(Backend::pid);
+        }
+        if let Some(api) = &mut self.api {
+            api.tell(change, Instant::now());
+        }
+    }
+
+    fn status(&self, standing: Standing) -> Vm {
+        let devices = self.backends.iter().zip(standing.devices);
+        let devices = devices.map(|(backend, standing)| device(backend, standing));
+        let machine = &self.resources.machine;
+        let pid = |pid: nix::unistd::Pid| pid.as_raw().unsigned_abs();
+        Vm {
+            name: self.resources.logging.name.clone(),
+            version: outboard_version::VERSION.to_owned(),
+            state: standing.state,
+            reason: standing.reason,
+            pid: std::process::id(),
+            machine_pid: self
+                .machine
+                .as_ref()
+                .map(|machine| pid(machine.child.pid())),
+            uptime_ms: self.began.elapsed().as_millis() as u64,
+            vcpus: machine.cpus,
+            memory: machine.memory,
+            devices: devices.collect(),
+        }
+    }
+}
+
+fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
+    let opened = backend.opened();
+    Device {
+        id: opened.spec.id.clone(),
+        kind: opened.spec.kind.name.clone(),
+        state: standing.state,
+        reason: standing.reason,
+        pid: backend.pid(),
+        program: opened.server.name(),
+        version: None,
+        features: None,
+        queues: opened.spec.queues,
+        restarts: standing.restarts,
+        last_error: None,
+        last_outage_us: standing.last_outage_us,
+        counters: backend.counts().iter().map(counters).collect(),
+    }
+}
+
+fn counters(counts: &Counts) -> QueueCounters {
+    QueueCounters {
+        requests: Some(counts.chains),
+        calls: Some(counts.calls),
+        ..QueueCounters::default()
+    }
+}

@@ -1,0 +1,40 @@
+//! What a VM answers to whom asks it by the control API, as far as its states tell.
+
+use crate::supervisor::api::call::Reply;
+use crate::supervisor::api::model::{DeviceState, VmState};
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is as it is sent.
+    Reply(Reply),
+    /// How everything is: to this, what processes and pages of counters tell is to be
+    /// added.
+    Status(Standing),
+    /// Whether the device at this place can be taken over exactly.
+    Explain(usize),
+}
+
+/// How a VM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Where it is.
+    pub(crate) state: VmState,
+    /// Why, where there is more to say.
+    pub(crate) reason: Option<String>,
+    /// Each device at its place.
+    pub(crate) devices: Vec<DeviceStanding>,
+}
+
+/// How a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceStanding {
+    /// Where it is.
+    pub(crate) state: DeviceState,
+    /// Why, where there is more to say.
+    pub(crate) reason: Option<String>,
+    /// How many times its back-end was replaced.
+    pub(crate) restarts: u64,
+    /// How long the last loss of one took, in microseconds.
+    pub(crate) last_outage_us: Option<u64>,
+}

@@ -1,0 +1,147 @@
+//! What is asked of a VM by its control API, and what is told there.
+
+use std::time::Instant;
+
+use outboard_protocol::launch::{Ending, FromMachine, Whose};
+
+use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
+use crate::supervisor::api::model::{Change, DeviceState, VmState};
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::Action;
+use crate::supervisor::vm::answer::Answer;
+use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::event::Event;
+use crate::supervisor::vm::life::Life;
+use crate::supervisor::vm::machine;
+
+const TICKET: Ticket = Ticket::FIRST;
+
+fn life(restarts: bool) -> Life {
+    let disk = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
+    Life::new(vec![disk], restarts).with_api()
+}
+
+fn on(life: &mut Life, event: Event) -> Vec<Action> {
+    life.step(event, Instant::now())
+}
+
+/// The states that are told.
+fn told(actions: &[Action]) -> Vec<String> {
+    let changes = actions.iter().filter_map(|action| match action {
+        Action::Tell(Change::Vm { state, reason }) => {
+            let reason = reason
+                .as_ref()
+                .map_or(String::new(), |why| format!(": {why}"));
+            Some(format!("VM {state}{reason}"))
+        }
+        Action::Tell(Change::Device { device, state, .. }) => Some(format!("{device} {state}")),
+        _ => None,
+    });
+    changes.collect()
+}
+
+fn answer(actions: &[Action]) -> &Answer {
+    let mut answers = actions.iter().filter_map(|action| match action {
+        Action::Answer(TICKET, answer) => Some(answer),
+        _ => None,
+    });
+    answers.next().expect("no answer")
+}
+
+fn ask(life: &mut Life, call: Call) -> Vec<Action> {
+    on(life, Event::Call(TICKET, call))
+}
+
+fn run(life: &mut Life) {
+    on(life, Event::Begin);
+    on(life, Event::Device(0, device::Event::Ready(1)));
+    let device = "disk0".to_owned();
+    on(
+        life,
+        Event::Said(FromMachine::Attached { device, session: 1 }),
+    );
+    on(life, Event::Said(FromMachine::Running));
+}
+
+#[test]
+fn each_change_is_told_once() {
+    let mut life = life(false);
+    let begun = on(&mut life, Event::Begin);
+    assert_eq!(told(&begun), ["VM starting", "disk0 starting"]);
+    let (device, session) = ("disk0".to_owned(), 1);
+    let attached = Event::Said(FromMachine::Attached { device, session });
+    assert_eq!(told(&on(&mut life, attached)), ["disk0 running"]);
+    let running = on(&mut life, Event::Said(FromMachine::Running));
+    assert_eq!(told(&running), ["VM running"]);
+    assert_eq!(told(&on(&mut life, Event::Tick)), [""; 0]);
+    let ending = Ending::PowerOff;
+    let ended = on(&mut life, Event::Said(FromMachine::Ended { ending }));
+    let expected = ["VM ending: the guest powered off", "disk0 ending"];
+    assert_eq!(told(&ended), expected);
+}
+
+#[test]
+fn nothing_is_told_where_nobody_may_ask() {
+    let disk = Device::new(0, "disk0", "blk", false, None);
+    let mut life = Life::new(vec![disk], false);
+    assert_eq!(told(&on(&mut life, Event::Begin)), [""; 0]);
+}
+
+#[test]
+fn a_status_is_how_everything_is_now() {
+    let mut life = life(false);
+    run(&mut life);
+    let actions = ask(&mut life, Call::Status);
+    assert_eq!(actions.len(), 1);
+    let Answer::Status(standing) = answer(&actions) else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(standing.state, VmState::Running);
+    assert_eq!(standing.devices[0].state, DeviceState::Running);
+}
+
+#[test]
+fn a_shutdown_is_what_a_signal_is_and_what_comes_too_late_is_refused() {
+    let mut life = life(false);
+    run(&mut life);
+    let actions = ask(&mut life, Call::Shutdown);
+    assert!(actions.contains(&Action::StopMachine));
+    assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
+    let expected = ["VM ending: somebody asked for the end", "disk0 ending"];
+    assert_eq!(told(&actions), expected);
+    for late in [Call::Pause, Call::Resume, Call::Restart("disk0".into())] {
+        let actions = ask(&mut life, late);
+        let refusal = Refusal::NotNow("the VM is being ended".into());
+        assert_eq!(answer(&actions), &Answer::Reply(Reply::Refused(refusal)));
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_told_with_those_that_are() {
+    let mut life = life(false);
+    run(&mut life);
+    for call in [Call::Restart, Call::Explain] {
+        let actions = ask(&mut life, call("disk1".into()));
+        let refusal = Refusal::NoSuchDevice("disk1".into(), vec!["disk0".into()]);
+        assert_eq!(answer(&actions), &Answer::Reply(Reply::Refused(refusal)));
+    }
+    let actions = ask(&mut life, Call::Explain("disk0".into()));
+    assert_eq!(answer(&actions), &Answer::Explain(0));
+}
+
+#[test]
+fn a_guest_that_is_started_again_is_told_of_from_the_start() {
+    let mut life = life(true);
+    run(&mut life);
+    let ending = Ending::Reset;
+    let ended = on(&mut life, Event::Said(FromMachine::Ended { ending }));
+    let expected = ["VM ending: the guest asked for a reset", "disk0 ending"];
+    assert_eq!(told(&ended), expected);
+    let left = Death::Exited(0);
+    on(
+        &mut life,
+        Event::Device(0, device::Event::Died(left.clone())),
+    );
+    let again = on(&mut life, Event::Machine(machine::Event::Died(left)));
+    assert_eq!(told(&again), ["VM starting", "disk0 starting"]);
+}
