@@ -1,6 +1,7 @@
 //! Whole VMs. Which tests can run is found out at run time; one that cannot
 //! is reported as ignored, with the reason.
 
+mod api;
 mod boots;
 mod disks;
 mod endings;
@@ -131,6 +132,7 @@ const KVM: &[Need] = &[Need::Kvm];
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let groups = [
+        ("api", api::tests()),
         ("boots", boots::tests()),
         ("disks", disks::tests()),
         ("endings", endings::tests()),
