@@ -33,7 +33,10 @@ pub fn render(command: &Command, names: &[String]) -> Result<String> {
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     if command.has_subcommands() {
-        man.render_subcommands_section(&mut page)?;
+        match own_commands(command, names) {
+            None => man.render_subcommands_section(&mut page)?,
+            Some(section) => section.to_writer(&mut page)?,
+        }
     }
     let mut options = Vec::new();
     man.render_options_section(&mut options)?;
@@ -56,6 +59,32 @@ fn man(command: &Command, date: &str) -> Man {
         .date(date)
         .source(format!("outboard {release}"))
         .manual("Outboard")
+}
+
+/// The subcommands that have no page of their own; `None`: they have.
+fn own_commands(command: &Command, names: &[String]) -> Option<Roff> {
+    let shown = command.get_subcommands();
+    let mut shown = shown.filter(|command| !command.is_hide_set()).peekable();
+    let has_page = |command: &&Command| names.contains(&name(command));
+    if shown.peek().is_some_and(has_page) {
+        return None;
+    }
+    let words: Vec<_> = shown
+        .map(|command| {
+            let arguments = command.get_positionals().map(|argument| argument.get_id());
+            let arguments = arguments.map(|id| format!(" {}", id.as_str().to_uppercase()));
+            let about = command.get_about().map(ToString::to_string);
+            let word = command.get_name().to_owned() + &arguments.collect::<String>();
+            (word, about.unwrap_or_default())
+        })
+        .collect();
+    let each = words.iter().map(|(word, meaning)| Entry {
+        word,
+        meaning: meaning.clone(),
+    });
+    let mut page = Roff::new();
+    entries(&mut page, "COMMANDS", &each.collect::<Vec<_>>());
+    Some(page)
 }
 
 /// The options with their paragraphs as such: `clap_mangen` has empty lines between

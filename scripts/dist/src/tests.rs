@@ -82,6 +82,7 @@ fn every_page_has_its_sections_in_order() {
     let expected = [
         "outboard",
         "outboard-run",
+        "outboard-ctl",
         "outboard-blk",
         "outboard-net",
         "outboard-rng",
@@ -94,6 +95,13 @@ fn every_page_has_its_sections_in_order() {
             .collect();
         match name.as_str() {
             "outboard" => assert_eq!(sections, overview),
+            "outboard-ctl" => {
+                let (_, commands) = page.split_once(".SH COMMANDS").unwrap();
+                assert!(commands.contains(r"\fBwait DEVICE STATE\fR"), "{commands}");
+                let mut both = tool.to_vec();
+                both.insert(3, "COMMANDS");
+                assert_eq!(sections, both);
+            }
             _ => assert_eq!(sections, tool, "{name}"),
         }
         let (_, see) = page.split_once(".SH SEE ALSO").unwrap();

@@ -87,7 +87,7 @@ enum What {
     Shutdown,
     /// Show where everything is, and then each change, until the VM ends.
     Events,
-    /// Wait until a device is in a state; also for the VM, if that is not there yet.
+    /// Wait until a device is in a state, `--timeout 30s` at most; also for the VM.
     Wait {
         /// Id of the device.
         device: String,
