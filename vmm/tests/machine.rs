@@ -150,6 +150,22 @@ impl Machine {
         channel.recv(soon()).unwrap().map(|(message, _)| message)
     }
 
+    fn tell(&self, message: &ToMachine) {
+        let channel = self.channel.as_ref().unwrap();
+        channel.send(message, &[], soon()).unwrap();
+    }
+
+    /// Pauses it, and waits until it is.
+    fn pause(&self) {
+        self.tell(&ToMachine::Pause);
+        assert_eq!(self.hear(), Some(FromMachine::Paused));
+    }
+
+    fn resume(&self) {
+        self.tell(&ToMachine::Resume);
+        assert_eq!(self.hear(), Some(FromMachine::Resumed));
+    }
+
     fn running(&self) {
         let heard = self.hear();
         assert_eq!(heard, Some(FromMachine::Running));
@@ -252,6 +268,107 @@ fn a_guest_that_spins_or_halts_is_stopped_when_it_is_asked_for() {
         channel.send(&ToMachine::Stop, &[], soon()).unwrap();
         assert_eq!(machine.ending(), Ending::Stopped);
     }
+}
+
+#[test]
+fn a_guest_that_spins_or_halts_is_paused_as_often_as_it_is_asked_for() {
+    for last in [SPIN, HALT] {
+        let Some(kvm) = kvm() else { return };
+        let mut machine = Machine::start(kvm, spec(4, 16), &elf(true, &code(&[SAY, last])));
+        machine.running();
+        machine.heard_guest();
+        for _ in 0..20 {
+            machine.pause();
+            machine.resume();
+        }
+        // A second one is answered again, and so is a resume of what runs.
+        machine.pause();
+        machine.pause();
+        machine.resume();
+        machine.resume();
+        // A paused one stops as it is told to.
+        machine.pause();
+        machine.tell(&ToMachine::Stop);
+        assert_eq!(machine.ending(), Ending::Stopped);
+    }
+}
+
+#[test]
+fn a_pause_that_is_called_off_at_once_is_not_answered_after_the_resume() {
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(4, 16), &elf(true, &code(&[SAY, SPIN])));
+    machine.running();
+    machine.heard_guest();
+    for _ in 0..50 {
+        machine.tell(&ToMachine::Pause);
+        machine.tell(&ToMachine::Resume);
+        match machine.hear() {
+            Some(FromMachine::Resumed) => {}
+            Some(FromMachine::Paused) => {
+                assert_eq!(machine.hear(), Some(FromMachine::Resumed));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    machine.tell(&ToMachine::Stop);
+    assert_eq!(machine.ending(), Ending::Stopped);
+}
+
+#[test]
+fn a_machine_whose_supervisor_has_gone_ends_in_a_pause_too() {
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(2, 16), &elf(true, &code(&[SAY, SPIN])));
+    machine.running();
+    machine.heard_guest();
+    machine.pause();
+    machine.channel = None;
+    machine.thread.join().unwrap();
+}
+
+/// What the console brings before it has been silent for a while.
+fn said_until_silence(console: &mut UnixStream) -> Vec<u8> {
+    let (mut said, soon) = (Vec::new(), soon());
+    let silence = Some(Duration::from_millis(200));
+    console.set_read_timeout(silence).unwrap();
+    let mut piece = [0; 4096];
+    while let Ok(count) = console.read(&mut piece) {
+        assert!(!soon.passed(), "the guest never stops speaking");
+        said.extend(&piece[..count]);
+    }
+    console.set_read_timeout(None).unwrap();
+    said
+}
+
+/// A guest that writes to a console that nobody reads is in a write(2): that is not
+/// waited for, what it was writing comes out, and nothing more.
+#[test]
+fn a_guest_that_floods_its_console_is_paused_and_no_byte_of_it_is_lost() {
+    // mov dx, 0x3f8; out dx, al; inc al; jmp to the out
+    let flood = [0x66, 0xba, 0xf8, 0x03, 0xee, 0xfe, 0xc0, 0xeb, 0xfb];
+    let Some(kvm) = kvm() else { return };
+    let mut machine = Machine::start(kvm, spec(1, 16), &elf(true, &flood));
+    machine.running();
+    let mut first = [0];
+    machine.console.read_exact(&mut first).unwrap();
+    let mut next = first[0].wrapping_add(1);
+    for is_full in [false, true, false, true] {
+        if is_full {
+            // Long enough, usually, for the socket to be full.
+            thread::sleep(Duration::from_millis(300));
+        }
+        machine.pause();
+        for byte in said_until_silence(&mut machine.console) {
+            assert_eq!(byte, next);
+            next = next.wrapping_add(1);
+        }
+        machine.resume();
+        let mut byte = [0];
+        machine.console.read_exact(&mut byte).unwrap();
+        assert_eq!(byte[0], next);
+        next = next.wrapping_add(1);
+    }
+    machine.tell(&ToMachine::Stop);
+    assert_eq!(machine.ending(), Ending::Stopped);
 }
 
 #[test]

@@ -70,6 +70,12 @@ pub enum ToMachine {
         /// The session.
         session: SessionNumber,
     },
+    /// Keep the vCPUs from running. Answered by [`FromMachine::Paused`], unless a
+    /// resume or the end of the run comes before. One more is answered once more.
+    Pause,
+    /// Let the vCPUs run again, or call off a pause that is not over yet. Answered by
+    /// [`FromMachine::Resumed`], also where there was no pause.
+    Resume,
     /// Stop the vCPUs, end every session, exit.
     Stop,
 }
@@ -136,6 +142,11 @@ pub enum FromMachine {
     },
     /// Every device is attached and the vCPUs run.
     Running,
+    /// No vCPU runs the guest: that waits for a resume. Devices finish what they were
+    /// given.
+    Paused,
+    /// The vCPUs may run. No pause that was asked for before is answered after this.
+    Resumed,
     /// A session ended, or could not begin. The device is without a back-end
     /// until the next attach, unless another session of it was attached before.
     Lost {

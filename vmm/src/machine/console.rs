@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::Target;
 use super::ending::End;
+use super::gate::Gate;
 
 /// The serial port.
 pub(crate) struct Console {
@@ -28,6 +29,7 @@ pub(crate) struct Console {
     output: File,
     /// Nobody reads what the guest says any more.
     deaf: AtomicBool,
+    gate: Arc<Gate>,
     end: Arc<End>,
 }
 
@@ -36,7 +38,7 @@ impl Console {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub(crate) fn new(output: File, end: Arc<End>) -> io::Result<Self> {
+    pub(crate) fn new(output: File, gate: Arc<Gate>) -> io::Result<Self> {
         let interrupt = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let room = nix::sys::eventfd::EventFd::from_value_and_flags(0, flags)?;
@@ -52,7 +54,8 @@ impl Console {
             room,
             output,
             deaf: AtomicBool::new(false),
-            end,
+            end: Arc::clone(gate.end()),
+            gate,
         })
     }
 
@@ -71,6 +74,7 @@ impl Console {
     /// ends before.
     fn put(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.deaf.load(Ordering::Relaxed) {
+            self.room_or_aside();
             match (&self.output).write(bytes) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -94,6 +98,22 @@ impl Console {
             if self.end.get().is_some() {
                 return;
             }
+        }
+    }
+
+    /// Where the VM is to be paused and the output takes nothing: waits for that
+    /// aside, since it may take something much later, or never. A kick ends the
+    /// write that waits already.
+    fn room_or_aside(&self) {
+        let output = self.output.as_fd();
+        let has_room = || {
+            let mut fds = [PollFd::new(output, PollFlags::POLLOUT)];
+            poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+        };
+        if self.gate.is_closed() && !has_room() {
+            let _ = self
+                .gate
+                .aside(|| wait(&self.end, output, PollFlags::POLLOUT));
         }
     }
 
@@ -220,11 +240,17 @@ mod tests {
     use super::*;
     use crate::machine::threads::Threads;
 
-    fn port() -> (Arc<Console>, UnixStream, Arc<End>) {
+    fn gate() -> Arc<Gate> {
         let end = Arc::new(End::new().unwrap());
+        Arc::new(Gate::new(1, &end).unwrap())
+    }
+
+    fn port() -> (Arc<Console>, UnixStream, Arc<End>) {
+        let gate = gate();
+        let end = Arc::clone(gate.end());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let output = File::from(OwnedFd::from(theirs));
-        let console = Console::new(output, Arc::clone(&end)).unwrap();
+        let console = Console::new(output, gate).unwrap();
         (Arc::new(console), ours, end)
     }
 
@@ -292,9 +318,8 @@ mod tests {
 
     #[test]
     fn an_output_that_is_full_is_written_again_when_there_is_room() {
-        let end = Arc::new(End::new().unwrap());
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut console = Console::new(full, end).unwrap();
+        let mut console = Console::new(full, gate()).unwrap();
         console.write(0, b"x");
         let (ours, theirs) = UnixStream::pair().unwrap();
         console.output = File::from(OwnedFd::from(theirs));

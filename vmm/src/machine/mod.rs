@@ -9,6 +9,7 @@ pub mod device;
 pub(crate) mod devices;
 pub(crate) mod ending;
 pub mod frontend;
+pub(crate) mod gate;
 #[allow(unsafe_code)]
 mod heap;
 #[allow(unsafe_code)]

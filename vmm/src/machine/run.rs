@@ -3,9 +3,16 @@
 //!
 //! ```text
 //! start ──> built ──(every device attached once)──> running ──> ended
-//!             │                                        │
-//!             └────── stop, or the supervisor gone ────┴──────> ended
+//!             │                                     ▲ │  │
+//!             │                              resume │ ▼  │
+//!             │                                  paused ──────> ended
+//!             │                                          │
+//!             └────── stop, or the supervisor gone ──────┴────> ended
 //! ```
+//! A pause that comes before the guest runs holds its first instruction back. One
+//! that is not over yet is called off by a resume; each is answered again though
+//! there is nothing left to do. What the guest was doing itself, and a stop, end a
+//! run that is paused as any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +30,7 @@ use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
 use super::frontend::Session as Frontend;
 use super::heap;
 use super::post::Newcomer;
-use super::threads::Threads;
+use super::threads::{KICK_AGAIN, Threads};
 use super::vm::Machine;
 
 /// Runs a machine for the supervisor at the other end of `socket`, and tells
@@ -117,13 +124,17 @@ impl Session<'_> {
                 PollFd::new(self.machine.end().as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.machine.devices().events().as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.machine.gate().as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, self.kick()) {
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(errno).context("waiting for the supervisor"),
             }
-            let [_, events, channel] = fds.map(|fd| fd.any() == Some(true));
+            let [_, events, channel, _] = fds.map(|fd| fd.any() == Some(true));
+            if self.machine.gate().all_are_away() {
+                self.send(&FromMachine::Paused)?;
+            }
             if events {
                 self.pass_on()?;
             }
@@ -132,6 +143,18 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Kicks vCPUs that are waited for; returns how long to wait before they are
+    /// kicked again.
+    fn kick(&self) -> PollTimeout {
+        match (&self.threads, self.machine.gate().is_awaited()) {
+            (Some(threads), true) => {
+                threads.kick();
+                Deadline::after(KICK_AGAIN).poll_timeout()
+            }
+            _ => PollTimeout::NONE,
+        }
     }
 
     /// Starts the guest when every device has had its first attach.
@@ -170,6 +193,11 @@ impl Session<'_> {
                 self.machine.end().set(Ending::Stopped);
             }
             Some((ToMachine::Stop, _)) => self.machine.end().set(Ending::Stopped),
+            Some((ToMachine::Pause, _)) => self.machine.gate().close(),
+            Some((ToMachine::Resume, _)) => {
+                self.machine.gate().open();
+                self.send(&FromMachine::Resumed)?;
+            }
             Some((
                 ToMachine::Attach {
                     device,

@@ -2,7 +2,8 @@
 //!
 //! Each looks at [`End`] and ends by itself once there is a reason. One that
 //! sits in a system call then is kicked out of it by a signal, again and again
-//! until all have ended, so no kick can be lost.
+//! until all have ended, so no kick can be lost. So are vCPUs that are to come to
+//! their gate.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -33,7 +34,7 @@ struct Running {
 /// Stack of a thread in bytes.
 const STACK: usize = 256 << 10;
 /// A thread that is kicked before it blocks is kicked again after this.
-const KICK_AGAIN: Duration = Duration::from_millis(5);
+pub(crate) const KICK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Threads {
     /// None yet; those to come end with `end`.
@@ -71,6 +72,14 @@ impl Threads {
         Ok(())
     }
 
+    /// Kicks every thread out of the system call that it sits in.
+    pub(crate) fn kick(&self) {
+        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+            // An error here is a thread that has just ended.
+            let _ = thread.kill(kick_signal());
+        }
+    }
+
     /// Waits for every thread to end.
     ///
     /// # Errors
@@ -81,10 +90,7 @@ impl Threads {
         }
         let deadline = Deadline::after(limits::STOP);
         loop {
-            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
-                // An error here is a thread that has just ended.
-                let _ = thread.kill(kick_signal());
-            }
+            self.kick();
             if self.running.wait_for_none(KICK_AGAIN) {
                 break;
             }

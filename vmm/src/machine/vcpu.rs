@@ -1,14 +1,15 @@
 //! What a vCPU's thread does.
 //!
 //! ```text
-//! start ──> KVM ──exit──> bus ──> has the run ended? ──yes──> thread ends
-//!            ^────────────────────────no─┘
+//! start ──> gate ──> KVM ──exit──> bus ──> has the run ended? ──yes──> thread ends
+//!            ^─────────────────────────────────no─┘
 //! ```
 
 use std::sync::Arc;
 
 use super::bus::Bus;
 use super::ending::End;
+use super::gate::Gate;
 use super::kvm::vcpu::{Exit, Space, Vcpu};
 use super::memory::Ram;
 
@@ -20,6 +21,8 @@ pub(crate) struct World {
     pub(crate) memory: Bus,
     /// Its RAM.
     pub(crate) ram: Arc<Ram>,
+    /// Where its vCPUs wait while it is paused.
+    pub(crate) gate: Arc<Gate>,
     /// Why the run ends.
     pub(crate) end: Arc<End>,
 }
@@ -28,6 +31,10 @@ pub(crate) struct World {
 pub(crate) fn run(mut vcpu: Vcpu, world: &World) {
     let _kickable = vcpu.kickable();
     while world.end.get().is_none() {
+        if world.gate.pass() {
+            vcpu.has_rested();
+            continue;
+        }
         match vcpu.run(&world.ram) {
             Exit::Access {
                 space,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use super::console::Console;
 use super::device::Surroundings;
 use super::devices::Devices;
 use super::ending::{AcpiPorts, End, KeyboardController};
+use super::gate::Gate;
 use super::kvm::cpuid::Cpuid;
 use super::kvm::irq::Routes;
 use super::kvm::registers::Entry;
@@ -71,22 +73,24 @@ impl Machine {
         check_cpus(&kvm, spec.cpus)?;
         let vm = kvm::create_vm(&kvm, &ram)?;
 
-        let end = Arc::new(End::new().context("making an eventfd")?);
-        let console = console(output, &end, &vm)?;
+        let gate = gate(spec.cpus).context("making an eventfd")?;
+        let console = console(output, &gate, &vm)?;
         let surroundings = Surroundings {
             doorbell: spec.doorbell,
             kick_path: spec.kick_path,
             ram: Arc::clone(&ram),
             vm: Arc::clone(&vm),
             routes: Routes::new(Arc::clone(&vm))?,
+            gate: Arc::clone(&gate),
             events: Arc::new(Mailbox::new().context("making an eventfd")?),
         };
         let (devices, bus) = Devices::new(devices, &surroundings)?;
         let world = Arc::new(World {
-            ports: ports(&console, &end, &bus)?,
+            ports: ports(&console, gate.end(), &bus)?,
             memory: memory(bus)?,
             ram: Arc::clone(&ram),
-            end,
+            end: Arc::clone(gate.end()),
+            gate,
         });
 
         let kernel = boot::Kernel {
@@ -109,6 +113,11 @@ impl Machine {
     /// Why the run ends; readable then.
     pub(crate) fn end(&self) -> &Arc<End> {
         &self.world.end
+    }
+
+    /// Where its vCPUs wait while it is paused.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.world.gate
     }
 
     /// Its devices.
@@ -150,6 +159,12 @@ impl Machine {
     }
 }
 
+/// Of a run that has no end yet.
+fn gate(cpus: u8) -> io::Result<Arc<Gate>> {
+    let end = Arc::new(End::new()?);
+    Ok(Arc::new(Gate::new(cpus, &end)?))
+}
+
 /// The vCPUs, of which the first enters the kernel.
 fn vcpus(kvm: &Kvm, vm: &Arc<VmFd>, count: u8, entry: &Entry) -> Result<Vec<Vcpu>> {
     let cpuid = Cpuid::new(kvm, count)?;
@@ -169,8 +184,8 @@ fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
     Ok(())
 }
 
-fn console(output: File, end: &Arc<End>, vm: &VmFd) -> Result<Arc<Console>> {
-    let console = Console::new(output, Arc::clone(end)).context("making the console")?;
+fn console(output: File, gate: &Arc<Gate>, vm: &VmFd) -> Result<Arc<Console>> {
+    let console = Console::new(output, Arc::clone(gate)).context("making the console")?;
     vm.register_irqfd(console.interrupt(), layout::COM1_GSI)
         .context("binding the console's interrupt")?;
     Ok(Arc::new(console))
@@ -204,3 +219,6 @@ fn memory(bus: pci::Targets) -> Result<Bus> {
         (layout::ECAM, bus.ecam),
     ])
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,4 +227,4 @@ fn check_memory(ram: &Ram, memory: &Range<u64>) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

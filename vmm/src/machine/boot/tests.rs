@@ -23,7 +23,7 @@ fn ram(mib: u64) -> Ram {
 
 /// An ELF file of one segment of 16 bytes at `address`, `in_memory` large, and
 /// optionally a PVH note.
-fn elf(address: u64, in_memory: u64, pvh: Option<u32>) -> Vec<u8> {
+pub(in crate::machine) fn elf(address: u64, in_memory: u64, pvh: Option<u32>) -> Vec<u8> {
     let notes = u16::from(pvh.is_some());
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
     bytes.resize(16, 0);

@@ -37,6 +37,7 @@ use outboard_protocol::launch::{self, FromMachine, SessionNumber};
 use self::owner::Owner;
 use self::seat::Seat;
 use super::frontend::Interruption;
+use super::gate::Gate;
 use super::kvm::irq::Routes;
 use super::memory::Ram;
 use super::pci::Function;
@@ -55,6 +56,8 @@ pub(crate) struct Surroundings {
     pub(crate) vm: Arc<VmFd>,
     /// Its interrupts.
     pub(crate) routes: Arc<Routes>,
+    /// Where its vCPUs wait, and why its run ends.
+    pub(crate) gate: Arc<Gate>,
     /// What the devices tell the main loop.
     pub(crate) events: Arc<Mailbox<FromMachine>>,
 }
@@ -78,10 +81,14 @@ impl Device {
     pub(crate) fn new(spec: &launch::Device, surroundings: &Surroundings) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new()?);
         let Surroundings {
-            ram, vm, routes, ..
+            ram,
+            vm,
+            routes,
+            gate,
+            ..
         } = surroundings;
         let kicks = (surroundings.doorbell, surroundings.kick_path);
-        let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands))?;
+        let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands), gate)?;
         let function = Arc::new(function);
         let interruption = Arc::new(Interruption::default());
         let seat = Seat {

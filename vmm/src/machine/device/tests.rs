@@ -4,10 +4,12 @@ mod recovery;
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
+use nix::poll::PollFlags;
 use outboard_contract::scripted::{Fault, Running, Scripted};
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::{BlkConfig, Kind};
@@ -19,7 +21,9 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::machine::ending::End;
 use crate::machine::frontend::{Connected, Limits, Session};
+use crate::machine::gate::Gate;
 use crate::machine::kvm::doorbell::{Address, Doorbell};
 use crate::machine::layout;
 use crate::machine::memory::{Backing, Ram};
@@ -48,6 +52,7 @@ fn newcomer(number: u64, session: Session<Connected>) -> Newcomer {
 struct Bench {
     vm: Arc<VmFd>,
     ram: Arc<Ram>,
+    gate: Arc<Gate>,
     events: Arc<Mailbox<FromMachine>>,
     device: Device,
     bus: Targets,
@@ -78,6 +83,8 @@ impl Bench {
         vm.create_irq_chip().unwrap();
         let ram = Arc::new(Ram::new(2 << 20, Backing::default()).unwrap());
         let routes = Routes::new(Arc::clone(&vm)).unwrap();
+        let gate = Gate::new(1, &Arc::new(End::new().unwrap())).unwrap();
+        let gate = Arc::new(gate);
         let events = Arc::new(Mailbox::new().unwrap());
         let surroundings = Surroundings {
             doorbell: launch::Doorbell::Mmio,
@@ -85,6 +92,7 @@ impl Bench {
             ram: Arc::clone(&ram),
             vm: Arc::clone(&vm),
             routes,
+            gate: Arc::clone(&gate),
             events: Arc::clone(&events),
         };
         let device = Device::new(&spec, &surroundings).unwrap();
@@ -96,6 +104,7 @@ impl Bench {
         Some(Self {
             vm,
             ram,
+            gate,
             events,
             device,
             bus,
@@ -1015,6 +1024,30 @@ fn a_write_that_turns_bus_mastering_off_returns_when_the_rings_are_back() {
     fake.wait_for(FrontendReq::SET_VRING_KICK);
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
     assert!(bench.has_doorbell(here));
+}
+
+#[test]
+fn a_pause_neither_waits_for_a_write_that_turns_bus_mastering_off_nor_ends_it() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Scripted::disk());
+    bench.drive();
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench.uses(0u16.wrapping_sub(5));
+    std::thread::scope(|scope| {
+        let vcpu = scope.spawn(|| master(&bench, false));
+        fake.wait_for(FrontendReq::GET_VRING_BASE);
+        bench.gate.close();
+        Deadline::after(PATIENCE)
+            .wait_for(bench.gate.as_fd(), PollFlags::POLLIN)
+            .unwrap();
+        assert!(bench.gate.all_are_away());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!vcpu.is_finished(), "requests are still under way");
+        // The back-end finishes in the pause, and the write with it.
+        bench.uses(0u16);
+        vcpu.join().unwrap();
+        assert!(bench.gate.is_closed(), "its vCPU comes to the gate");
+    });
 }
 
 /// Whether a ring is started before the thread has obeyed all that was posted.

@@ -117,8 +117,8 @@ impl Vcpu {
             Kind::Port => self.port_access(),
             Kind::Memory => self.memory_access(),
             Kind::Interrupted => {
-                // The handler may have set it; the caller looks for a stop
-                // before the next run.
+                // The handler may have set it; the caller looks for a stop or a
+                // pause before the next run.
                 self.fd.set_kvm_immediate_exit(0);
                 Exit::Interrupted
             }
@@ -128,6 +128,13 @@ impl Vcpu {
                 Exit::End(Ending::KvmError { detail })
             }
         }
+    }
+
+    /// It was not run for a while, which its guest is told, if that has a clock of
+    /// KVM's: or it would take the time for that of a processor that hangs.
+    pub(crate) fn has_rested(&self) {
+        // EINVAL: it has none.
+        let _ = self.fd.kvmclock_ctrl();
     }
 
     fn port_access(&mut self) -> Exit<'_> {
@@ -186,15 +193,6 @@ impl Drop for Kickable {
     fn drop(&mut self) {
         RUNNING.set(ptr::null_mut());
     }
-}
-
-/// Whether a kick has come on the calling thread since its vCPU ran last: the
-/// run has ended, so whatever the thread waits for is in vain. False on a
-/// thread that runs no vCPU.
-pub(crate) fn is_kicked() -> bool {
-    let run = RUNNING.get();
-    // SAFETY: as in the handler, which writes the byte on this same thread.
-    !run.is_null() && unsafe { ptr::read_volatile(&raw const (*run).immediate_exit) } != 0
 }
 
 /// The signal that is a kick.

@@ -18,6 +18,7 @@ use super::doorbells::Doorbells;
 use super::interrupts::Interrupts;
 use super::layout::{self as bars, Capabilities, Offsets, Part};
 use super::mastering::{Clearing, Mastering};
+use crate::machine::gate::Gate;
 use crate::machine::kvm::doorbell::Address;
 use crate::machine::kvm::irq::Routes;
 use crate::machine::layout;
@@ -62,6 +63,7 @@ impl Function {
         vm: &Arc<VmFd>,
         routes: &Arc<Routes>,
         commands: Arc<Mailbox<Command>>,
+        gate: &Arc<Gate>,
     ) -> io::Result<Self> {
         check(spec)?;
         let kind = &spec.kind;
@@ -95,7 +97,7 @@ impl Function {
             commands,
             interrupts: Interrupts::new(&spec.id, routes, spec.queues, vectors)?,
             doorbells: Doorbells::new(&spec.id, Arc::clone(vm), spec.queues, kick_path)?,
-            mastering: Mastering::default(),
+            mastering: Mastering::new(Arc::clone(gate)),
             decoded: Decoded::default(),
             state: Mutex::new(State { config, registers }),
         })

@@ -5,19 +5,21 @@
 //! gives the memory that it had lent away. So the write that clears the bit
 //! returns when nothing will be written any more, and a vCPU waits for a
 //! back-end here and nowhere else. The device's owner ends the wait; where it
-//! cannot, because the back-end does not stop, the VM ends instead.
+//! cannot, because the back-end does not stop, the VM ends instead. A pause finds
+//! this vCPU away from the guest and waits for nobody; the wait itself goes on.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::machine::kvm::vcpu;
+use crate::machine::gate::Gate;
 
 /// How often a vCPU that waits looks whether the run has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The wait of the vCPUs of one function.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mastering {
+    gate: Arc<Gate>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -33,6 +35,15 @@ struct State {
 pub(crate) struct Clearing(u64);
 
 impl Mastering {
+    /// Nobody waits yet; whoever does is away from the guest of `gate`.
+    pub(crate) fn new(gate: Arc<Gate>) -> Self {
+        Self {
+            gate,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
     /// The bit has been cleared.
     pub(crate) fn cleared(&self) -> Clearing {
         let mut state = self.state();
@@ -43,11 +54,13 @@ impl Mastering {
     /// Waits until nothing is written any more, or until the run has ended: this
     /// vCPU then does not run again.
     pub(crate) fn wait(&self, clearing: Clearing) {
-        let mut state = self.state();
-        while state.done < clearing.0 && !vcpu::is_kicked() {
-            let waited = self.changed.wait_timeout(state, LOOK);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.gate.aside(|| {
+            let mut state = self.state();
+            while state.done < clearing.0 && self.gate.end().get().is_none() {
+                let waited = self.changed.wait_timeout(state, LOOK);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        });
     }
 
     /// Nothing is written any more.

@@ -80,6 +80,8 @@ mod tests {
     use outboard_protocol::launch;
 
     use super::*;
+    use crate::machine::ending::End;
+    use crate::machine::gate::Gate;
     use crate::machine::kvm::irq::Routes;
     use crate::machine::layout as map;
     use crate::machine::pci::Host;
@@ -95,6 +97,8 @@ mod tests {
         };
         vm.create_irq_chip().unwrap();
         let routes = Routes::new(Arc::clone(&vm)).unwrap();
+        let gate = Gate::new(1, &Arc::new(End::new().unwrap())).unwrap();
+        let gate = Arc::new(gate);
         let spec = |id| launch::Device {
             id,
             kind: Kind::blk(),
@@ -106,7 +110,7 @@ mod tests {
         let made = (0..=MAX_FUNCTIONS).map(|number| {
             let spec = spec(format!("disk{number}"));
             let commands = Arc::new(Mailbox::new().unwrap());
-            Arc::new(Function::new(&spec, kicks, &vm, &routes, commands).unwrap())
+            Arc::new(Function::new(&spec, kicks, &vm, &routes, commands, &gate).unwrap())
         });
         Some(made.collect())
     }

@@ -37,6 +37,10 @@ pub(crate) enum Action {
     /// Tell the machine that whoever served this session of the device is gone, and
     /// its I/O over.
     Vacate(usize, SessionNumber),
+    /// Tell the machine to keep the guest from running.
+    PauseMachine,
+    /// Tell the machine to let the guest run.
+    ResumeMachine,
     /// Tell the machine to stop.
     StopMachine,
     /// Send SIGTERM.

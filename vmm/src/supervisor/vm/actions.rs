@@ -102,6 +102,8 @@ impl<'a> Hands<'a> {
                 let device = self.backends.get(place)?.opened().spec.id.clone();
                 self.send(ToMachine::Vacant { device, session }, Vec::new());
             }
+            Action::PauseMachine => self.send(ToMachine::Pause, Vec::new()),
+            Action::ResumeMachine => self.send(ToMachine::Resume, Vec::new()),
             Action::StopMachine => self.send(ToMachine::Stop, Vec::new()),
             Action::Terminate(who) => self.child(who, |child| child.terminate()),
             Action::Kill(who) => self.child(who, |child| child.signal_kill()),

@@ -4,6 +4,7 @@ use outboard_protocol::launch::FromMachine;
 
 use super::device;
 use super::machine;
+use super::pause::Why;
 use crate::supervisor::api::call::{Call, Ticket};
 
 /// What happens to a VM.
@@ -19,6 +20,12 @@ pub(crate) enum Event {
     Device(usize, device::Event),
     /// Somebody asks this by the control API.
     Call(Ticket, Call),
+    /// It is to be paused, for one more reason.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
+    Pause(Why),
+    /// An operator lets it go on, whatever the reasons were.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
+    Resume,
     /// A signal, or Ctrl-A x: somebody asks for the end.
     Asked,
     /// Time has passed.

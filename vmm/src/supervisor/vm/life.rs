@@ -124,10 +124,19 @@ impl Life {
         match &event {
             Event::Asked => self.settle(true),
             Event::Said(
-                FromMachine::Attached { .. } | FromMachine::Lost { .. } | FromMachine::Free { .. },
+                FromMachine::Attached { .. }
+                | FromMachine::Lost { .. }
+                | FromMachine::Free { .. }
+                | FromMachine::Paused
+                | FromMachine::Resumed,
             ) => {}
             Event::Said(_) | Event::Machine(_) => self.settle(false),
-            Event::Begin | Event::Device(..) | Event::Call(..) | Event::Tick => {}
+            Event::Begin
+            | Event::Device(..)
+            | Event::Call(..)
+            | Event::Pause(_)
+            | Event::Resume
+            | Event::Tick => {}
         }
         match event {
             Event::Begin => self.all_devices(&device::Event::Begin),
@@ -135,6 +144,11 @@ impl Life {
             Event::Machine(event) => self.steps.push_back(Step::Machine(event)),
             Event::Device(place, event) => self.steps.push_back(Step::Device(place, event)),
             Event::Call(ticket, call) => self.call(ticket, call),
+            Event::Pause(why) => {
+                let pause = machine::Event::Pause(why);
+                self.steps.push_back(Step::Machine(pause));
+            }
+            Event::Resume => self.steps.push_back(Step::Machine(machine::Event::Resume)),
             Event::Asked => self.steps.push_back(Step::End(end::Event::Asked)),
             Event::Tick => {
                 self.steps.push_back(Step::Machine(machine::Event::Tick));
@@ -166,6 +180,8 @@ impl Life {
                 place(&device).map(|place| Step::Device(place, device::Event::Free))
             }
             FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
+            FromMachine::Paused => Some(Step::Machine(machine::Event::Paused)),
+            FromMachine::Resumed => Some(Step::Machine(machine::Event::Resumed)),
             FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
             FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
         };
@@ -261,7 +277,11 @@ impl Life {
     fn follow_the_machine(&mut self) {
         let takes = matches!(
             self.machine.state(),
-            machine::State::Starting { .. } | machine::State::Running
+            machine::State::Starting { .. }
+                | machine::State::Running
+                | machine::State::Pausing { .. }
+                | machine::State::Paused
+                | machine::State::Resuming { .. }
         );
         if !takes || *self.end.state() != end::State::Alive {
             return;

@@ -10,20 +10,36 @@
 //!   │           ▼                ▼    │            ▼
 //!   └──ended──── Leaving ◀────────────┘         Killed ── KILLED: left alone ──▶ Off
 //!                   └──────────── MACHINE ─────────▲
+//!
+//!                there is a reason            the vCPUs stand
+//!  Running ────────────────────▶ Pausing ─────────────────────▶ Paused
+//!     ▲                             │ Resume                      │ Resume
+//!     └──── they may run ── Resuming ◀────────────────────────────┘
 //! ```
+//! Pausing, Paused and Resuming are left as Running is. Reasons to pause are a set, and
+//! whoever resumes takes back all of them: he is the operator, and knows better. One
+//! that comes before the guest runs counts when it does, one that comes while it is
+//! being resumed when it is. An operator's outlives the guest's reset; the others are
+//! about what a reset makes anew.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::launch::Ending;
 
 use super::action::{Action, Who};
 use super::end::Patience;
+use super::pause::Why;
 use super::verdict::Verdict;
 use crate::supervisor::process::child::Death;
 
 /// When a start that takes long is mentioned.
 const SLOW_START: Duration = Duration::from_secs(10);
+
+/// When it is mentioned that the guest has not stopped, or has not gone on.
+const SLOW_PAUSE: Duration = limits::STOP;
 
 /// What happens to the machine process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +54,14 @@ pub(crate) enum Event {
     Ended(Ending),
     /// It says that it cannot be built, or cannot go on.
     Failed(String),
+    /// The VM is to be paused, for this reason.
+    Pause(Why),
+    /// Every reason to pause is taken back.
+    Resume,
+    /// It says that no vCPU runs the guest.
+    Paused,
+    /// It says that they may.
+    Resumed,
     /// Its socket is closed, or brought what no machine says.
     HungUp,
     /// It has ended.
@@ -76,6 +100,18 @@ pub(crate) enum State {
     },
     /// The guest runs.
     Running,
+    /// It was told to pause.
+    Pausing {
+        /// When it is mentioned that it takes long, if it was not yet.
+        mention: Option<Instant>,
+    },
+    /// No vCPU runs the guest.
+    Paused,
+    /// It was told to go on.
+    Resuming {
+        /// As above.
+        mention: Option<Instant>,
+    },
     /// It speaks no more, and its process has not ended yet.
     Silent {
         /// When it is killed.
@@ -99,6 +135,8 @@ pub(crate) struct Machine {
     state: State,
     /// Whether the guest was ever run by this process.
     ran: bool,
+    /// Why it is to be paused; it is not to be if there are none.
+    reasons: BTreeSet<Why>,
 }
 
 impl Machine {
@@ -117,14 +155,28 @@ impl Machine {
         self.ran
     }
 
+    /// Whether it is paused: no vCPU runs the guest.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state == State::Paused
+    }
+
+    /// Why it is paused, or is to be; empty if it is not to be.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
+    pub(crate) fn reasons(&self) -> &BTreeSet<Why> {
+        &self.reasons
+    }
+
     /// When time itself is the next event, if nothing else comes before.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.state {
-            State::Starting { mention } => mention,
+            State::Starting { mention }
+            | State::Pausing { mention }
+            | State::Resuming { mention } => mention,
             State::Silent { until } | State::Leaving { until } | State::Killed { until } => {
                 Some(until)
             }
-            State::Off | State::Running => None,
+            State::Off | State::Running | State::Paused => None,
         }
     }
 
@@ -133,18 +185,44 @@ impl Machine {
         let mut out = Vec::new();
         let state = std::mem::take(&mut self.state);
         match event {
-            Event::Go => self.ran = false,
+            Event::Go => {
+                self.ran = false;
+                self.reasons.retain(|why| *why == Why::Operator);
+            }
             Event::GuestRuns => self.ran = true,
+            Event::Pause(why) => drop(self.reasons.insert(why)),
+            Event::Resume => self.reasons.clear(),
             _ => {}
         }
         self.state = match state {
             State::Off => off(event, now, &mut out),
-            State::Starting { .. } | State::Running => alive(state, event, now, &mut out),
+            State::Starting { .. }
+            | State::Running
+            | State::Pausing { .. }
+            | State::Paused
+            | State::Resuming { .. } => alive(state, event, now, &mut out),
             State::Silent { until } => silent(until, event, now, &mut out),
             State::Leaving { until } => leaving(until, event, now, &mut out),
             State::Killed { until } => killed(until, event, now, &mut out),
         };
+        self.follow(now, &mut out);
         out
+    }
+
+    /// Tells it what its reasons ask for.
+    fn follow(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        let mention = Some(now + SLOW_PAUSE);
+        match (&self.state, self.reasons.is_empty()) {
+            (State::Running, false) => {
+                out.push(Outcome::Do(Action::PauseMachine));
+                self.state = State::Pausing { mention };
+            }
+            (State::Pausing { .. } | State::Paused, true) => {
+                out.push(Outcome::Do(Action::ResumeMachine));
+                self.state = State::Resuming { mention };
+            }
+            _ => {}
+        }
     }
 }
 
@@ -159,7 +237,7 @@ fn off(event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
 }
 
 fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {
-    let running = state == State::Running;
+    let running = !matches!(state, State::Starting { .. });
     let leaving = State::Leaving {
         until: now + limits::MACHINE,
     };
@@ -168,8 +246,16 @@ fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> St
             out.push(Outcome::NotStarted(error));
             State::Off
         }
-        Event::GuestRuns => {
+        Event::GuestRuns if !running => {
             out.push(Outcome::Do(Action::GuestRuns));
+            State::Running
+        }
+        Event::Paused if matches!(state, State::Pausing { .. }) => {
+            out.push(Outcome::Do(logged("the VM is paused")));
+            State::Paused
+        }
+        Event::Resumed if matches!(state, State::Resuming { .. }) => {
+            out.push(Outcome::Do(logged("the VM goes on")));
             State::Running
         }
         Event::Ended(ending) => {
@@ -191,15 +277,42 @@ fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> St
             out.push(Outcome::Do(Action::StopMachine));
             leaving
         }
-        Event::Tick => match state {
-            State::Starting { mention } if mention.is_some_and(|mention| now >= mention) => {
-                out.push(Outcome::SlowStart);
-                State::Starting { mention: None }
-            }
-            _ => state,
-        },
-        Event::Go | Event::Hurry(_) => state,
+        Event::Tick => mentioned(state, now, out),
+        Event::Go
+        | Event::Hurry(_)
+        | Event::GuestRuns
+        | Event::Pause(_)
+        | Event::Resume
+        | Event::Paused
+        | Event::Resumed => state,
     }
+}
+
+/// Mentions what takes long, once.
+fn mentioned(state: State, now: Instant, out: &mut Vec<Outcome>) -> State {
+    let is_due = |mention: Option<Instant>| mention.is_some_and(|mention| now >= mention);
+    let mention = None;
+    match state {
+        State::Starting { mention: at } if is_due(at) => {
+            out.push(Outcome::SlowStart);
+            State::Starting { mention }
+        }
+        State::Pausing { mention: at } if is_due(at) => {
+            let text = "the VM is not paused yet: a vCPU hangs in the kernel, and is waited for";
+            out.push(Outcome::Do(Action::Say(text.to_owned())));
+            State::Pausing { mention }
+        }
+        State::Resuming { mention: at } if is_due(at) => {
+            let text = "the VM does not go on yet: the machine process does not answer";
+            out.push(Outcome::Do(Action::Say(text.to_owned())));
+            State::Resuming { mention }
+        }
+        state => state,
+    }
+}
+
+fn logged(text: &str) -> Action {
+    Action::Log(Level::Info, text.to_owned())
 }
 
 fn silent(until: Instant, event: Event, now: Instant, out: &mut Vec<Outcome>) -> State {

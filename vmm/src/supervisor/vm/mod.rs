@@ -19,6 +19,7 @@ pub(crate) mod explain;
 pub(crate) mod life;
 pub(crate) mod machine;
 pub(crate) mod machine_line;
+pub(crate) mod pause;
 pub(crate) mod verdict;
 
 use std::collections::VecDeque;

@@ -3,6 +3,7 @@
 
 mod calls;
 pub(super) mod lingering;
+mod pauses;
 mod recovery;
 mod tables;
 mod walks;

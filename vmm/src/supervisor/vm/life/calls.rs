@@ -123,7 +123,10 @@ impl Life {
             }
             end::State::Alive => match self.machine.state() {
                 machine::State::Off | machine::State::Starting { .. } => (VmState::Starting, None),
+                machine::State::Paused => (VmState::Paused, None),
                 machine::State::Running
+                | machine::State::Pausing { .. }
+                | machine::State::Resuming { .. }
                 | machine::State::Silent { .. }
                 | machine::State::Leaving { .. }
                 | machine::State::Killed { .. } => (VmState::Running, None),
@@ -148,6 +151,11 @@ fn device_state(state: &device::State) -> (DeviceState, Option<String>) {
             (DeviceState::Down, Some(format!("its back-end {death}")))
         }
         device::State::Over => (DeviceState::Down, None),
+        device::State::Clearing { .. } => (DeviceState::WaitingForIo, None),
+        device::State::Resting { .. } | device::State::Stopping { .. } => {
+            (DeviceState::Restarting, None)
+        }
+        device::State::Out(why) => (DeviceState::Down, Some(why.clone())),
         device::State::Leaving { .. } | device::State::Killed { .. } => (DeviceState::Ending, None),
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Story {
 
 impl Story {
     /// Disks with a back-end of ours each, whose failure ends the VM.
-    fn of_ours(disks: usize) -> Self {
+    pub(super) fn of_ours(disks: usize) -> Self {
         let disk = |place| ours(place).on_failure(OnFailure::Shutdown);
         Self::of((0..disks).map(disk).collect(), false)
     }
@@ -42,6 +42,11 @@ impl Story {
             start: Instant::now(),
             after: Duration::ZERO,
         }
+    }
+
+    /// The time 0.
+    pub(super) fn begun_at(&self) -> Instant {
+        self.start
     }
 
     pub(super) fn at(&mut self, after: Duration) -> &mut Self {
@@ -95,7 +100,7 @@ impl Story {
         self
     }
 
-    fn verdict(&self) -> &Verdict {
+    pub(super) fn verdict(&self) -> &Verdict {
         self.life.verdict().expect("it has not ended")
     }
 }
@@ -107,12 +112,12 @@ pub(super) fn ours(place: usize) -> Device {
 }
 
 /// A device is attached whose guest begins anew.
-fn attach(place: usize, session: u64) -> Action {
+pub(super) fn attach(place: usize, session: u64) -> Action {
     Action::Attach(place, session, Some(Kept::Nothing))
 }
 
 /// What is logged, and how seriously.
-fn logged(actions: &[Action]) -> Vec<(Level, &str)> {
+pub(super) fn logged(actions: &[Action]) -> Vec<(Level, &str)> {
     let mut lines = Vec::new();
     for action in actions {
         if let Action::Log(level, text) = action {

@@ -18,6 +18,7 @@ use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
 use crate::supervisor::vm::machine::{self, Machine};
+use crate::supervisor::vm::pause::Why;
 use crate::supervisor::vm::verdict::Verdict;
 
 const WALKS: u32 = 10_000;
@@ -75,6 +76,14 @@ impl Dice {
         }
     }
 
+    fn why(&mut self) -> Why {
+        match self.throw(4) {
+            0 => Why::Device(0),
+            1 => Why::IoError(0),
+            _ => Why::Operator,
+        }
+    }
+
     fn ending(&mut self) -> Ending {
         match self.throw(3) {
             0 => Ending::PowerOff,
@@ -112,6 +121,12 @@ struct World {
     machine_killed: bool,
     /// The machine's socket is open.
     speaks: bool,
+    /// The machine was told to pause, and not to go on since.
+    pauses: bool,
+    /// It has obeyed that.
+    stands: bool,
+    /// What it has not said yet of pauses.
+    answers: VecDeque<FromMachine>,
     slots: Vec<Slot>,
 }
 
@@ -138,6 +153,9 @@ impl World {
             machine_lives: false,
             machine_killed: false,
             speaks: false,
+            pauses: false,
+            stands: false,
+            answers: VecDeque::new(),
             slots,
         };
         world.happens(Event::Begin, dice);
@@ -174,6 +192,22 @@ impl World {
                 }
                 (self.machine_lives, self.speaks) = (true, true);
                 self.machine_killed = false;
+                (self.pauses, self.stands) = (false, false);
+                self.answers.clear();
+            }
+            Action::PauseMachine => {
+                assert!(self.machine_lives && self.life.machine().has_run());
+                assert!(!std::mem::replace(&mut self.pauses, true), "told twice");
+                self.answers.push_back(FromMachine::Paused);
+            }
+            Action::ResumeMachine => {
+                assert!(std::mem::replace(&mut self.pauses, false), "told twice");
+                self.stands = false;
+                // It may have said that it stands, or not have got that far.
+                if dice.one(2) {
+                    self.answers.clear();
+                }
+                self.answers.push_back(FromMachine::Resumed);
             }
             Action::Attach(place, session, _) => {
                 let slot = &mut self.slots[place];
@@ -234,7 +268,13 @@ impl World {
                 assert!(slot.is_ours && !std::mem::replace(&mut slot.told, true));
             }
             Action::Log(_, text) => {
-                assert!(text.contains("it serves on") || text.contains("once more"));
+                let known = [
+                    "it serves on",
+                    "once more",
+                    "the VM is paused",
+                    "the VM goes on",
+                ];
+                assert!(known.iter().any(|known| text.contains(known)), "{text}");
             }
             Action::TellCounts(place) => assert!(self.slots[place].is_ours),
             Action::Tell(_) | Action::Answer(..) => panic!("there is no control API"),
@@ -291,7 +331,18 @@ impl World {
             };
             assert!(waits || !at_rest, "{:?}", device.state());
         }
-        assert!(!at_rest || self.life.machine().is_off() != self.machine_lives);
+        let machine = self.life.machine();
+        assert!(!at_rest || machine.is_off() != self.machine_lives);
+        assert!(!machine.is_paused() || self.stands, "it runs");
+        let wanted = !machine.reasons().is_empty();
+        match machine.state() {
+            machine::State::Running => assert!(!wanted && !self.pauses),
+            machine::State::Pausing { .. } | machine::State::Paused => {
+                assert!(wanted && self.pauses);
+            }
+            machine::State::Resuming { .. } => assert!(!self.pauses),
+            _ => {}
+        }
     }
 
     /// Something that can happen in this world.
@@ -309,6 +360,19 @@ impl World {
         }
         if dice.one(12) {
             return Event::Asked;
+        }
+        if dice.one(6) {
+            return match dice.one(2) {
+                true => Event::Pause(dice.why()),
+                false => Event::Resume,
+            };
+        }
+        if self.speaks && dice.one(3) {
+            let answer = self.answers.pop_front();
+            if let Some(answer) = answer {
+                self.stands |= self.pauses && answer == FromMachine::Paused;
+                return Event::Said(answer);
+            }
         }
         if places > 0 && dice.one(2) {
             let place = dice.throw(places) as usize;
@@ -447,7 +511,11 @@ fn device_event(dice: &mut Dice) -> device::Event {
 }
 
 fn machine_event(dice: &mut Dice) -> machine::Event {
-    match dice.throw(10) {
+    match dice.throw(14) {
+        10 => machine::Event::Pause(dice.why()),
+        11 => machine::Event::Resume,
+        12 => machine::Event::Paused,
+        13 => machine::Event::Resumed,
         0 | 1 => machine::Event::Go,
         2 => machine::Event::NotStarted("no".into()),
         3 => machine::Event::GuestRuns,
@@ -557,7 +625,7 @@ proptest! {
     fn a_machine_is_started_once_at_a_time_and_has_a_way_off(walk in throws()) {
         let mut now = Instant::now();
         let mut machine = Machine::default();
-        let mut lives = false;
+        let (mut lives, mut pauses) = (false, false);
         for mut dice in walk.into_iter().map(Dice) {
             let event = machine_event(&mut dice);
             match &event {
@@ -575,7 +643,13 @@ proptest! {
                 match outcome {
                     machine::Outcome::Do(Action::StartMachine) => {
                         assert!(!lives);
-                        lives = true;
+                        (lives, pauses) = (true, false);
+                    }
+                    machine::Outcome::Do(Action::PauseMachine) => {
+                        assert!(lives && !std::mem::replace(&mut pauses, true));
+                    }
+                    machine::Outcome::Do(Action::ResumeMachine) => {
+                        assert!(lives && std::mem::replace(&mut pauses, false));
                     }
                     machine::Outcome::Do(Action::Abandon(_)) => lives = false,
                     machine::Outcome::Do(Action::Kill(_) | Action::StopMachine) => assert!(lives),
@@ -583,6 +657,7 @@ proptest! {
                 }
             }
             assert_eq!(lives, !machine.is_off());
+            assert!(!machine.is_paused() || pauses && !machine.reasons().is_empty());
         }
         machine.step(machine::Event::VmEnds, now);
         for _ in 0..2 {
