@@ -47,6 +47,8 @@ tally! {
     batches: "batches",
     /// Calls made.
     calls: "calls",
+    /// Calls not made, since the driver wanted none.
+    suppressed: "calls not wanted",
     /// Times a worker went to sleep.
     sleeps: "sleeps",
     /// Chains taken over from a predecessor.

@@ -350,6 +350,7 @@ impl Ring {
         };
         self.call_owed = false;
         add(&mut self.tally.calls, u64::from(wanted));
+        add(&mut self.tally.suppressed, u64::from(!wanted));
         Ok(wanted)
     }
 

@@ -154,6 +154,17 @@ pub enum Outcome {
     NotNow,
 }
 
+/// What a device has done for the requests of one queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Bytes of data that the driver was given.
+    pub read: u64,
+    /// Bytes of data that the driver gave.
+    pub written: u64,
+    /// Requests that ended in an error, frames that were dropped.
+    pub errors: u64,
+}
+
 /// The server of one queue. It lives as long as the program, and is given one
 /// ring after another.
 ///
@@ -215,6 +226,21 @@ pub trait Queue: Send + 'static {
     /// handed back when this is 0.
     fn in_flight(&self) -> usize {
         0
+    }
+    /// What it has done since this was last asked, to be counted.
+    fn done(&mut self) -> Done {
+        Done::default()
+    }
+    /// Number of requests that the kernel has just now: I/O that was begun by
+    /// [`Self::submit`] and is not over. What the worker's own thread may have to wait
+    /// for is in a [`system_call`](crate::pulse::system_call) instead.
+    fn in_kernel(&self) -> usize {
+        0
+    }
+    /// Whether the time that a chain is with the device says anything: not so for a
+    /// buffer that waits for something to be received.
+    fn is_timed(&self) -> bool {
+        true
     }
     /// The ring is being handed back. Whatever is left of it, as in an engine that
     /// has failed, is over when this returns: the kernel is done with the guest's

@@ -3,7 +3,8 @@
 //!
 //! - [`program`]: a back-end's command line and its whole life;
 //! - [`listen`], [`activation`], [`inherited`]: where its front-ends come from;
-//! - [`supervisor`], [`page`]: what its supervisor tells it, hears of it and reads;
+//! - [`supervisor`], [`page`], [`pulse`]: what its supervisor tells it, hears of it and
+//!   reads;
 //! - [`outside`]: the half of it that is its own supervisor, when it was started by hand;
 //! - [`signals`]: what ends it;
 //! - [`session`]: one vhost-user connection;
@@ -34,12 +35,13 @@ pub mod outside;
 pub mod page;
 mod polling;
 pub mod program;
+pub mod pulse;
 pub mod session;
 pub mod signals;
 pub mod supervisor;
 pub mod worker;
 
-pub use device::{Change, Device, Memory, Outcome, Preparation, Queue};
+pub use device::{Change, Device, Done, Memory, Outcome, Preparation, Queue};
 pub use notifier::Notifier;
 pub use outboard_ring::chain::{self, Buffer, Chain};
 pub use supervisor::{News, Supervisor};

@@ -17,9 +17,10 @@ use std::time::Duration;
 use outboard_contract::client::{Ack, Client};
 use outboard_contract::ring::Ring;
 use outboard_contract::soon;
+use outboard_protocol::Deadline;
+use outboard_protocol::counters::{self, Doing};
 use outboard_protocol::kept::{CardState, DiskState, Kept};
 use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend};
-use outboard_protocol::{Deadline, counters};
 use outboard_runtime::event::Event;
 use outboard_runtime::session::{End, Host, Limits, serve};
 use outboard_runtime::{News, Supervisor};
@@ -261,11 +262,17 @@ fn the_page_of_counters_goes_on_from_ring_to_ring() {
         still_serves(&guest, &mut ring);
         let shown = || counters::read(&served.counters, 2).unwrap()[1];
         // While it is served, too.
-        wait(|| shown().chains == chains && shown().sleeps > 0);
+        let is_asleep = || shown().pulse.doing == Doing::Asleep;
+        wait(|| shown().counts.chains == chains && shown().counts.sleeps > 0 && is_asleep());
+        let asleep = shown().pulse;
         served.first.stop_ring(1).unwrap();
+        assert_eq!(shown().pulse, asleep, "it goes no round without a cause");
         let [none, counts] = counters::read(&served.counters, 2).unwrap()[..] else {
             panic!("two queues");
         };
+        let (none, counts) = (none.counts, counts.counts);
+        assert_eq!(counts.calls + counts.suppressed, chains);
+        assert!(counts.kicks > 0, "{counts:?}");
         assert_eq!(
             (none.chains, counts.chains, counts.batches),
             (0, chains, chains)

@@ -472,7 +472,7 @@ fn with_a_line() {
     assert!(is_told, "{heard:?}");
     client.stop_ring(0).unwrap();
     let counts = outboard_protocol::counters::read(counters.unwrap(), 2).unwrap();
-    assert_eq!((counts[0].chains, counts[1].chains), (2, 0));
+    assert_eq!((counts[0].counts.chains, counts[1].counts.chains), (2, 0));
     // Alone it goes on.
     line.end();
     assert_eq!(client.set_config(1, &[0]).unwrap(), Ack::Done);

@@ -77,10 +77,15 @@ impl<D: Device> Host<D> {
     /// Those of eventfd(2); there is no thread to be had, or one of the device's
     /// queues is not.
     pub fn new(device: D, limits: Limits) -> std::io::Result<Self> {
+        Self::with_page(device, limits, None)
+    }
+
+    fn with_page(device: D, limits: Limits, page: Option<Page>) -> std::io::Result<Self> {
+        let page = page.map(Arc::new);
         let notifier = Notifier::new()?;
         device.attach(notifier.clone());
         let device = Arc::new(device);
-        let workers = Workers::new(&device, limits.poll)?;
+        let workers = Workers::new(&device, limits.poll, page.as_ref())?;
         let base = Base {
             device,
             notifier,
@@ -88,7 +93,7 @@ impl<D: Device> Host<D> {
             alarm: Arc::new(Alarm::new()?),
             preparing: Busy::default(),
             supervisor: Arc::default(),
-            page: None,
+            page,
             is_restored: AtomicBool::new(false),
         };
         Ok(Self { base, workers })
@@ -101,7 +106,9 @@ impl<D: Device> Host<D> {
     /// The device does not take what was kept; those of [`Host::new`] and
     /// [`Page::new`].
     pub fn supervised(device: D, limits: Limits, supervisor: Supervisor) -> anyhow::Result<Self> {
-        let mut host = Self::new(device, limits).context("cannot make the device's queues")?;
+        let page = Page::new(device.queues()).context("cannot make the page of counters")?;
+        let host = Self::with_page(device, limits, Some(page));
+        let mut host = host.context("cannot make the device's queues")?;
         let base = &mut host.base;
         let is_successor = *supervisor.kept() != Kept::Nothing;
         if is_successor {
@@ -110,15 +117,14 @@ impl<D: Device> Host<D> {
                 anyhow!("cannot go on as the back-end before did: what it has left: {why}")
             })?;
         }
-        let page = Page::new(base.device.queues()).context("cannot make the page of counters")?;
-        supervisor.ready(base.device.kept(), page.file());
+        let page = base.page.as_ref().and_then(|page| page.file());
+        supervisor.ready(base.device.kept(), page);
         let (link, supervisor) = (supervisor.link(), Arc::new(supervisor));
         base.device.supervised(&supervisor);
         if link != Link::Up {
             base.device.hear(News::Link(link));
         }
         base.supervisor = supervisor;
-        base.page = Some(Arc::new(page));
         base.is_restored = AtomicBool::new(is_successor);
         Ok(host)
     }

@@ -211,8 +211,8 @@ impl<'a, D: Device> Rings<'a, D> {
 
     /// Puts a ring back in its place.
     fn keep(&mut self, handed: Handed) {
-        let (lines, mut ring) = *handed;
-        lines.show(&ring.tally);
+        let (mut lines, mut ring) = *handed;
+        lines.show(&ring.tally, 0);
         self.tally.include(&std::mem::take(&mut ring.tally));
         if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
             slot.ring = Some(ring);

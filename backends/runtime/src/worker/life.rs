@@ -20,7 +20,9 @@ use super::desk::Desk;
 use super::service::{Served, Service};
 use super::watch::{Bell, Watch};
 use crate::device::{Device, Queue};
+use crate::page::Page;
 use crate::polling::Budget;
+use crate::pulse;
 
 /// One of the device's queues, and its ring while one is served.
 struct Seat<Q> {
@@ -56,7 +58,11 @@ pub(super) fn live<D: Device>(
     queues: &[u16],
     budget: Budget,
     desk: &Desk<Life<D::Queue>>,
+    page: Option<Arc<Page>>,
 ) {
+    if let Some(page) = page {
+        pulse::begin(page, queues);
+    }
     // Of a list that grows by itself, most would be room that nobody needs.
     let mut seats = Vec::with_capacity(queues.len());
     let made = queues.iter().try_for_each(|index| {
@@ -93,6 +99,8 @@ fn run<Q: Queue>(mut life: Box<Life<Q>>, desk: &Desk<Life<Q>>) {
     let mut watch = Watch::new(desk.wake());
     loop {
         let pause = life.work(desk, &mut watch);
+        // Whoever has its life meanwhile may take its time.
+        pulse::sleep();
         desk.put(life, pause == Pause::Sleep);
         let begin = Instant::now();
         if pause == Pause::Sleep {
@@ -136,7 +144,7 @@ impl<Q: Queue> Life<Q> {
             };
             Some(Service {
                 place,
-                lines: &served.lines,
+                lines: &mut served.lines,
                 memory: &self.memory,
                 view,
                 ring: &mut served.ring,
@@ -279,6 +287,7 @@ impl<Q: Queue> Turns<'_, Q> {
     /// Why this is over; `None` when a ring is drained.
     fn run(&mut self, watch: &mut Watch) -> Option<Pause> {
         while !self.desk.is_wanted() {
+            pulse::round();
             let (mut busy, mut drained) = (false, false);
             for service in &mut self.services {
                 let worked = service.round();

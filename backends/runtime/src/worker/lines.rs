@@ -39,10 +39,24 @@ impl Lines {
         [self.call.clone(), self.err.clone()]
     }
 
-    /// Shows what has happened on its ring.
-    pub(crate) fn show(&self, tally: &Tally) {
-        if let Some(part) = &self.part {
-            part.show(tally);
+    /// Shows what has happened on its ring, and how many of its requests the kernel has.
+    pub(crate) fn show(&mut self, tally: &Tally, in_kernel: usize) {
+        if let Some(part) = &mut self.part {
+            part.show(tally, in_kernel);
+        }
+    }
+
+    /// The device is done with this chain.
+    pub(super) fn returned(&mut self, head: u16) {
+        if let Some(part) = &mut self.part {
+            part.returned(head);
+        }
+    }
+
+    /// The device is without this chain, and has done nothing with it.
+    pub(super) fn untimed(&mut self, head: u16) {
+        if let Some(part) = &mut self.part {
+            let _ = part.untimed(head);
         }
     }
 

@@ -32,6 +32,7 @@ use outboard_ring::{Memory, Ring};
 
 use crate::device::{Device, Queue};
 use crate::event::{Signal, Stuck};
+use crate::page::Page;
 use crate::polling::Budget;
 use desk::{Desk, Place};
 use life::Life;
@@ -87,11 +88,15 @@ impl Wait {
 impl<Q: Queue> Workers<Q> {
     /// Makes the threads and on each its queues; returns when all are there.
     /// `poll`: how long a worker polls at most before it sleeps; zero for not at
-    /// all.
+    /// all. `page`: where each worker shows its pulse.
     ///
     /// # Errors
     /// There is no thread to be had, or one of the queues is not.
-    pub fn new<D: Device<Queue = Q>>(device: &Arc<D>, poll: Duration) -> io::Result<Self> {
+    pub fn new<D: Device<Queue = Q>>(
+        device: &Arc<D>,
+        poll: Duration,
+        page: Option<&Arc<Page>>,
+    ) -> io::Result<Self> {
         let mut groups: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
         for index in 0..device.queues() {
             groups.entry(device.worker(index)).or_default().push(index);
@@ -106,7 +111,8 @@ impl<Q: Queue> Workers<Q> {
                     *of = this.workers.len();
                 }
             }
-            this.workers.push(Worker::start(device, queues, poll)?);
+            this.workers
+                .push(Worker::start(device, queues, poll, page.cloned())?);
         }
         let wait = Wait::until(Deadline::after(START), "made its queues");
         for worker in &this.workers {
@@ -211,7 +217,12 @@ impl<Q> Drop for Workers<Q> {
 }
 
 impl<Q: Queue> Worker<Q> {
-    fn start<D>(device: &Arc<D>, queues: Vec<u16>, poll: Duration) -> io::Result<Self>
+    fn start<D>(
+        device: &Arc<D>,
+        queues: Vec<u16>,
+        poll: Duration,
+        page: Option<Arc<Page>>,
+    ) -> io::Result<Self>
     where
         D: Device<Queue = Q>,
     {
@@ -221,7 +232,7 @@ impl<Q: Queue> Worker<Q> {
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .stack_size(STACK)
-            .spawn(move || life::live(device, &queues, Budget::new(poll), &theirs));
+            .spawn(move || life::live(device, &queues, Budget::new(poll), &theirs, page));
         let thread = thread.map_err(|error| {
             let why = format!(
                 "no thread for {name} ({error}): allow more tasks (ulimit -u, TasksMax= of a \

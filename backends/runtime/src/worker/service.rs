@@ -87,8 +87,11 @@ impl Served {
         };
         let chains = self.ring.tally.chains;
         let (before, idle) = &mut self.state.kicks;
-        let single = event.clear() == 1;
-        if single && std::mem::replace(before, chains) == chains {
+        let count = event.clear();
+        if let Some(part) = &mut self.lines.part {
+            part.kicked(count);
+        }
+        if count == 1 && std::mem::replace(before, chains) == chains {
             *idle = idle.wrapping_add(1);
             if idle.is_multiple_of(IDLE_KICKS) && event.is_endless() {
                 self.lines.say_endless();
@@ -112,7 +115,7 @@ impl Served {
 pub(super) struct Service<'a, Q> {
     /// Of its seat.
     pub place: usize,
-    pub lines: &'a Lines,
+    pub lines: &'a mut Lines,
     pub memory: &'a Memory,
     /// The ring as it lies in `memory`.
     pub view: View<'a>,
@@ -146,7 +149,7 @@ impl<Q: Queue> Service<'_, Q> {
         let batches = self.ring.tally.batches;
         let call = self.attempt(|service| service.ring.publish(&service.view));
         if self.ring.tally.batches != batches {
-            self.lines.show(&self.ring.tally);
+            self.show();
         }
         if call.unwrap_or(false) {
             self.lines.call();
@@ -199,11 +202,20 @@ impl<Q: Queue> Service<'_, Q> {
                 Ok(false) => break Ok(()),
                 Err(why) => break Err(why),
             }
+            let head = chain.head;
+            let part = self.lines.part.as_mut();
+            if let Some(part) = part.filter(|_| self.queue.is_timed()) {
+                part.taken(self.ring.tally.chains, head);
+            }
             match self.queue.take(chain) {
-                Outcome::Done(length) => self.ring.complete(chain.head, length),
+                Outcome::Done(length) => {
+                    self.ring.complete(head, length);
+                    self.lines.returned(head);
+                }
                 Outcome::Deferred => deferred = true,
                 Outcome::NotNow => {
                     self.state.blocked = true;
+                    self.lines.untimed(head);
                     break self.ring.put_back(self.state.chain.head);
                 }
             }
@@ -219,9 +231,10 @@ impl<Q: Queue> Service<'_, Q> {
 
     /// Lets the device give up what it has not touched.
     fn give_back(&mut self) {
-        let (ring, view) = (&mut *self.ring, &self.view);
+        let (ring, view, lines) = (&mut *self.ring, &self.view, &mut *self.lines);
         let mut result = Ok(());
         self.queue.give_back(&mut |head| {
+            lines.untimed(head);
             if let Err(why) = ring.give_back(view, head) {
                 result = Err(why);
             }
@@ -235,10 +248,11 @@ impl<Q: Queue> Service<'_, Q> {
             return false;
         }
         let mut any = false;
-        let ring = &mut *self.ring;
+        let (ring, lines) = (&mut *self.ring, &mut *self.lines);
         let reaped = self.queue.reap(&mut |head, length| {
             any = true;
             ring.complete(head, length);
+            lines.returned(head);
         });
         if reaped.is_err() {
             self.state.engine_failed = true;
@@ -261,7 +275,7 @@ impl<Q: Queue> Service<'_, Q> {
 
     /// Asks for kicks, before a sleep. Whether there is something to do first.
     pub fn arm(&mut self) -> bool {
-        self.lines.show(&self.ring.tally);
+        self.show();
         self.hang();
         if !self.is_followed() {
             return false;
@@ -283,10 +297,18 @@ impl<Q: Queue> Service<'_, Q> {
         }
     }
 
+    /// Shows what has happened.
+    fn show(&mut self) {
+        if let Some(part) = &mut self.lines.part {
+            part.did(self.queue.done());
+            part.show(&self.ring.tally, self.queue.in_kernel());
+        }
+    }
+
     /// Notes a sleep.
     pub fn slept(&mut self) {
         add(&mut self.ring.tally.sleeps, 1);
-        self.lines.show(&self.ring.tally);
+        self.show();
     }
 
     /// What announces chains, if they are still asked for.
@@ -302,8 +324,11 @@ impl<Q: Queue> Service<'_, Q> {
         };
         if is_followed && !self.state.hangs {
             // What was kicked so far is looked at anyway.
-            kick.clear();
+            let kicks = kick.clear();
             self.state.hangs = self.bell.hang(kick);
+            if let Some(part) = &mut self.lines.part {
+                part.kicked(kicks);
+            }
         } else if !is_followed && std::mem::take(&mut self.state.hangs) {
             self.bell.take_down(kick);
         }

@@ -82,7 +82,7 @@ fn a_chain_that_was_refused_is_offered_again_without_a_kick() {
     memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
     let view = View::new(&memory, &layout()).unwrap();
     let ring = Ring::new(layout(), 0, 0, None, &view).unwrap();
-    let mut workers = Workers::new(&instant(2), Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&instant(2), Duration::ZERO, None).unwrap();
     let lines = lines(Kick::Event(Arc::new(Event::new().unwrap())));
     let refused = workers.serve(vec![Box::new((lines, ring))], 0, &memory);
     assert!(refused.unwrap().is_empty());
@@ -112,7 +112,7 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let ring = Ring::new(layout(), 0, 0, Some(queue.clone()), &view).unwrap();
 
     // Both are said before the worker looks.
-    let mut workers = Workers::new(&instant(0), Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&instant(0), Duration::ZERO, None).unwrap();
     let handed = Box::new((lines(Kick::Polled), ring));
     let worker = workers.of(0).unwrap();
     let wait = Wait::until(deadline(), "handed its ring back");
@@ -138,7 +138,7 @@ fn a_worker_that_wakes_while_it_is_wanted_lets_go_and_goes_on() {
     let view = View::new(&memory, &layout()).unwrap();
     let ring = Ring::new(layout(), 0, 0, None, &view).unwrap();
     let device = instant(0);
-    let mut workers = Workers::new(&device, Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&device, Duration::ZERO, None).unwrap();
     let kick = Arc::new(Event::new().unwrap());
     let handed = Box::new((lines(Kick::Event(kick.clone())), ring));
     assert!(workers.serve(vec![handed], 0, &memory).unwrap().is_empty());
@@ -174,7 +174,7 @@ fn a_worker_that_wakes_while_it_is_wanted_lets_go_and_goes_on() {
 #[test]
 fn a_worker_that_nobody_waits_for_takes_its_queues_along() {
     let device = instant(0);
-    let mut workers = Workers::new(&device, Duration::ZERO).unwrap();
+    let mut workers = Workers::new(&device, Duration::ZERO, None).unwrap();
     let desk = workers.of(0).unwrap().desk.clone();
     workers.abandon();
     drop(workers);

@@ -324,7 +324,13 @@ impl<'a> Backend<'a> {
     /// Logs what its process has served, living or dead, if it counts.
     pub(crate) fn tell_counts(&self) {
         let total = self.counters.as_ref().map(Page::total);
-        if let Some([chains, batches, calls, ..]) = total.and_then(|total| self.readable(total)) {
+        if let Some(total) = total.and_then(|total| self.readable(total)) {
+            let Counts {
+                chains,
+                batches,
+                calls,
+                ..
+            } = total;
             let (id, name) = (&self.opened.spec.id, self.opened.server.name());
             log::info!(
                 "{id}: {name} had taken {chains} chains, moved used indices {batches} times and \

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
-use outboard_protocol::counters::{self, Counts};
+use outboard_protocol::counters::{self, Counts, Reading};
 use outboard_protocol::descriptors::discard;
 
 /// A page that can be read, also after the death of whoever writes it.
@@ -35,27 +35,22 @@ impl Page {
         Ok(page)
     }
 
-    /// What each queue has done, in order.
+    /// What there is of each queue, in order.
     ///
     /// # Errors
     /// Those of [`counters::read`]: its writer may have cut or changed it.
-    pub(crate) fn read(&self) -> io::Result<Vec<Counts>> {
+    pub(crate) fn read(&self) -> io::Result<Vec<Reading>> {
         counters::read(&self.page, self.queues)
     }
 
-    /// The sums over all queues, in the order of [`Counts::words`]; one that is too
-    /// large begins again at 0.
+    /// The counts of all queues together ([`Counts::with`]).
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub(crate) fn total(&self) -> io::Result<[u64; 7]> {
-        let mut sums = Counts::default().words();
-        for queue in self.read()? {
-            for (sum, count) in sums.iter_mut().zip(queue.words()) {
-                *sum = sum.wrapping_add(count);
-            }
-        }
-        Ok(sums)
+    pub(crate) fn total(&self) -> io::Result<Counts> {
+        let queues = self.read()?;
+        let sum = |sum: Counts, queue: &Reading| sum.with(&queue.counts);
+        Ok(queues.iter().fold(Counts::default(), sum))
     }
 }
 
@@ -73,11 +68,11 @@ mod tests {
     use crate::supervisor::vm::tests::lingering;
 
     /// A page of these queues, each with the words from its first on.
-    fn page(queues: &[[u64; 7]]) -> File {
+    fn page(queues: &[&[u64]]) -> File {
         let mut words = vec![MAGIC, queues.len() as u64];
         for (index, queue) in queues.iter().enumerate() {
             words.resize((index + 1) * QUEUE, 0);
-            words.extend(queue);
+            words.extend(*queue);
         }
         words.resize((queues.len() + 1) * QUEUE, 0);
         let mut file = File::from(memfd_create("counters", MFdFlags::MFD_CLOEXEC).unwrap());
@@ -94,14 +89,14 @@ mod tests {
     #[test]
     fn the_queues_are_added_and_no_sum_is_too_large() {
         let most = u64::MAX;
-        let file = page(&[[10, 2, 3, 4, 5, 6, 7], [most, most, 0, 1, 2, 3, most]]);
+        let file = page(&[&[10, 2, 3, 4, 5, 6, 7], &[most, most, 0, 1, 2, 3, most]]);
         let total = Page::new(file.into(), 2).unwrap().total().unwrap();
-        assert_eq!(total, [9, 1, 3, 5, 7, 9, 6]);
+        assert_eq!(total, Counts::of(&[9, 1, 3, 5, 7, 9, 6]));
     }
 
     #[test]
     fn a_page_of_another_number_of_queues_or_no_page_at_all_is_refused() {
-        let of_two = || page(&[[0; 7]; 2]);
+        let of_two = || page(&[&[], &[]]);
         assert!(Page::new(of_two().into(), 2).is_ok());
         for queues in [0, 1, 3, u16::MAX] {
             assert_eq!(refused(of_two(), queues), io::ErrorKind::InvalidData);
@@ -129,9 +124,9 @@ mod tests {
 
     #[test]
     fn a_page_that_is_cut_later_is_no_page_any_more() {
-        let file = page(&[[1; 7]]);
+        let file = page(&[&[1, 2]]);
         let read = Page::new(file.as_fd().try_clone_to_owned().unwrap(), 1).unwrap();
-        assert_eq!(read.total().unwrap(), [1; 7]);
+        assert_eq!(read.total().unwrap(), Counts::of(&[1, 2]));
         ftruncate(&file, 8).unwrap();
         assert!(read.total().is_err());
     }
