@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use outboard_log::rarely;
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::device::{Done, Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::GuestBuffers;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
@@ -51,6 +51,8 @@ pub struct BlkQueue {
     bounces_made: usize,
     spare: Vec<GuestBuffers>,
     completions: Vec<Completion>,
+    /// What has not been counted yet.
+    done: Done,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl BlkQueue {
             bounces_made: 0,
             spare: Vec::new(),
             completions: Vec::new(),
+            done: Done::default(),
         }
     }
 
@@ -91,6 +94,7 @@ impl BlkQueue {
         let mut data = self.spare.pop().unwrap_or_default();
         if data.extend(&self.memory, request.data()).is_err() {
             self.keep(data);
+            self.count(Status::IoErr, 0, 0);
             return Some(request.reply.finish(&self.memory, Status::IoErr, 0));
         }
         let (reply, aligned) = (request.reply, self.disk.takes(&data));
@@ -134,6 +138,7 @@ impl BlkQueue {
                 Step::Done(status) => {
                     self.free.push(id);
                     let written = pending.task.written();
+                    self.count(status, written, pending.task.gave());
                     let (data, bounce) = pending.task.dismantle();
                     data.into_iter().for_each(|data| self.keep(data));
                     self.bounces.extend(bounce);
@@ -149,6 +154,20 @@ impl BlkQueue {
                     }
                 },
             }
+        }
+    }
+
+    /// Counts a request that has ended.
+    fn count(&mut self, status: Status, read: u64, written: u64) {
+        let Done {
+            read: reads,
+            written: writes,
+            errors,
+        } = &mut self.done;
+        *reads = reads.wrapping_add(read);
+        match status {
+            Status::Ok => *writes = writes.wrapping_add(written),
+            Status::IoErr | Status::Unsupported => *errors = errors.wrapping_add(1),
         }
     }
 
@@ -242,7 +261,10 @@ impl Queue for BlkQueue {
         }
         let answer = match Request::parse(&self.memory, chain, &self.disk.limits()) {
             Ok(request) => self.enter(request),
-            Err(Refusal::Status(reply, status)) => Some(reply.finish(&self.memory, status, 0)),
+            Err(Refusal::Status(reply, status)) => {
+                self.count(status, 0, 0);
+                Some(reply.finish(&self.memory, status, 0))
+            }
             Err(Refusal::NoStatus) => Some((chain.head, 0)),
         };
         answer.map_or(Outcome::Deferred, |(_, used)| Outcome::Done(used))
@@ -273,6 +295,14 @@ impl Queue for BlkQueue {
         self.completions = completions;
         let result = result.and_then(|()| self.engine.submit());
         self.note(result)
+    }
+
+    fn done(&mut self) -> Done {
+        std::mem::take(&mut self.done)
+    }
+
+    fn in_kernel(&self) -> usize {
+        self.engine.in_kernel()
     }
 
     fn in_flight(&self) -> usize {

@@ -18,6 +18,7 @@ use outboard_contract::client::Ack;
 use outboard_contract::program::by_shell;
 use outboard_contract::soon;
 use outboard_protocol::Deadline;
+use outboard_protocol::counters::{self, Counts};
 use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::kept::{DiskState, Kept};
@@ -138,4 +139,37 @@ fn a_disk_grows_when_its_image_has_and_shrinks_in_no_session() {
     image(&program).set_len(2 * SIZE).unwrap();
     assert_eq!(driver.write(SIZE / 512, &[7; 512]).0, OK);
     driver.works();
+}
+
+#[test]
+fn what_the_driver_moves_and_what_fails_is_on_the_page() {
+    let (line, mut command) = command(Kept::Nothing);
+    let program = Program::serve(&mut command).unwrap();
+    let page = line.recv::<FromBackend>(soon()).unwrap().unwrap().1;
+    let counts = || {
+        let queues = counters::read(&page[0], 1).unwrap();
+        queues
+            .iter()
+            .fold(Counts::default(), |sum, queue| sum.with(&queue.counts))
+    };
+    let mut driver = Driver::of(&program, EVERYTHING);
+    for _ in 0..2 * counters::TIMED {
+        assert_eq!(driver.write(8, &[7; 1024]).0, OK);
+    }
+    assert_eq!(driver.read(8, 512).0, OK);
+    assert_eq!(driver.read(SIZE / 512, 512).0, IOERR, "behind the end");
+    // It is counted before it is published, but shown after.
+    while counts().errors == 0 {
+        assert!(!soon().passed());
+        std::thread::yield_now();
+    }
+    let counts = counts();
+    let requests = 2 * counters::TIMED + 2;
+    assert_eq!(counts.chains, requests);
+    assert_eq!(counts.bytes_written, 2 * counters::TIMED * 1024);
+    assert_eq!(counts.bytes_read, 512);
+    assert_eq!(counts.errors, 1);
+    assert_eq!(counts.calls + counts.suppressed, counts.batches);
+    assert_eq!(counts.timed, 2);
+    assert!(counts.time >= counts.longest && counts.longest > 0);
 }

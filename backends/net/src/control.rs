@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use outboard_runtime::chain::{Buffer, Chain};
-use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::device::{Done, Memory, Outcome, Queue};
 use virtio_bindings::virtio_net::{VIRTIO_NET_ERR, VIRTIO_NET_OK};
 use vm_memory::Bytes;
 
@@ -22,6 +22,8 @@ pub struct ControlQueue {
     features: u64,
     /// Where the chains lie.
     memory: Arc<Memory>,
+    /// What has not been counted yet.
+    done: Done,
 }
 
 impl ControlQueue {
@@ -32,6 +34,7 @@ impl ControlQueue {
             card,
             features,
             memory,
+            done: Done::default(),
         }
     }
 }
@@ -55,6 +58,7 @@ impl Queue for ControlQueue {
             None => VIRTIO_NET_ERR,
         };
         if command.is_none() {
+            self.done.errors = self.done.errors.wrapping_add(1);
             self.card.counters().add(Count::BadCommand, 1);
         }
         match self.memory.write_obj(status as u8, answer.address) {
@@ -64,6 +68,10 @@ impl Queue for ControlQueue {
                 Outcome::Done(0)
             }
         }
+    }
+
+    fn done(&mut self) -> Done {
+        std::mem::take(&mut self.done)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outboard_protocol::kept::Kept;
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Change, Device, Memory, OTHER_KIND, Outcome, Queue};
+use outboard_runtime::device::{Change, Device, Done, Memory, OTHER_KIND, Outcome, Queue};
 use outboard_runtime::{News, Notifier, Supervisor};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
@@ -210,6 +210,14 @@ impl Queue for NetQueue {
 
     fn in_flight(&self) -> usize {
         self.role.in_flight()
+    }
+
+    fn done(&mut self) -> Done {
+        self.role.done()
+    }
+
+    fn is_timed(&self) -> bool {
+        self.role.is_timed()
     }
 
     fn end(&mut self) {

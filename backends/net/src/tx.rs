@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nix::sys::epoll::EpollFlags;
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::device::{Done, Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::{GuestBuffers, MOST_PIECES, is_fault};
 
 use crate::card::{Card, Passed, Port};
@@ -30,6 +30,8 @@ pub struct TxQueue {
     memory: Arc<Memory>,
     buffers: GuestBuffers,
     sent: Passed,
+    /// What has not been counted yet.
+    done: Done,
     /// A connection whose outbox is not empty, and what tells that it takes
     /// more.
     full: Option<(Arc<Connection>, Waiter)>,
@@ -61,6 +63,7 @@ impl TxQueue {
             memory: Arc::default(),
             buffers: GuestBuffers::default(),
             sent: Passed::default(),
+            done: Done::default(),
             full: None,
         })
     }
@@ -197,11 +200,22 @@ impl Queue for TxQueue {
 
     fn take(&mut self, chain: &Chain) -> Outcome {
         match self.send(chain) {
-            Sent::Yes => self.sent.0 = self.sent.0.wrapping_add(1),
-            Sent::No(why) => self.card.counters().add(why, 1),
+            Sent::Yes => {
+                let bytes = self.buffers.bytes().saturating_sub(HEADER) as u64;
+                self.done.written = self.done.written.wrapping_add(bytes);
+                self.sent.0 = self.sent.0.wrapping_add(1);
+            }
+            Sent::No(why) => {
+                self.done.errors = self.done.errors.wrapping_add(1);
+                self.card.counters().add(why, 1);
+            }
             Sent::NotNow => return Outcome::NotNow,
         }
         Outcome::Done(0)
+    }
+
+    fn done(&mut self) -> Done {
+        std::mem::take(&mut self.done)
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {

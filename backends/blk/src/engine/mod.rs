@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use outboard_runtime::pulse::system_call;
 
 pub use self::choice::Choice;
 pub use self::threads::Threads;
@@ -95,6 +96,10 @@ pub trait Engine: Send {
     /// # Errors
     /// The engine is broken.
     fn submit(&mut self) -> io::Result<()>;
+    /// Number of jobs that the kernel has, or a thread of the engine.
+    fn in_kernel(&self) -> usize {
+        0
+    }
     /// Readable when there is something to reap.
     fn ready(&self) -> Option<BorrowedFd<'_>>;
     /// Appends what is done to `done`, without waiting.
@@ -114,6 +119,10 @@ pub trait Engine: Send {
 
 /// Does a job on the spot.
 fn perform(file: &File, job: &mut Job) -> io::Result<u64> {
+    system_call(|| perform_now(file, job))
+}
+
+fn perform_now(file: &File, job: &mut Job) -> io::Result<u64> {
     match job.operation {
         Operation::Read => job.data.read_at(file, job.offset),
         Operation::Write { durable } => job.data.write_at(file, job.offset, durable),

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use outboard_log::rarely;
+use outboard_runtime::pulse::system_call;
 
 use super::uring::MORE_TASKS;
 use super::{Completion, Engine, Job, perform};
@@ -161,6 +162,10 @@ impl Engine for Threads {
         Ok(())
     }
 
+    fn in_kernel(&self) -> usize {
+        self.out
+    }
+
     fn ready(&self) -> Option<BorrowedFd<'_>> {
         Some(self.pool.ready.as_fd())
     }
@@ -183,7 +188,7 @@ impl Engine for Threads {
         self.submit()?;
         while self.out > 0 {
             let mut fds = [PollFd::new(self.pool.ready.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::NONE);
+            let _ = system_call(|| poll(&mut fds, PollTimeout::NONE));
             self.reap(done)?;
         }
         Ok(())

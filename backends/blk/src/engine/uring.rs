@@ -20,6 +20,7 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode};
 use outboard_log::rarely;
+use outboard_runtime::pulse::system_call;
 
 pub(super) use self::probe::MORE_TASKS;
 pub use self::probe::Unusable;
@@ -100,7 +101,8 @@ impl Uring {
         let mut patience = 1000u32;
         loop {
             self.push();
-            match self.ring.submit_and_wait(want) {
+            // A job that the kernel begins at once may take as long as the disk.
+            match system_call(|| self.ring.submit_and_wait(want)) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Memory is short, or completions are to be reaped first.
@@ -208,6 +210,10 @@ impl Engine for Uring {
             return Ok(());
         }
         self.enter(0)
+    }
+
+    fn in_kernel(&self) -> usize {
+        self.out
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {

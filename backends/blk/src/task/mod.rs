@@ -89,7 +89,9 @@ impl Step {
 #[derive(Debug)]
 pub struct Task {
     work: Work,
-    written: u64,
+    reads: bool,
+    /// Bytes of data read from the disk or written to it so far.
+    moved: u64,
     retries: u32,
 }
 
@@ -112,7 +114,10 @@ impl Task {
     }
 
     fn transfer(is_write: bool, offset: u64, data: GuestBuffers) -> Self {
-        Self::of(Work::Transfer(Transfer::new(is_write, offset, data)))
+        Self {
+            reads: !is_write,
+            ..Self::of(Work::Transfer(Transfer::new(is_write, offset, data)))
+        }
     }
 
     /// Lets a read or write that has not started go through a bounce buffer.
@@ -140,14 +145,20 @@ impl Task {
     fn of(work: Work) -> Self {
         Self {
             work,
-            written: 0,
+            reads: false,
+            moved: 0,
             retries: RETRIES,
         }
     }
 
     /// Bytes of data written to the guest so far.
     pub fn written(&self) -> u64 {
-        self.written
+        if self.reads { self.moved } else { 0 }
+    }
+
+    /// Bytes of the guest's data written to the disk so far.
+    pub fn gave(&self) -> u64 {
+        if self.reads { 0 } else { self.moved }
     }
 
     /// The first step.
@@ -180,7 +191,7 @@ impl Task {
             Ok(_) => None,
         };
         let step = match &mut self.work {
-            Work::Transfer(transfer) => transfer.complete(job, result, rules, &mut self.written),
+            Work::Transfer(transfer) => transfer.complete(job, result, rules, &mut self.moved),
             Work::Wipe(wipe) => wipe.complete(job, result, rules),
             Work::Flush(flush) => flush.complete(job, result, rules),
         };

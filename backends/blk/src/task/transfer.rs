@@ -101,7 +101,7 @@ impl Transfer {
         mut job: Job,
         result: io::Result<u64>,
         rules: Rules<'_>,
-        written: &mut u64,
+        moved: &mut u64,
     ) -> Progress {
         let count = match result {
             // The image ends where it did not when it was opened, or takes
@@ -123,15 +123,15 @@ impl Transfer {
             }
         };
         self.offset = self.offset.saturating_add(count);
-        if !self.is_write {
-            *written = written.saturating_add(count);
-            if let Data::Bounce(bounce) = job.data {
-                let bytes = bounce.left().get(..count as usize).unwrap_or_default();
-                self.data.copy_from(0, bytes);
-                self.data.advance(bytes.len());
-                self.bounce = Some(bounce);
-                return self.next_bounce();
-            }
+        *moved = moved.saturating_add(count);
+        if !self.is_write
+            && let Data::Bounce(bounce) = job.data
+        {
+            let bytes = bounce.left().get(..count as usize).unwrap_or_default();
+            self.data.copy_from(0, bytes);
+            self.data.advance(bytes.len());
+            self.bounce = Some(bounce);
+            return self.next_bounce();
         }
         job.data.advance(count);
         if job.data.remaining() > 0 {

@@ -22,12 +22,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use outboard_runtime::chain::Chain;
-use outboard_runtime::device::{Memory, Outcome, Queue};
+use outboard_runtime::device::{Done, Memory, Outcome, Queue};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use crate::card::{Card, Passed, Port};
 use crate::counters::Count;
-use crate::header::{Header, has};
+use crate::header::{HEADER, Header, has};
 use crate::stock::{Added, Stock};
 use patience::Patience;
 use peer::PeerSource;
@@ -75,6 +75,7 @@ impl RxQueue {
                 stock: Stock::default(),
                 patience,
                 received: Passed::default(),
+                done: Done::default(),
             },
             source,
         })
@@ -133,6 +134,14 @@ impl Queue for RxQueue {
         self.sink.stock.give_back(back);
     }
 
+    fn done(&mut self) -> Done {
+        std::mem::take(&mut self.sink.done)
+    }
+
+    fn is_timed(&self) -> bool {
+        false
+    }
+
     fn in_flight(&self) -> usize {
         self.sink.stock.len()
     }
@@ -158,6 +167,8 @@ struct Sink {
     stock: Stock,
     patience: Patience,
     received: Passed,
+    /// What has not been counted yet.
+    done: Done,
 }
 
 impl Sink {
@@ -196,10 +207,13 @@ impl Sink {
         };
         self.stock.buffers.copy_from(0, &header.to_bytes());
         self.stock.complete(length, done);
+        let bytes = length.saturating_sub(HEADER) as u64;
+        self.done.read = self.done.read.wrapping_add(bytes);
         self.received.0 = self.received.0.wrapping_add(1);
     }
 
-    fn drop(&self, why: Count) {
+    fn drop(&mut self, why: Count) {
+        self.done.errors = self.done.errors.wrapping_add(1);
         self.card.counters().add(why, 1);
     }
 }

@@ -112,7 +112,7 @@ impl TapSource {
                 sink.deliver(header, length, done);
             }
             Some(header) if (stocked..whole).contains(&length) && sink.is_worth_a_wait(length) => {
-                sink.drop(Count::Waited);
+                sink.card.counters().add(Count::Waited, 1);
                 self.waiting = Some(Waiting {
                     header,
                     length,
