@@ -117,9 +117,16 @@ type Counter = (
     fn(&QueueCounters) -> Option<u64>,
 );
 
-const COUNTERS: [Counter; 7] = [
+const COUNTERS: [Counter; 8] = [
     ("queue_requests", "Requests taken", |queue| queue.requests),
-    ("queue_bytes", "Bytes moved", |queue| queue.bytes),
+    ("queue_read_bytes", "Bytes given to the driver", |queue| {
+        queue.bytes_read
+    }),
+    (
+        "queue_written_bytes",
+        "Bytes taken from the driver",
+        |queue| queue.bytes_written,
+    ),
     ("queue_errors", "Requests that failed", |queue| queue.errors),
     ("queue_kicks", "Kicks seen", |queue| queue.kicks),
     ("queue_calls", "Calls made", |queue| queue.calls),

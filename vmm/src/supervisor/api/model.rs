@@ -107,8 +107,10 @@ pub enum DeviceState {
 pub struct QueueCounters {
     /// Requests (of a card: buffers) taken.
     pub requests: Option<u64>,
-    /// Bytes moved.
-    pub bytes: Option<u64>,
+    /// Bytes that the driver was given: what it read of a disk, frames received.
+    pub bytes_read: Option<u64>,
+    /// Bytes that the driver gave: what it wrote to a disk, frames sent.
+    pub bytes_written: Option<u64>,
     /// Requests that failed.
     pub errors: Option<u64>,
     /// Kicks of the driver that were seen.
@@ -121,6 +123,10 @@ pub struct QueueCounters {
     pub latency_samples: Option<u64>,
     /// The sum of those latencies, in microseconds.
     pub latency_sum_us: Option<u64>,
+    /// The longest of them, in microseconds.
+    pub latency_longest_us: Option<u64>,
+    /// Requests that the kernel has just now.
+    pub in_kernel: Option<u64>,
 }
 
 /// Whether a device can be taken over exactly: nothing lost, nothing done twice.

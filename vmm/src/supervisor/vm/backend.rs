@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_line::{Heard, Line};
-use outboard_protocol::counters::Counts;
+use outboard_protocol::counters::{Counts, Reading};
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
     BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
@@ -315,7 +315,7 @@ impl<'a> Backend<'a> {
 
     /// What each queue of its process has done, living or dead; nothing if it does not
     /// count.
-    pub(crate) fn counts(&self) -> Vec<Counts> {
+    pub(crate) fn counts(&self) -> Vec<Reading> {
         let read = self.counters.as_ref().map(Page::read);
         let read = read.and_then(|read| self.readable(read));
         read.unwrap_or_default()

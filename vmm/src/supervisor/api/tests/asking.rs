@@ -49,7 +49,7 @@ fn the_metrics_are_as_prometheus_reads_them() {
         assert!(text.lines().any(|there| there == line), "{line}\n{text}");
     }
     // What is not counted is not said to be 0.
-    assert!(!text.contains("queue=\"1\"") && !text.contains("queue_bytes_total{"));
+    assert!(!text.contains("queue=\"1\"") && !text.contains("queue_read_bytes_total{"));
     assert!(text.ends_with("# EOF\n"));
 }
 

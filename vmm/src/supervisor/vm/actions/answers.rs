@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use outboard_protocol::counters::Counts;
+use outboard_protocol::counters::Reading;
 
 use super::Hands;
 use crate::supervisor::api::call::{Reply, Ticket};
@@ -101,10 +101,19 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
     }
 }
 
-fn counters(counts: &Counts) -> QueueCounters {
+fn counters(reading: &Reading) -> QueueCounters {
+    let counts = &reading.counts;
     QueueCounters {
         requests: Some(counts.chains),
+        bytes_read: Some(counts.bytes_read),
+        bytes_written: Some(counts.bytes_written),
+        errors: Some(counts.errors),
+        kicks: Some(counts.kicks),
         calls: Some(counts.calls),
-        ..QueueCounters::default()
+        suppressed: Some(counts.suppressed),
+        latency_samples: Some(counts.timed),
+        latency_sum_us: Some(counts.time / 1000),
+        latency_longest_us: Some(counts.longest / 1000),
+        in_kernel: Some(reading.in_kernel),
     }
 }
