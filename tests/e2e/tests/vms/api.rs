@@ -33,6 +33,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         test("a vm tells how it is", CURL, status),
         test("a vm is ended by its api", KVM, shutdown),
+        test("a vm is paused and resumed by its api", KVM, pause),
         test("the api outlives a guest's reset", KVM, reset),
         test("wrong requests harm nothing", KVM, wrong),
         test("a thousand clients harm nothing", KVM, crowd),
@@ -222,6 +223,37 @@ fn shutdown() -> Result<()> {
     let gone = complained(served.ctl(&["status"])?, 3)?;
     ensure!(gone.contains("there is no socket"), "{gone}");
     served.vm.check_nothing_is_left()
+}
+
+/// While it is paused its guest does nothing, as the counters of its disk show.
+fn pause() -> Result<()> {
+    let mut served = Served::start("scenario=load", |run| run)?;
+    served.vm.console_line("progress")?;
+    let not = complained(served.ctl(&["resume"])?, 1)?;
+    ensure!(not.contains("the VM is not paused"), "{not}");
+    said(served.ctl(&["pause"])?)?;
+    let requests = || {
+        let vm = served.json(&["status"])?;
+        ensure!(vm["state"] == "paused", "{vm}");
+        ensure!(vm["reason"] == "an operator has asked for it", "{vm}");
+        let counters = vm["devices"][0]["counters"][0]["requests"].as_u64();
+        counters.context("no counter")
+    };
+    // What it was given before, the disk finishes: a ring of it at most.
+    let most = requests()? + 256;
+    for _ in 0..20 {
+        ensure!(requests()? <= most);
+    }
+    said(served.ctl(&["resume"])?)?;
+    eventually("the disk works", || {
+        let vm = served.json(&["status"])?;
+        ensure!(vm["state"] == "running", "{vm}");
+        let now = vm["devices"][0]["counters"][0]["requests"].as_u64();
+        Ok((now > Some(most)).then_some(()))
+    })?;
+    said(served.ctl(&["pause"])?)?;
+    said(served.ctl(&["shutdown"])?)?;
+    served.ends()
 }
 
 fn reset() -> Result<()> {

@@ -21,10 +21,8 @@ pub(crate) enum Event {
     /// Somebody asks this by the control API.
     Call(Ticket, Call),
     /// It is to be paused, for one more reason.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
     Pause(Why),
     /// An operator lets it go on, whatever the reasons were.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
     Resume,
     /// A signal, or Ctrl-A x: somebody asks for the end.
     Asked,

@@ -156,13 +156,16 @@ impl Machine {
     }
 
     /// Whether it is paused: no vCPU runs the guest.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
     pub(crate) fn is_paused(&self) -> bool {
         self.state == State::Paused
     }
 
+    /// Whether it was told to go on, and has not said that it does.
+    pub(crate) fn is_resuming(&self) -> bool {
+        matches!(self.state, State::Resuming { .. })
+    }
+
     /// Why it is paused, or is to be; empty if it is not to be.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
     pub(crate) fn reasons(&self) -> &BTreeSet<Why> {
         &self.reasons
     }

@@ -9,6 +9,7 @@ use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
 use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::event::Event;
+use crate::supervisor::vm::pause::Why;
 use crate::supervisor::vm::{end, machine};
 
 /// What there is to be answered and told.
@@ -26,6 +27,10 @@ pub(super) struct Calls {
 enum Asked {
     /// How everything is then.
     Status,
+    /// That the guest stands, as soon as it does.
+    Paused,
+    /// That the guest goes on, as soon as it does.
+    Resumed,
     Other(Answer),
 }
 
@@ -52,8 +57,17 @@ impl Life {
             Call::Pause | Call::Resume | Call::Restart(_) if self.state().0 == VmState::Ending => {
                 refused(Refusal::NotNow("the VM is being ended".into()))
             }
-            Call::Pause => not_yet("pause a VM"),
-            Call::Resume => not_yet("resume a VM"),
+            Call::Pause => {
+                self.take(Event::Pause(Why::Operator));
+                return self.calls.asked.push((ticket, Asked::Paused));
+            }
+            Call::Resume if self.machine.reasons().is_empty() && !self.machine.is_resuming() => {
+                refused(Refusal::NotNow("the VM is not paused".into()))
+            }
+            Call::Resume => {
+                self.take(Event::Resume);
+                return self.calls.asked.push((ticket, Asked::Resumed));
+            }
             Call::Restart(id) => match self.place(id) {
                 Ok(_) => not_yet("replace a back-end"),
                 Err(refusal) => refused(refusal),
@@ -85,13 +99,33 @@ impl Life {
             }
         }
         self.calls.told = changes;
-        for (ticket, asked) in self.calls.asked.drain(..) {
-            let answer = match asked {
-                Asked::Status => Answer::Status(standing.clone()),
-                Asked::Other(answer) => answer,
-            };
-            actions.push(Action::Answer(ticket, answer));
+        for (ticket, asked) in std::mem::take(&mut self.calls.asked) {
+            match self.answer(&asked, &standing) {
+                Some(answer) => actions.push(Action::Answer(ticket, answer)),
+                None => self.calls.asked.push((ticket, asked)),
+            }
         }
+    }
+
+    /// The answer, if there is one by now.
+    fn answer(&self, asked: &Asked, standing: &Standing) -> Option<Answer> {
+        let not_now = |text: &str| Reply::Refused(Refusal::NotNow(text.into()));
+        let is_over = standing.state == VmState::Ending;
+        let reply = match asked {
+            Asked::Status => return Some(Answer::Status(standing.clone())),
+            Asked::Other(answer) => return Some(answer.clone()),
+            Asked::Paused | Asked::Resumed if is_over => not_now("the VM is being ended"),
+            Asked::Paused if self.machine.is_paused() => Reply::Done,
+            Asked::Paused if self.machine.reasons().is_empty() => {
+                not_now("the VM was resumed before it was paused")
+            }
+            Asked::Resumed if *self.machine.state() == machine::State::Running => Reply::Done,
+            Asked::Resumed if !self.machine.reasons().is_empty() => {
+                not_now("the VM was paused again before it was resumed")
+            }
+            Asked::Paused | Asked::Resumed => return None,
+        };
+        Some(Answer::Reply(reply))
     }
 
     fn standing(&self) -> Standing {
@@ -116,6 +150,17 @@ impl Life {
         }
     }
 
+    fn why_paused(&self) -> Option<String> {
+        let id = |place: &usize| self.devices.get(*place).map_or("", Device::id);
+        let reasons = self.machine.reasons().iter().map(|why| match why {
+            Why::Operator => "an operator has asked for it".to_owned(),
+            Why::Device(place) => format!("{} is without a back-end", id(place)),
+            Why::IoError(place) => format!("a request to {} has failed", id(place)),
+        });
+        let reasons: Vec<_> = reasons.collect();
+        (!reasons.is_empty()).then(|| reasons.join(", "))
+    }
+
     fn state(&self) -> (VmState, Option<String>) {
         match self.end.state() {
             end::State::Ending(verdict) | end::State::Over(verdict) => {
@@ -123,10 +168,10 @@ impl Life {
             }
             end::State::Alive => match self.machine.state() {
                 machine::State::Off | machine::State::Starting { .. } => (VmState::Starting, None),
-                machine::State::Paused => (VmState::Paused, None),
+                machine::State::Paused => (VmState::Paused, self.why_paused()),
+                machine::State::Resuming { .. } => (VmState::Paused, Some("it is resumed".into())),
+                machine::State::Pausing { .. } => (VmState::Running, Some("it is paused".into())),
                 machine::State::Running
-                | machine::State::Pausing { .. }
-                | machine::State::Resuming { .. }
                 | machine::State::Silent { .. }
                 | machine::State::Leaving { .. }
                 | machine::State::Killed { .. } => (VmState::Running, None),

@@ -117,6 +117,47 @@ fn a_shutdown_is_what_a_signal_is_and_what_comes_too_late_is_refused() {
 }
 
 #[test]
+fn a_pause_is_answered_when_the_guest_stands_and_a_resume_when_it_goes_on() {
+    let mut life = life(false);
+    run(&mut life);
+    let is_not_paused = Refusal::NotNow("the VM is not paused".into());
+    let actions = ask(&mut life, Call::Resume);
+    let refused = Answer::Reply(Reply::Refused(is_not_paused));
+    assert_eq!(answer(&actions), &refused);
+    let actions = ask(&mut life, Call::Pause);
+    assert!(actions.contains(&Action::PauseMachine));
+    assert_eq!(told(&actions), ["VM running: it is paused"]);
+    assert!(!actions.iter().any(|it| matches!(it, Action::Answer(..))));
+    let actions = on(&mut life, Event::Said(FromMachine::Paused));
+    assert_eq!(told(&actions), ["VM paused: an operator has asked for it"]);
+    assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
+    let again = ask(&mut life, Call::Pause);
+    assert_eq!(answer(&again), &Answer::Reply(Reply::Done));
+    let actions = ask(&mut life, Call::Resume);
+    assert!(actions.contains(&Action::ResumeMachine));
+    assert_eq!(told(&actions), ["VM paused: it is resumed"]);
+    let actions = on(&mut life, Event::Said(FromMachine::Resumed));
+    assert_eq!(told(&actions), ["VM running"]);
+    assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
+}
+
+#[test]
+fn a_pause_that_is_overtaken_is_refused() {
+    let mut life = life(false);
+    run(&mut life);
+    ask(&mut life, Call::Pause);
+    let other = on(&mut life, Event::Resume);
+    let text = "the VM was resumed before it was paused";
+    let refused = |text: &str| Answer::Reply(Reply::Refused(Refusal::NotNow(text.into())));
+    assert_eq!(answer(&other), &refused(text));
+    on(&mut life, Event::Said(FromMachine::Resumed));
+    ask(&mut life, Call::Pause);
+    let ending = Ending::PowerOff;
+    let ended = on(&mut life, Event::Said(FromMachine::Ended { ending }));
+    assert_eq!(answer(&ended), &refused("the VM is being ended"));
+}
+
+#[test]
 fn a_device_that_is_not_there_is_told_with_those_that_are() {
     let mut life = life(false);
     run(&mut life);
