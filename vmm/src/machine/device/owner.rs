@@ -16,6 +16,7 @@
 //! Whatever is said of a session carries its number.
 
 mod config;
+mod succession;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -26,20 +27,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::{Rarely, rarely};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
+use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
 
 use self::config::no_longer_fits;
 use super::driver::Driver;
-use super::introduce::{Offer, introduce};
 use super::kinds::blk::{self, Cache};
 use super::mastering::Mastering;
-use super::resume::{self, Successor};
 use super::seat::Seat;
 use super::serving::{Keeping, Serving};
 use super::vacancy::Vacancy;
-use crate::machine::frontend::{Interruption, because, cause_of};
+use crate::machine::frontend::{Interruption, cause_of};
 use crate::machine::pci::Clearing;
-use crate::machine::post::{Command, Mailbox, Newcomer};
+use crate::machine::post::{Command, Mailbox};
 use crate::machine::virtio::{Event, Registers, Ring};
 
 /// Between two calls of poll that fail at once.
@@ -159,100 +158,6 @@ impl Owner {
             Command::Guest(Event::ConfigWrite { offset, data }) => self.write_config(offset, &data),
             // The function has seen to those itself.
             Command::Guest(Event::Vector { .. } | Event::VectorsCleared) | Command::Stop => Ok(()),
-        }
-    }
-
-    /// A back-end has come. One that cannot be taken is told so, and all else
-    /// stays as it is.
-    fn attach(&mut self, newcomer: Newcomer) {
-        let Newcomer {
-            number,
-            session,
-            restored,
-        } = newcomer;
-        if self.serving.is_some() {
-            // That one's end may be there to be read.
-            let heard = self.attend();
-            self.lose_on_error(heard);
-        }
-        if self.serving.is_some() {
-            let text = "the device has a back-end already";
-            return self.post_lost(number, Cause::DoesNotFit, text.into());
-        }
-        let whose = session.whose();
-        let successor = Successor { whose, restored };
-        let met = introduce(&self.seat.spec, number, session, &self.interruption);
-        match met.and_then(|(serving, offer)| self.employ(serving, successor, &offer)) {
-            Ok(()) => self.post(FromMachine::Attached {
-                device: self.seat.spec.id.clone(),
-                session: number,
-            }),
-            Err(error) => self.lose(Some(number), &error),
-        }
-    }
-
-    /// A back-end that has been introduced serves from now on: a driver that uses the
-    /// device goes on where it was, and any other finds out what it is offered.
-    ///
-    /// # Errors
-    /// It cannot go on where its predecessor was lost, or has gone.
-    fn employ(&mut self, mut serving: Serving, successor: Successor, offer: &Offer) -> Result<()> {
-        let Seat { spec, function, .. } = &self.seat;
-        if self.driver.uses_the_device() {
-            let seen = function.with_registers(|registers| {
-                (registers.driver_features(), registers.config().to_vec())
-            });
-            resume::fits(successor, &spec.kind, (seen.0, &seen.1), offer)?;
-        }
-        if let Some(byte) = self.driver.cache() {
-            serving.set_cache(spec, byte)?;
-        }
-        if !self.driver.has_left_marks() && successor.restored == Restored::Kept {
-            // That driver has gone in the meantime.
-            serving.reset_device()?;
-        }
-        let changed = function.with_registers(|registers| {
-            registers.offer(offer.features);
-            registers.set_config(&offer.config)
-        });
-        if changed {
-            function.interrupts.config_changed();
-        }
-        self.serving = Some(serving);
-        self.start()
-    }
-
-    /// Whoever served this session is gone, and nothing is written any more of what it
-    /// was lent: what the guest has waited for is done.
-    fn is_vacant(&mut self, number: SessionNumber) {
-        let served = |serving: &Serving| serving.number() <= number;
-        if self.serving.as_ref().is_some_and(served) {
-            // It is gone, whether or not that was seen.
-            let heard = self.attend();
-            let gone = || because(Cause::Gone, "the back-end closed its connection");
-            self.lose_on_error(heard.and_then(|()| Err(gone())));
-        }
-        self.vacancy.is_empty(number);
-        self.settle();
-    }
-
-    /// Does what had to wait until no back-end touches guest memory.
-    fn settle(&mut self) {
-        if !self.vacancy.is_settled() {
-            return;
-        }
-        let function = &self.seat.function;
-        if let Some(clearing) = self.vacancy.take_clearing() {
-            self.seat.rest(&self.driver);
-            function.interrupts.set_master(false);
-            function.is_quiet(clearing);
-        }
-        if self.vacancy.take_reset() {
-            function.with_registers(Registers::reset_done);
-            if self.serving.is_none() {
-                let device = self.seat.spec.id.clone();
-                self.post(FromMachine::Free { device });
-            }
         }
     }
 

@@ -12,7 +12,6 @@ use outboard_protocol::devices::{BLK, BlkConfig, Kind, NET, NetConfig, RNG};
 use outboard_protocol::launch::{Cause, Restored, Whose};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
 
-use super::introduce::Offer;
 use super::ring;
 use crate::machine::frontend::because;
 use crate::machine::memory::Ram;
@@ -29,8 +28,8 @@ pub(crate) struct Successor {
     pub(crate) restored: Restored,
 }
 
-/// Checks that a back-end can serve a driver that has acknowledged `features` and has
-/// seen `config`.
+/// Checks that a back-end that offers these features and this configuration can serve
+/// a driver that has acknowledged `features` and has seen `config`.
 ///
 /// # Errors
 /// What it lacks; `NotRecoverable` where no other would do better.
@@ -38,12 +37,12 @@ pub(crate) fn fits(
     successor: Successor,
     kind: &Kind,
     (features, config): (u64, &[u8]),
-    offer: &Offer,
+    (offered, offered_config): (u64, &[u8]),
 ) -> Result<()> {
     if let Some(why) = lost_state(successor, kind, features) {
         bail!(because(Cause::NotRecoverable, why));
     }
-    let missing = features & !offer.features;
+    let missing = features & !offered;
     if missing != 0 {
         let text = format!(
             "the back-end does not offer what the driver has acknowledged (features {missing:#x}): \
@@ -51,7 +50,7 @@ pub(crate) fn fits(
         );
         bail!(because(Cause::DoesNotFit, text));
     }
-    if let Some(at) = difference(kind, config, &offer.config) {
+    if let Some(at) = difference(kind, config, offered_config) {
         let text = format!(
             "the back-end's configuration is another than the driver has seen (at byte {at}): use \
              the program, and the settings, that served before"

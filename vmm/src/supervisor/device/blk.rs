@@ -78,9 +78,9 @@ for a block device; `direct` does not change it). An image that looks like anoth
 another front-end.
 
 All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end has), `queue-size=N` \
-(default: 256), `id=NAME` (default: disk0, disk1, …) and `on-failure=restart|shutdown`: whether a \
-back-end that dies or hangs is started again while the guest waits (the default), or ends the VM. A \
-comma within a value is written `,,`.";
+(default: 256), `id=NAME` (default: disk0, disk1, …) and `on-failure=restart|pause|shutdown`: a \
+back-end that dies or hangs is started again while the guest waits (the default), or once the VM, \
+which is paused, is resumed, or ends the VM. A comma within a value is written `,,`.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()

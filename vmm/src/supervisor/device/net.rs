@@ -75,7 +75,7 @@ the control queue too.
 
 All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_queue`), `queue-size=N` \
 (default: 256; Linux needs 32, and receives whole segments from 128 on), `id=NAME` (default: net0, \
-net1, …) and `on-failure=restart|shutdown`, as a disk does.";
+net1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()

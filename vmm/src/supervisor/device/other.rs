@@ -43,7 +43,7 @@ Add any other vhost-user device (may be given several times)
 `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device with that virtio device id and that many \
 bytes of configuration, whose back-end listens at PATH. It also takes `queue-size=N` (default: 256), \
 `id=NAME` (default: device0, device1, …), `wait=10s|forever` (default: 2s) and \
-`on-failure=restart|shutdown`, as a disk does.";
+`on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()

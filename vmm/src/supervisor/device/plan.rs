@@ -64,6 +64,8 @@ pub(crate) enum OnFailure {
     /// It is started again, or connected to, and the guest waits.
     #[default]
     Restart,
+    /// The VM is paused, and it is started again when the VM is resumed.
+    Pause,
     /// The VM is ended.
     Shutdown,
 }

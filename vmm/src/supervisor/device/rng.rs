@@ -57,7 +57,7 @@ Without a value it starts outboard-rng. `max-bytes=N` and `period=MS` bound what
 period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program instead, by the \
 same launch contract. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
 
-All take `id=NAME` (default: rng0, rng1, …) and `on-failure=restart|shutdown`, as a disk does.";
+All take `id=NAME` (default: rng0, rng1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()

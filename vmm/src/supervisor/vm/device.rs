@@ -21,179 +21,33 @@
 //!                Recover                 Clear                      the back-off is over
 //!  Over ────────────────────▶ Clearing ──────▶ Resting ──────────────▶ Seeking, or Found
 //!  Serving ── Restart ──▶ Stopping ─▲ │                                        ▲
-//!                                     └─ nobody can go on exactly ─▶ Out ── Free ┘
+//!                                     ├─ nobody can go on exactly ─▶ Out ─ Free ─┤
+//!                                     └─ on-failure=pause ─▶ Held ─ Resume ──────┘
 //! ```
 //! A process is started in one place, from `Found`, and every way there leads
 //! through `Clear`: a predecessor and its successor never live side by side, and the
 //! I/O of one is over before the other begins.
 
 mod ending;
+mod event;
 mod health;
 mod line;
 mod recovery;
+mod state;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, SessionNumber, Whose};
 
+pub(crate) use self::event::{Event, Fault, Outcome};
 use self::health::Health;
 use self::line::Line;
+pub(crate) use self::state::State;
 use super::action::{Action, Who};
-use super::end::Patience;
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
-
-/// What happens to a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// It is to have a back-end.
-    Begin,
-    /// Whom it needs has been found.
-    Found,
-    /// It cannot have a back-end: whom it needs was not found, or its program
-    /// was not started.
-    CannotBegin(String),
-    /// The machine is there.
-    Go,
-    /// The machine has attached this session.
-    Attached(SessionNumber),
-    /// This session is over, or could not begin, with the reason.
-    Lost(SessionNumber, Cause, String),
-    /// The driver has reset the device while it had no back-end.
-    Free,
-    /// It was lost, and the VM lives on: it is to be served again.
-    Recover,
-    /// Nothing is left of its back-end, and its I/O is over; `known`: for certain.
-    Clear {
-        /// See there.
-        known: bool,
-    },
-    /// Somebody wants its back-end to be started anew.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
-    Restart,
-    /// The back-end of this session says that it is ready: before it is attached, or
-    /// it keeps version 1 of the launch contract.
-    Ready(SessionNumber),
-    /// The back-end of this session says what its successor must know, which has been
-    /// checked.
-    Keeps(SessionNumber, Kept),
-    /// The back-end of this session has said what no back-end says, and is not heard
-    /// any more.
-    Nonsense(SessionNumber, String),
-    /// The back-end of this session has closed its line.
-    HungUp(SessionNumber),
-    /// The back-end of this session, which comes to its end, keeps version 1 of the
-    /// launch contract, and found no lock on a description of the image of its own: it
-    /// is to share ours from now on.
-    WantsToShare(SessionNumber),
-    /// Its process has ended.
-    Died(Death),
-    /// The VM ends: what happens to its back-end is no fault any more.
-    VmEnds,
-    /// What comes next can have nothing to do with what its back-end has already
-    /// shown: the fault is told now, as far as it is known.
-    Settle,
-    /// The machine is gone, and with it the session: the back-end is to end.
-    Leave(Patience),
-    /// Somebody has asked for the end twice.
-    Hurry,
-    /// Time has passed.
-    Tick,
-}
-
-/// What becomes of an event.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// This is to be done.
-    Do(Action),
-    /// The device has no back-end that can be used.
-    Fault(Fault),
-    /// The user is to hear that it has not ended, and how long it still has.
-    Mention(Duration),
-}
-
-/// Why a device has no back-end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// It could not be started.
-    CannotBegin(String),
-    /// Its process has ended; what the machine said of its session, if it did.
-    Died(Death, Option<String>),
-    /// Its session is over, or could not begin.
-    Lost(String),
-}
-
-/// Where a device is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Nothing of a back-end is left.
-    Down,
-    /// Somebody else's back-end, or the peer of its own, is looked for.
-    Seeking,
-    /// All that it needs is there but the machine.
-    Found,
-    /// Its back-end was handed to the machine, which has not answered yet.
-    Attaching,
-    /// Its back-end serves it.
-    Serving,
-    /// The machine has lost the session; it is not known yet whether because the
-    /// process died.
-    Lost {
-        /// What the machine said.
-        text: String,
-        /// Until then a death explains it.
-        until: Instant,
-    },
-    /// The process ended in order, as it does when it was cut off.
-    Left {
-        /// How.
-        death: Death,
-        /// What the machine said, if it did.
-        text: Option<String>,
-        /// Until then the machine may say more.
-        until: Instant,
-    },
-    /// There was a fault, or the VM ends; the machine may still hold the session.
-    Over,
-    /// Nothing is to be left of its back-end, which was told to go, or killed.
-    Clearing {
-        /// When that was.
-        since: Instant,
-        /// How long after that the user hears of it.
-        mention: Duration,
-    },
-    /// Nothing is; the next one is started then.
-    Resting {
-        /// When.
-        until: Instant,
-    },
-    /// Nobody can go on where the last one was lost, for this reason: its driver must
-    /// reset it.
-    Out(String),
-    /// Its back-end was told to end, to be started anew.
-    Stopping {
-        /// When it is killed.
-        until: Instant,
-    },
-    /// The session is over, and the process is to end, once its I/O is over.
-    Leaving {
-        /// When the session was over.
-        since: Instant,
-        /// Whether it was told to end.
-        told: bool,
-        /// How long after that the user hears of it next.
-        mention: Duration,
-    },
-    /// It was killed.
-    Killed {
-        /// The user hears nothing of it.
-        quietly: bool,
-        /// When it is left alone: it hangs in the kernel.
-        until: Instant,
-    },
-}
 
 /// One device.
 #[derive(Debug)]
@@ -220,6 +74,8 @@ pub(crate) struct Device {
     /// What has happened is no fault: its back-end is started once more, and lent the
     /// image otherwise.
     once_more: bool,
+    /// The next back-end is not started before the VM is resumed.
+    held: bool,
     health: Health,
     on_failure: OnFailure,
     state: State,
@@ -249,6 +105,7 @@ impl Device {
             kept: Some(Kept::Nothing),
             beyond: None,
             once_more: false,
+            held: false,
             health: Health::default(),
             on_failure: OnFailure::default(),
             state: State::Down,
@@ -328,6 +185,7 @@ impl Device {
             State::Over => self.over(event, now, &mut out),
             State::Clearing { .. }
             | State::Resting { .. }
+            | State::Held
             | State::Out(_)
             | State::Stopping { .. } => self.recovering(state, event, now, &mut out),
             State::Leaving { .. } | State::Killed { .. } => {

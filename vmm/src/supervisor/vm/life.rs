@@ -9,6 +9,7 @@
 //! ```
 
 mod calls;
+mod faults;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,7 +23,6 @@ use super::end::{self, End, Patience};
 use super::event::Event;
 use super::machine::{self, Machine};
 use super::verdict::Verdict;
-use crate::supervisor::device::plan::OnFailure;
 
 /// What is not done yet of an event.
 #[derive(Debug)]
@@ -148,7 +148,10 @@ impl Life {
                 let pause = machine::Event::Pause(why);
                 self.steps.push_back(Step::Machine(pause));
             }
-            Event::Resume => self.steps.push_back(Step::Machine(machine::Event::Resume)),
+            Event::Resume => {
+                self.steps.push_back(Step::Machine(machine::Event::Resume));
+                self.all_devices(&device::Event::Resume);
+            }
             Event::Asked => self.steps.push_back(Step::End(end::Event::Asked)),
             Event::Tick => {
                 self.steps.push_back(Step::Machine(machine::Event::Tick));
@@ -312,51 +315,6 @@ impl Life {
         self.steps.push_front(Step::End(event));
     }
 
-    fn fault(&mut self, place: usize, fault: Fault, actions: &mut Vec<Action>) {
-        if self.recovers(place) {
-            let verdict = self
-                .devices
-                .get(place)
-                .map(|device| blame(device, fault, true));
-            let text = verdict.and_then(|verdict| verdict.text());
-            let text = text.map(|text| format!("{text}; the guest waits while another is started"));
-            actions.extend(text.map(Action::Say));
-            let recover = Step::Device(place, device::Event::Recover);
-            // Before whatever else has happened, as the end of the VM, which it would miss.
-            return self.steps.push_front(recover);
-        }
-        // One whose session was lost before is first.
-        let is_lost = |device: &Device| matches!(device.state(), device::State::Lost { .. });
-        if let Some(first) = self.devices.iter().position(is_lost) {
-            self.steps.push_front(Step::Fault(place, fault));
-            let settle = Step::Device(first, device::Event::Settle);
-            return self.steps.push_front(settle);
-        }
-        let Some(device) = self.devices.get(place) else {
-            return;
-        };
-        if matches!(self.machine.state(), machine::State::Silent { .. }) {
-            // The machine has died, or is taken for dead within its time: a
-            // session that ends meanwhile ends with it.
-            return;
-        }
-        let running = self.machine.has_run();
-        self.judge(match fault {
-            Fault::CannotBegin(error) => end::Event::CannotStart(error),
-            fault => end::Event::Verdict(blame(device, fault, running)),
-        });
-    }
-
-    /// Whether a back-end that fails is started again: the VM lives on, and its user
-    /// wants that.
-    fn recovers(&self, place: usize) -> bool {
-        let device = self.devices.get(place);
-        let wanted = device.is_some_and(|device| device.policy() == OnFailure::Restart);
-        let lives = *self.end.state() == end::State::Alive
-            && !matches!(self.machine.state(), machine::State::Silent { .. });
-        wanted && lives && self.has_run
-    }
-
     /// The start takes long: what is missing.
     fn slow_start(&self) -> Action {
         let missing = self
@@ -384,24 +342,5 @@ impl Life {
             "{id}: waiting for {name} to finish its I/O and end, {seconds} s more at most; {how} \
              it at once"
         )))
-    }
-}
-
-/// The reason for which a VM ends, if it ends over this.
-fn blame(device: &Device, fault: Fault, running: bool) -> Verdict {
-    let id = device.id().to_owned();
-    match fault {
-        Fault::CannotBegin(error) => Verdict::Failed {
-            error,
-            running: false,
-        },
-        Fault::Died(death, cause) => Verdict::BackEndDied {
-            id,
-            program: device.name().to_owned(),
-            death,
-            cause,
-            running,
-        },
-        Fault::Lost(cause) => Verdict::BackEndLost { id, cause, running },
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outboard_protocol::deadline::limits;
 
-use super::{Device, Event, Outcome, State};
+use super::{Device, Event, OnFailure, Outcome, State};
 use crate::supervisor::vm::action::{Action, Who};
 
 /// When one that does not go is mentioned first; then after twice that, and so on.
@@ -22,6 +22,7 @@ impl Device {
     /// It has failed, and is to be served again.
     pub(super) fn recover(&mut self, now: Instant, out: &mut Vec<Outcome>) -> State {
         self.health.has_failed(now);
+        self.held = self.on_failure == OnFailure::Pause;
         self.clear(now, out)
     }
 
@@ -77,6 +78,7 @@ impl Device {
             }
             (State::Resting { until }, Event::Tick) if now >= until => self.begin(out),
             (State::Resting { .. }, Event::Restart | Event::Free) => self.begin(out),
+            (State::Held, Event::Resume | Event::Restart) => self.begin(out),
             (State::Out(_), Event::Free) => self.begin(out),
             (State::Stopping { until }, Event::Tick) if now >= until => self.clear(now, out),
             (State::Stopping { .. }, Event::Died(_)) => self.clear(now, out),
@@ -97,8 +99,10 @@ impl Device {
                 )
             });
         }
+        let held = std::mem::take(&mut self.held);
         match self.beyond.take() {
             Some(why) => State::Out(why),
+            None if held => State::Held,
             None => match self.health.wait() {
                 Duration::ZERO => self.begin(out),
                 wait => State::Resting { until: now + wait },

@@ -133,6 +133,9 @@ impl Life {
         let devices = self.devices.iter().map(|device| {
             let (state, reason) = match state {
                 VmState::Ending => (DeviceState::Ending, None),
+                VmState::Starting if matches!(device.state(), device::State::Clearing { .. }) => {
+                    (DeviceState::Starting, None)
+                }
                 _ => device_state(device.state()),
             };
             DeviceStanding {
@@ -199,6 +202,10 @@ fn device_state(state: &device::State) -> (DeviceState, Option<String>) {
         device::State::Clearing { .. } => (DeviceState::WaitingForIo, None),
         device::State::Resting { .. } | device::State::Stopping { .. } => {
             (DeviceState::Restarting, None)
+        }
+        device::State::Held => {
+            let reason = "it is started when the VM is resumed".to_owned();
+            (DeviceState::Down, Some(reason))
         }
         device::State::Out(why) => (DeviceState::Down, Some(why.clone())),
         device::State::Leaving { .. } | device::State::Killed { .. } => (DeviceState::Ending, None),

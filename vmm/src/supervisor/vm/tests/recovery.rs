@@ -7,6 +7,7 @@ use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine};
 
 use super::tables::{CLEAR, IN_ORDER, KILLED, Story, ours, said};
+use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::device::{self, Device, State};
@@ -254,6 +255,23 @@ fn a_guest_s_reset_takes_a_device_that_nobody_could_follow_up_again() {
         actions.ends_with(&[Action::StartMachine, attach(2)]),
         "{actions:?}"
     );
+}
+
+#[test]
+fn a_vm_that_is_to_pause_over_a_failure_starts_the_next_one_when_it_is_resumed() {
+    let mut story = Story::of(vec![ours(0).on_failure(OnFailure::Pause)], false).run();
+    let actions = story.device(0, device::Event::Died(KILLED));
+    assert!(actions.contains(&Action::PauseMachine), "{actions:?}");
+    assert!(
+        said(&actions)[0].contains("started when it is resumed"),
+        "{actions:?}"
+    );
+    assert_eq!(story.device(0, CLEAR), [Action::Vacate(0, 1)]);
+    story.on(Event::Said(FromMachine::Paused));
+    assert_eq!(story.tick(Duration::from_secs(1000)), []);
+    let actions = story.on(Event::Resume);
+    assert!(actions.contains(&Action::ResumeMachine), "{actions:?}");
+    assert!(actions.contains(&attach(2)), "{actions:?}");
 }
 
 /// One that is lost while the guest is started anew is no reason to end either.

@@ -141,9 +141,10 @@ impl World {
             let seeks = !slot.is_ours || dice.one(3);
             let program = slot.is_ours.then_some(Whose::Own);
             let device = Device::new(place, &format!("d{place}"), "blk", seeks, program);
-            devices.push(device.on_failure(match dice.one(2) {
-                true => OnFailure::Shutdown,
-                false => OnFailure::Restart,
+            devices.push(device.on_failure(match dice.throw(3) {
+                0 => OnFailure::Shutdown,
+                1 => OnFailure::Pause,
+                _ => OnFailure::Restart,
             }));
         }
         let restarts = dice.one(2);
@@ -317,7 +318,7 @@ impl World {
                     !self.machine_lives || silent
                 }
                 device::State::Clearing { .. } => slot.clearing,
-                device::State::Resting { .. } | device::State::Out(_) => {
+                device::State::Resting { .. } | device::State::Held | device::State::Out(_) => {
                     !slot.lives && slot.cleared
                 }
                 device::State::Stopping { .. } => slot.lives,
@@ -478,6 +479,7 @@ impl World {
 /// An event of a device, whatever state it is in.
 fn device_event(dice: &mut Dice) -> device::Event {
     match dice.throw(20) {
+        16 if dice.one(2) => device::Event::Resume,
         16 => device::Event::Recover,
         17 => device::Event::Restart,
         18 => device::Event::Free,

@@ -1,0 +1,92 @@
+//! What happens to a device, and what becomes of that.
+
+use std::time::Duration;
+
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{Cause, SessionNumber};
+
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::Action;
+use crate::supervisor::vm::end::Patience;
+
+/// What happens to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It is to have a back-end.
+    Begin,
+    /// Whom it needs has been found.
+    Found,
+    /// It cannot have a back-end: whom it needs was not found, or its program
+    /// was not started.
+    CannotBegin(String),
+    /// The machine is there.
+    Go,
+    /// The machine has attached this session.
+    Attached(SessionNumber),
+    /// This session is over, or could not begin, with the reason.
+    Lost(SessionNumber, Cause, String),
+    /// The driver has reset the device while it had no back-end.
+    Free,
+    /// It was lost, and the VM lives on: it is to be served again.
+    Recover,
+    /// Nothing is left of its back-end, and its I/O is over; `known`: for certain.
+    Clear {
+        /// See there.
+        known: bool,
+    },
+    /// The VM is resumed.
+    Resume,
+    /// Somebody wants its back-end to be started anew.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
+    Restart,
+    /// The back-end of this session says that it is ready: before it is attached, or
+    /// it keeps version 1 of the launch contract.
+    Ready(SessionNumber),
+    /// The back-end of this session says what its successor must know, which has been
+    /// checked.
+    Keeps(SessionNumber, Kept),
+    /// The back-end of this session has said what no back-end says, and is not heard
+    /// any more.
+    Nonsense(SessionNumber, String),
+    /// The back-end of this session has closed its line.
+    HungUp(SessionNumber),
+    /// The back-end of this session, which comes to its end, keeps version 1 of the
+    /// launch contract, and found no lock on a description of the image of its own: it
+    /// is to share ours from now on.
+    WantsToShare(SessionNumber),
+    /// Its process has ended.
+    Died(Death),
+    /// The VM ends: what happens to its back-end is no fault any more.
+    VmEnds,
+    /// What comes next can have nothing to do with what its back-end has already
+    /// shown: the fault is told now, as far as it is known.
+    Settle,
+    /// The machine is gone, and with it the session: the back-end is to end.
+    Leave(Patience),
+    /// Somebody has asked for the end twice.
+    Hurry,
+    /// Time has passed.
+    Tick,
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// This is to be done.
+    Do(Action),
+    /// The device has no back-end that can be used.
+    Fault(Fault),
+    /// The user is to hear that it has not ended, and how long it still has.
+    Mention(Duration),
+}
+
+/// Why a device has no back-end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It could not be started.
+    CannotBegin(String),
+    /// Its process has ended; what the machine said of its session, if it did.
+    Died(Death, Option<String>),
+    /// Its session is over, or could not begin.
+    Lost(String),
+}
