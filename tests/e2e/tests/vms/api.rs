@@ -34,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         test("a vm tells how it is", CURL, status),
         test("a vm is ended by its api", KVM, shutdown),
         test("a vm is paused and resumed by its api", KVM, pause),
+        test("a back-end is replaced by its api under load", KVM, restart),
         test("the api outlives a guest's reset", KVM, reset),
         test("wrong requests harm nothing", KVM, wrong),
         test("a thousand clients harm nothing", KVM, crowd),
@@ -252,6 +253,28 @@ fn pause() -> Result<()> {
         Ok((now > Some(most)).then_some(()))
     })?;
     said(served.ctl(&["pause"])?)?;
+    said(served.ctl(&["shutdown"])?)?;
+    served.ends()
+}
+
+/// The guest goes on, on the successor of a successor.
+fn restart() -> Result<()> {
+    let mut served = Served::start("scenario=load", |run| run)?;
+    served.vm.console_line("progress")?;
+    let mut pid = served.json(&["status"])?["devices"][0]["pid"].clone();
+    for restarts in 1..=3 {
+        said(served.ctl(&["restart", "disk0"])?)?;
+        said(served.ctl(&["wait", "disk0", "running", "--timeout", "5m"])?)?;
+        let vm = served.json(&["status"])?;
+        let disk = &vm["devices"][0];
+        ensure!(disk["restarts"] == restarts && disk["pid"] != pid, "{vm}");
+        ensure!(disk["last_outage_us"].as_u64() > Some(0), "{vm}");
+        ensure!(disk["last_error"].is_null(), "{vm}");
+        pid = disk["pid"].clone();
+        served.vm.console_line("progress")?;
+    }
+    let explained = served.json(&["explain", "disk0"])?;
+    ensure!(explained["recovery"]["exact"] == true, "{explained}");
     said(served.ctl(&["shutdown"])?)?;
     served.ends()
 }

@@ -53,6 +53,4 @@ pub(crate) enum Refusal {
     NoSuchDevice(String, Vec<String>),
     /// It does not fit what the VM or the device does now: why, and what to do.
     NotNow(String),
-    /// Outboard cannot do that: why.
-    CannotBeDone(String),
 }

@@ -238,7 +238,6 @@ fn start(status: u16) -> String {
         413 => "Content Too Large",
         417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
         503 => "Service Unavailable",
         _ => "Internal Server Error",
     };

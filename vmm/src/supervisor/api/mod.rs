@@ -274,7 +274,6 @@ fn response(waits: &Waits, reply: Reply) -> Response {
         Reply::Done => Response::done(),
         Reply::Refused(Refusal::NoSuchDevice(id, there)) => no_such_device(&id, &there),
         Reply::Refused(Refusal::NotNow(why)) => Response::error(409, why),
-        Reply::Refused(Refusal::CannotBeDone(why)) => Response::error(501, why),
     }
 }
 

@@ -220,7 +220,7 @@ fn reply(call: Call) -> Reply {
             swap: exactness(false),
         }),
         Call::Restart(_) | Call::Shutdown => Reply::Done,
-        Call::Pause => Reply::Refused(Refusal::CannotBeDone("not yet".into())),
+        Call::Pause => Reply::Refused(Refusal::NotNow("not yet".into())),
         Call::Resume => Reply::Refused(Refusal::NotNow("it runs".into())),
     }
 }

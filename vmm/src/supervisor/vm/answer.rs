@@ -12,7 +12,12 @@ pub(crate) enum Answer {
     /// added.
     Status(Standing),
     /// Whether the device at this place can be taken over exactly.
-    Explain(usize),
+    Explain {
+        /// See there.
+        place: usize,
+        /// What a successor of its back-end must be told is known.
+        is_known: bool,
+    },
 }
 
 /// How a VM is.
@@ -35,6 +40,8 @@ pub(crate) struct DeviceStanding {
     pub(crate) reason: Option<String>,
     /// How many times its back-end was replaced.
     pub(crate) restarts: u64,
+    /// Why the last one was lost.
+    pub(crate) last_error: Option<String>,
     /// How long the last loss of one took, in microseconds.
     pub(crate) last_outage_us: Option<u64>,
 }

@@ -139,7 +139,6 @@ impl Device {
     }
 
     /// What a successor of its back-end is to be told before its first ring.
-    #[cfg(test)]
     pub(crate) fn kept(&self) -> Option<&Kept> {
         self.kept.as_ref()
     }

@@ -1,18 +1,67 @@
 //! Whether a device can be taken over exactly, and why or why not: told before it is
-//! needed.
+//! needed. The machine decides when it is (`machine/device/resume.rs`), by the rings as
+//! they are then; this is what is known of the device at any time.
+
+use outboard_protocol::devices::{BLK, NET, RNG};
+use outboard_protocol::launch::Whose;
 
 use crate::supervisor::api::model::{Exactness, Explanation};
+use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::host::lend::Opened;
 
-/// Of this device.
-pub(crate) fn explain(opened: &Opened) -> Explanation {
-    let exactness = |why: &str| Exactness {
-        exact: false,
-        why: why.to_owned(),
+/// Of this device; `is_known`: what a successor of its back-end must be told of what the
+/// guest has set.
+pub(crate) fn explain(opened: &Opened, is_known: bool) -> Explanation {
+    let (exact, why) = recovery(opened, is_known);
+    let why = match opened.on_failure == OnFailure::Shutdown {
+        true => format!("{why}; but on-failure=shutdown ends the VM instead"),
+        false => why,
     };
     Explanation {
         device: opened.spec.id.clone(),
-        recovery: exactness("a back-end that dies ends the VM: outboard does not recover one yet"),
-        swap: exactness("outboard cannot swap a back-end yet"),
+        recovery: Exactness { exact, why },
+        swap: Exactness {
+            exact: false,
+            why: "outboard cannot swap a back-end that works yet".into(),
+        },
+    }
+}
+
+fn recovery(opened: &Opened, is_known: bool) -> (bool, String) {
+    let (kind, name) = (&opened.spec.kind, opened.server.name());
+    let ours = opened.whose == Whose::Own;
+    match kind.virtio_id {
+        BLK | NET if ours && !is_known => {
+            let text = "does not tell what the guest has set in the device (it may keep version 1 \
+                        of the launch contract), so that is lost with it, and the guest must \
+                        reset the device";
+            (false, format!("{name} {text}"))
+        }
+        BLK if ours => {
+            let text = "notes every request before it begins, so another finds what was under way";
+            (true, format!("{name} {text}"))
+        }
+        NET if ours => {
+            let text = "returns buffers in order, and what the guest has set in the card is kept";
+            (true, format!("{name} {text}"))
+        }
+        RNG => {
+            let text = "an entropy device holds nothing, and its buffers are returned in order";
+            (true, text.into())
+        }
+        BLK | NET => {
+            let text = "is not Outboard's: it goes on exactly if nothing was under way, or if it \
+                        has kept a record of that (an inflight region); otherwise the device is \
+                        down until the guest resets it";
+            (false, format!("{name} {text}"))
+        }
+        _ => {
+            let text = "holds state of its own, which is lost with it: the guest must reset the \
+                        device";
+            (
+                false,
+                format!("a back-end of the kind {} {text}", kind.name),
+            )
+        }
     }
 }

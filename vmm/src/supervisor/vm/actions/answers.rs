@@ -37,8 +37,8 @@ impl Hands<'_> {
         let reply = match answer {
             Answer::Reply(reply) => reply,
             Answer::Status(standing) => Reply::Status(Box::new(self.status(standing))),
-            Answer::Explain(place) => match self.backends.get(place) {
-                Some(backend) => Reply::Explanation(explain(backend.opened())),
+            Answer::Explain { place, is_known } => match self.backends.get(place) {
+                Some(backend) => Reply::Explanation(explain(backend.opened(), is_known)),
                 None => return,
             },
         };
@@ -95,7 +95,7 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
         features: None,
         queues: opened.spec.queues,
         restarts: standing.restarts,
-        last_error: None,
+        last_error: standing.last_error,
         last_outage_us: standing.last_outage_us,
         counters: backend.counts().iter().map(counters).collect(),
     }

@@ -37,7 +37,6 @@ pub(crate) enum Event {
     /// The VM is resumed.
     Resume,
     /// Somebody wants its back-end to be started anew.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
     Restart,
     /// The back-end of this session says that it is ready: before it is attached, or
     /// it keeps version 1 of the launch contract.

@@ -64,14 +64,17 @@ impl Health {
         self.wait
     }
 
+    /// Whether it is not served, though it was.
+    pub(crate) fn is_out(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// How long it was not served, the last time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
     pub(crate) fn outage(&self) -> Option<Duration> {
         self.outage
     }
 
     /// How often it was served again.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
     pub(crate) fn restarts(&self) -> u64 {
         self.restarts
     }

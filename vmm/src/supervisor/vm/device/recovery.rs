@@ -14,7 +14,6 @@ const MENTION: Duration = Duration::from_secs(5);
 
 impl Device {
     /// How well it is served.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the control API asks for it"))]
     pub(crate) fn health(&self) -> &super::health::Health {
         &self.health
     }

@@ -2,7 +2,9 @@
 //! that of each device, whenever one has changed. Nobody who changes a state tells it;
 //! after each event the states are compared with those that were told last.
 
-use super::Life;
+use std::collections::BTreeMap;
+
+use super::{Life, Step};
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, VmState};
 use crate::supervisor::vm::action::Action;
@@ -21,6 +23,17 @@ pub(super) struct Calls {
     asked: Vec<(Ticket, Asked)>,
     /// What was told last.
     told: Vec<Change>,
+    /// Why each device has lost its last back-end, at its place.
+    errors: BTreeMap<usize, String>,
+}
+
+impl Calls {
+    /// The device at this place has lost its back-end, and is to have another.
+    pub(super) fn has_failed(&mut self, place: usize, why: Option<&str>) {
+        if let Some(why) = why {
+            self.errors.insert(place, why.to_owned());
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -44,10 +57,6 @@ impl Life {
     /// Somebody asks this.
     pub(super) fn call(&mut self, ticket: Ticket, call: Call) {
         let refused = |refusal| Answer::Reply(Reply::Refused(refusal));
-        let not_yet = |what: &str| {
-            let text = format!("outboard cannot {what} yet");
-            refused(Refusal::CannotBeDone(text))
-        };
         let answer = match call {
             Call::Status => return self.calls.asked.push((ticket, Asked::Status)),
             Call::Shutdown => {
@@ -69,15 +78,44 @@ impl Life {
                 return self.calls.asked.push((ticket, Asked::Resumed));
             }
             Call::Restart(id) => match self.place(id) {
-                Ok(_) => not_yet("replace a back-end"),
+                Ok(place) => self.restart(place),
                 Err(refusal) => refused(refusal),
             },
             Call::Explain(id) => match self.place(id) {
-                Ok(place) => Answer::Explain(place),
+                Ok(place) => Answer::Explain {
+                    place,
+                    is_known: self
+                        .devices
+                        .get(place)
+                        .is_some_and(|it| it.kept().is_some()),
+                },
                 Err(refusal) => refused(refusal),
             },
         };
         self.calls.asked.push((ticket, Asked::Other(answer)));
+    }
+
+    /// The back-end of this device is to be replaced by another.
+    fn restart(&mut self, place: usize) -> Answer {
+        let state = self.devices.get(place).map(Device::state);
+        let not_now = |text: String| Answer::Reply(Reply::Refused(Refusal::NotNow(text)));
+        match state {
+            _ if self.state().0 == VmState::Starting => {
+                return not_now("the VM is still being started; try again then".into());
+            }
+            Some(device::State::Out(why)) => {
+                return not_now(format!("another back-end cannot go on: {why}"));
+            }
+            Some(
+                device::State::Attaching | device::State::Serving | device::State::Resting { .. },
+            ) => {
+                let restart = Step::Device(place, device::Event::Restart);
+                self.steps.push_back(restart);
+            }
+            // Another is being started as it is.
+            _ => {}
+        }
+        Answer::Reply(Reply::Done)
     }
 
     fn place(&self, id: String) -> Result<usize, Refusal> {
@@ -130,19 +168,20 @@ impl Life {
 
     fn standing(&self) -> Standing {
         let (state, reason) = self.state();
-        let devices = self.devices.iter().map(|device| {
+        let devices = self.devices.iter().enumerate().map(|(place, device)| {
+            let error = self.calls.errors.get(&place);
             let (state, reason) = match state {
                 VmState::Ending => (DeviceState::Ending, None),
-                VmState::Starting if matches!(device.state(), device::State::Clearing { .. }) => {
-                    (DeviceState::Starting, None)
-                }
-                _ => device_state(device.state()),
+                _ => device_state(device, error),
             };
+            let health = device.health();
+            let outage = health.outage().map(|outage| outage.as_micros() as u64);
             DeviceStanding {
                 state,
                 reason,
-                restarts: 0,
-                last_outage_us: None,
+                restarts: health.restarts(),
+                last_error: error.cloned(),
+                last_outage_us: outage,
             }
         });
         let devices = devices.collect();
@@ -183,26 +222,32 @@ impl Life {
     }
 }
 
-/// Of a device of a VM that does not end.
-fn device_state(state: &device::State) -> (DeviceState, Option<String>) {
-    match state {
-        device::State::Down | device::State::Found | device::State::Attaching => {
-            (DeviceState::Starting, None)
-        }
+/// Of a device of a VM that does not end; `error`: why it has lost its last back-end.
+fn device_state(device: &Device, error: Option<&String>) -> (DeviceState, Option<String>) {
+    let is_out = device.health().is_out();
+    let beginning = if is_out {
+        DeviceState::Restarting
+    } else {
+        DeviceState::Starting
+    };
+    let error = error.filter(|_| is_out).cloned();
+    match device.state() {
+        device::State::Down | device::State::Found | device::State::Attaching => (beginning, error),
         device::State::Seeking => {
-            let reason = "whoever listens at its socket is waited for".to_owned();
-            (DeviceState::Starting, Some(reason))
+            let waited = "whoever listens at its socket is waited for".to_owned();
+            (beginning, error.or(Some(waited)))
         }
         device::State::Serving => (DeviceState::Running, None),
         device::State::Lost { text, .. } => (DeviceState::Down, Some(text.clone())),
         device::State::Left { death, .. } => {
             (DeviceState::Down, Some(format!("its back-end {death}")))
         }
-        device::State::Over => (DeviceState::Down, None),
-        device::State::Clearing { .. } => (DeviceState::WaitingForIo, None),
-        device::State::Resting { .. } | device::State::Stopping { .. } => {
-            (DeviceState::Restarting, None)
-        }
+        device::State::Over => (DeviceState::Down, error),
+        device::State::Clearing { .. } if is_out => (DeviceState::WaitingForIo, error),
+        // Of a guest that is started anew.
+        device::State::Clearing { .. } => (beginning, None),
+        device::State::Resting { .. } => (DeviceState::Restarting, error),
+        device::State::Stopping { .. } => (DeviceState::Restarting, None),
         device::State::Held => {
             let reason = "it is started when the VM is resumed".to_owned();
             (DeviceState::Down, Some(reason))

@@ -17,6 +17,7 @@ impl Life {
                 .get(place)
                 .map(|device| blame(device, fault, true));
             let text = verdict.and_then(|verdict| verdict.text());
+            self.calls.has_failed(place, text.as_deref());
             let pauses = policy == OnFailure::Pause;
             let what = match pauses {
                 true => "the VM is paused, and another is started when it is resumed",

@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
 use outboard_protocol::launch::{Ending, FromMachine, Whose};
 
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, VmState};
 use crate::supervisor::process::child::Death;
-use crate::supervisor::vm::action::Action;
+use crate::supervisor::vm::action::{Action, Who};
 use crate::supervisor::vm::answer::Answer;
 use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::event::Event;
@@ -167,7 +168,57 @@ fn a_device_that_is_not_there_is_told_with_those_that_are() {
         assert_eq!(answer(&actions), &Answer::Reply(Reply::Refused(refusal)));
     }
     let actions = ask(&mut life, Call::Explain("disk0".into()));
-    assert_eq!(answer(&actions), &Answer::Explain(0));
+    let (place, is_known) = (0, true);
+    assert_eq!(answer(&actions), &Answer::Explain { place, is_known });
+}
+
+/// A kill, and its recovery: what is told, and what a status has afterwards.
+#[test]
+fn a_back_end_that_is_lost_and_replaced_is_told_with_the_reason() {
+    let mut life = life(false);
+    run(&mut life);
+    let killed = Death::Killed(Signal::SIGKILL);
+    let died = on(&mut life, Event::Device(0, device::Event::Died(killed)));
+    assert_eq!(told(&died), ["disk0 waiting_for_io"]);
+    let known = true;
+    let cleared = on(&mut life, Event::Device(0, device::Event::Clear { known }));
+    assert_eq!(told(&cleared), ["disk0 restarting"]);
+    let (device, session) = ("disk0".to_owned(), 2);
+    let attached = Event::Said(FromMachine::Attached { device, session });
+    assert_eq!(told(&on(&mut life, attached)), ["disk0 running"]);
+    let actions = ask(&mut life, Call::Status);
+    let Answer::Status(standing) = answer(&actions) else {
+        panic!("{actions:?}");
+    };
+    let disk = &standing.devices[0];
+    assert_eq!((disk.restarts, disk.reason.as_ref()), (1, None));
+    assert!(disk.last_outage_us.is_some());
+    let error = disk.last_error.as_ref().unwrap();
+    assert!(
+        error.starts_with("disk0: the back-end blk was killed by"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_restart_is_asked_for_once_the_guest_runs() {
+    let mut life = life(false);
+    on(&mut life, Event::Begin);
+    let restart = || Call::Restart("disk0".into());
+    let actions = ask(&mut life, restart());
+    let text = "the VM is still being started; try again then";
+    let early = Answer::Reply(Reply::Refused(Refusal::NotNow(text.into())));
+    assert_eq!(answer(&actions), &early);
+    run(&mut life);
+    for expected in [vec![Action::Terminate(Who::Device(0))], vec![]] {
+        let actions = ask(&mut life, restart());
+        assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
+        let done = |action: &&Action| !matches!(action, Action::Tell(_) | Action::Answer(..));
+        assert_eq!(
+            actions.iter().filter(done).cloned().collect::<Vec<_>>(),
+            expected
+        );
+    }
 }
 
 #[test]
