@@ -8,6 +8,9 @@ use crate::virtio::{self};
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// Where the device configuration has the cache byte.
+const WRITEBACK: u64 = 32;
+
 /// The device configuration (5.2.4). A field whose feature was not agreed on has its neutral value.
 #[derive(Clone, Copy, Debug)]
 pub struct Configuration {
@@ -49,7 +52,7 @@ impl Configuration {
                 size_max: word(feature::SIZE_MAX, 8, u32::MAX),
                 seg_max: word(feature::SEG_MAX, 12, 1).max(1),
                 block_size: word(feature::BLK_SIZE, 20, 512),
-                writeback: has(feature::CONFIG_WCE) && device.read::<u8>(32) == 1,
+                writeback: has(feature::CONFIG_WCE) && device.read::<u8>(WRITEBACK) == 1,
                 queues: if has(feature::MQ) { device.read(34) } else { 1 },
                 max_discard: word(feature::DISCARD, 36, 0),
                 discard_alignment: word(feature::DISCARD, 44, 1).max(1),
@@ -99,6 +102,22 @@ impl Blk {
             wanted,
             interrupts,
         })
+    }
+
+    /// The cache byte (5.2.5.1): whether the write cache is on.
+    pub fn writeback(&self) -> Result<bool, String> {
+        Ok(Configuration::read(&self.transport, self.features)?.writeback)
+    }
+
+    /// Turns the write cache on or off, if that was agreed on, and returns what the device then says.
+    pub fn set_writeback(&self, on: bool) -> Result<bool, String> {
+        match &self.transport.device {
+            Some(device) if self.features & feature::CONFIG_WCE != 0 => {
+                device.write(WRITEBACK, u8::from(on));
+                self.writeback()
+            }
+            _ => Err("reason=no-cache-byte".into()),
+        }
     }
 
     /// Makes `count` queues with `depth` requests of up to `size` bytes each. The device must be fresh

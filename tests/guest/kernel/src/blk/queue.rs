@@ -45,6 +45,17 @@ pub struct Finished {
     pub slot: usize,
     /// The device's status byte.
     pub status: u8,
+    /// Bytes that the device says it has written.
+    pub written: u32,
+}
+
+/// What a used entry is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Completion {
+    /// A request that was in flight, and how many bytes it gave the device to write.
+    Of(Finished, u32),
+    /// This head, of which none was in flight.
+    OfNothing(u32),
 }
 
 /// A queue.
@@ -258,9 +269,26 @@ impl Queue {
     /// Takes one finished request; its slot is free again, its data still there.
     pub fn take(&mut self) -> Result<Option<Finished>, String> {
         self.poison_last()?;
-        let Some((head, _)) = self.ring.take()? else {
+        let Some((head, written)) = self.ring.take()? else {
             return Ok(None);
         };
+        self.finished(head, written).map(Some)
+    }
+
+    /// The same, for a driver that counts what is wrong with completions.
+    pub fn take_any(&mut self) -> Result<Option<Completion>, String> {
+        self.poison_last()?;
+        let Some(used) = self.ring.take_used()? else {
+            return Ok(None);
+        };
+        if !used.in_flight {
+            return Ok(Some(Completion::OfNothing(used.head)));
+        }
+        let finished = self.finished(used.head as u16, used.written)?;
+        Ok(Some(Completion::Of(finished, used.room)))
+    }
+
+    fn finished(&mut self, head: u16, written: u32) -> Result<Finished, String> {
         let slot = self.owners[usize::from(head)];
         if self.keep == 0 {
             self.free.push(slot);
@@ -268,9 +296,10 @@ impl Queue {
             self.check_finished(slot)?;
             self.last = Some(slot);
         }
-        Ok(Some(Finished {
+        Ok(Finished {
             slot,
             status: self.slots[slot].control.read(STATUS),
-        }))
+            written,
+        })
     }
 }

@@ -37,6 +37,8 @@ pub struct Receive {
     keep: usize,
     /// Frames that were spread over more than one buffer.
     pub merged: u64,
+    // How often each buffer came back.
+    returned: Vec<u64>,
 }
 
 impl Receive {
@@ -54,7 +56,13 @@ impl Receive {
             aside: VecDeque::with_capacity(canary::keep() + 1),
             keep: canary::keep().min(usize::from(count) / 2),
             merged: 0,
+            returned: alloc::vec![0; usize::from(count)],
         }
+    }
+
+    /// How often each buffer came back since this was made.
+    pub fn returned(&self) -> &[u64] {
+        &self.returned
     }
 
     /// Makes it full of empty buffers, for a device that was reset.
@@ -120,6 +128,7 @@ impl Receive {
         };
         let buffer = self.owners[usize::from(head)];
         self.taken.push((buffer, written as usize));
+        self.returned[buffer] += 1;
         if self.keep != 0 {
             let (whole, written) = (&self.buffers[buffer], u64::from(written));
             let behind = whole.part(written, whole.length() - written);

@@ -14,6 +14,7 @@ mod registers;
 mod rings;
 mod rng;
 mod slots;
+mod storm;
 mod verifier;
 mod verify;
 
@@ -85,6 +86,7 @@ fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
         "measure" => measure::run(machine),
         "verify" => verify::run(machine),
         "load" => verify::load(machine),
+        "storm" => storm::run(machine),
         "net-identify" => net::identify::run(machine),
         "net-echo" => net::echo::run(machine),
         "net-blast" => net::blast::run(machine),
@@ -93,6 +95,7 @@ fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
         "net-lengths" => net::lengths::run(machine),
         "net-gso" => net::gso::run(machine),
         "net-canary" => net::canary::run(machine),
+        "net-storm" => net::storm::run(machine),
         "net-hostile" => net::hostile::run(machine),
         "rng" => rng::run(machine),
         "slots" => slots::run(machine),

@@ -84,6 +84,19 @@ struct Chain {
     writable: u32,
 }
 
+/// A used entry, beside what the driver knows of its head.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    /// The chain's first descriptor, as the device has it.
+    pub head: u32,
+    /// Bytes that the device says it has written.
+    pub written: u32,
+    /// Bytes that it could write.
+    pub room: u32,
+    /// Whether the device had such a chain; there is no other one of this head then.
+    pub in_flight: bool,
+}
+
 /// A ring and what the driver remembers about it.
 pub struct Ring {
     /// Where it is.
@@ -284,6 +297,28 @@ impl Ring {
 
     /// Takes one finished chain: its head and how much the device wrote.
     pub fn take(&mut self) -> Result<Option<(u16, u32)>, String> {
+        let Some(used) = self.take_used()? else {
+            return Ok(None);
+        };
+        let head = used.head;
+        if !used.in_flight {
+            return Err(alloc::format!(
+                "reason=used-head head={head} {}",
+                self.state()
+            ));
+        }
+        if used.written > used.room {
+            return Err(alloc::format!(
+                "reason=used-length head={head} length={} room={}",
+                used.written,
+                used.room
+            ));
+        }
+        Ok(Some((head as u16, used.written)))
+    }
+
+    /// Takes one used entry as it is: what is wrong with it is for the caller to say.
+    pub fn take_used(&mut self) -> Result<Option<Used>, String> {
         let ready = self.used_index().wrapping_sub(self.last_used);
         if ready == 0 {
             return Ok(None);
@@ -296,27 +331,22 @@ impl Ring {
         let (head, written): (u32, u32) =
             (self.layout.used.read(at), self.layout.used.read(at + 4));
         self.last_used = self.last_used.wrapping_add(1);
-        let Some(chain) = self
-            .chains
-            .get_mut(head as usize)
-            .filter(|chain| chain.in_flight)
-        else {
-            return Err(alloc::format!(
-                "reason=used-head head={head} {}",
-                self.state()
-            ));
+        let mut used = Used {
+            head,
+            written,
+            room: 0,
+            in_flight: false,
         };
+        let chain = self.chains.get_mut(head as usize);
+        let Some(chain) = chain.filter(|chain| chain.in_flight) else {
+            return Ok(Some(used));
+        };
+        (used.in_flight, used.room) = (true, chain.writable);
         chain.in_flight = false;
-        if written > chain.writable {
-            return Err(alloc::format!(
-                "reason=used-length head={head} length={written} room={}",
-                chain.writable
-            ));
-        }
         let members = core::mem::take(&mut self.members[head as usize]);
         self.free.extend(members.iter().rev());
         self.members[head as usize] = members;
-        Ok(Some((head as u16, written)))
+        Ok(Some(used))
     }
 
     /// Asks for an interrupt with the next chain. True if one has finished already, so that halting would

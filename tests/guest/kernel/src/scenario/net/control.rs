@@ -44,6 +44,11 @@ impl Stop {
         elapsed(&self.answered).is_some_and(|elapsed| elapsed > LINGER)
     }
 
+    /// Whether a peer has said that it is to end.
+    pub fn is_asked(&self) -> bool {
+        self.since.load(Ordering::Acquire) != 0
+    }
+
     /// Takes the datagram if it is for the control port, and answers with `words` once all has settled.
     pub fn hear(
         &self,

@@ -14,6 +14,7 @@ pub mod identify;
 pub mod lengths;
 pub mod ping;
 pub mod sink;
+pub mod storm;
 
 use super::crew::Patience;
 use super::verify::{indirect, patience};
