@@ -34,7 +34,15 @@ impl Image {
     /// # Errors
     /// Those of the file system.
     pub fn new(size: u64) -> Result<Self> {
-        let directory = tempfile::tempdir().context("a temporary folder")?;
+        Self::new_in(&std::env::temp_dir(), size)
+    }
+
+    /// An empty (sparse) image on the file system of this folder.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn new_in(folder: &Path, size: u64) -> Result<Self> {
+        let directory = tempfile::tempdir_in(folder).context("a temporary folder")?;
         let path = directory.path().join("disk.img");
         File::create(&path)?.set_len(size)?;
         Ok(Self { directory, path })

@@ -5,6 +5,7 @@
 //! - [`vm`]: a running `outboard run`: its console, its processes, its end;
 //! - [`processes`]: what /proc says: who is there, who holds which memory;
 //! - [`image`]: disk images, made for the guest and checked after it;
+//! - [`storm`]: a VM whose back-end is killed again and again, and what became of it;
 //! - [`timeline`]: who said what to whom, and when;
 //! - [`network`]: a network of a test's own, and the guest's peer in it.
 //!
@@ -16,12 +17,17 @@ pub mod image;
 pub mod network;
 pub mod processes;
 pub mod products;
+pub mod storm;
 pub mod timeline;
 pub mod vm;
 
 /// What the bundled guest writes on a disk, from its own source.
 #[path = "../../guest/logic/src/pattern.rs"]
 pub mod pattern;
+
+/// What each block must hold after the guest's `scenario=storm`, from its own source.
+#[path = "../../guest/logic/src/record.rs"]
+pub mod record;
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

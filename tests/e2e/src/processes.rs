@@ -77,6 +77,26 @@ pub fn marked(mark: &str) -> Result<Vec<Process>> {
     Ok(found)
 }
 
+/// The children of a process, whichever of its threads has them. As for
+/// [`marked`], one that has ended and is not reaped yet is not among them.
+pub fn children(parent: Pid) -> Vec<Process> {
+    let threads = fs::read_dir(file(parent, "task")).into_iter().flatten();
+    let lists = threads
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let mut found = Vec::new();
+    for list in lists {
+        for pid in list.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let pid = Pid::from_raw(pid);
+            let args = words(pid, "cmdline");
+            if !args.is_empty() {
+                found.push(Process { pid, args });
+            }
+        }
+    }
+    found
+}
+
 /// Whether this is a memfd, and no page of counters, which a supervisor holds too.
 fn is_memory(file: &str) -> bool {
     file.contains("/memfd:") && !file.contains("/memfd:counters")

@@ -196,6 +196,14 @@ impl Vm {
         Pid::from_raw(self.supervisor.id() as i32)
     }
 
+    /// Whether the supervisor has ended.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn is_over(&mut self) -> Result<bool> {
+        Ok(self.supervisor.try_wait()?.is_some())
+    }
+
     /// Everything said on standard error so far.
     pub fn messages(&self) -> String {
         let messages = self.messages.lock();
@@ -410,6 +418,11 @@ impl GuestResult {
             .filter(|words| words.contains(" result="));
         let words = words.with_context(|| format!("no result: {line:?}"))?;
         Ok(Self(words.trim_start().to_owned()))
+    }
+
+    /// Takes any line with such words.
+    pub fn from_words(line: &str) -> Self {
+        Self(line.to_owned())
     }
 
     /// The value of a word.

@@ -9,6 +9,7 @@ mod lines;
 mod net;
 mod pasted;
 mod rng;
+mod storm;
 mod terminal;
 mod words;
 mod wrong_images;
@@ -139,6 +140,7 @@ fn main() -> ExitCode {
         ("lines", lines::tests()),
         ("net", net::tests()),
         ("rng", rng::tests()),
+        ("storm", storm::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),
         ("words", words::tests()),

@@ -7,6 +7,7 @@
 //! - [`left`]: what is left of a tap when its VM is over;
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
 //! - [`refused`]: taps that cannot be had;
+//! - [`storm`]: a card whose back-end is killed, and a flow that goes on;
 //! - [`timeline`]: who says what to whom in a card's life;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
 
@@ -16,6 +17,7 @@ mod frames;
 mod left;
 mod neighbours;
 mod refused;
+mod storm;
 mod timeline;
 mod trouble;
 
@@ -36,6 +38,7 @@ pub fn tests() -> Vec<Test> {
         left::tests(),
         neighbours::tests(),
         refused::tests(),
+        storm::tests(),
         timeline::tests(),
         trouble::tests(),
     ];

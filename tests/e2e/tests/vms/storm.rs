@@ -1,0 +1,113 @@
+//! A back-end that is killed again and again under a guest that checks every
+//! block and every completion: none is lost, none comes twice.
+//!
+//! Each storm's seed is new, and said; `OUTBOARD_STORM_SEED` repeats one.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use outboard_e2e::products::Products;
+use outboard_e2e::storm::{self, Outcome, Shape, Storm};
+use outboard_e2e::vm::Run;
+
+use crate::{KVM, Need, Test, test};
+
+const DIRECT: &[Need] = &[Need::Kvm, Need::DirectIo];
+/// Bytes in a block of the guest's.
+const BLOCK: usize = 4096;
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test(
+            "a storm finds what is lost and torn and misplaced",
+            KVM,
+            a_storm_finds_damage,
+        ),
+        test("nothing is wrong where nobody is killed", KVM, || {
+            calm("", "")
+        }),
+        test("nothing is wrong past the page cache", DIRECT, || {
+            calm(",direct", "")
+        }),
+        test(
+            "reads that overlap writes see one or the other",
+            KVM,
+            || calm("", "overlap=1 reset_ms=70"),
+        ),
+    ]
+}
+
+/// A seed that nobody has chosen.
+pub fn seed() -> u64 {
+    let chosen = std::env::var("OUTBOARD_STORM_SEED");
+    let chosen = chosen.ok().and_then(|text| text.parse().ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    chosen.unwrap_or_else(|| u64::from(now.unwrap_or_default().subsec_nanos()))
+}
+
+fn base() -> Result<Run> {
+    let kernel = Products::get()?.guest("guest-pvh");
+    Ok(Run::plain()?.with("--kernel", kernel))
+}
+
+fn storm(shape: &Shape) -> Result<Outcome> {
+    storm::run(base()?, shape)?.nothing_is_wrong()
+}
+
+/// A storm without kills: what the guest and the checks do by themselves.
+fn calm(disk: &str, guest: &str) -> Result<()> {
+    let mut shape = Shape::new(0, seed()).disk(disk).guest(guest);
+    if disk.contains("direct") {
+        shape.folder = std::env::temp_dir();
+    }
+    let outcome = storm(&shape)?;
+    ensure!(
+        outcome.result.number("requests")? > 1000,
+        "{}",
+        outcome.ended
+    );
+    Ok(())
+}
+
+/// What a bad back-end could do to the image, this test does behind the back of
+/// a sound one: the guest, which checks by its own record, must tell.
+fn a_storm_finds_damage() -> Result<()> {
+    const BLOCKS: usize = 64;
+    let shape = Shape::new(0, seed()).guest("report=100");
+    let mut storm = Storm::begin(base()?, &shape)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(storm.image.path())?;
+    let place = |block: usize| (block * BLOCK) as u64;
+    let mut old = vec![0; BLOCKS * BLOCK];
+    file.read_exact_at(&mut old, place(0))?;
+    let mut others = vec![0; BLOCKS * BLOCK];
+    file.read_exact_at(&mut others, place(1000))?;
+    let mut flipped = vec![0; BLOCKS * BLOCK];
+    // Each of them is written again meanwhile, most of them several times.
+    for _ in 0..20 {
+        storm.vm.console_line("progress")?;
+    }
+    file.write_all_at(&old, place(0))?;
+    file.write_all_at(&others, place(2000))?;
+    file.read_exact_at(&mut flipped, place(3000))?;
+    for block in flipped.chunks_exact_mut(BLOCK) {
+        block
+            .iter_mut()
+            .skip(2000)
+            .take(1)
+            .for_each(|byte| *byte ^= 1);
+    }
+    file.write_all_at(&flipped, place(3000))?;
+    let outcome = storm.end()?;
+    for name in ["lost", "torn", "misplaced"] {
+        let count = outcome.result.number(name)?;
+        ensure!(count > 0, "not found: {name}: {}", outcome.ended);
+    }
+    ensure!(outcome.result.word("result")? == "fail");
+    ensure!(outcome.nothing_is_wrong().is_err());
+    Ok(())
+}
