@@ -4,6 +4,7 @@
 //! ratio with its spread: absolute times on a shared machine are noise.
 
 mod beside;
+mod chaos;
 mod compare;
 mod doorbell;
 mod footprint;
@@ -67,6 +68,14 @@ enum What {
         bin: PathBuf,
         #[command(flatten)]
         options: restart::Options,
+    },
+    /// outboard-blk is killed again and again under a guest that checks every
+    /// block and every completion; what is wrong, and how long each outage was.
+    Chaos {
+        #[command(flatten)]
+        products: Products,
+        #[command(flatten)]
+        options: chaos::Options,
     },
     /// What a register costs to read in the last of 31 slots, beside the first.
     Slots {
@@ -135,6 +144,7 @@ fn main() -> ExitCode {
         What::Footprint { products, other } => footprint::run(&products, &other),
         What::Compare { products, options } => compare::run(&products, &options),
         What::Restart { bin, options } => restart::run(&bin, &options),
+        What::Chaos { products, options } => chaos::run(&products, &options),
         What::Slots {
             products,
             runs,

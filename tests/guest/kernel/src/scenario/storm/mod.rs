@@ -272,7 +272,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     }
     let mut shared = shared(words, layout)?;
     let processors = processors.min(count as usize);
-    let queues = disk.queues(
+    let mut queues = disk.queues(
         count as u16,
         depth,
         plan.most as u64 * layout.block * SECTOR,
@@ -283,6 +283,14 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         patience.limit = clock::microseconds(TIMEOUT * 1_000_000);
     }
     let reset = clock::microseconds(options::within(words, "reset_ms", 0, 0, 1 << 20)? * 1000);
+    let indirect = indirect(words, "mixed")?;
+    disk.start(queues.iter_mut(), indirect)?;
+    let cache = set_cache(words, &disk)?;
+    say!(
+        "begun scenario=storm blocks={} block={}",
+        layout.blocks,
+        layout.block * SECTOR
+    );
     shared.began = clock::now();
     shared.end = shared.began.saturating_add(limit(words, &plan, &shared)?);
     let shared = shared;
@@ -293,17 +301,10 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         disk,
         processors,
         patience,
-        indirect: indirect(words, "mixed")?,
+        indirect,
         resets: 0,
         slowest_reset: 0,
     };
-    run.start()?;
-    let cache = set_cache(words, &run.disk)?;
-    say!(
-        "begun scenario=storm blocks={} block={}",
-        layout.blocks,
-        layout.block * SECTOR
-    );
     run.work(&shared, reset)?;
     let elapsed = clock::now().wrapping_sub(shared.began);
     say!("over scenario=storm");
