@@ -14,7 +14,6 @@ use anyhow::Result;
 use clap::Args;
 use nix::sys::signal::Signal;
 use outboard_e2e::storm::{self, Gap, Outcome, Shape};
-use outboard_e2e::vm::Run;
 
 use crate::Products;
 use crate::spread::Spread;
@@ -84,10 +83,7 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
         shape.disk,
         shape.guest
     );
-    let base = Run::program(products.bin.join("outboard"))
-        .switch("run")
-        .with("--kernel", &products.guest);
-    let outcome = storm::run(base, &shape)?;
+    let outcome = storm::run(&products.for_a_storm(), &shape)?;
     print(&outcome)?;
     outcome.nothing_is_wrong().map(drop)
 }

@@ -117,6 +117,14 @@ pub struct Products {
 }
 
 impl Products {
+    /// The same, as the storms of the end-to-end tests take them.
+    fn for_a_storm(&self) -> outboard_e2e::storm::Programs {
+        outboard_e2e::storm::Programs {
+            bin: self.bin.clone(),
+            guest: self.guest.clone(),
+        }
+    }
+
     /// Another build's programs, with the same guest.
     fn beside(&self, bin: &Path) -> Self {
         Self {

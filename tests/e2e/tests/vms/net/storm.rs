@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use outboard_e2e::network::{self, Peer};
-use outboard_e2e::storm::Killer;
+use outboard_e2e::storm::killer::Killer;
 
 use super::{NET, in_network, vm};
 use crate::Test;

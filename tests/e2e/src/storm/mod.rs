@@ -6,25 +6,30 @@
 //! begun ──► a kill ──► another process is there ──► 0 to 40 ms ──► a kill …
 //!                                                       ──► the stop mark ──► the guest's verdict
 //! ```
-//! The next kill does not wait until the device serves again: so many of them
-//! hit a successor somewhere in its start.
+//! With [`Pace::Anyhow`] the next kill does not wait until the device serves
+//! again: so many of them hit a successor somewhere in its start.
+//!
+//! - [`killer`]: who kills, whom and when;
+//! - [`qemu`]: the same back-end under QEMU, restarted by the test.
+
+pub mod killer;
+mod qemu;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 
-use crate::eventually;
 use crate::image::Image;
-use crate::pattern::{SECTOR, splitmix64};
-use crate::processes::{self, Process};
+use crate::pattern::SECTOR;
+use crate::products::Products;
 use crate::record::{self, Found, Layout, STOP};
 use crate::vm::{Ended, GuestResult, Run, Vm};
+use killer::Killer;
+use qemu::BackEnd;
 
 /// Bytes of the image: small, so that blocks are written again and again.
 const IMAGE: u64 = 16 << 20;
@@ -44,9 +49,55 @@ const FAILURES: [&str; 9] = [
     "length",
 ];
 
+/// Whose VM it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// `outboard run`, which starts its back-end itself, and the next one.
+    Outboard,
+    /// QEMU with a back-end that listens, to which it reconnects; the next one
+    /// is started as soon as the last one is gone.
+    Qemu,
+}
+
+/// When the next kill comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As soon as there is another process, and some time.
+    Anyhow,
+    /// When the guest has gone on after the last one, and some time.
+    OneByOne,
+}
+
+/// The programs and the guest that a storm needs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The folder with Outboard's programs.
+    pub bin: PathBuf,
+    /// The bundled guest with its PVH note.
+    pub guest: PathBuf,
+}
+
+impl Programs {
+    /// Those under test.
+    ///
+    /// # Errors
+    /// They are missing.
+    pub fn get() -> Result<Self> {
+        let products = Products::get()?;
+        Ok(Self {
+            bin: products.program(""),
+            guest: products.guest("guest-pvh"),
+        })
+    }
+}
+
 /// What a storm is like.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// Whose VM it is.
+    pub front_end: FrontEnd,
+    /// When kills come.
+    pub pace: Pace,
     /// Where the image is made.
     pub folder: PathBuf,
     /// More keys of `--disk`, each with its comma in front.
@@ -68,6 +119,8 @@ impl Shape {
     pub fn new(kills: u32, seed: u64) -> Self {
         let shm = Path::new("/dev/shm");
         Self {
+            front_end: FrontEnd::Outboard,
+            pace: Pace::Anyhow,
             folder: match shm.is_dir() {
                 true => shm.to_owned(),
                 false => std::env::temp_dir(),
@@ -149,90 +202,6 @@ impl Outcome {
     }
 }
 
-/// Who kills the back-ends of one program, one after the other.
-#[derive(Debug)]
-pub struct Killer {
-    program: &'static str,
-    began: Instant,
-    random: u64,
-    within: Duration,
-    /// When it has killed, from the beginning on.
-    pub kills: Vec<Duration>,
-}
-
-impl Killer {
-    /// One who has not killed yet, and takes the time from now on.
-    pub fn new(program: &'static str, seed: u64, within: Duration) -> Self {
-        Self {
-            program,
-            began: Instant::now(),
-            random: seed,
-            within,
-            kills: Vec::new(),
-        }
-    }
-
-    /// The back-end as it is now: the newest, if there are two.
-    fn newest(&self, vm: &Vm) -> Option<Pid> {
-        let is = |process: &Process| {
-            let name = process.args.first().map(Path::new);
-            name.is_some_and(|name| name.ends_with(self.program))
-        };
-        let children = processes::children(vm.pid()).into_iter();
-        children.filter(is).map(|process| process.pid).max()
-    }
-
-    /// Waits for a back-end other than this one.
-    ///
-    /// # Errors
-    /// None comes up, or the run is over.
-    pub fn next(&self, vm: &mut Vm, last: Option<Pid>) -> Result<Pid> {
-        let found = eventually("another back-end is there", || {
-            ensure!(!vm.is_over()?, "the run is over");
-            Ok(self.newest(vm).filter(|pid| Some(*pid) != last))
-        });
-        let kills = self.kills.len();
-        found.with_context(|| format!("after {kills} kills; {last:?} was last: {}", vm.messages()))
-    }
-
-    /// Sends a back-end a signal, unless it is gone already.
-    ///
-    /// # Errors
-    /// The system does not let it.
-    pub fn strike(&mut self, pid: Pid, signal: Signal) -> Result<()> {
-        self.kills.push(self.began.elapsed());
-        match kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(error) => Err(error).context("kill"),
-        }
-    }
-
-    /// Waits for some time, at most as long as it was told.
-    fn wait_a_while(&mut self) {
-        self.random = splitmix64(self.random);
-        let most = u64::try_from(self.within.as_micros()).unwrap_or(u64::MAX);
-        let wait = self.random.checked_rem(most).unwrap_or(0);
-        std::thread::sleep(Duration::from_micros(wait));
-    }
-
-    /// Sends the signal to one back-end after the other. In the end there is
-    /// one that lives.
-    ///
-    /// # Errors
-    /// No successor comes up.
-    pub fn kill_them(&mut self, vm: &mut Vm, times: u32, signal: Signal) -> Result<()> {
-        let mut last = None;
-        for _ in 0..times {
-            let pid = self.next(vm, last)?;
-            self.wait_a_while();
-            self.strike(pid, signal)?;
-            last = Some(pid);
-        }
-        self.next(vm, last)?;
-        Ok(())
-    }
-}
-
 /// A storm in a VM.
 #[derive(Debug)]
 pub struct Storm {
@@ -242,28 +211,30 @@ pub struct Storm {
     pub image: Image,
     /// Who kills.
     pub killer: Killer,
+    /// The back-end, where the test has started it.
+    own: Option<BackEnd>,
     seed: u64,
 }
 
 impl Storm {
-    /// Starts `base` (a program and its kernel) with a disk and the guest's
-    /// words, and waits until the workload is under way.
+    /// Starts a VM with a disk and the guest's words, and waits until the
+    /// workload is under way.
     ///
     /// # Errors
     /// It does not begin.
-    pub fn begin(base: Run, shape: &Shape) -> Result<Self> {
+    pub fn begin(programs: &Programs, shape: &Shape) -> Result<Self> {
         let image = Image::new_in(&shape.folder, IMAGE)?;
-        let Shape {
-            seed, guest, disk, ..
-        } = shape;
+        let Shape { seed, guest, .. } = shape;
         let gaps = u64::from(shape.kills) + 16;
-        let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps}{guest}");
-        let mut vm = base
-            .with("--cpus", "2")
-            .with("--memory", "256M")
-            .with("--disk", format!("{},queues=2{disk}", image.option()))
-            .with("--cmdline", cmdline)
-            .start()?;
+        let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
+        let (run, own) = match shape.front_end {
+            FrontEnd::Outboard => (outboard(programs, shape, &image, &cmdline), None),
+            FrontEnd::Qemu => {
+                let own = BackEnd::start(programs, shape, &image)?;
+                (own.front_end(programs, &cmdline), Some(own))
+            }
+        };
+        let mut vm = run.start()?;
         vm.console_line("begun scenario=storm")?;
         let killer = Killer::new(BLK, *seed, shape.within);
         vm.console_line("progress scenario=storm")?;
@@ -271,8 +242,43 @@ impl Storm {
             vm,
             image,
             killer,
+            own,
             seed: *seed,
         })
+    }
+
+    /// Kills as often and as fast as the shape says.
+    ///
+    /// # Errors
+    /// No successor comes up, or the guest does not go on.
+    pub fn rage(&mut self, shape: &Shape) -> Result<()> {
+        let Self {
+            vm, killer, own, ..
+        } = self;
+        match (own, shape.pace) {
+            (None, Pace::Anyhow) => killer.kill_them(vm, shape.kills, shape.signal),
+            (None, Pace::OneByOne) => {
+                let mut last = None;
+                for _ in 0..shape.kills {
+                    let pid = killer.next(vm, last)?;
+                    killer.wait_a_while();
+                    killer.strike(pid, shape.signal)?;
+                    last = Some(pid);
+                    killer.until_it_goes_on(vm)?;
+                }
+                Ok(())
+            }
+            (Some(_), Pace::Anyhow) => bail!("QEMU takes its time to reconnect"),
+            (Some(own), Pace::OneByOne) => {
+                for _ in 0..shape.kills {
+                    killer.wait_a_while();
+                    killer.note();
+                    own.replace()?;
+                    killer.until_it_goes_on(vm)?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Tells the guest to end and waits for what it and the image say.
@@ -288,6 +294,7 @@ impl Storm {
             .open(self.image.path())?;
         file.write_all_at(&STOP.to_le_bytes(), layout.stop * SECTOR as u64)?;
         let ended = self.vm.wait()?.with_code(0)?;
+        drop(self.own.take());
         let result = ended.result("storm")?;
         let found = record::check(&layout, self.seed, |sector, bytes| {
             file.read_exact_at(bytes, sector * SECTOR as u64)
@@ -319,16 +326,26 @@ pub fn gaps(console: &str) -> Result<Vec<Gap>> {
         .collect()
 }
 
+fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) -> Run {
+    let disk = format!("{},queues=2{}", image.option(), shape.disk);
+    Run::program(programs.bin.join("outboard"))
+        .switch("run")
+        .with("--kernel", &programs.guest)
+        .with("--cpus", "2")
+        .with("--memory", "256M")
+        .with("--disk", disk)
+        .with("--cmdline", cmdline)
+}
+
 /// A whole storm, whose seed is said wherever it fails.
 ///
 /// # Errors
 /// The VM did not come to its end. What it and the image say of it is for
 /// [`Outcome::nothing_is_wrong`].
-pub fn run(base: Run, shape: &Shape) -> Result<Outcome> {
+pub fn run(programs: &Programs, shape: &Shape) -> Result<Outcome> {
     let whole = || {
-        let mut storm = Storm::begin(base, shape)?;
-        let Storm { vm, killer, .. } = &mut storm;
-        killer.kill_them(vm, shape.kills, shape.signal)?;
+        let mut storm = Storm::begin(programs, shape)?;
+        storm.rage(shape)?;
         storm.end()
     };
     whole().with_context(|| format!("seed {}, {shape:?}", shape.seed))
