@@ -143,16 +143,16 @@ fn distribution(spread: &Spread) -> String {
 
 /// A time without a completion, with a kill in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Outage {
+pub struct Outage {
     length: Duration,
     /// From the last kill in it to its end.
-    last: Duration,
+    pub last: Duration,
 }
 
 /// The outages: of each kill the longest gap that it lies in. A kill that lies in
 /// none of them made none that is worth the name: nothing was in flight, or the
 /// gap is shorter than all that the guest names.
-fn outages(gaps: &[Gap], kills: &[Duration]) -> Vec<Outage> {
+pub fn outages(gaps: &[Gap], kills: &[Duration]) -> Vec<Outage> {
     let mut found = BTreeMap::new();
     for kill in kills {
         let covers =

@@ -6,6 +6,7 @@
 mod beside;
 mod chaos;
 mod compare;
+mod continuity;
 mod doorbell;
 mod footprint;
 mod net;
@@ -76,6 +77,14 @@ enum What {
         products: Products,
         #[command(flatten)]
         options: chaos::Options,
+    },
+    /// From the SIGKILL of outboard-blk to the guest's next completion, beside QEMU,
+    /// which reconnects to the same back-end.
+    Continuity {
+        #[command(flatten)]
+        products: Products,
+        #[command(flatten)]
+        options: continuity::Options,
     },
     /// What a register costs to read in the last of 31 slots, beside the first.
     Slots {
@@ -153,6 +162,7 @@ fn main() -> ExitCode {
         What::Compare { products, options } => compare::run(&products, &options),
         What::Restart { bin, options } => restart::run(&bin, &options),
         What::Chaos { products, options } => chaos::run(&products, &options),
+        What::Continuity { products, options } => continuity::run(&products, &options),
         What::Slots {
             products,
             runs,
