@@ -44,7 +44,10 @@ impl Killer {
     fn newest(&self, vm: &Vm) -> Option<Pid> {
         let is = |process: &Process| {
             let name = process.args.first().map(Path::new);
-            name.is_some_and(|name| name.ends_with(self.program))
+            // A shell becomes it.
+            let names = [self.program, "sh"];
+            process.is_backend()
+                && name.is_some_and(|name| names.iter().any(|end| name.ends_with(end)))
         };
         let children = processes::children(vm.pid()).into_iter();
         children.filter(is).map(|process| process.pid).max()

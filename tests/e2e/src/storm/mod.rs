@@ -10,10 +10,12 @@
 //! again: so many of them hit a successor somewhere in its start.
 //!
 //! - [`killer`]: who kills, whom and when;
-//! - [`qemu`]: the same back-end under QEMU, restarted by the test.
+//! - [`qemu`]: the same back-end under QEMU, restarted by the test;
+//! - [`step`]: a process that is killed between two system calls.
 
 pub mod killer;
 mod qemu;
+pub mod step;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -25,7 +27,7 @@ use nix::sys::signal::Signal;
 
 use crate::image::Image;
 use crate::pattern::SECTOR;
-use crate::products::Products;
+use crate::products::{Products, write_script};
 use crate::record::{self, Found, Layout, STOP};
 use crate::vm::{Ended, GuestResult, Run, Vm};
 use killer::Killer;
@@ -102,6 +104,9 @@ pub struct Shape {
     pub folder: PathBuf,
     /// More keys of `--disk`, each with its comma in front.
     pub disk: String,
+    /// What a shell does before it becomes the back-end, of a VM of Outboard's, and
+    /// the first options that it then gives it.
+    pub before: Option<(String, String)>,
     /// More words for the guest.
     pub guest: String,
     /// How often the back-end is sent the signal.
@@ -126,6 +131,7 @@ impl Shape {
                 false => std::env::temp_dir(),
             },
             disk: String::new(),
+            before: None,
             guest: String::new(),
             kills,
             signal: Signal::SIGKILL,
@@ -137,6 +143,12 @@ impl Shape {
     /// With these keys of `--disk` too.
     pub fn disk(mut self, keys: &str) -> Self {
         self.disk.push_str(keys);
+        self
+    }
+
+    /// With these options of outboard-blk's own.
+    pub fn options(mut self, options: &str) -> Self {
+        self.before = Some((String::new(), options.into()));
         self
     }
 
@@ -228,7 +240,7 @@ impl Storm {
         let gaps = u64::from(shape.kills) + 16;
         let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
         let (run, own) = match shape.front_end {
-            FrontEnd::Outboard => (outboard(programs, shape, &image, &cmdline), None),
+            FrontEnd::Outboard => (outboard(programs, shape, &image, &cmdline)?, None),
             FrontEnd::Qemu => {
                 let own = BackEnd::start(programs, shape, &image)?;
                 (own.front_end(programs, &cmdline), Some(own))
@@ -326,15 +338,23 @@ pub fn gaps(console: &str) -> Result<Vec<Gap>> {
         .collect()
 }
 
-fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) -> Run {
-    let disk = format!("{},queues=2{}", image.option(), shape.disk);
-    Run::program(programs.bin.join("outboard"))
+fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) -> Result<Run> {
+    let mut disk = format!("{},queues=2{}", image.option(), shape.disk);
+    if let Some((before, options)) = &shape.before {
+        let script = image.directory().join("blk");
+        let program = programs.bin.join(BLK);
+        let become_it = format!("exec '{}' {options} \"$@\"", program.display());
+        write_script(&script, &format!("{before}\n{become_it}"))?;
+        disk.push_str(&format!(",backend={}", script.display()));
+    }
+    let run = Run::program(programs.bin.join("outboard"))
         .switch("run")
         .with("--kernel", &programs.guest)
         .with("--cpus", "2")
         .with("--memory", "256M")
         .with("--disk", disk)
-        .with("--cmdline", cmdline)
+        .with("--cmdline", cmdline);
+    Ok(run)
 }
 
 /// A whole storm, whose seed is said wherever it fails.
