@@ -4,15 +4,17 @@
 //! nothing was completed, and when. An outage is such a time with a kill in it;
 //! a successor that is killed before it has completed anything makes it longer,
 //! so there are fewer outages than kills. From the last kill in it to its end is
-//! what one restart takes.
+//! what one restart takes, with the wait before it: each start of a VM's back-end
+//! waits twice as long as the one before, so there are many VMs with a few kills each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
+use outboard_e2e::record::Found;
 use outboard_e2e::storm::{self, Gap, Outcome, Shape};
 
 use crate::Products;
@@ -83,43 +85,89 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
         shape.disk,
         shape.guest
     );
-    let outcome = storm::run(&products.for_a_storm(), &shape)?;
-    print(&outcome)?;
-    outcome.nothing_is_wrong().map(drop)
-}
-
-fn print(outcome: &Outcome) -> Result<()> {
-    let of = |word| outcome.result.number(word);
-    let (requests, checked) = (of("requests")?, of("checked")?);
-    println!("requests {requests}, blocks looked at {checked}");
-    println!("the guest:  {}", wrong(&outcome.failures()?));
-    let found = &outcome.found;
-    println!(
-        "the image:  {} blocks, {} written, {} lost, {} torn, {} misplaced, {} newer",
-        found.blocks, found.written, found.lost, found.torn, found.misplaced, found.newer
-    );
-    let outages = outages(&outcome.gaps, &outcome.kills);
-    if outages.is_empty() {
-        return Ok(());
+    let programs = products.for_a_storm();
+    let mut sum = Sum::default();
+    for vm in shape.vms() {
+        sum.add(storm::run(&programs, &vm)?)?;
     }
-    let millis = |time: fn(&Outage) -> Duration| {
-        let times: Vec<_> = outages.iter().map(time).collect();
-        distribution(&Spread::millis(&times))
-    };
-    let all = outcome.kills.len();
-    println!("outages:    {} of {all} kills", outages.len());
-    println!(
-        "  without a completion, ms:            {}",
-        millis(|outage| outage.length)
-    );
-    println!(
-        "  last kill to next completion, ms:    {}",
-        millis(|outage| outage.last)
-    );
-    Ok(())
+    sum.print();
+    match sum.wrong.first() {
+        Some(wrong) => bail!("{wrong}"),
+        None => Ok(()),
+    }
 }
 
-fn wrong(failures: &[(&str, u64)]) -> String {
+/// What all storms together have come to.
+#[derive(Default)]
+struct Sum {
+    vms: usize,
+    kills: usize,
+    requests: u64,
+    checked: u64,
+    failures: BTreeMap<&'static str, u64>,
+    found: Found,
+    outages: Vec<Outage>,
+    /// What was said where anything was wrong.
+    wrong: Vec<String>,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: Outcome) -> Result<()> {
+        self.vms += 1;
+        self.kills += outcome.kills.len();
+        self.requests += outcome.result.number("requests")?;
+        self.checked += outcome.result.number("checked")?;
+        for (name, count) in outcome.failures()? {
+            *self.failures.entry(name).or_default() += count;
+        }
+        self.found.blocks += outcome.found.blocks;
+        self.found.lost += outcome.found.lost;
+        self.found.torn += outcome.found.torn;
+        self.found.misplaced += outcome.found.misplaced;
+        self.found.newer += outcome.found.newer;
+        self.outages.extend(outages(&outcome.gaps, &outcome.kills));
+        if let Err(error) = outcome.nothing_is_wrong() {
+            self.wrong.push(format!("{error:#}"));
+        }
+        Ok(())
+    }
+
+    fn print(&self) {
+        let Self {
+            vms,
+            kills,
+            requests,
+            checked,
+            found,
+            outages,
+            ..
+        } = self;
+        println!("{kills} kills of {vms} VMs: requests {requests}, blocks looked at {checked}");
+        println!("the guests: {}", wrong(&self.failures));
+        println!(
+            "the images: {} blocks, {} lost, {} torn, {} misplaced, {} newer",
+            found.blocks, found.lost, found.torn, found.misplaced, found.newer
+        );
+        if outages.is_empty() {
+            return;
+        }
+        let millis = |time: fn(&Outage) -> Duration| {
+            let times: Vec<_> = outages.iter().map(time).collect();
+            distribution(&Spread::millis(&times))
+        };
+        println!("outages:    {}", outages.len());
+        println!(
+            "  without a completion, ms:            {}",
+            millis(|outage| outage.length)
+        );
+        println!(
+            "  last kill to next completion, ms:    {}",
+            millis(|outage| outage.last)
+        );
+    }
+}
+
+fn wrong(failures: &BTreeMap<&str, u64>) -> String {
     if failures.is_empty() {
         return "0 lost, 0 completed twice, 0 torn, 0 stale, nothing else wrong".into();
     }

@@ -20,11 +20,12 @@ use crate::spread::Spread;
 /// How often.
 #[derive(Args)]
 pub struct Options {
-    /// Kills of each row and round.
-    #[arg(long, default_value_t = 20)]
+    /// Kills of each VM. Each start of its back-end but the first waits, 10 ms and
+    /// then twice as long as the one before.
+    #[arg(long, default_value_t = 1)]
     kills: u32,
     /// How often all rows are run.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 50)]
     rounds: u32,
     /// Where the image on a disk is, which is served with direct I/O.
     #[arg(long, default_value = "/var/tmp")]
@@ -32,7 +33,7 @@ pub struct Options {
     /// Of the moments.
     #[arg(long)]
     seed: Option<u64>,
-    /// Three kills, one round.
+    /// Two rounds.
     #[arg(long)]
     quick: bool,
 }
@@ -118,8 +119,7 @@ impl Times {
             let slowest = run(0)?.result.number("max_ns")?;
             self.slowest.push(Duration::from_nanos(slowest));
         }
-        let kills = if options.quick { 3 } else { options.kills };
-        let outcome = run(kills)?;
+        let outcome = run(options.kills)?;
         let outages = outages(&outcome.gaps, &outcome.kills);
         self.outages
             .extend(outages.iter().map(|outage| outage.last));
@@ -129,7 +129,7 @@ impl Times {
 
 /// Runs all rows and prints them; fails where one did not run.
 pub fn run(products: &Products, options: &Options) -> Result<()> {
-    let rounds = if options.quick { 1 } else { options.rounds };
+    let rounds = if options.quick { 2 } else { options.rounds };
     let mut rows = ROWS.map(|(row, name)| (row, name, Times::default()));
     for round in 0..rounds {
         for (row, _, times) in &mut rows {

@@ -51,6 +51,10 @@ const FAILURES: [&str; 9] = [
     "length",
 ];
 
+/// Kills of one VM: each start of a back-end waits twice as long as the one
+/// before, and many kills would be a test of patience.
+pub const KILLS_OF_A_VM: u32 = 8;
+
 /// Whose VM it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontEnd {
@@ -137,6 +141,23 @@ impl Shape {
             signal: Signal::SIGKILL,
             within: Duration::from_millis(40),
             seed,
+        }
+    }
+
+    /// The same as VMs one after the other, with [`KILLS_OF_A_VM`] at most, each
+    /// with a seed of its own.
+    pub fn vms(&self) -> Vec<Self> {
+        let mut vms = Vec::new();
+        let mut left = self.kills;
+        loop {
+            let mut shape = self.clone();
+            shape.kills = left.min(KILLS_OF_A_VM);
+            shape.seed = self.seed.wrapping_add(vms.len() as u64);
+            left = left.saturating_sub(shape.kills);
+            vms.push(shape);
+            if left == 0 {
+                return vms;
+            }
         }
     }
 

@@ -7,8 +7,10 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
-use outboard_e2e::storm::{self, FrontEnd, Outcome, Pace, Programs, Shape, Storm};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use outboard_e2e::storm::step::{Led, Stand};
+use outboard_e2e::storm::{self, FrontEnd, KILLS_OF_A_VM, Outcome, Pace, Programs, Shape, Storm};
 
 use crate::{KVM, Need, Test, test};
 
@@ -34,6 +36,36 @@ pub fn tests() -> Vec<Test> {
             "reads that overlap writes see one or the other",
             KVM,
             || calm("", "overlap=1 reset_ms=70"),
+        ),
+        test("nothing is wrong after 50 kills", KVM, || {
+            killed(&Shape::new(50, seed()))
+        }),
+        test(
+            "nothing is wrong after 20 kills past the page cache",
+            DIRECT,
+            || {
+                let mut shape = Shape::new(20, seed()).disk(",direct");
+                shape.folder = std::env::temp_dir();
+                killed(&shape)
+            },
+        ),
+        test(
+            "nothing is wrong after kills of a back-end with threads",
+            KVM,
+            || killed(&Shape::new(20, seed()).options("--engine=threads")),
+        ),
+        test("nothing is wrong after kills between resets", KVM, || {
+            killed(&Shape::new(20, seed()).guest("reset_ms=60 overlap=1"))
+        }),
+        test(
+            "a cache that the guest has turned off stays off",
+            KVM,
+            || killed(&Shape::new(10, seed()).guest("wce=off")),
+        ),
+        test(
+            "nothing is wrong after a successor is killed at each step of its start",
+            KVM,
+            killed_at_each_step,
         ),
         test("nothing is wrong after kills under qemu", QEMU, || {
             under_qemu("", "")
@@ -114,10 +146,75 @@ fn a_storm_finds_damage() -> Result<()> {
     Ok(())
 }
 
+/// Storms with kills, so many in all.
+fn killed(shape: &Shape) -> Result<()> {
+    for shape in shape.vms() {
+        let outcome = storm(&shape)?;
+        ensure!(outcome.kills.len() == shape.kills as usize);
+        ensure!(
+            outcome.result.number("requests")? > 1000,
+            "{}",
+            outcome.ended
+        );
+    }
+    Ok(())
+}
+
+/// From its first system call on, each successor is killed some steps later
+/// than the last one, until one of them serves.
+fn killed_at_each_step() -> Result<()> {
+    const STRIDE: u32 = 9;
+    let mut steps = 1;
+    for vm in 0.. {
+        if !killed_from_step(&mut steps, STRIDE, seed().wrapping_add(vm))? {
+            break;
+        }
+    }
+    ensure!(steps > 10 * STRIDE, "a start of {steps} steps");
+    Ok(())
+}
+
+/// As many successors as a VM is to lose. Whether each of them died in its start.
+fn killed_from_step(steps: &mut u32, stride: u32, seed: u64) -> Result<bool> {
+    let stops = r#"[ ! -e "$0.stop" ] || kill -STOP $$"#;
+    let mut shape = Shape::new(0, seed);
+    shape.before = Some((stops.into(), String::new()));
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    let stop = storm.image.directory().join("blk.stop");
+    std::fs::write(&stop, "")?;
+    let mut last = storm.killer.next(&mut storm.vm, None)?;
+    storm.killer.strike(last, Signal::SIGKILL)?;
+    let mut died = true;
+    for kill in 1..=KILLS_OF_A_VM {
+        let pid = storm.killer.next(&mut storm.vm, Some(last))?;
+        let mut led = Led::take(pid)?;
+        let stand = match kill {
+            KILLS_OF_A_VM => Stand::Waits,
+            _ => led.go(*steps)?,
+        };
+        match stand {
+            Stand::Stopped => led.kill()?,
+            Stand::Gone => bail!("{pid} ended by itself: {}", storm.vm.messages()),
+            Stand::Waits => {
+                std::fs::remove_file(&stop)?;
+                led.let_go()?;
+                died = kill == KILLS_OF_A_VM;
+                break;
+            }
+        }
+        last = pid;
+        *steps += stride;
+    }
+    storm.killer.until_it_goes_on(&mut storm.vm)?;
+    let outcome = storm.end()?.nothing_is_wrong();
+    outcome.with_context(|| format!("seed {seed}, up to step {steps}"))?;
+    Ok(died)
+}
+
 /// QEMU has the inflight region and reconnects, once a second; the back-end
 /// makes its recovery exact.
 fn under_qemu(backend: &str, guest: &str) -> Result<()> {
     let mut shape = Shape::new(5, seed()).disk(backend).guest(guest);
     (shape.front_end, shape.pace) = (FrontEnd::Qemu, Pace::OneByOne);
-    storm(&shape).map(drop)
+    killed(&shape)
 }
