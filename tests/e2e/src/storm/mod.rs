@@ -10,7 +10,7 @@
 //! again: so many of them hit a successor somewhere in its start.
 //!
 //! - [`killer`]: who kills, whom and when;
-//! - [`qemu`]: the same back-end under QEMU, restarted by the test;
+//! - `qemu`: the same back-end under QEMU, restarted by the test;
 //! - [`step`]: a process that is killed between two system calls.
 
 pub mod killer;

@@ -295,7 +295,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         requests => requests,
     };
     if words.get("timeout").is_none() {
-        run.patience.limit = 2 * run.patience.limit;
+        run.patience.limit *= 2;
     }
     let Some(port) = run.ports.pop() else {
         return Err("reason=no-queue".into());
