@@ -81,6 +81,7 @@ fn disk(queues: u16) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
+        hang_timeout: None,
     }
 }
 

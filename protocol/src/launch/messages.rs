@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::{Device, Machine, Whose};
 
 /// Version of these messages.
-pub const MESSAGES_VERSION: u32 = 3;
+pub const MESSAGES_VERSION: u32 = 4;
 
 /// Which connection of a device is meant: they are counted, so that what is said
 /// of a session that is over is not taken for its successor's.
@@ -164,6 +164,22 @@ pub enum FromMachine {
     Free {
         /// The device's id.
         device: String,
+    },
+    /// A ring has stood still for half of the device's
+    /// [`hang_timeout`](Device::hang_timeout), and is told again after each further half.
+    /// It need not be anybody's fault.
+    Unserved {
+        /// The device's id.
+        device: String,
+        /// That of the attach.
+        session: SessionNumber,
+        /// The queue.
+        queue: u16,
+        /// Nobody has consumed its kick, though kicks of it were consumed before. If not:
+        /// chains of it have not been returned, or no kicks are asked for.
+        kick: bool,
+        /// How often this was told in a row: 2 when the time is over.
+        times: u32,
     },
     /// The machine cannot be built, or cannot go on; it exits after this.
     Failed {

@@ -41,6 +41,9 @@ pub struct Device {
     pub fewer: bool,
     /// Largest queue size offered: a power of two, 2 to 32768.
     pub queue_size: u16,
+    /// How long a ring may stand still before that is told, in milliseconds; `None`: as
+    /// long as it likes.
+    pub hang_timeout: Option<u32>,
 }
 
 /// What the machine is to be.

@@ -56,6 +56,7 @@ fn spec(queues: u16, config: u32) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
+        hang_timeout: None,
     }
 }
 

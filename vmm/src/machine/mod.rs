@@ -1,6 +1,8 @@
 //! The process that owns /dev/kvm: guest memory, vCPUs, PCI and the front-end.
 
 pub(crate) mod acpi;
+#[allow(unsafe_code)]
+mod aio;
 pub(crate) mod boot;
 pub(crate) mod bus;
 pub(crate) mod config_ports;
@@ -20,7 +22,6 @@ pub mod memory;
 pub mod pci;
 pub(crate) mod post;
 mod run;
-#[allow(unsafe_code)]
 mod signal;
 pub(crate) mod threads;
 pub(crate) mod vcpu;

@@ -12,6 +12,7 @@
 //! | `driver.rs`: what the driver has set up | until the driver resets the device |
 //! | `vacancy.rs`: what waits until a back-end that was lost is gone | until then |
 //! | `serving.rs`: a session whose back-end fits | until the back-end is lost |
+//! | `watch.rs`: whether its rings are served | as long as the device |
 //! | `introduce.rs`: a connection that may become one; `resume.rs`: whether it can go on where another was lost | for one attach |
 
 mod backend;
@@ -26,6 +27,7 @@ mod ring;
 mod seat;
 mod serving;
 mod vacancy;
+mod watch;
 
 use std::io;
 use std::sync::Arc;

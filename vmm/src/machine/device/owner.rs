@@ -17,6 +17,7 @@
 
 mod config;
 mod succession;
+mod unserved;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use super::mastering::Mastering;
 use super::seat::Seat;
 use super::serving::{Keeping, Serving};
 use super::vacancy::Vacancy;
+use super::watch::Watch;
 use crate::machine::frontend::{Interruption, cause_of};
 use crate::machine::pci::Clearing;
 use crate::machine::post::{Command, Mailbox};
@@ -59,6 +61,7 @@ pub(crate) struct Owner {
     mastering: Mastering,
     /// The configuration is to be read again, and not before this.
     config_stale: Option<Deadline>,
+    watch: Watch,
     /// That the driver must reset the device; a guest can cause it, so it is
     /// rate-limited: logged at powers of two.
     broken: Rarely,
@@ -74,6 +77,7 @@ impl Owner {
         interruption: Arc<Interruption>,
     ) -> Self {
         Self {
+            watch: Watch::new(&seat.spec),
             seat,
             commands,
             events,
@@ -101,6 +105,7 @@ impl Owner {
             }
             let result = self.attend();
             self.lose_on_error(result);
+            self.watch();
         }
     }
 
@@ -108,11 +113,16 @@ impl Owner {
     fn wait(&self) {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
         fds.extend(self.serving.iter().flat_map(Serving::fds));
+        fds.extend(self.watch.fd());
         let mut fds: Vec<_> = fds
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        let due = [self.config_stale, self.mastering.resumes_at()];
+        let due = [
+            self.config_stale,
+            self.mastering.resumes_at(),
+            self.watch.due(),
+        ];
         let due = due.into_iter().flatten().min();
         let timeout = due.map_or(PollTimeout::NONE, Deadline::poll_timeout);
         match poll(&mut fds, timeout) {

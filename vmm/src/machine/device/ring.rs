@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::machine::memory::Ram;
@@ -116,6 +117,42 @@ pub(crate) fn progress(ring: &Ring, ram: &Ram) -> Progress {
         used,
         in_order,
     }
+}
+
+/// Where the two sides of a ring are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Indices {
+    /// How many chains the driver has made available, modulo 65536.
+    pub(crate) available: u16,
+    /// How many the device has returned, modulo 65536.
+    pub(crate) used: u16,
+    /// The device has asked for a kick with the next chain.
+    pub(crate) kicks_wanted: bool,
+}
+
+/// Where the two sides of a ring are just now (virtio 1.3, section 2.7); `event_idx`: its
+/// driver has acknowledged EVENT_IDX. `None`: the ring is not in memory.
+pub(crate) fn indices(ring: &Ring, event_idx: bool, ram: &Ram) -> Option<Indices> {
+    let word = |address: Option<u64>| {
+        let word: u16 = ram
+            .guest()
+            .load(GuestAddress(address?), Ordering::Acquire)
+            .ok()?;
+        Some(u16::from_le(word))
+    };
+    let available = word(ring.available.checked_add(2))?;
+    let kicks_wanted = if event_idx {
+        let entries = u64::from(ring.size).saturating_mul(8);
+        // The device's event index is behind its ring.
+        word(ring.used.checked_add(4 + entries))? == available
+    } else {
+        word(Some(ring.used))? & VRING_USED_F_NO_NOTIFY as u16 == 0
+    };
+    Some(Indices {
+        available,
+        used: used_index(ring, ram)?,
+        kicks_wanted,
+    })
 }
 
 /// The used index: how many chains the device has returned, modulo 65536.
@@ -286,5 +323,39 @@ mod tests {
             ram.guest().write_obj(used, GuestAddress(0x3002)).unwrap();
             assert_eq!(is_under_way(&ring, base, &ram), under_way, "{base} {used}");
         }
+    }
+
+    #[test]
+    fn both_sides_of_a_ring_say_where_they_are_and_whether_a_kick_is_wanted() {
+        let ram = Ram::new(4 << 20, Backing::default()).unwrap();
+        let ring = Ring {
+            index: 0,
+            size: 256,
+            descriptors: 0x1000,
+            available: 0x2000,
+            used: 0x3000,
+        };
+        let write = |address, value: u16| {
+            ram.guest().write_obj(value, GuestAddress(address)).unwrap();
+        };
+        write(0x2002, 9);
+        write(0x3002, 7);
+        for (flags, event, event_idx, kicks_wanted) in [
+            (0, 0, false, true),
+            (1, 9, false, false),
+            (1, 9, true, true),
+            (0, 8, true, false),
+        ] {
+            write(0x3000, flags);
+            write(0x3004 + 8 * 256, event);
+            let expected = Indices {
+                available: 9,
+                used: 7,
+                kicks_wanted,
+            };
+            assert_eq!(indices(&ring, event_idx, &ram), Some(expected));
+        }
+        let nowhere = Ring { used: !3, ..ring };
+        assert_eq!(indices(&nowhere, true, &ram), None);
     }
 }

@@ -19,6 +19,7 @@ use super::driver::Driver;
 use super::errors::RingErrors;
 use super::kinds::blk::{self, Cache};
 use super::seat::Seat;
+use super::watch::Nature;
 use super::{kinds, resume, ring};
 use crate::machine::frontend::{Negotiated, Notices, RingStart, Session, Stopped, because};
 use crate::machine::memory::Ram;
@@ -67,6 +68,19 @@ impl Serving {
     /// Which of the device's sessions it is.
     pub(crate) fn number(&self) -> SessionNumber {
         self.number
+    }
+
+    /// What is known of its rings beforehand.
+    pub(super) fn nature(&self, spec: &launch::Device) -> Nature {
+        Nature {
+            is_own: self.whose == Whose::Own,
+            may_hold: kinds::may_hold(&spec.kind),
+        }
+    }
+
+    /// Whether the back-end has given up on this queue's ring.
+    pub(super) fn has_given_up(&self, queue: u16) -> bool {
+        self.errors.is_broken(queue)
     }
 
     /// What must be polled for input.

@@ -1,5 +1,6 @@
 mod causes;
 mod recovery;
+mod watch;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -234,6 +235,7 @@ fn spec(kind: Kind, queues: u16, fewer: bool) -> launch::Device {
         queues,
         fewer,
         queue_size: 64,
+        hang_timeout: None,
     }
 }
 

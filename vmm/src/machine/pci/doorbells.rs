@@ -119,6 +119,12 @@ impl Doorbells {
         Ok(kick)
     }
 
+    /// A queue's kick eventfd, if one is lent. It may be asked, and not read.
+    pub(crate) fn lent(&self, queue: u16) -> Option<Arc<EventFd>> {
+        let state = self.state();
+        state.queues.get(usize::from(queue))?.kick.clone()
+    }
+
     /// Takes a queue's kick eventfd out of use: a kick now exits to us.
     pub fn withdraw(&self, queue: u16) {
         if let Some(entry) = self.state().queues.get_mut(usize::from(queue)) {

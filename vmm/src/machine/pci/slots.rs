@@ -105,6 +105,7 @@ mod tests {
             queues: 1,
             fewer: false,
             queue_size: 64,
+            hang_timeout: None,
         };
         let kicks = (launch::Doorbell::Mmio, launch::KickPath::Kvm);
         let made = (0..=MAX_FUNCTIONS).map(|number| {

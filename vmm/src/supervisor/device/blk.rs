@@ -14,7 +14,7 @@ use super::plan::{
     self, Args, DeviceOption, Executable, LENT_FD, Lend, OnFailure, Plan, ServedBy, Usage,
 };
 use crate::supervisor::text::options::switch;
-use crate::supervisor::text::units::Wait;
+use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves a disk if no other is named.
 const OWN: Executable = Executable::Own {
@@ -55,6 +55,8 @@ pub(crate) struct DiskSettings {
     pub(crate) queue_size: Option<u64>,
     /// The serial number that the guest reads.
     pub(crate) serial: Option<String>,
+    /// How long a ring may stand still before the back-end is suspected to hang.
+    pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
     /// The name of the device.
@@ -78,9 +80,10 @@ for a block device; `direct` does not change it). An image that looks like anoth
 another front-end.
 
 All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end has), `queue-size=N` \
-(default: 256), `id=NAME` (default: disk0, disk1, …) and `on-failure=restart|pause|shutdown`: a \
-back-end that dies or hangs is started again while the guest waits (the default), or once the VM, \
-which is paused, is resumed, or ends the VM. A comma within a value is written `,,`.";
+(default: 256), `hang-timeout=TIME|off` (default: 5s; a back-end that serves nothing for so long, and \
+does not wait for its disk either, hangs), `id=NAME` (default: disk0, disk1, …) and \
+`on-failure=restart|pause|shutdown`: a back-end that dies or hangs is started again while the \
+guest waits (the default), or once the VM, which is paused, is resumed, or ends the VM. A comma within a value is written `,,`.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -93,6 +96,7 @@ which is paused, is resumed, or ends the VM. A comma within a value is written `
             queues: plan::queues(self.queues.unwrap_or(cpus.min(DEFAULT_QUEUES)))?,
             fewer: self.queues.is_none(),
             queue_size: plan::queue_size(self.queue_size)?,
+            hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
         let served_by = match self.socket.take() {

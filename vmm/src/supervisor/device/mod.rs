@@ -79,11 +79,19 @@ mod tests {
         its_help_has_every_key::<net::NetSettings>();
         its_help_has_every_key::<rng::RngSettings>();
         its_help_has_every_key::<other::OtherSettings>();
-        assert_eq!(keys::<rng::RngSettings>().len(), 7);
+        assert_eq!(keys::<rng::RngSettings>().len(), 8);
     }
 
     /// A back-end that somebody else runs is asked for these, and decides the rest.
-    const WITH_A_SOCKET: &[&str] = &["socket", "wait", "queues", "queue-size", "on-failure", "id"];
+    const WITH_A_SOCKET: &[&str] = &[
+        "socket",
+        "wait",
+        "queues",
+        "queue-size",
+        "hang-timeout",
+        "on-failure",
+        "id",
+    ];
 
     fn the_rest_is_refused_with_a_socket<O: DeviceOption + DeserializeOwned>() {
         for key in keys::<O>() {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::plan::{
     self, Args, DeviceOption, Executable, LENT_FD, Lend, OnFailure, Plan, ServedBy, within,
 };
-use crate::supervisor::text::units::Wait;
+use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves a card if no other is named.
 const OWN: Executable = Executable::Own {
@@ -52,6 +52,8 @@ pub(crate) struct NetSettings {
     pub(crate) queues: Option<u64>,
     /// Largest queue size.
     pub(crate) queue_size: Option<u64>,
+    /// How long a ring may stand still before the back-end is suspected to hang.
+    pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
     /// The name of the device.
@@ -74,8 +76,9 @@ same launch contract. \
 the control queue too.
 
 All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_queue`), `queue-size=N` \
-(default: 256; Linux needs 32, and receives whole segments from 128 on), `id=NAME` (default: net0, \
-net1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
+(default: 256; Linux needs 32, and receives whole segments from 128 on), `hang-timeout=TIME|off` \
+(default: 5s; a back-end that serves nothing for so long hangs), `id=NAME` (default: net0, net1, …) and \
+`on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -90,6 +93,7 @@ net1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
             queues: 2 * pairs + 1,
             fewer: self.queues.is_none(),
             queue_size: plan::queue_size(self.queue_size)?,
+            hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
         let served_by = match self.socket.take() {

@@ -7,7 +7,7 @@ use outboard_protocol::launch;
 use serde::Deserialize;
 
 use super::plan::{self, DeviceOption, OnFailure, Plan, ServedBy, within};
-use crate::supervisor::text::units::Wait;
+use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// Longest configuration space that a vhost-user message carries, in bytes.
 const MAX_CONFIG_SIZE: u64 = 4080;
@@ -28,6 +28,8 @@ pub(crate) struct OtherSettings {
     pub(crate) queue_size: Option<u64>,
     /// Length of the configuration space in bytes.
     pub(crate) config_size: Option<u64>,
+    /// How long a ring may stand still before the back-end is suspected to hang.
+    pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
     /// The name of the device.
@@ -42,7 +44,8 @@ Add any other vhost-user device (may be given several times)
 
 `virtio-id=N,socket=PATH,queues=N,config-size=N`: a device with that virtio device id and that many \
 bytes of configuration, whose back-end listens at PATH. It also takes `queue-size=N` (default: 256), \
-`id=NAME` (default: device0, device1, …), `wait=10s|forever` (default: 2s) and \
+`id=NAME` (default: device0, device1, …), `hang-timeout=TIME|off` (default: 5s; a back-end that \
+consumes no kick for so long is spoken of), `wait=10s|forever` (default: 2s) and \
 `on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
@@ -69,6 +72,7 @@ bytes of configuration, whose back-end listens at PATH. It also takes `queue-siz
                 queues: plan::queues(queues)?,
                 fewer: false,
                 queue_size: plan::queue_size(self.queue_size)?,
+                hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
             },
             served_by: ServedBy::socket(path, self.wait, &[])?,
             on_failure: self.on_failure,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plan::{self, Args, DeviceOption, Executable, Lend, OnFailure, Plan, ServedBy, within};
 use crate::supervisor::text::options;
-use crate::supervisor::text::units::Wait;
+use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves an entropy device if no other is named.
 const OWN: Executable = Executable::Own {
@@ -30,6 +30,8 @@ pub(crate) struct RngSettings {
     pub(crate) max_bytes: Option<u64>,
     /// The length of a period in milliseconds; the back-end's default if not said.
     pub(crate) period: Option<u64>,
+    /// How long a ring may stand still before the back-end is suspected to hang.
+    pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
     /// The name of the device.
@@ -57,7 +59,8 @@ Without a value it starts outboard-rng. `max-bytes=N` and `period=MS` bound what
 period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program instead, by the \
 same launch contract. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
 
-All take `id=NAME` (default: rng0, rng1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
+All take `hang-timeout=TIME|off` (default: 5s; a back-end that consumes no kick for so long hangs), \
+`id=NAME` (default: rng0, rng1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -70,6 +73,7 @@ All take `id=NAME` (default: rng0, rng1, …) and `on-failure=restart|pause|shut
             queues: 1,
             fewer: true,
             queue_size: plan::queue_size(None)?,
+            hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
         let served_by = match self.socket.take() {

@@ -116,6 +116,13 @@ impl Child {
         self.spawned.pidfd.as_fd()
     }
 
+    /// Whether it is stopped, as by SIGSTOP: it lives and does nothing.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::PIDFd(self.pidfd()), look);
+        matches!(status, Ok(WaitStatus::Stopped(..)))
+    }
+
     /// Reaps it if it has ended, and kills what is left of its process group.
     pub(crate) fn try_reap(&mut self) -> Option<Death> {
         if self.reaped {

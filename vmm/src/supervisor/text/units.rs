@@ -63,24 +63,76 @@ impl std::str::FromStr for Wait {
         if text == "forever" {
             return Ok(Self::Forever);
         }
-        let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-        let scale = match text.get(digits.len()..).unwrap_or_default() {
-            "ms" => Some(1),
-            "s" => Some(1000),
-            "m" => Some(60_000),
-            _ => None,
-        };
-        let millis = digits.parse::<u32>().ok().map(u64::from);
-        match (millis, scale) {
-            (Some(count), Some(scale)) => Ok(Self::For(Duration::from_millis(count * scale))),
-            _ => Err(format!(
-                "`{text}` is not a wait; write it as 500ms, 10s, 2m or forever"
+        time(text)
+            .map(Self::For)
+            .ok_or_else(|| format!("`{text}` is not a wait; write it as 500ms, 10s, 2m or forever"))
+    }
+}
+
+/// A time with its unit.
+fn time(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let scale = match text.get(digits.len()..)? {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    let count = digits.parse::<u32>().ok().map(u64::from)?;
+    Some(Duration::from_millis(count * scale))
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// How long a device's ring may stand still before its back-end is suspected to hang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HangTimeout {
+    /// This long.
+    After(Duration),
+    /// As long as it likes.
+    Off,
+}
+
+impl HangTimeout {
+    /// In milliseconds, as the machine is told.
+    pub(crate) fn millis(self) -> Option<u32> {
+        match self {
+            Self::After(time) => Some(u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
+            Self::Off => None,
+        }
+    }
+}
+
+impl Default for HangTimeout {
+    fn default() -> Self {
+        Self::After(Duration::from_secs(5))
+    }
+}
+
+impl std::str::FromStr for HangTimeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LEAST: Duration = Duration::from_millis(100);
+        const MOST: Duration = Duration::from_secs(3600);
+        match (text, time(text)) {
+            ("off", _) => Ok(Self::Off),
+            (_, Some(time)) if (LEAST..=MOST).contains(&time) => Ok(Self::After(time)),
+            (_, Some(_)) => Err(format!("`{text}`: give 100ms to 60m, or off")),
+            (_, None) => Err(format!(
+                "`{text}` is not a hang-timeout; write it as 500ms, 10s, 2m or off"
             )),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Wait {
+impl<'de> Deserialize<'de> for HangTimeout {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
         String::deserialize(source)?
             .parse()
@@ -117,11 +169,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_hang_timeout_is_within_reason_or_off() {
+        let of = |text: &str| text.parse().map(HangTimeout::millis);
+        for (text, millis) in [
+            ("100ms", Some(100)),
+            ("7s", Some(7_000)),
+            ("60m", Some(3_600_000)),
+            ("off", None),
+        ] {
+            assert_eq!(of(text), Ok(millis), "{text}");
+        }
+        assert_eq!(HangTimeout::default().millis(), Some(5_000));
+        for (wrong, words) in [
+            ("99ms", "give 100ms to 60m"),
+            ("61m", "give 100ms to 60m"),
+            ("0s", "give 100ms to 60m"),
+            ("", "not a hang-timeout"),
+            ("5", "not a hang-timeout"),
+            ("on", "not a hang-timeout"),
+            ("forever", "not a hang-timeout"),
+        ] {
+            let error = of(wrong).unwrap_err();
+            assert!(error.contains(words), "{wrong}: {error}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_is_too_strange_to_refuse(text in ".*") {
             let _ = text.parse::<Size>();
             let _ = text.parse::<Wait>();
+            let _ = text.parse::<HangTimeout>();
         }
 
         #[test]

@@ -5,6 +5,7 @@ use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::SessionNumber;
 
 use super::answer::Answer;
+use super::look::Unserved;
 use crate::supervisor::api::call::Ticket;
 use crate::supervisor::api::model::Change;
 
@@ -53,6 +54,8 @@ pub(crate) enum Action {
     GuestRuns,
     /// Take the terminal back.
     GuestIsOver,
+    /// Look at the back-end of this device and session, a ring of which stands still.
+    Examine(usize, SessionNumber, Unserved),
     /// Log what this device's back-end has served, if it counts.
     TellCounts(usize),
     /// Answer this call.

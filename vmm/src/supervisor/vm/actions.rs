@@ -110,6 +110,12 @@ impl<'a> Hands<'a> {
             Action::Abandon(who) => self.abandon(who),
             Action::GuestRuns => self.console.running(),
             Action::GuestIsOver => self.console.ended(),
+            Action::Examine(place, session, unserved) => {
+                let backend = self.backends.get(place)?;
+                let found = backend.examine(unserved.queue);
+                let event = device::Event::Examined(session, unserved, found);
+                return Some(Event::Device(place, event));
+            }
             Action::TellCounts(place) => self.backend(place, |backend| backend.tell_counts()),
             Action::Answer(ticket, answer) => self.answer(ticket, answer),
             Action::Tell(change) => self.tell(change),

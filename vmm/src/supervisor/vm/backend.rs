@@ -11,12 +11,14 @@
 //!            clear(), look() = it is gone, and its I/O over
 //! ```
 
+mod clearing;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use outboard_line::{Heard, Line};
 use outboard_protocol::counters::{Counts, Reading};
 use outboard_protocol::kept::Kept;
@@ -24,19 +26,16 @@ use outboard_protocol::launch::{
     BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
 };
 
-use rustix::net::{Shutdown, shutdown};
-
+use self::clearing::CLOSED;
 use super::counters::Page;
 use super::device::Event;
+use super::look::Examined;
 use crate::supervisor::host::connect::Search;
 use crate::supervisor::host::lend::{Io, Opened, Server};
 use crate::supervisor::process::child::{Child, Death, Parent};
 use crate::supervisor::say::{Logging, say};
 use crate::supervisor::text::units::Wait;
 
-/// What is polled of a socket that we have shut down for writing, and whose other end
-/// is to be closed: POLLHUP, which always counts.
-const CLOSED: PollFlags = PollFlags::empty();
 /// Times that the line of a dead process is attended to: a socket has no room for
 /// more messages, unless somebody that it started keeps sending.
 const LAST_WORDS: usize = 16;
@@ -71,11 +70,6 @@ pub(crate) struct Backend<'a> {
     /// Nothing is to be left of it: when to look next, and how long to wait then.
     clearing: Option<(Instant, Duration)>,
 }
-
-/// Between two looks whether the I/O of a process that is gone is over: the first, and
-/// the longest.
-const LOOK: Duration = Duration::from_millis(1);
-const LONG_LOOK: Duration = Duration::from_millis(50);
 
 impl<'a> Backend<'a> {
     /// Of this device; nothing is started yet.
@@ -168,47 +162,6 @@ impl<'a> Backend<'a> {
     /// Whether who is looked for has come, or nothing is left of who was there.
     pub(crate) fn look(&mut self) -> Option<Event> {
         self.find().or_else(|| self.cleared())
-    }
-
-    /// Sees to it that nothing is left of it. Returns that nothing is, if that is so
-    /// already; else [`Self::look`] tells.
-    pub(crate) fn clear(&mut self) -> Option<Event> {
-        if let Some(child) = &self.child {
-            child.signal_kill();
-        }
-        if let Some(connection) = &self.connection {
-            // Who reads the end of it closes it; whoever has closed it is gone.
-            let _ = shutdown(connection, Shutdown::Write);
-        }
-        self.clearing = Some((Instant::now(), LOOK));
-        self.cleared()
-    }
-
-    fn cleared(&mut self) -> Option<Event> {
-        let (next, pause) = self.clearing?;
-        let open = self.connection.as_ref().is_some_and(|fd| !is_closed(fd));
-        if self.child.is_some() || open || Instant::now() < next {
-            return None;
-        }
-        self.connection = None;
-        let known = match &self.io {
-            Io::OfProcess => true,
-            Io::Until(fence) => match fence.is_lifted() {
-                Ok(true) => true,
-                Ok(false) => {
-                    let next = Instant::now() + pause;
-                    self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
-                    return None;
-                }
-                Err(error) => {
-                    log::warn!("{}: asking for a lock: {error}", self.opened.spec.id);
-                    false
-                }
-            },
-            Io::Unknown => self.in_order,
-        };
-        (self.clearing, self.io) = (None, Io::OfProcess);
-        Some(Event::Clear { known })
     }
 
     fn find(&mut self) -> Option<Event> {
@@ -321,6 +274,14 @@ impl<'a> Backend<'a> {
         read.unwrap_or_default()
     }
 
+    /// What its process does just now, and what its page says of this queue.
+    pub(crate) fn examine(&self, queue: u16) -> Examined {
+        Examined {
+            is_stopped: self.child.as_ref().is_some_and(Child::is_stopped),
+            page: self.counts().get(usize::from(queue)).copied(),
+        }
+    }
+
     /// Logs what its process has served, living or dead, if it counts.
     pub(crate) fn tell_counts(&self) {
         let total = self.counters.as_ref().map(Page::total);
@@ -383,13 +344,6 @@ impl<'a> Backend<'a> {
             line.end();
         }
     }
-}
-
-/// Whether the other end of a socket was closed.
-fn is_closed(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket.as_fd(), CLOSED)];
-    let _ = poll(&mut fds, PollTimeout::ZERO);
-    fds.iter().any(|fd| fd.any() == Some(true))
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@
 
 mod ending;
 mod event;
+mod hang;
 mod health;
 mod line;
 mod recovery;
@@ -42,6 +43,7 @@ use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, SessionNumber, Whose};
 
 pub(crate) use self::event::{Event, Fault, Outcome};
+use self::hang::Suspicion;
 use self::health::Health;
 use self::line::Line;
 pub(crate) use self::state::State;
@@ -64,6 +66,7 @@ pub(crate) struct Device {
     lives: bool,
     session: SessionNumber,
     line: Line,
+    suspicion: Suspicion,
     /// The user knows that its back-end keeps version 1 of the launch contract.
     told_version: bool,
     /// What must survive its back-end, and its driver will not say again; `None`:
@@ -101,6 +104,7 @@ impl Device {
             lives: false,
             session: 0,
             line: Line::Silent,
+            suspicion: Suspicion::default(),
             told_version: false,
             kept: Some(Kept::Nothing),
             beyond: None,
@@ -167,7 +171,8 @@ impl Device {
     /// Takes an event; returns what becomes of it.
     pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
-        let Some(event) = self.hear(event, now, &mut out) else {
+        let event = self.hear(event, now, &mut out);
+        let Some(event) = event.and_then(|event| self.suspect(event, &mut out)) else {
             return out;
         };
         match event {
@@ -214,7 +219,7 @@ impl Device {
             (State::Down, Event::Begin) => self.begin(out),
             (State::Seeking, Event::Found) => State::Found,
             (State::Found, Event::Go) => {
-                self.session += 1;
+                self.suspects_nothing(self.session + 1);
                 self.lives = self.program.is_some();
                 self.once_more = false;
                 let kept = self.kept.clone();
@@ -263,6 +268,10 @@ impl Device {
                 until,
             },
             Event::Died(death) => self.fault(Fault::Died(death, None), now, out),
+            Event::Hangs(session, text) if session == self.session => {
+                out.push(Outcome::Do(Action::Kill(Who::Device(self.place))));
+                self.fault(Fault::Lost(text), now, out)
+            }
             Event::VmEnds => State::Over,
             Event::Restart => self.stop(now, out),
             _ => state,

@@ -21,6 +21,7 @@ use super::action::Action;
 use super::device::{self, Device, Fault};
 use super::end::{self, End, Patience};
 use super::event::Event;
+use super::look::Unserved;
 use super::machine::{self, Machine};
 use super::verdict::Verdict;
 
@@ -127,6 +128,7 @@ impl Life {
                 FromMachine::Attached { .. }
                 | FromMachine::Lost { .. }
                 | FromMachine::Free { .. }
+                | FromMachine::Unserved { .. }
                 | FromMachine::Paused
                 | FromMachine::Resumed,
             ) => {}
@@ -179,6 +181,16 @@ impl Life {
                 text,
             } => place(&device)
                 .map(|place| Step::Device(place, device::Event::Lost(session, cause, text))),
+            FromMachine::Unserved {
+                device,
+                session,
+                queue,
+                kick,
+                times,
+            } => place(&device).map(|place| {
+                let unserved = Unserved { queue, kick, times };
+                Step::Device(place, device::Event::Unserved(session, unserved))
+            }),
             FromMachine::Free { device } => {
                 place(&device).map(|place| Step::Device(place, device::Event::Free))
             }

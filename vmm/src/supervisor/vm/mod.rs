@@ -17,6 +17,7 @@ pub(crate) mod end;
 pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod life;
+pub(crate) mod look;
 pub(crate) mod machine;
 pub(crate) mod machine_line;
 pub(crate) mod pause;

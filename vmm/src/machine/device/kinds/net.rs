@@ -122,6 +122,7 @@ mod tests {
             queues: 2 * pairs + 1,
             fewer: false,
             queue_size: 256,
+            hang_timeout: None,
         }
     }
 

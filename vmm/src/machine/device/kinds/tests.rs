@@ -12,6 +12,7 @@ fn spec(queues: u16) -> launch::Device {
         queues,
         fewer: false,
         queue_size: 64,
+        hang_timeout: None,
     }
 }
 
@@ -83,6 +84,7 @@ fn a_disk_never_says_more_queues_than_the_driver_can_reach() {
         queues: 2,
         fewer: false,
         queue_size: 64,
+        hang_timeout: None,
     };
     let of = |num_queues| BlkConfig {
         num_queues,

@@ -50,6 +50,7 @@ fn resources(program: Program, back_end: Program) -> Resources {
                 queues: 1,
                 fewer: false,
                 queue_size: 256,
+                hang_timeout: None,
             },
             whose: Whose::Own,
             server: Server::Program {

@@ -37,6 +37,7 @@ fn served_by(script: &str) -> Opened {
             queues: 2,
             fewer: false,
             queue_size: 256,
+            hang_timeout: None,
         },
         whose: Whose::Own,
         server: Server::Program {

@@ -8,6 +8,7 @@ use outboard_protocol::launch::{Cause, SessionNumber};
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::end::Patience;
+use crate::supervisor::vm::look::{Examined, Unserved};
 
 /// What happens to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,12 @@ pub(crate) enum Event {
     /// launch contract, and found no lock on a description of the image of its own: it
     /// is to share ours from now on.
     WantsToShare(SessionNumber),
+    /// A ring of this session stands still, as the machine tells.
+    Unserved(SessionNumber, Unserved),
+    /// What was found of the back-end of this session when a ring stood still.
+    Examined(SessionNumber, Unserved, Examined),
+    /// The back-end of this session hangs, for this reason.
+    Hangs(SessionNumber, String),
     /// Its process has ended.
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use outboard_protocol::counters::{Doing, Pulse, Reading};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
@@ -17,6 +18,7 @@ use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
+use crate::supervisor::vm::look::Examined;
 use crate::supervisor::vm::machine::{self, Machine};
 use crate::supervisor::vm::pause::Why;
 use crate::supervisor::vm::verdict::Verdict;
@@ -81,6 +83,24 @@ impl Dice {
             0 => Why::Device(0),
             1 => Why::IoError(0),
             _ => Why::Operator,
+        }
+    }
+
+    fn examined(&mut self) -> Examined {
+        let doing = match self.throw(3) {
+            0 => Doing::Asleep,
+            1 => Doing::Working,
+            _ => Doing::SystemCall,
+        };
+        let rounds = self.throw(2).into();
+        let pulse = Pulse { doing, rounds };
+        let page = Reading {
+            pulse,
+            ..Reading::default()
+        };
+        Examined {
+            is_stopped: self.one(3),
+            page: self.one(2).then_some(page),
         }
     }
 
@@ -262,6 +282,11 @@ impl World {
                     slot.lives = false;
                 }
             },
+            Action::Examine(place, session, unserved) => {
+                assert_eq!(session, self.slots[place].session, "it is over");
+                let event = device::Event::Examined(session, unserved, dice.examined());
+                return Some(Event::Device(place, event));
+            }
             Action::GuestRuns => assert!(self.machine_lives),
             Action::Log(_, text) if text.contains("version 1") => {
                 let place: usize = text[1..2].parse().unwrap();
@@ -413,6 +438,13 @@ impl World {
                 return Event::Said(match dice.throw(5) {
                     0 | 1 => FromMachine::Attached { device, session },
                     2 => FromMachine::Free { device },
+                    3 => FromMachine::Unserved {
+                        device,
+                        session,
+                        queue: 0,
+                        kick: dice.one(2),
+                        times: 1 + dice.throw(2),
+                    },
                     _ => FromMachine::Lost {
                         device,
                         session,

@@ -1,0 +1,70 @@
+//! The end of a back-end that is to be followed by another: nothing is left of it, and
+//! its I/O is over.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::net::{Shutdown, shutdown};
+
+use super::Backend;
+use crate::supervisor::host::lend::Io;
+use crate::supervisor::vm::device::Event;
+
+/// What is polled of a socket that we have shut down for writing, and whose other end
+/// is to be closed: POLLHUP, which always counts.
+pub(super) const CLOSED: PollFlags = PollFlags::empty();
+/// Between two looks whether the I/O of a process that is gone is over: the first, and
+/// the longest.
+const LOOK: Duration = Duration::from_millis(1);
+const LONG_LOOK: Duration = Duration::from_millis(50);
+
+impl Backend<'_> {
+    /// Sees to it that nothing is left of it. Returns that nothing is, if that is so
+    /// already; else [`Self::look`] tells.
+    pub(crate) fn clear(&mut self) -> Option<Event> {
+        if let Some(child) = &self.child {
+            child.signal_kill();
+        }
+        if let Some(connection) = &self.connection {
+            // Who reads the end of it closes it; whoever has closed it is gone.
+            let _ = shutdown(connection, Shutdown::Write);
+        }
+        self.clearing = Some((Instant::now(), LOOK));
+        self.cleared()
+    }
+
+    pub(super) fn cleared(&mut self) -> Option<Event> {
+        let (next, pause) = self.clearing?;
+        let open = self.connection.as_ref().is_some_and(|fd| !is_closed(fd));
+        if self.child.is_some() || open || Instant::now() < next {
+            return None;
+        }
+        self.connection = None;
+        let known = match &self.io {
+            Io::OfProcess => true,
+            Io::Until(fence) => match fence.is_lifted() {
+                Ok(true) => true,
+                Ok(false) => {
+                    let next = Instant::now() + pause;
+                    self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
+                    return None;
+                }
+                Err(error) => {
+                    log::warn!("{}: asking for a lock: {error}", self.opened.spec.id);
+                    false
+                }
+            },
+            Io::Unknown => self.in_order,
+        };
+        (self.clearing, self.io) = (None, Io::OfProcess);
+        Some(Event::Clear { known })
+    }
+}
+
+/// Whether the other end of a socket was closed.
+fn is_closed(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), CLOSED)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    fds.iter().any(|fd| fd.any() == Some(true))
+}
