@@ -5,6 +5,7 @@ mod api;
 mod boots;
 mod disks;
 mod endings;
+mod hangs;
 mod lines;
 mod net;
 mod pasted;
@@ -137,6 +138,7 @@ fn main() -> ExitCode {
         ("boots", boots::tests()),
         ("disks", disks::tests()),
         ("endings", endings::tests()),
+        ("hangs", hangs::tests()),
         ("lines", lines::tests()),
         ("net", net::tests()),
         ("rng", rng::tests()),
