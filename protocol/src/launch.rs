@@ -21,7 +21,7 @@ mod spec;
 
 pub use self::channel::Channel;
 pub use self::handover::Handover;
-pub use self::line::{FromBackend, Link, ToBackend};
+pub use self::line::{FromBackend, LONGEST_TEXT, Link, ToBackend};
 pub use self::messages::{
     Cause, Ending, FromMachine, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
     sort_fds,

@@ -13,7 +13,7 @@ use outboard_runtime::manual::after_help;
 use outboard_runtime::program::{self, Capabilities};
 use outboard_runtime::supervisor;
 
-use crate::disk::{Blk, Disk, Settings, Storage};
+use crate::disk::{Blk, Disk, OnIoError, Settings, Storage};
 use crate::image::{Image, Options};
 
 const USAGE: &str = "outboard-blk [--socket-path PATH | --fd FDNUM] \
@@ -85,6 +85,11 @@ impl Cli {
         // Before anything else opens descriptors, and that number with it.
         let inherited = self.blk_fd.map(inherited::take);
         program::run(&self.program, capabilities, || {
+            anyhow::ensure!(
+                self.settings.on_io_error == OnIoError::Report || supervisor::is_there(),
+                "--on-io-error=pause needs somebody who pauses the VM and resumes it: give \
+                 `on-io-error=pause` to `outboard run --disk`, which starts this program"
+            );
             let storage = match (inherited, &self.blk_file, self.null) {
                 (Some(fd), _, _) => {
                     let fd = fd.context("cannot use --blk-fd")?;

@@ -24,6 +24,7 @@ use virtio_bindings::virtio_blk::{
 pub use self::device::Blk;
 use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
+use crate::hold::Holds;
 use crate::image::{Alignment, Image};
 use crate::request::{
     ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
@@ -83,6 +84,21 @@ pub struct Settings {
     /// How to do I/O
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub engine: Choice,
+
+    /// What becomes of a request that fails on the host; pause: it is held back, and the
+    /// supervisor pauses the VM
+    #[arg(long, value_name = "POLICY", default_value = "report")]
+    pub on_io_error: OnIoError,
+}
+
+/// What becomes of a request that fails on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnIoError {
+    /// The guest is told.
+    #[default]
+    Report,
+    /// It is held back ([`Holds`]).
+    Pause,
 }
 
 fn queue_size(text: &str) -> Result<u16, String> {
@@ -107,6 +123,7 @@ impl Default for Settings {
             serial: String::new(),
             writeback: true,
             engine: Choice::Auto,
+            on_io_error: OnIoError::Report,
         }
     }
 }
@@ -127,6 +144,8 @@ pub struct Disk {
     durability: Arc<Durability>,
     refused: Refused,
     troubles: Troubles,
+    /// Where what fails is held back.
+    holds: Option<Arc<Holds>>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
 }
@@ -175,6 +194,7 @@ impl Disk {
             durability,
             refused: Refused::default(),
             troubles: Troubles::default(),
+            holds: (settings.on_io_error == OnIoError::Pause).then(Arc::default),
             settings,
             notifier: OnceLock::new(),
         })
@@ -272,6 +292,7 @@ impl Disk {
             refused: &self.refused,
             troubles: &self.troubles,
             flushes,
+            holds: self.holds.is_some(),
         }
     }
 
@@ -288,6 +309,11 @@ impl Disk {
 
     pub(crate) fn durability(&self) -> &Arc<Durability> {
         &self.durability
+    }
+
+    /// Where what fails is held back, if it is.
+    pub(crate) fn holds(&self) -> Option<&Arc<Holds>> {
+        self.holds.as_ref()
     }
 
     pub(crate) fn troubles(&self) -> &Troubles {

@@ -6,6 +6,7 @@
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
+//! - [`hold`]: requests that have failed and wait to be executed again;
 //! - `cache`: the write cache, turned off by the driver;
 //! - [`trouble`]: what goes wrong with the image, said and counted;
 //! - [`queue`] and [`disk`]: the above as the runtime's `Queue` and `Device`;
@@ -25,6 +26,7 @@ pub mod data;
 pub mod disk;
 pub mod durability;
 pub mod engine;
+pub mod hold;
 pub mod image;
 pub mod queue;
 pub mod request;

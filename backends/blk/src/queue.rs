@@ -7,7 +7,10 @@
 //! take ──► Done at once (refused, identify, a disk that is not there)
 //!   └────► Deferred: pending[id], its job in the engine ⟲ ──reap──► answer
 //!                    or waiting for a bounce buffer
+//!                    or failed and held back ([`crate::hold`])
 //! ```
+
+mod failed;
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,9 +23,11 @@ use outboard_runtime::device::{Done, Memory, Outcome, Queue};
 use outboard_runtime::guest_buffers::GuestBuffers;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
+use self::failed::Held;
 use crate::data::{BOUNCE, Bounce};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine};
+use crate::hold::{Attempt, Fate, Hold};
 use crate::request::{Operation, Refusal, Reply, Request, Status};
 use crate::task::{Rules, Step, Task};
 
@@ -53,12 +58,22 @@ pub struct BlkQueue {
     completions: Vec<Completion>,
     /// What has not been counted yet.
     done: Done,
+    /// Those that have failed, where they are held back.
+    hold: Option<Hold<Held>>,
+    /// How many requests there were.
+    requests: u64,
+    /// The ring is to be handed back.
+    stopping: bool,
 }
 
 #[derive(Debug)]
 struct Pending {
     reply: Reply,
     task: Task,
+    /// Which request of its queue it is.
+    number: u64,
+    /// Of its job.
+    attempt: Attempt,
 }
 
 impl std::fmt::Debug for BlkQueue {
@@ -86,6 +101,9 @@ impl BlkQueue {
             spare: Vec::new(),
             completions: Vec::new(),
             done: Done::default(),
+            hold: None,
+            requests: 0,
+            stopping: false,
         }
     }
 
@@ -113,7 +131,14 @@ impl BlkQueue {
                 return Some(reply.finish(&self.memory, Status::Ok, length as u64));
             }
         };
-        let mut pending = Pending { reply, task };
+        self.requests = self.requests.wrapping_add(1);
+        let number = self.requests;
+        let mut pending = Pending {
+            reply,
+            task,
+            number,
+            attempt: Attempt::default(),
+        };
         let id = self.id();
         if !aligned {
             let Some(bounce) = self.bounce() else {
@@ -144,14 +169,29 @@ impl BlkQueue {
                     self.bounces.extend(bounce);
                     return Some(pending.reply.finish(&self.memory, status, written));
                 }
-                Step::Next(job) => match self.engine.start(id, job) {
-                    Some(done) => {
-                        step = pending.task.complete(done.job, done.result, self.rules());
+                Step::Next(job) => {
+                    pending.attempt = self.hold.as_ref().map(Hold::now).unwrap_or_default();
+                    match self.engine.start(id, job) {
+                        Some(done) => {
+                            step = pending.task.complete(done.job, done.result, self.rules());
+                        }
+                        None => {
+                            self.put(id, pending);
+                            return None;
+                        }
                     }
-                    None => {
-                        self.put(id, pending);
+                }
+                Step::Held(failed) => match self.fate(pending.attempt, &failed) {
+                    Fate::Again => step = Step::Next(failed.job),
+                    Fate::Held => {
+                        self.keep_back(id, pending, failed);
                         return None;
                     }
+                    Fate::Over if self.is_leaving() => {
+                        self.leave(id, pending, failed);
+                        return None;
+                    }
+                    Fate::Over => step = self.report(&mut pending, failed),
                 },
             }
         }
@@ -245,7 +285,11 @@ impl Queue for BlkQueue {
         if self.engine_failed {
             self.engine = self.disk.engine()?;
             self.engine_failed = false;
+            if let Some(hold) = &self.hold {
+                hold.follow(self.engine.ready())?;
+            }
         }
+        self.stopping = false;
         self.flushes = features & (1 << VIRTIO_BLK_F_FLUSH) != 0;
         Ok(())
     }
@@ -276,7 +320,8 @@ impl Queue for BlkQueue {
     }
 
     fn ready(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.ready()
+        let engine = self.engine.ready()?;
+        Some(self.hold.as_ref().map_or(engine, Hold::ready))
     }
 
     fn reap(&mut self, done: &mut dyn FnMut(u16, u32)) -> io::Result<()> {
@@ -293,6 +338,7 @@ impl Queue for BlkQueue {
             }
         }
         self.completions = completions;
+        self.release(done);
         let result = result.and_then(|()| self.engine.submit());
         self.note(result)
     }
@@ -303,6 +349,11 @@ impl Queue for BlkQueue {
 
     fn in_kernel(&self) -> usize {
         self.engine.in_kernel()
+    }
+
+    /// Nothing of what it has is untouched; but what is held back is not waited for.
+    fn give_back(&mut self, _: &mut dyn FnMut(u16)) {
+        self.stopping = true;
     }
 
     fn in_flight(&self) -> usize {
@@ -328,6 +379,9 @@ impl Queue for BlkQueue {
         (self.pending, self.free) = (Vec::new(), Vec::new());
         (self.waiting, self.spare) = (VecDeque::new(), Vec::new());
         (self.bounces, self.bounces_made) = (Vec::new(), 0);
+        if let Some(hold) = &mut self.hold {
+            drop(hold.take_all());
+        }
     }
 }
 

@@ -56,6 +56,20 @@ impl Deed {
             length,
         }
     }
+
+    /// That it has failed, and what to do.
+    pub fn failed(&self, error: &io::Error) -> String {
+        let remedy = remedy(error.raw_os_error().unwrap_or(0));
+        format!("cannot {self}: {error}{remedy}")
+    }
+
+    /// That it has moved nothing, and what to do.
+    pub fn fell_short(&self) -> String {
+        format!(
+            "cannot {self}: it ends before that, it was cut short while it was served; make it \
+             as long again as it was (truncate -s)"
+        )
+    }
 }
 
 impl fmt::Display for Deed {
@@ -77,8 +91,7 @@ impl Troubles {
     pub fn failed(&self, deed: Deed, error: &io::Error) {
         let errno = error.raw_os_error().unwrap_or(0);
         self.note((deed.verb, errno), |times| {
-            let remedy = remedy(errno);
-            log::warn!("cannot {deed}: {error}{remedy}{times}");
+            log::warn!("{}{times}", deed.failed(error));
         });
     }
 
@@ -86,10 +99,7 @@ impl Troubles {
     /// failed: the image ends before its place.
     pub fn fell_short(&self, deed: Deed) {
         self.note((deed.verb, 0), |times| {
-            log::warn!(
-                "cannot {deed}: it ends before that, it was cut short while it was served; \
-                 make it as long again as it was (truncate -s){times}"
-            );
+            log::warn!("{}{times}", deed.fell_short());
         });
     }
 

@@ -44,6 +44,10 @@ pub trait Device: Send + Sync + 'static {
     }
     /// A session begins: what is behind the device may have changed.
     fn attend(&self) {}
+    /// The session is over, and its rings are stopped though nobody has asked for them:
+    /// what cannot be completed now may be left in the inflight region, for a successor
+    /// of this process.
+    fn leave(&self) {}
     /// Device-specific feature bits offered; the runtime adds those of rings
     /// and transport (VERSION_1, INDIRECT_DESC, EVENT_IDX).
     fn features(&self) -> u64;
@@ -215,7 +219,8 @@ pub trait Queue: Send + 'static {
         let _ = done;
         Ok(())
     }
-    /// The ring is to be handed back: gives up every deferred chain that
+    /// The ring is to be handed back, which is said again and again until it is: gives up
+    /// every deferred chain that
     /// nothing has been done with, the one taken last first. Those at the end
     /// of what was taken are available again, as if they had never been seen;
     /// one with a later chain answered already is answered with length 0.

@@ -138,7 +138,8 @@ impl Outside {
                         log::warn!("the process that serves is not heard any more: {why}");
                         return ExitCode::FAILURE;
                     }
-                    Heard::Ready { .. } | Heard::Keeps(_) => {}
+                    // Nobody has asked it to hold anything back.
+                    Heard::Ready { .. } | Heard::Keeps(_) | Heard::IoError { .. } => {}
                 }
             }
         }

@@ -20,7 +20,9 @@ use outboard_log::Rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Channel, FromBackend, LINE_ENV, Link, ToBackend, VERSION};
+use outboard_protocol::launch::{
+    Channel, FromBackend, LINE_ENV, LONGEST_TEXT, Link, ToBackend, VERSION,
+};
 
 use crate::inherited;
 
@@ -33,12 +35,20 @@ pub enum News {
     Peer(UnixStream),
     /// The image of a disk has another size, in bytes.
     Resize(u64),
+    /// What is held back since it has failed ([`Supervisor::io_error`]) is to be
+    /// executed again.
+    Retry,
+    /// There will be no more news: nobody is listened to any more.
+    Alone,
 }
 
 impl News {
     /// Says that it is no business of the device that hears it.
     pub fn pass_over(&self) {
         static STRANGE: Rarely = Rarely::new();
+        if matches!(self, Self::Alone) {
+            return;
+        }
         if let Some(times) = STRANGE.again() {
             log::warn!("the supervisor says what does not concern this device: {self:?}{times}");
         }
@@ -51,6 +61,7 @@ impl News {
         match (message, fds.next(), fds.next()) {
             (ToBackend::Link { link }, None, _) => Ok(Self::Link(link)),
             (ToBackend::Resize { size }, None, _) => Ok(Self::Resize(size)),
+            (ToBackend::Retry, None, _) => Ok(Self::Retry),
             (ToBackend::Peer, Some(socket), None) => {
                 let is_stream = getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream);
                 let peer = UnixStream::from(socket);
@@ -169,6 +180,15 @@ impl Supervisor {
         self.tell(&FromBackend::WantsPeer, None);
     }
 
+    /// Says that a request of this queue has failed and is held back until
+    /// [`News::Retry`] comes, or [`News::Alone`]. Whether that was said: if not, it is
+    /// not to be held back.
+    pub fn io_error(&self, queue: u16, text: &str) -> bool {
+        let most = text.floor_char_boundary(LONGEST_TEXT);
+        let text = text.get(..most).unwrap_or_default().to_owned();
+        self.tell(&FromBackend::IoError { queue, text }, None)
+    }
+
     /// Readable when there is something to [`Self::hear`]; `None`: never again.
     pub fn channel(&self) -> Option<&Channel> {
         let talks = !self.is_alone.load(Ordering::Acquire);
@@ -183,7 +203,7 @@ impl Supervisor {
             Err(error) => Err(format!("it is not understood: {error}")),
             Ok(None) => {
                 self.closed();
-                return None;
+                return Some(News::Alone);
             }
             Ok(Some((message, fds))) => News::of(message, fds),
         };
@@ -191,7 +211,7 @@ impl Supervisor {
             self.is_alone.store(true, Ordering::Release);
             log::warn!("the supervisor is not heard any more: {why}; this device goes on alone");
         }
-        heard.ok()
+        Some(heard.unwrap_or(News::Alone))
     }
 
     /// Whether it was said.

@@ -66,6 +66,7 @@ struct Unsent {
     link: Option<Link>,
     peer: Option<OwnedFd>,
     size: Option<u64>,
+    retry: bool,
 }
 
 /// What a back-end has said.
@@ -80,6 +81,14 @@ pub enum Heard {
     },
     /// Its successor must know this, which has been checked.
     Keeps(Kept),
+    /// It holds requests back until it is told to execute them again.
+    IoError {
+        /// Of which queue of the device the first of them is.
+        queue: u16,
+        /// What was attempted and what went wrong; it may hold anything, but not more
+        /// than its bound.
+        text: String,
+    },
     /// It has said what no back-end says, and is not heard any more. Of what it has
     /// said this has not much.
     Nonsense(String),
@@ -187,6 +196,14 @@ impl Line {
     pub fn resize(&mut self, size: u64) {
         if let Some(open) = &mut self.open {
             open.unsent.size = Some(size);
+        }
+        self.flush();
+    }
+
+    /// Tells the back-end to execute again what it holds back.
+    pub fn retry(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.unsent.retry = true;
         }
         self.flush();
     }
@@ -331,6 +348,7 @@ impl Open {
                 Err("a message before `ready`, or with a descriptor".into())
             }
             FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),
+            FromBackend::IoError { queue, text } => Ok(Some(Heard::IoError { queue, text })),
             FromBackend::WantsPeer => Ok(None),
         }
     }
@@ -353,7 +371,14 @@ impl Open {
         {
             unsent.size = None;
         }
-        unsent.link.is_some() || unsent.peer.is_some() || unsent.size.is_some()
+        unsent.retry = unsent.retry && !sent(&self.channel, &ToBackend::Retry, None);
+        let Unsent {
+            link,
+            peer,
+            size,
+            retry,
+        } = unsent;
+        link.is_some() || peer.is_some() || size.is_some() || *retry
     }
 }
 

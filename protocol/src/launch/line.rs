@@ -4,8 +4,8 @@
 //! ```text
 //!  supervisor  ── start ─────────────────────────────▶  back-end
 //!              ◀─ ready ──────────────────────────────    serves from here on
-//!              ── link, peer, resize ─────────────────▶   at any time
-//!              ◀─ keeps, wants_peer ──────────────────
+//!              ── link, peer, resize, retry ──────────▶   at any time
+//!              ◀─ keeps, wants_peer, io_error ────────
 //! ```
 //! The back-end is given its end as the descriptor that [`super::LINE_ENV`] names.
 //! A program that does not look there keeps version 1: it says nothing, and is
@@ -19,6 +19,8 @@ use crate::kept::Kept;
 
 /// Most parts that a sandbox can be told to have, and most bytes of a name.
 const MOST_PARTS: usize = 64;
+/// Most bytes of what is said of an error.
+pub const LONGEST_TEXT: usize = 512;
 
 /// What the host has made of the interface behind a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,9 @@ pub enum ToBackend {
         /// In bytes.
         size: u64,
     },
+    /// What has failed is to be executed again: the answer to
+    /// [`FromBackend::IoError`], when somebody has seen to it.
+    Retry,
 }
 
 /// From a back-end to its supervisor. None of it is believed without a check.
@@ -86,6 +91,16 @@ pub enum FromBackend {
     },
     /// A card is without its peer, and wants another.
     WantsPeer,
+    /// A request has failed on the host, and is held back until [`ToBackend::Retry`],
+    /// as are those that fail after it: said for the first of them, and again only
+    /// after that answer. By whom it was asked to (`--on-io-error=pause`) alone.
+    IoError {
+        /// Of which queue of the device.
+        queue: u16,
+        /// What was attempted, where, what went wrong, what to do: [`LONGEST_TEXT`]
+        /// bytes at most.
+        text: String,
+    },
 }
 
 impl FromBackend {
@@ -112,6 +127,10 @@ impl FromBackend {
             }
             Self::Keeps { kept } => kept.check(),
             Self::WantsPeer => Ok(()),
+            Self::IoError { text, .. } if text.len() > LONGEST_TEXT => {
+                Err(format!("an error told in more than {LONGEST_TEXT} bytes"))
+            }
+            Self::IoError { .. } => Ok(()),
         }
     }
 }
@@ -138,6 +157,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&ready).unwrap(), text);
         for (message, text) in [
             (ToBackend::Peer, r#"{"message":"peer"}"#),
+            (ToBackend::Retry, r#"{"message":"retry"}"#),
             (
                 ToBackend::Resize { size: 512 },
                 r#"{"message":"resize","size":512}"#,
@@ -145,6 +165,12 @@ mod tests {
         ] {
             assert_eq!(serde_json::from_str::<ToBackend>(text).unwrap(), message);
         }
+        let error = FromBackend::IoError {
+            queue: 1,
+            text: "full".into(),
+        };
+        let text = r#"{"message":"io_error","queue":1,"text":"full"}"#;
+        assert_eq!(serde_json::to_string(&error).unwrap(), text);
         let unknown = r#"{"message":"resize","size":512,"colour":1}"#;
         assert!(serde_json::from_str::<ToBackend>(unknown).is_err());
     }
@@ -162,6 +188,12 @@ mod tests {
         assert!(error.starts_with("version 1 of the launch"), "{error}");
         assert!(ready(2, 65, 2).check().is_err());
         assert!(ready(2, 1, 65).check().is_err());
+        let told = |length| FromBackend::IoError {
+            queue: 0,
+            text: "x".repeat(length),
+        };
+        assert_eq!(told(LONGEST_TEXT).check(), Ok(()));
+        assert!(told(LONGEST_TEXT + 1).check().is_err());
         let pairs = Some(0);
         let kept = Kept::Card(CardState {
             pairs,

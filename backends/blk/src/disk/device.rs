@@ -38,16 +38,30 @@ impl Device for Blk {
 
     fn supervised(&self, supervisor: &Arc<Supervisor>) {
         self.0.durability.supervised(supervisor);
+        if let Some(holds) = self.0.holds() {
+            holds.supervised(supervisor);
+        }
     }
 
     fn attend(&self) {
+        if let Some(holds) = self.0.holds() {
+            holds.begin();
+        }
         self.0.measure();
     }
 
+    fn leave(&self) {
+        if let Some(holds) = self.0.holds() {
+            holds.leave();
+        }
+    }
+
     fn hear(&self, news: News) {
-        match news {
-            News::Resize(size) => self.0.grow(size),
-            news => news.pass_over(),
+        match (news, self.0.holds()) {
+            (News::Resize(size), _) => self.0.grow(size),
+            // Whom nobody tells when to try again does so, and reports what fails.
+            (News::Retry | News::Alone, Some(holds)) => holds.retry(),
+            (news, _) => news.pass_over(),
         }
     }
 
@@ -104,7 +118,9 @@ impl Device for Blk {
         Ok(())
     }
 
-    fn queue(&self, _index: u16) -> io::Result<BlkQueue> {
-        Ok(BlkQueue::new(self.0.clone(), self.0.engine()?))
+    fn queue(&self, index: u16) -> io::Result<BlkQueue> {
+        let mut queue = BlkQueue::new(self.0.clone(), self.0.engine()?);
+        queue.hold_back(index)?;
+        Ok(queue)
     }
 }

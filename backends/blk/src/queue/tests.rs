@@ -18,6 +18,7 @@ use crate::guest::{Guest, SIZE, START, header, pattern, segment};
 use crate::image::{Image, Options};
 
 mod durability;
+mod hold;
 mod hostile;
 #[allow(unsafe_code)]
 mod real;

@@ -9,6 +9,8 @@
 //!                    └─ a write, cache off meanwhile ─► flush ⟲ ─► done
 //! discard, write-zeroes ──► wipe ⟲ ────────────────────────► done
 //!                             └─ write-zeroes, cache off ─► flush ⟲ ─► done
+//!     ⟲ but for a flush: failed on the host, where that is held back ─► held, the job
+//!       to be done again
 //! flush ──► flush ⟲ ───────────────────────────────────────► done
 //! ```
 
@@ -61,6 +63,8 @@ pub struct Rules<'a> {
     pub troubles: &'a Troubles,
     /// The driver knows how to flush. If not, every write is durable.
     pub flushes: bool,
+    /// What fails on the host is held back.
+    pub holds: bool,
 }
 
 impl Rules<'_> {
@@ -77,6 +81,29 @@ pub enum Step {
     Next(Job),
     /// The request is over.
     Done(Status),
+    /// Its job has failed, and is to be held back: done again as it is, or told to
+    /// [`Task::complete`] with its error under rules that hold nothing back.
+    Held(Failed),
+}
+
+/// A job that has failed.
+#[derive(Debug)]
+pub struct Failed {
+    /// The job.
+    pub job: Job,
+    /// What came of it.
+    pub result: io::Result<u64>,
+}
+
+impl Failed {
+    /// What was attempted, what went wrong and what to do.
+    pub fn why(&self) -> String {
+        let deed = Deed::of(&self.job);
+        match &self.result {
+            Err(error) => deed.failed(error),
+            Ok(_) => deed.fell_short(),
+        }
+    }
 }
 
 impl Step {
@@ -183,6 +210,10 @@ impl Task {
         } else {
             self.retries = RETRIES;
         }
+        if rules.holds && self.is_to_hold(&job, &result, rules) {
+            self.retries = RETRIES;
+            return Step::Held(Failed { job, result });
+        }
         let deed = Deed::of(&job);
         // What the image said, if it was not what was hoped for.
         let trouble = match &result {
@@ -202,6 +233,17 @@ impl Task {
             _ => self.tell(&step, rules),
         }
         step
+    }
+
+    /// Whether a job has failed, on the host and in a way that another attempt may
+    /// mend.
+    fn is_to_hold(&self, job: &Job, result: &io::Result<u64>, rules: Rules<'_>) -> bool {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.has_failed(job, result, rules),
+            Work::Wipe(_) => Wipe::has_failed(job, result),
+            // What a sync has not written is lost, and the next would not tell.
+            Work::Flush(_) => false,
+        }
     }
 
     /// Tells of a step that failed with no error of the image's own: a flush

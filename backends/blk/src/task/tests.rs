@@ -50,6 +50,7 @@ impl Fixture {
             refused: &self.refused,
             troubles: &self.troubles,
             flushes: true,
+            holds: false,
         }
     }
 

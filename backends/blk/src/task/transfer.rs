@@ -96,6 +96,26 @@ impl Transfer {
         bounce.map(|bounce| Step::Next(self.job(bounce)))
     }
 
+    /// Whether its job has failed, and through no fault of the guest's.
+    pub fn has_failed(&self, job: &Job, result: &io::Result<u64>, rules: Rules<'_>) -> bool {
+        match result {
+            Ok(count) => *count == 0,
+            Err(error) if is_fault(error) => false,
+            Err(error) => {
+                self.note(error, rules);
+                matches!(job.operation, Operation::Read | Operation::Write { .. })
+            }
+        }
+    }
+
+    /// The kernel may have told a durable write of a failure that belongs to others,
+    /// and will not tell it again.
+    fn note(&self, error: &io::Error, rules: Rules<'_>) {
+        if self.durable && error.raw_os_error() == Some(libc::EIO) {
+            rules.durability.lose();
+        }
+    }
+
     pub fn complete(
         &mut self,
         mut job: Job,
@@ -114,11 +134,7 @@ impl Transfer {
                 {
                     buffers.touch();
                 }
-                if self.durable && error.raw_os_error() == Some(libc::EIO) {
-                    // The kernel may have told this write of a failure that
-                    // belongs to others, and will not tell it again.
-                    rules.durability.lose();
-                }
+                self.note(&error, rules);
                 return self.fail(job);
             }
         };

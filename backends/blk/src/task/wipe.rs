@@ -85,6 +85,18 @@ impl Wipe {
         })
     }
 
+    /// Whether a job has failed, and there is no other way to try.
+    pub fn has_failed(job: &Job, result: &io::Result<u64>) -> bool {
+        match (job.operation, result) {
+            (Operation::Clear { .. }, Err(error)) => {
+                !is_unsupported(error) && error.raw_os_error() != Some(libc::EINVAL)
+            }
+            (_, Err(_)) => true,
+            (Operation::Clear { .. }, Ok(_)) => false,
+            (_, Ok(count)) => *count == 0,
+        }
+    }
+
     pub fn complete(&mut self, job: Job, result: io::Result<u64>, rules: Rules<'_>) -> Progress {
         match (job.operation, result) {
             (Operation::Clear { .. }, Ok(_)) => self.next_segment(rules),

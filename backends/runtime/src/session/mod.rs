@@ -175,6 +175,7 @@ fn serve_with<D: Device>(
     let Last::End(end) = last else {
         return Err(Stuck);
     };
+    host.device.leave();
     session.rings.park_all()?;
     session.rings.forget_signals()?;
     add(&mut session.rings.tally.io_errors, host.device.io_errors());

@@ -53,6 +53,8 @@ pub(crate) struct DiskSettings {
     pub(crate) queues: Option<u64>,
     /// Largest queue size.
     pub(crate) queue_size: Option<u64>,
+    /// What becomes of a request that fails on the host; `report` if not said.
+    pub(crate) on_io_error: Option<OnIoError>,
     /// The serial number that the guest reads.
     pub(crate) serial: Option<String>,
     /// How long a ring may stand still before the back-end is suspected to hang.
@@ -61,6 +63,16 @@ pub(crate) struct DiskSettings {
     pub(crate) on_failure: OnFailure,
     /// The name of the device.
     pub(crate) id: Option<String>,
+}
+
+/// What becomes of a request that fails on the host.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnIoError {
+    /// The guest is told.
+    Report,
+    /// It is held back, and the VM is paused.
+    Pause,
 }
 
 impl DeviceOption for DiskSettings {
@@ -74,7 +86,10 @@ device. `readonly`: the guest may only read. `direct`: bypass the page cache (O_
 write cache, so each write is on disk when it completes. `serial`: the serial number that the guest \
 reads. `block-size=512|4096` is the block size that the guest sees (default: 512 for a file, its own \
 for a block device; `direct` does not change it). An image that looks like another format, such as qcow2, is refused unless \
-`format=raw` says that it is raw. `backend=EXE` starts another program instead, by the same launch contract. \
+`format=raw` says that it is raw. `on-io-error=pause`: a read, write or discard that fails on the host, as when \
+the file system of the image is full, is kept from the guest; the VM is paused, and on resume it is \
+tried again (default: `report`, the guest gets the error; that of a flush it gets in any case, since what \
+a failed sync has lost no second attempt finds). `backend=EXE` starts another program instead, by the same launch contract. \
 `socket=PATH[,wait=10s|forever]` connects to a vhost-user-blk back-end that listens there. `wait` \
 (default: 2s) is how long it may take to listen and to answer, which it does not do while it serves \
 another front-end.
@@ -114,7 +129,7 @@ guest waits (the default), or once the VM, which is paused, is resumed, or ends 
 
 impl DiskSettings {
     /// What a back-end that somebody else runs decides, and whether it was given.
-    fn decides(&self) -> [(&'static str, bool); 8] {
+    fn decides(&self) -> [(&'static str, bool); 9] {
         [
             ("path", self.path.is_some()),
             ("backend", self.backend.is_some()),
@@ -124,6 +139,7 @@ impl DiskSettings {
             ("block-size", self.block_size.is_some()),
             ("wce", self.wce.is_some()),
             ("serial", self.serial.is_some()),
+            ("on-io-error", self.on_io_error.is_some()),
         ]
     }
 
@@ -136,6 +152,14 @@ impl DiskSettings {
         if let Some(serial) = &self.serial {
             check_serial(serial)?;
         }
+        if self.backend.is_some() && self.on_io_error.is_some() {
+            return Err(
+                "`on-io-error` and `backend` exclude each other: only outboard-blk holds \
+                        back what has failed"
+                    .into(),
+            );
+        }
+        let pauses = self.on_io_error == Some(OnIoError::Pause);
         let usage = Usage {
             readonly: self.readonly,
             direct: self.direct,
@@ -150,6 +174,7 @@ impl DiskSettings {
             .switch("direct", self.direct)
             .value("block-size", self.block_size)
             .value("wce", self.wce.map(|on| if on { "on" } else { "off" }))
+            .value("on-io-error", pauses.then_some("pause"))
             .value("serial", self.serial);
         Ok(ServedBy::Program {
             executable: match self.backend {
@@ -223,6 +248,11 @@ mod tests {
             ("path=a,block-size=1024", "give 512 or 4096"),
             ("socket=a,format=raw", "`format` and `socket`"),
             ("path=a,format=qcow2", "`qemu-img convert -O raw`"),
+            ("socket=a,on-io-error=pause", "`on-io-error` and `socket`"),
+            (
+                "path=a,backend=b,on-io-error=report",
+                "`on-io-error` and `backend`",
+            ),
             ("path=a,queues=0", "queues 0: give 1 to 64"),
             ("path=a,queues=65", "queues 65: give 1 to 64"),
             ("path=a,queue-size=100", "power of two"),
@@ -232,6 +262,8 @@ mod tests {
             let error = planned(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
         }
+        let policy = options::read::<DiskSettings>("path=a,on-io-error=stop").unwrap_err();
+        assert!(policy.contains("report"), "{policy}");
         let unknown = options::read::<DiskSettings>("path=a,ring=kvm").unwrap_err();
         assert!(unknown.contains("unknown key `ring`"), "{unknown}");
     }
@@ -249,7 +281,8 @@ mod tests {
 
     #[test]
     fn a_back_end_is_told_what_was_asked_for() {
-        let text = "path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096";
+        let text =
+            "path=a,readonly,direct,wce=off,serial=S1,queues=2,block-size=4096,on-io-error=pause";
         let ServedBy::Program { lend, args, .. } = planned(text).unwrap().served_by else {
             panic!("a path makes a program");
         };
@@ -262,6 +295,7 @@ mod tests {
             "--direct",
             "--block-size=4096",
             "--wce=off",
+            "--on-io-error=pause",
             "--serial=S1",
         ];
         assert_eq!(args, told);

@@ -42,6 +42,8 @@ pub(crate) enum Action {
     PauseMachine,
     /// Tell the machine to let the guest run.
     ResumeMachine,
+    /// Tell this device's back-end to execute again what it holds back.
+    Retry(usize),
     /// Tell the machine to stop.
     StopMachine,
     /// Send SIGTERM.

@@ -104,6 +104,7 @@ impl<'a> Hands<'a> {
             }
             Action::PauseMachine => self.send(ToMachine::Pause, Vec::new()),
             Action::ResumeMachine => self.send(ToMachine::Resume, Vec::new()),
+            Action::Retry(place) => self.backend(place, Backend::retry),
             Action::StopMachine => self.send(ToMachine::Stop, Vec::new()),
             Action::Terminate(who) => self.child(who, |child| child.terminate()),
             Action::Kill(who) => self.child(who, |child| child.signal_kill()),

@@ -233,6 +233,13 @@ impl<'a> Backend<'a> {
         Ok(front.into())
     }
 
+    /// Tells it to execute again what it holds back.
+    pub(crate) fn retry(&mut self) {
+        if let Some(line) = &mut self.line {
+            line.retry();
+        }
+    }
+
     /// Sees to its line: what its back-end has said there.
     pub(crate) fn attend(&mut self) -> Vec<Event> {
         let heard = self.line.as_mut().map(Line::attend).unwrap_or_default();
@@ -252,6 +259,7 @@ impl<'a> Backend<'a> {
                 Event::Ready(session)
             }
             Heard::Keeps(kept) => Event::Keeps(session, kept),
+            Heard::IoError { queue, text } => Event::IoError(session, queue, text),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp { unread } => {
                 self.unread = unread && !self.ready;

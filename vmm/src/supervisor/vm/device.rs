@@ -67,6 +67,8 @@ pub(crate) struct Device {
     session: SessionNumber,
     line: Line,
     suspicion: Suspicion,
+    /// Its back-end holds back what has failed.
+    holds: bool,
     /// The user knows that its back-end keeps version 1 of the launch contract.
     told_version: bool,
     /// What must survive its back-end, and its driver will not say again; `None`:
@@ -105,6 +107,7 @@ impl Device {
             session: 0,
             line: Line::Silent,
             suspicion: Suspicion::default(),
+            holds: false,
             told_version: false,
             kept: Some(Kept::Nothing),
             beyond: None,
@@ -202,6 +205,8 @@ impl Device {
     /// It has no process any more.
     fn gone(&mut self) {
         self.lives = false;
+        // A successor finds it in flight, and says so if it fails again.
+        self.holds = false;
         self.line = Line::Silent;
     }
 

@@ -23,6 +23,7 @@ use super::end::{self, End, Patience};
 use super::event::Event;
 use super::look::Unserved;
 use super::machine::{self, Machine};
+use super::pause::Why;
 use super::verdict::Verdict;
 
 /// What is not done yet of an event.
@@ -228,6 +229,10 @@ impl Life {
                     match outcome {
                         device::Outcome::Do(action) => actions.push(action),
                         device::Outcome::Fault(fault) => self.fault(place, fault, actions),
+                        device::Outcome::IoError => {
+                            let pause = machine::Event::Pause(Why::IoError(place));
+                            self.steps.push_back(Step::Machine(pause));
+                        }
                         device::Outcome::Mention(rest) => {
                             actions.extend(self.mention(place, rest));
                         }

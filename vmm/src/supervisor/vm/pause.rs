@@ -2,7 +2,6 @@
 
 /// Why a VM is to be paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody asks yet"))]
 pub(crate) enum Why {
     /// An operator asks for it.
     Operator,

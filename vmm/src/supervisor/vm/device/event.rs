@@ -45,6 +45,9 @@ pub(crate) enum Event {
     /// The back-end of this session says what its successor must know, which has been
     /// checked.
     Keeps(SessionNumber, Kept),
+    /// The back-end of this session holds back a request of this queue, which has failed
+    /// for this reason, and those that fail after it.
+    IoError(SessionNumber, u16, String),
     /// The back-end of this session has said what no back-end says, and is not heard
     /// any more.
     Nonsense(SessionNumber, String),
@@ -82,6 +85,9 @@ pub(crate) enum Outcome {
     Do(Action),
     /// The device has no back-end that can be used.
     Fault(Fault),
+    /// The VM is to be paused: a request has failed, and is held back until it is
+    /// resumed.
+    IoError,
     /// The user is to hear that it has not ended, and how long it still has.
     Mention(Duration),
 }

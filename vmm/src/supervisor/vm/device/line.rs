@@ -44,6 +44,7 @@ impl Device {
         match event {
             Event::Ready(session)
             | Event::Keeps(session, _)
+            | Event::IoError(session, ..)
             | Event::Nonsense(session, _)
             | Event::HungUp(session)
             | Event::WantsToShare(session)
@@ -61,6 +62,9 @@ impl Device {
             }
             Event::Ready(_) if self.line == Line::Silent => self.line = Line::Ready,
             Event::Keeps(_, kept) if self.line == Line::Ready => self.kept = Some(kept),
+            Event::IoError(_, queue, why) if self.line == Line::Ready => {
+                self.io_error(queue, &why, out);
+            }
             Event::Nonsense(_, why) if self.line != Line::Deaf => {
                 self.deafen(&format!("says what no back-end says ({why})"), out);
             }
@@ -70,9 +74,16 @@ impl Device {
             }
             Event::Ready(_)
             | Event::Keeps(..)
+            | Event::IoError(..)
             | Event::Nonsense(..)
             | Event::HungUp(_)
             | Event::WantsToShare(_) => {}
+            Event::Resume => {
+                if std::mem::take(&mut self.holds) {
+                    out.push(Outcome::Do(Action::Retry(self.place)));
+                }
+                return Some(Event::Resume);
+            }
             Event::Tick => {
                 if self.line_due().is_some_and(|until| now >= until) {
                     self.deafen("has closed its line to outboard", out);
@@ -82,6 +93,25 @@ impl Device {
             other => return Some(other),
         }
         None
+    }
+
+    /// A request has failed on the host, and its back-end holds it back. It says so once,
+    /// and is not heard of it again before it is told to try again. None but ours is
+    /// asked to, and another cannot pause the VM.
+    fn io_error(&mut self, queue: u16, why: &str, out: &mut Vec<Outcome>) {
+        if self.program != Some(Whose::Own) {
+            return self.deafen("holds back what nobody has asked it to", out);
+        }
+        if std::mem::replace(&mut self.holds, true) {
+            return;
+        }
+        let id = &self.id;
+        let text = format!(
+            "{id}: {why} (queue {queue}); the guest is not told: the VM is paused, and this is \
+             tried again when it is resumed"
+        );
+        out.push(Outcome::Do(Action::Say(text)));
+        out.push(Outcome::IoError);
     }
 
     /// When it is known that the process lives on without its line.

@@ -190,3 +190,79 @@ fn an_operator_s_pause_outlives_the_guest_s_reset_and_no_other_does() {
         assert_eq!(runs(&story), !holds);
     }
 }
+
+fn fails(story: &mut Story, place: usize, session: u64) -> Vec<Action> {
+    let why = "cannot write 512 bytes: it is full".into();
+    story.device(place, device::Event::IoError(session, 2, why))
+}
+
+#[test]
+fn a_request_that_fails_pauses_the_vm_and_is_tried_again_on_resume() {
+    let mut story = Story::of_ours(2).run();
+    for round in 0..3 {
+        let actions = fails(&mut story, 1, 1);
+        let words = "disk1: cannot write 512 bytes: it is full (queue 2); the guest is not told: \
+                     the VM is paused, and this is tried again when it is resumed";
+        assert_eq!(said(&actions), [words], "{round}");
+        assert_eq!(actions[1..], [Action::PauseMachine]);
+        assert_eq!(fails(&mut story, 1, 1), [], "it is known");
+        paused(&mut story);
+        // What it is told to try again it may fail before the guest runs.
+        let retry = [Action::ResumeMachine, Action::Retry(1)];
+        assert_eq!(story.on(Event::Resume), retry);
+        resumed(&mut story);
+        assert!(runs(&story));
+        assert_eq!(story.on(Event::Resume), [], "nothing is held back");
+    }
+    fails(&mut story, 0, 1);
+    paused(&mut story);
+    story.on(Event::Resume);
+    let actions = fails(&mut story, 0, 1);
+    assert_eq!(said(&actions).len(), 1);
+    let actions = resumed(&mut story);
+    assert!(actions.contains(&Action::PauseMachine), "{actions:?}");
+}
+
+#[test]
+fn an_operator_s_pause_and_a_disk_s_are_ended_by_one_resume() {
+    let mut story = stands(2);
+    for place in 0..2 {
+        assert_eq!(said(&fails(&mut story, place, 1)).len(), 1);
+    }
+    assert_eq!(
+        story.on(Event::Resume),
+        [Action::ResumeMachine, Action::Retry(0), Action::Retry(1)]
+    );
+}
+
+#[test]
+fn what_another_session_or_a_program_of_others_says_of_errors_pauses_nothing() {
+    let mut story = Story::of_ours(1).run();
+    assert_eq!(fails(&mut story, 0, 0), []);
+    assert_eq!(fails(&mut story, 0, 2), []);
+    let foreign = Device::new(0, "disk0", "blk", false, Some(Whose::default()));
+    let mut story = Story::of(vec![foreign], false).run();
+    let actions = fails(&mut story, 0, 1);
+    let [(Level::Warn, text)] = logged(&actions)[..] else {
+        panic!("{actions:?}");
+    };
+    assert!(text.contains("holds back what nobody has asked it to"));
+    assert!(runs(&story));
+}
+
+#[test]
+fn a_guest_s_reset_forgets_what_its_disks_held_back() {
+    let disk = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
+    let mut story = Story::of(vec![disk], true).run();
+    fails(&mut story, 0, 1);
+    let ending = Ending::Reset;
+    story.on(Event::Said(FromMachine::Ended { ending }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    story.device(0, device::Event::Died(IN_ORDER));
+    story.device(0, device::Event::Ready(2));
+    story.attached(0, 2);
+    let actions = story.on(Event::Said(FromMachine::Running));
+    assert_eq!(actions, [Action::GuestRuns]);
+    assert_eq!(story.on(Event::Resume), []);
+    assert_eq!(said(&fails(&mut story, 0, 2)).len(), 1);
+}

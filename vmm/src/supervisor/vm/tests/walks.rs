@@ -61,11 +61,12 @@ impl Dice {
 
     /// What is heard on the line of this session.
     fn heard(&mut self, session: u64) -> device::Event {
-        match self.throw(6) {
+        match self.throw(7) {
             5 => device::Event::WantsToShare(session),
             0 | 1 => device::Event::Ready(session),
             2 => device::Event::Keeps(session, self.kept()),
             3 => device::Event::Nonsense(session, "a poem".into()),
+            4 => device::Event::IoError(session, 0, "it is full".into()),
             _ => device::Event::HungUp(session),
         }
     }
@@ -131,6 +132,8 @@ struct Slot {
     session: u64,
     /// The user was told that it keeps version 1.
     told: bool,
+    /// It holds back what has failed.
+    holds: bool,
 }
 
 /// What a VM has done to a world of processes that live and die as they please.
@@ -221,6 +224,10 @@ impl World {
                 assert!(!std::mem::replace(&mut self.pauses, true), "told twice");
                 self.answers.push_back(FromMachine::Paused);
             }
+            Action::Retry(place) => {
+                let slot = &mut self.slots[place];
+                assert!(slot.lives && std::mem::replace(&mut slot.holds, false));
+            }
             Action::ResumeMachine => {
                 assert!(std::mem::replace(&mut self.pauses, false), "told twice");
                 self.stands = false;
@@ -248,7 +255,7 @@ impl World {
                     let text = "no fork".into();
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
-                (slot.lives, slot.killed) = (slot.is_ours, false);
+                (slot.lives, slot.killed, slot.holds) = (slot.is_ours, false, false);
             }
             Action::Clear(place) => {
                 let slot = &mut self.slots[place];
@@ -425,7 +432,10 @@ impl World {
             }
             if slot.lives && dice.one(2) {
                 let session = slot.session.saturating_sub(dice.throw(2).into());
-                return Event::Device(place, dice.heard(session));
+                let heard = dice.heard(session);
+                let holds = matches!(heard, device::Event::IoError(..));
+                self.slots[place].holds |= holds;
+                return Event::Device(place, heard);
             }
             if self.speaks {
                 let device = format!("d{place}");
@@ -544,6 +554,13 @@ fn device_event(dice: &mut Dice) -> device::Event {
     }
 }
 
+fn whose(is_own: bool) -> Whose {
+    match is_own {
+        true => Whose::Own,
+        false => Whose::default(),
+    }
+}
+
 fn machine_event(dice: &mut Dice) -> machine::Event {
     match dice.throw(14) {
         10 => machine::Event::Pause(dice.why()),
@@ -593,11 +610,13 @@ proptest! {
         walk in throws(),
         seeks: bool,
         is_ours: bool,
+        is_own: bool,
     ) {
+        let is_own = is_own && is_ours;
         let mut now = Instant::now();
-        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours.then(Whose::default));
+        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours.then(|| whose(is_own)));
         let (mut lives, mut last) = (false, 0);
-        let (mut told, mut ready) = (false, false);
+        let (mut told, mut ready, mut holds) = (false, false, false);
         for mut dice in walk.into_iter().map(Dice) {
             let event = device_event(&mut dice);
             // Nobody dies who does not live, and who could not be started does not.
@@ -615,6 +634,7 @@ proptest! {
             let of_another = match &event {
                 device::Event::Ready(session)
                 | device::Event::Keeps(session, _)
+                | device::Event::IoError(session, ..)
                 | device::Event::Nonsense(session, _)
                 | device::Event::WantsToShare(session)
                 | device::Event::HungUp(session) => !lives || *session != last,
@@ -636,7 +656,13 @@ proptest! {
                     }
                     device::Outcome::Do(Action::Attach(_, session, kept)) => {
                         assert!(!lives && session > last && kept.as_ref() == device.kept());
-                        (lives, last, ready) = (is_ours, session, false);
+                        (lives, last, ready, holds) = (is_ours, session, false, false);
+                    }
+                    device::Outcome::IoError => {
+                        assert!(ready && is_own && !std::mem::replace(&mut holds, true));
+                    }
+                    device::Outcome::Do(Action::Retry(_)) => {
+                        assert!(lives && std::mem::replace(&mut holds, false));
                     }
                     device::Outcome::Do(Action::Kill(_) | Action::Terminate(_)) => assert!(lives),
                     device::Outcome::Do(Action::Abandon(_)) => lives = false,
