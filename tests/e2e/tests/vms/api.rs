@@ -22,6 +22,7 @@ use crate::{KVM, Need, Test, test};
 
 const MIB: u64 = 1 << 20;
 const CURL: &[Need] = &[Need::Kvm, Need::Program("curl")];
+const LIMITS: &[Need] = &[Need::Kvm, Need::Program("prlimit")];
 const OTHERS: &[Need] = &[
     Need::Kvm,
     Need::Root,
@@ -35,6 +36,11 @@ pub fn tests() -> Vec<Test> {
         test("a vm is ended by its api", KVM, shutdown),
         test("a vm is paused and resumed by its api", KVM, pause),
         test("a back-end is replaced by its api under load", KVM, restart),
+        test(
+            "a vm whose disk fails is paused, and its guest sees no error",
+            LIMITS,
+            io_error,
+        ),
         test("the api outlives a guest's reset", KVM, reset),
         test("wrong requests harm nothing", KVM, wrong),
         test("a thousand clients harm nothing", KVM, crowd),
@@ -276,6 +282,48 @@ fn restart() -> Result<()> {
     let explained = served.json(&["explain", "disk0"])?;
     ensure!(explained["recovery"]["exact"] == true, "{explained}");
     said(served.ctl(&["shutdown"])?)?;
+    served.ends()
+}
+
+/// The back-end may write so many bytes of its image, from now on.
+fn limit(served: &mut Served, bytes: &str) -> Result<()> {
+    let disk = served.vm.process(|process| process.is_backend())?;
+    let (pid, size) = (disk.pid.to_string(), format!("--fsize={bytes}:unlimited"));
+    let prlimit = command("prlimit", &["--pid", &pid, &size]).output()?;
+    ensure!(prlimit.status.success(), "{prlimit:?}");
+    Ok(())
+}
+
+fn io_error() -> Result<()> {
+    let image = Image::new(16 * MIB)?;
+    let disk = format!("{},on-io-error=pause", image.option());
+    let run = Run::guest("scenario=verify requests=20000")?
+        .with("--disk", disk)
+        .with("--api", socket(&image));
+    let vm = run.start()?;
+    let mut served = Served { image, vm };
+    limit(&mut served, "1048576")?;
+    let is_paused = |served: &Served| {
+        eventually("the VM is paused", || {
+            let vm = served.json(&["status"])?;
+            ensure!(vm["state"] != "ending", "{vm}");
+            Ok((vm["state"] == "paused").then_some(()))
+        })
+    };
+    // It is paused again as long as nobody sees to the cause.
+    for _ in 0..3 {
+        is_paused(&served)?;
+        // Which may be told that it is paused again already.
+        served.ctl(&["resume"])?;
+    }
+    is_paused(&served)?;
+    let told = served.vm.messages();
+    for words in ["disk0: cannot write ", "File too large", "the VM is paused"] {
+        ensure!(told.contains(words), "{words}: {told}");
+    }
+    limit(&mut served, "unlimited")?;
+    said(served.ctl(&["resume"])?)?;
+    served.vm.console_line("OUTBOARD verify result=pass")?;
     served.ends()
 }
 

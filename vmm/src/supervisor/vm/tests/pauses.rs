@@ -259,6 +259,7 @@ fn a_guest_s_reset_forgets_what_its_disks_held_back() {
     story.on(Event::Said(FromMachine::Ended { ending }));
     story.machine(machine::Event::Died(IN_ORDER));
     story.device(0, device::Event::Died(IN_ORDER));
+    story.device(0, CLEAR);
     story.device(0, device::Event::Ready(2));
     story.attached(0, 2);
     let actions = story.on(Event::Said(FromMachine::Running));
