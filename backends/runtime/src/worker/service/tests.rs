@@ -381,7 +381,7 @@ impl<'m> Process<'m> {
     fn turn(&mut self) -> bool {
         let mut service = Service {
             place: 0,
-            lines: &self.lines,
+            lines: &mut self.lines,
             memory: self.memory,
             view: View::new(self.memory, &self.layout).unwrap(),
             ring: &mut self.ring,
