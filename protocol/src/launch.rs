@@ -41,6 +41,10 @@ pub const VERSION_ENV: &str = "OUTBOARD_LAUNCH";
 /// message in it, [`ToBackend::Start`], tells which version that is. Each packet is one
 /// JSON message with the descriptors that the message names.
 pub const LINE_ENV: &str = "OUTBOARD_LINE";
+/// Environment variable that tells a back-end of version 2 the descriptor of its image
+/// that it is to use: an open file description of its own. The one that its command line
+/// names is the supervisor's, whose lock version 1 confirms; it is closed.
+pub const IMAGE_ENV: &str = "OUTBOARD_IMAGE";
 /// Environment variable that tells a process whose lines it writes to standard
 /// error: `VM/DEVICE`, or the one of the two that is known, or nothing. A
 /// program of ours begins each line with its own name and that in brackets.

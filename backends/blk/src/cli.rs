@@ -83,7 +83,13 @@ impl Cli {
             features: &["read-only", "blk-file"],
         };
         // Before anything else opens descriptors, and that number with it.
-        let inherited = self.blk_fd.map(inherited::take);
+        let own = supervisor::own_image();
+        let inherited = self.blk_fd.map(|number| {
+            // With a description of its own it has no use for the shared one.
+            let shared = inherited::take(number);
+            own.transpose()
+                .unwrap_or(shared.map_err(anyhow::Error::from))
+        });
         program::run(&self.program, capabilities, || {
             anyhow::ensure!(
                 self.settings.on_io_error == OnIoError::Report || supervisor::is_there(),

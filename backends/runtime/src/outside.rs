@@ -133,7 +133,7 @@ impl Outside {
             }
             for heard in line.attend() {
                 match heard {
-                    Heard::HungUp { .. } => return ExitCode::SUCCESS,
+                    Heard::HungUp => return ExitCode::SUCCESS,
                     Heard::Nonsense(why) => {
                         log::warn!("the process that serves is not heard any more: {why}");
                         return ExitCode::FAILURE;

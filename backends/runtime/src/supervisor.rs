@@ -21,7 +21,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
-    Channel, FromBackend, LINE_ENV, LONGEST_TEXT, Link, ToBackend, VERSION,
+    Channel, FromBackend, IMAGE_ENV, LINE_ENV, LONGEST_TEXT, Link, ToBackend, VERSION,
 };
 
 use crate::inherited;
@@ -98,13 +98,29 @@ pub fn is_there() -> bool {
 /// # Errors
 /// The environment names no open descriptor.
 pub fn inherited() -> anyhow::Result<Option<OwnedFd>> {
-    let Some(text) = env::var_os(LINE_ENV) else {
+    named(LINE_ENV)
+}
+
+/// The description of its image that this process was given for itself, if it has a
+/// line and was. To be called before anything else opens descriptors.
+///
+/// # Errors
+/// The environment names no open descriptor.
+pub fn own_image() -> anyhow::Result<Option<OwnedFd>> {
+    match is_there() {
+        true => named(IMAGE_ENV),
+        false => Ok(None),
+    }
+}
+
+fn named(variable: &str) -> anyhow::Result<Option<OwnedFd>> {
+    let Some(text) = env::var_os(variable) else {
         return Ok(None);
     };
     let number = text.to_str().and_then(|text| text.parse().ok());
-    let number = number.with_context(|| format!("{LINE_ENV} is {text:?}, and no descriptor"))?;
-    let line = inherited::take(number).with_context(|| format!("{LINE_ENV}={number}"))?;
-    Ok(Some(line))
+    let number = number.with_context(|| format!("{variable} is {text:?}, and no descriptor"))?;
+    let taken = inherited::take(number).with_context(|| format!("{variable}={number}"))?;
+    Ok(Some(taken))
 }
 
 impl Supervisor {

@@ -14,10 +14,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::sockopt::SocketError;
-use nix::sys::socket::{Shutdown, getsockopt, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 use outboard_log::rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::discard;
@@ -53,8 +51,6 @@ struct Open {
     /// What the back-end was told last of the interface.
     link: Link,
     is_ready: bool,
-    /// It has closed its end, and left something unread there.
-    unread: bool,
     unsent: Unsent,
     /// The socket is asked whether it takes more.
     waits: bool,
@@ -93,11 +89,7 @@ pub enum Heard {
     /// said this has not much.
     Nonsense(String),
     /// It has closed the line.
-    HungUp {
-        /// It had not read all that it was told, and of its start nothing if it never
-        /// was ready: a program of version 1 reads none of it.
-        unread: bool,
-    },
+    HungUp,
 }
 
 impl AsFd for Line {
@@ -168,7 +160,6 @@ impl Line {
             channel: ours,
             link,
             is_ready: false,
-            unread: false,
             unsent: Unsent::default(),
             waits: false,
         });
@@ -289,14 +280,10 @@ impl Line {
         let mut heard = Vec::new();
         for _ in 0..AT_ONCE {
             let Some(open) = &mut self.open else { break };
-            // Before a receive, which would take it away.
-            let error = getsockopt(&open.channel, SocketError).unwrap_or_default();
-            open.unread |= error == Errno::ECONNRESET as i32;
-            let unread = open.unread;
             let last = match open.channel.recv::<FromBackend>(at_once()) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => break,
                 Err(error) => nonsense(&error.to_string()),
-                Ok(None) => Heard::HungUp { unread },
+                Ok(None) => Heard::HungUp,
                 Ok(Some((message, mut fds))) => {
                     let said = open.take(message, &mut fds);
                     discard(fds);

@@ -93,7 +93,7 @@ fn what_it_says_is_heard_in_order_and_its_end_once() {
                     ..
                 },
                 Heard::Keeps(Kept::Nothing),
-                Heard::HungUp { unread: false }
+                Heard::HungUp
             ]
         ),
         "{heard:?}"

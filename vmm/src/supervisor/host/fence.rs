@@ -51,8 +51,9 @@ impl Image {
         }
     }
 
-    /// Our own description, for a back-end that confirms the lock on it, as version 1
-    /// of the launch contract has it: nobody sees when its I/O is over.
+    /// Our own description, which a back-end that keeps version 1 of the launch contract
+    /// confirms the lock on, and works with: nobody sees when its I/O is over. Any other
+    /// closes it.
     ///
     /// # Errors
     /// Those of fcntl(2).

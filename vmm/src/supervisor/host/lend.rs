@@ -80,18 +80,6 @@ pub(crate) enum Lent {
     },
 }
 
-/// When the I/O of a back-end is over.
-#[derive(Debug)]
-pub(crate) enum Io {
-    /// With its process: what it was lent is read and written by calls of its own.
-    OfProcess,
-    /// Once this is lifted.
-    Until(Fence),
-    /// Nobody can tell, unless it ended in order: it shares the image's description
-    /// with us, since it keeps version 1 of the launch contract, and confirms its lock.
-    Unknown,
-}
-
 impl Server {
     /// What it is called: the program's name, or the socket's path.
     pub(crate) fn name(&self) -> String {
@@ -99,6 +87,14 @@ impl Server {
             Self::Program { program, .. } => program.name().to_owned(),
             Self::Socket { path, .. } => path.display().to_string(),
         }
+    }
+
+    /// Whether it is a program that is lent an image.
+    pub(crate) fn lends_image(&self) -> bool {
+        let Self::Program { lent, .. } = self else {
+            return false;
+        };
+        matches!(lent, Lent::Image(_))
     }
 
     /// Whether its process is ours.
@@ -120,32 +116,30 @@ impl Server {
 }
 
 impl Lent {
-    /// What the back-end of this session is given; `shares`: our description of the
-    /// image instead of one of its own; `peer` is the connection to its peer.
+    /// What a back-end is given; `peer` is the connection to its peer.
     ///
     /// # Errors
-    /// Those of fcntl(2), and of [`Image::lend`].
-    pub(crate) fn give(
-        &self,
-        (session, shares): (SessionNumber, bool),
-        peer: Option<OwnedFd>,
-    ) -> io::Result<(Vec<OwnedFd>, Io)> {
-        let fds = match self {
-            Self::Nothing => Vec::new(),
-            Self::Image(image) => {
-                let (file, fence) = match shares {
-                    true => (image.share()?, None),
-                    false => image
-                        .lend(session)
-                        .map(|(file, fence)| (file, Some(fence)))?,
-                };
-                return Ok((vec![file], fence.map_or(Io::Unknown, Io::Until)));
-            }
-            Self::Tap(tap) => tap.copies()?,
-            Self::Listening { socket, .. } => vec![socket.try_clone()?.into()],
-            Self::Peer { .. } => peer.into_iter().collect(),
-        };
-        Ok((fds, Io::OfProcess))
+    /// Those of fcntl(2).
+    pub(crate) fn give(&self, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::Nothing => Ok(Vec::new()),
+            Self::Image(image) => Ok(vec![image.share()?]),
+            Self::Tap(tap) => tap.copies(),
+            Self::Listening { socket, .. } => Ok(vec![socket.try_clone()?.into()]),
+            Self::Peer { .. } => Ok(peer.into_iter().collect()),
+        }
+    }
+
+    /// The image once more, as a description that is the back-end's of this session
+    /// alone; `None`: there is no image.
+    ///
+    /// # Errors
+    /// Those of [`Image::lend`].
+    pub(crate) fn apart(&self, session: SessionNumber) -> io::Result<Option<(OwnedFd, Fence)>> {
+        match self {
+            Self::Image(image) => image.lend(session).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The line to whom it is lent, which looks after its peer or its interface.

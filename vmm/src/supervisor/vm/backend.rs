@@ -23,7 +23,7 @@ use outboard_line::{Heard, Line};
 use outboard_protocol::counters::{Counts, Reading};
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
-    BACKEND_FD, Handover, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
+    BACKEND_FD, Handover, IMAGE_ENV, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
 };
 
 use self::clearing::CLOSED;
@@ -31,8 +31,9 @@ use super::counters::Page;
 use super::device::Event;
 use super::look::Examined;
 use crate::supervisor::host::connect::Search;
-use crate::supervisor::host::lend::{Io, Opened, Server};
-use crate::supervisor::process::child::{Child, Death, Parent};
+use crate::supervisor::host::fence::Fence;
+use crate::supervisor::host::lend::{Opened, Server};
+use crate::supervisor::process::child::{Child, Parent};
 use crate::supervisor::say::{Logging, say};
 use crate::supervisor::text::units::Wait;
 
@@ -52,19 +53,10 @@ pub(crate) struct Backend<'a> {
     line: Option<Line>,
     /// The session that was last begun, of which the line speaks.
     session: SessionNumber,
-    /// The last process has said that it is ready.
-    ready: bool,
-    /// It has not read the start of its line: it keeps version 1 of the contract.
-    unread: bool,
-    /// A process shares our description of the image, for which one that keeps version
-    /// 1 was found to have no use otherwise.
-    shares: bool,
     /// That of the last process, living or dead.
     counters: Option<Page>,
-    /// When the I/O of the last process is over.
-    io: Io,
-    /// The last process has ended with status 0, which it does once its I/O is over.
-    in_order: bool,
+    /// Stands until the I/O of the last process is over, where that may outlive it.
+    fence: Option<Fence>,
     /// The connection to who listens at a socket: it is over when they have closed it.
     connection: Option<OwnedFd>,
     /// Nothing is to be left of it: when to look next, and how long to wait then.
@@ -91,12 +83,8 @@ impl<'a> Backend<'a> {
             child: None,
             line,
             session: 0,
-            ready: false,
-            unread: false,
-            shares: false,
             counters: None,
-            io: Io::OfProcess,
-            in_order: true,
+            fence: None,
             connection: None,
             clearing: None,
         })
@@ -192,8 +180,6 @@ impl<'a> Backend<'a> {
     ) -> Result<OwnedFd> {
         let (found, id) = (self.found.take(), &self.opened.spec.id);
         (self.session, self.counters) = (session, None);
-        (self.ready, self.unread) = (false, false);
-        let shares = self.shares;
         let (
             Server::Program {
                 program,
@@ -213,23 +199,31 @@ impl<'a> Backend<'a> {
         let (front, back) = sockets.with_context(|| format!("{id}: making a socket"))?;
         let start = || {
             let mut fds = vec![back];
-            let (given, io) = lent.give((session, shares), found)?;
-            fds.extend(given);
+            fds.extend(lent.give(found)?);
             let number = BACKEND_FD.saturating_add(fds.len() as i32);
             fds.push(line.begin(kept)?);
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
+            let apart = lent.apart(session)?;
+            let fence = apart.map(|(image, fence)| {
+                fds.push(image);
+                environment.push((IMAGE_ENV, number.saturating_add(1).to_string()));
+                fence
+            });
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            Ok((Child::start(parent, program, args, &environment, &fds)?, io))
+            Ok((
+                Child::start(parent, program, args, &environment, &fds)?,
+                fence,
+            ))
         };
         let started: io::Result<_> = start();
         if started.is_err() {
             line.end();
         }
         let starting = || format!("{id}: starting {}", program.name());
-        let (child, io) = started.with_context(starting)?;
-        (self.child, self.io, self.in_order) = (Some(child), io, false);
+        let (child, fence) = started.with_context(starting)?;
+        (self.child, self.fence) = (Some(child), fence);
         Ok(front.into())
     }
 
@@ -250,7 +244,6 @@ impl<'a> Backend<'a> {
         let session = self.session;
         match heard {
             Heard::Ready { sandbox, counters } => {
-                self.ready = true;
                 let (id, name) = (&self.opened.spec.id, self.opened.server.name());
                 log::debug!("{id}: {name} is ready; the parts of its sandbox: {sandbox:?}");
                 let queues = self.opened.spec.queues;
@@ -261,10 +254,7 @@ impl<'a> Backend<'a> {
             Heard::Keeps(kept) => Event::Keeps(session, kept),
             Heard::IoError { queue, text } => Event::IoError(session, queue, text),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
-            Heard::HungUp { unread } => {
-                self.unread = unread && !self.ready;
-                Event::HungUp(session)
-            }
+            Heard::HungUp => Event::HungUp(session),
         }
     }
 
@@ -318,14 +308,6 @@ impl<'a> Backend<'a> {
             events.extend(self.attend());
         }
         self.forget();
-        self.in_order = death == Death::Exited(0);
-        // One that confirms the lock on its image does not find it on a description of
-        // its own, and says so, and ends.
-        let refuses = matches!(death, Death::Exited(status) if status != 0);
-        if refuses && self.unread && matches!(self.io, Io::Until(_)) {
-            self.shares = true;
-            events.push(Event::WantsToShare(self.session));
-        }
         events.push(Event::Died(death));
         events
     }

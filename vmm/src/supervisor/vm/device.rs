@@ -76,9 +76,12 @@ pub(crate) struct Device {
     kept: Option<Kept>,
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
-    /// What has happened is no fault: its back-end is started once more, and lent the
-    /// image otherwise.
-    once_more: bool,
+    /// Its back-end is lent an image.
+    has_image: bool,
+    /// The last back-end keeps version 1 of the launch contract, and works with our
+    /// description of the image: nobody sees when its I/O is over, unless it has ended
+    /// with status 0, which it does then.
+    shares: bool,
     /// The next back-end is not started before the VM is resumed.
     held: bool,
     health: Health,
@@ -111,12 +114,19 @@ impl Device {
             told_version: false,
             kept: Some(Kept::Nothing),
             beyond: None,
-            once_more: false,
+            has_image: false,
+            shares: false,
             held: false,
             health: Health::default(),
             on_failure: OnFailure::default(),
             state: State::Down,
         }
+    }
+
+    /// With an image, which its back-end is lent.
+    pub(crate) fn with_image(mut self, has_image: bool) -> Self {
+        self.has_image = has_image;
+        self
     }
 
     /// With this policy.
@@ -181,6 +191,10 @@ impl Device {
         match event {
             // A guest that is started anew, or resets the device, has new drivers.
             Event::Begin | Event::Free => self.kept = Some(Kept::Nothing),
+            Event::Died(Death::Exited(0)) => {
+                self.shares = false;
+                self.gone();
+            }
             Event::Died(_) | Event::CannotBegin(_) => self.gone(),
             _ => {}
         }
@@ -226,7 +240,7 @@ impl Device {
             (State::Found, Event::Go) => {
                 self.suspects_nothing(self.session + 1);
                 self.lives = self.program.is_some();
-                self.once_more = false;
+                self.shares = false;
                 let kept = self.kept.clone();
                 out.push(Outcome::Do(Action::Attach(self.place, self.session, kept)));
                 State::Attaching
@@ -258,24 +272,24 @@ impl Device {
                 self.health.is_served(now);
                 State::Serving
             }
-            Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), now, out),
+            Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), out),
             Event::Lost(session, Cause::NotRecoverable, text) if session == self.session => {
                 self.beyond = Some(text.clone());
-                self.fault(Fault::Lost(text), now, out)
+                self.fault(Fault::Lost(text), out)
             }
             Event::Lost(session, _, text) if session == self.session => match self.lives {
                 true => State::Lost { text, until },
-                false => self.fault(Fault::Lost(text), now, out),
+                false => self.fault(Fault::Lost(text), out),
             },
             Event::Died(Death::Exited(0)) => State::Left {
                 death: Death::Exited(0),
                 text: None,
                 until,
             },
-            Event::Died(death) => self.fault(Fault::Died(death, None), now, out),
+            Event::Died(death) => self.fault(Fault::Died(death, None), out),
             Event::Hangs(session, text) if session == self.session => {
                 out.push(Outcome::Do(Action::Kill(Who::Device(self.place))));
-                self.fault(Fault::Lost(text), now, out)
+                self.fault(Fault::Lost(text), out)
             }
             Event::VmEnds => State::Over,
             Event::Restart => self.stop(now, out),
@@ -293,23 +307,23 @@ impl Device {
     ) -> State {
         match (state, event) {
             (State::Lost { text, .. }, Event::Died(death)) => {
-                self.fault(Fault::Died(death, Some(text)), now, out)
+                self.fault(Fault::Died(death, Some(text)), out)
             }
             (State::Lost { .. }, Event::CannotBegin(text)) => {
-                self.fault(Fault::CannotBegin(text), now, out)
+                self.fault(Fault::CannotBegin(text), out)
             }
-            (State::Lost { text, until }, Event::Tick) if now >= until => self.lost(text, now, out),
-            (State::Lost { text, .. }, Event::Settle) => self.lost(text, now, out),
+            (State::Lost { text, until }, Event::Tick) if now >= until => self.lost(text, out),
+            (State::Lost { text, .. }, Event::Settle) => self.lost(text, out),
             (State::Left { death, text, .. }, Event::Settle) => {
-                self.fault(Fault::Died(death, text), now, out)
+                self.fault(Fault::Died(death, text), out)
             }
             (State::Left { death, text, .. }, Event::Lost(session, _, why))
                 if session == self.session =>
             {
-                self.fault(Fault::Died(death, text.or(Some(why))), now, out)
+                self.fault(Fault::Died(death, text.or(Some(why))), out)
             }
             (State::Left { death, text, until }, Event::Tick) if now >= until => {
-                self.fault(Fault::Died(death, text), now, out)
+                self.fault(Fault::Died(death, text), out)
             }
             (_, Event::VmEnds) => State::Over,
             (state, _) => state,
@@ -318,15 +332,12 @@ impl Device {
 
     /// The session is lost, and the process lives: whatever it is doing, nobody
     /// will have it any more.
-    fn lost(&mut self, text: String, now: Instant, out: &mut Vec<Outcome>) -> State {
+    fn lost(&self, text: String, out: &mut Vec<Outcome>) -> State {
         out.push(Outcome::Do(Action::Terminate(Who::Device(self.place))));
-        self.fault(Fault::Lost(text), now, out)
+        self.fault(Fault::Lost(text), out)
     }
 
-    fn fault(&mut self, fault: Fault, now: Instant, out: &mut Vec<Outcome>) -> State {
-        if std::mem::take(&mut self.once_more) {
-            return self.clear(now, out);
-        }
+    fn fault(&self, fault: Fault, out: &mut Vec<Outcome>) -> State {
         if matches!(fault, Fault::Died(..)) {
             out.push(Outcome::Do(Action::TellCounts(self.place)));
         }

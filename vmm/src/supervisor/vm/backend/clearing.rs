@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{Shutdown, shutdown};
 
 use super::Backend;
-use crate::supervisor::host::lend::Io;
+use crate::supervisor::host::fence::Fence;
 use crate::supervisor::vm::device::Event;
 
 /// What is polled of a socket that we have shut down for writing, and whose other end
@@ -41,23 +41,19 @@ impl Backend<'_> {
             return None;
         }
         self.connection = None;
-        let known = match &self.io {
-            Io::OfProcess => true,
-            Io::Until(fence) => match fence.is_lifted() {
-                Ok(true) => true,
-                Ok(false) => {
-                    let next = Instant::now() + pause;
-                    self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
-                    return None;
-                }
-                Err(error) => {
-                    log::warn!("{}: asking for a lock: {error}", self.opened.spec.id);
-                    false
-                }
-            },
-            Io::Unknown => self.in_order,
+        let known = match self.fence.as_ref().map(Fence::is_lifted) {
+            None | Some(Ok(true)) => true,
+            Some(Ok(false)) => {
+                let next = Instant::now() + pause;
+                self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
+                return None;
+            }
+            Some(Err(error)) => {
+                log::warn!("{}: asking for a lock: {error}", self.opened.spec.id);
+                false
+            }
         };
-        (self.clearing, self.io) = (None, Io::OfProcess);
+        (self.clearing, self.fence) = (None, None);
         Some(Event::Clear { known })
     }
 }

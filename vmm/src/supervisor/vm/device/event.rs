@@ -53,10 +53,6 @@ pub(crate) enum Event {
     Nonsense(SessionNumber, String),
     /// The back-end of this session has closed its line.
     HungUp(SessionNumber),
-    /// The back-end of this session, which comes to its end, keeps version 1 of the
-    /// launch contract, and found no lock on a description of the image of its own: it
-    /// is to share ours from now on.
-    WantsToShare(SessionNumber),
     /// A ring of this session stands still, as the machine tells.
     Unserved(SessionNumber, Unserved),
     /// What was found of the back-end of this session when a ring stood still.

@@ -47,19 +47,7 @@ impl Device {
             | Event::IoError(session, ..)
             | Event::Nonsense(session, _)
             | Event::HungUp(session)
-            | Event::WantsToShare(session)
                 if session != self.session || !self.lives => {}
-            Event::WantsToShare(_) if self.line == Line::Silent => {
-                self.once_more = true;
-                let (id, name) = (&self.id, &self.name);
-                out.push(Outcome::Do(Action::Log(
-                    Level::Info,
-                    format!(
-                        "{id}: {name} is started once more, and shares outboard's description of \
-                         the image: what happens to the device when it dies is not exact"
-                    ),
-                )));
-            }
             Event::Ready(_) if self.line == Line::Silent => self.line = Line::Ready,
             Event::Keeps(_, kept) if self.line == Line::Ready => self.kept = Some(kept),
             Event::IoError(_, queue, why) if self.line == Line::Ready => {
@@ -76,8 +64,7 @@ impl Device {
             | Event::Keeps(..)
             | Event::IoError(..)
             | Event::Nonsense(..)
-            | Event::HungUp(_)
-            | Event::WantsToShare(_) => {}
+            | Event::HungUp(_) => {}
             Event::Resume => {
                 if std::mem::take(&mut self.holds) {
                     out.push(Outcome::Do(Action::Retry(self.place)));
@@ -129,6 +116,7 @@ impl Device {
             return;
         }
         (self.line, self.kept) = (Line::Deaf, None);
+        self.shares = self.has_image;
         if std::mem::replace(&mut self.told_version, true) {
             return;
         }

@@ -88,7 +88,7 @@ impl Device {
     /// Nothing is left of its back-end.
     fn cleared(&mut self, known: bool, now: Instant, out: &mut Vec<Outcome>) -> State {
         out.push(Outcome::Do(Action::Vacate(self.place, self.session)));
-        if !known {
+        if !known || std::mem::take(&mut self.shares) {
             self.beyond.get_or_insert_with(|| {
                 format!(
                     "it cannot be known whether the I/O of {} is over, which shares outboard's \
