@@ -62,7 +62,8 @@ pub fn tests() -> Vec<Test> {
 /// A VM that wants frames for itself alone.
 fn filtering(pairs: u32) -> Result<Vm> {
     let cmdline = "scenario=net-sink ip=10.0.2.2 promisc=0";
-    let mut vm = vm(&format!("tap=tap0,queues={pairs}"), pairs, cmdline)?.start()?;
+    let net = format!("tap=tap0,queues={pairs},on-failure=shutdown");
+    let mut vm = vm(&net, pairs, cmdline)?.start()?;
     vm.console_line("ready")?;
     Ok(vm)
 }
