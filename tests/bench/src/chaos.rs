@@ -15,6 +15,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use outboard_e2e::record::Found;
+use outboard_e2e::storm::killer::Blow;
 use outboard_e2e::storm::{self, Gap, Outcome, Shape};
 
 use crate::Products;
@@ -61,7 +62,7 @@ impl Options {
             shape.folder.clone_from(folder);
         }
         if self.stop {
-            shape.signal = Signal::SIGSTOP;
+            shape.blow = Blow::Signal(Signal::SIGSTOP);
         }
         shape.within = Duration::from_millis(self.within);
         shape
@@ -74,11 +75,11 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
     let Shape {
         kills,
         seed,
-        signal,
+        blow,
         folder,
         ..
     } = &shape;
-    println!("{kills} times {signal} to outboard-blk, seed {seed}");
+    println!("{kills} times {blow} to outboard-blk, seed {seed}");
     println!(
         "the image in {}, --disk path=…,queues=2{}, guest:{}",
         folder.display(),

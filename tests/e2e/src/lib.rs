@@ -5,6 +5,7 @@
 //! - [`vm`]: a running `outboard run`: its console, its processes, its end;
 //! - [`processes`]: what /proc says: who is there, who holds which memory;
 //! - [`image`]: disk images, made for the guest and checked after it;
+//! - [`slow_disk`]: a disk that keeps a request for as long as a test wants;
 //! - [`storm`]: a VM whose back-end is killed again and again, and what became of it;
 //! - [`timeline`]: who said what to whom, and when;
 //! - [`network`]: a network of a test's own, and the guest's peer in it.
@@ -17,6 +18,7 @@ pub mod image;
 pub mod network;
 pub mod processes;
 pub mod products;
+pub mod slow_disk;
 pub mod storm;
 pub mod timeline;
 pub mod vm;

@@ -1,5 +1,6 @@
 //! Who kills, whom and when.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,29 @@ use crate::vm::{GuestResult, Vm};
 /// Requests that were begun since a kill, from which on the device must have
 /// completed some: more than fit into its queues.
 const MANY: u64 = 200;
+
+/// What a back-end is struck with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// A signal.
+    Signal(Signal),
+    /// `outboard ctl restart` of its device.
+    Restart,
+}
+
+impl Blow {
+    /// SIGKILL.
+    pub const KILL: Self = Self::Signal(Signal::SIGKILL);
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => signal.fmt(f),
+            Self::Restart => f.write_str("ctl restart"),
+        }
+    }
+}
 
 /// Who kills the back-ends of one program, one after the other.
 #[derive(Debug)]
@@ -40,8 +64,8 @@ impl Killer {
         }
     }
 
-    /// The back-end as it is now: the newest, if there are two.
-    fn newest(&self, vm: &Vm) -> Option<Pid> {
+    /// The back-end as it is now, if there is one: the newest, if there are two.
+    pub fn newest(&self, vm: &Vm) -> Option<Pid> {
         let is = |process: &Process| {
             let name = process.args.first().map(Path::new);
             // A shell becomes it.

@@ -20,21 +20,22 @@ pub mod step;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::image::Image;
 use crate::pattern::SECTOR;
 use crate::products::{Products, write_script};
 use crate::record::{self, Found, Layout, STOP};
 use crate::vm::{Ended, GuestResult, Run, Vm};
-use killer::Killer;
+use killer::{Blow, Killer};
 use qemu::BackEnd;
 
 /// Bytes of the image: small, so that blocks are written again and again.
-const IMAGE: u64 = 16 << 20;
+pub const IMAGE: u64 = 16 << 20;
 const BLK: &str = "outboard-blk";
 /// Bytes in a block.
 const BLOCK: u64 = 4096;
@@ -113,10 +114,10 @@ pub struct Shape {
     pub before: Option<(String, String)>,
     /// More words for the guest.
     pub guest: String,
-    /// How often the back-end is sent the signal.
+    /// How often the back-end is struck.
     pub kills: u32,
-    /// Which signal.
-    pub signal: Signal,
+    /// With what.
+    pub blow: Blow,
     /// The longest time from a new process to the next kill.
     pub within: Duration,
     /// Of the guest's choices and of the moments.
@@ -138,7 +139,7 @@ impl Shape {
             before: None,
             guest: String::new(),
             kills,
-            signal: Signal::SIGKILL,
+            blow: Blow::KILL,
             within: Duration::from_millis(40),
             seed,
         }
@@ -247,6 +248,8 @@ pub struct Storm {
     /// The back-end, where the test has started it.
     own: Option<BackEnd>,
     seed: u64,
+    /// Whose VM it is, if it has a control API.
+    outboard: Option<PathBuf>,
 }
 
 impl Storm {
@@ -256,7 +259,14 @@ impl Storm {
     /// # Errors
     /// It does not begin.
     pub fn begin(programs: &Programs, shape: &Shape) -> Result<Self> {
-        let image = Image::new_in(&shape.folder, IMAGE)?;
+        Self::begin_on(programs, shape, Image::new_in(&shape.folder, IMAGE)?)
+    }
+
+    /// The same, on a disk of [`IMAGE`] zeros.
+    ///
+    /// # Errors
+    /// It does not begin.
+    pub fn begin_on(programs: &Programs, shape: &Shape, image: Image) -> Result<Self> {
         let Shape { seed, guest, .. } = shape;
         let gaps = u64::from(shape.kills) + 16;
         let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
@@ -275,9 +285,38 @@ impl Storm {
             vm,
             image,
             killer,
+            outboard: own.is_none().then(|| programs.bin.join("outboard")),
             own,
             seed: *seed,
         })
+    }
+
+    /// What `outboard ctl` prints, as JSON.
+    ///
+    /// # Errors
+    /// It fails, or the VM is not Outboard's.
+    pub fn ctl(&self, words: &[&str]) -> Result<String> {
+        let outboard = self.outboard.as_ref().context("not a VM of Outboard's")?;
+        let mut ctl = Command::new(outboard);
+        ctl.args(["ctl", "--json"]).args(words);
+        ctl.env("OUTBOARD_API", api(&self.image));
+        let output = ctl.output()?;
+        ensure!(output.status.success(), "{words:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Strikes this back-end.
+    ///
+    /// # Errors
+    /// The system or the VM does not let it.
+    pub fn strike(&mut self, pid: Pid, blow: Blow) -> Result<()> {
+        match blow {
+            Blow::Signal(signal) => self.killer.strike(pid, signal),
+            Blow::Restart => {
+                self.killer.note();
+                self.ctl(&["restart", "disk0"]).map(drop)
+            }
+        }
     }
 
     /// Kills as often and as fast as the shape says.
@@ -285,40 +324,39 @@ impl Storm {
     /// # Errors
     /// No successor comes up, or the guest does not go on.
     pub fn rage(&mut self, shape: &Shape) -> Result<()> {
-        let Self {
-            vm, killer, own, ..
-        } = self;
-        match (own, shape.pace) {
-            (None, Pace::Anyhow) => killer.kill_them(vm, shape.kills, shape.signal),
-            (None, Pace::OneByOne) => {
-                let mut last = None;
-                for _ in 0..shape.kills {
-                    let pid = killer.next(vm, last)?;
-                    killer.wait_a_while();
-                    killer.strike(pid, shape.signal)?;
+        let mut last = None;
+        for kill in 0..shape.kills {
+            match (&mut self.own, shape.pace) {
+                (None, _) => {
+                    let pid = self.killer.next(&mut self.vm, last)?;
+                    self.killer.wait_a_while();
+                    self.strike(pid, shape.blow)?;
                     last = Some(pid);
-                    killer.until_it_goes_on(vm)?;
                 }
-                Ok(())
-            }
-            (Some(_), Pace::Anyhow) => bail!("QEMU takes its time to reconnect"),
-            (Some(own), Pace::OneByOne) => {
-                for _ in 0..shape.kills {
-                    killer.wait_a_while();
-                    killer.note();
+                (Some(own), Pace::OneByOne) => {
+                    self.killer.wait_a_while();
+                    self.killer.note();
                     own.replace()?;
-                    killer.until_it_goes_on(vm)?;
                 }
-                Ok(())
+                (Some(_), Pace::Anyhow) => bail!("QEMU takes its time to reconnect"),
+            }
+            match shape.pace {
+                Pace::OneByOne => self.killer.until_it_goes_on(&mut self.vm)?,
+                // In the end there is one that lives.
+                Pace::Anyhow if kill + 1 == shape.kills => {
+                    self.killer.next(&mut self.vm, last)?;
+                }
+                Pace::Anyhow => {}
             }
         }
+        Ok(())
     }
 
     /// Tells the guest to end and waits for what it and the image say.
     ///
     /// # Errors
     /// The run does not end as it must.
-    pub fn end(mut self) -> Result<Outcome> {
+    pub fn end(&mut self) -> Result<Outcome> {
         let layout = Layout::new(IMAGE / SECTOR as u64, BLOCK / SECTOR as u64);
         let layout = layout.context("a layout")?;
         let file = OpenOptions::new()
@@ -336,7 +374,7 @@ impl Storm {
             gaps: gaps(&ended.console)?,
             result,
             found,
-            kills: self.killer.kills,
+            kills: std::mem::take(&mut self.killer.kills),
             ended,
         })
     }
@@ -374,8 +412,13 @@ fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) ->
         .with("--cpus", "2")
         .with("--memory", "256M")
         .with("--disk", disk)
+        .with("--api", api(image))
         .with("--cmdline", cmdline);
     Ok(run)
+}
+
+fn api(image: &Image) -> PathBuf {
+    image.directory().join("api")
 }
 
 /// A whole storm, whose seed is said wherever it fails.

@@ -6,6 +6,7 @@ mod boots;
 mod disks;
 mod endings;
 mod hangs;
+mod late;
 mod lines;
 mod net;
 mod pasted;
@@ -36,6 +37,8 @@ enum Need {
     Program(&'static str),
     /// Temporary files on a file system with direct I/O.
     DirectIo,
+    /// That a file system of FUSE can be mounted.
+    Fuse,
     /// That no huge pages are free.
     NoHugePages,
     /// Free memory, in GiB.
@@ -61,6 +64,7 @@ impl Need {
                     .open(file.path());
                 opened.err().map(|error| format!("no direct I/O: {error}"))
             }
+            Self::Fuse => outboard_e2e::slow_disk::missing(),
             Self::NoHugePages => {
                 let free = meminfo("HugePages_Free:");
                 (free > 0).then(|| format!("{free} huge pages are free"))
@@ -139,6 +143,7 @@ fn main() -> ExitCode {
         ("disks", disks::tests()),
         ("endings", endings::tests()),
         ("hangs", hangs::tests()),
+        ("late", late::tests()),
         ("lines", lines::tests()),
         ("net", net::tests()),
         ("rng", rng::tests()),

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use outboard_e2e::storm::killer::Blow;
 use outboard_e2e::storm::step::{Led, Stand};
 use outboard_e2e::storm::{self, FrontEnd, KILLS_OF_A_VM, Outcome, Pace, Programs, Shape, Storm};
 
@@ -67,6 +68,12 @@ pub fn tests() -> Vec<Test> {
             KVM,
             killed_at_each_step,
         ),
+        test("nothing is wrong after hangs", KVM, || {
+            struck(Blow::Signal(Signal::SIGSTOP), ",hang-timeout=300ms")
+        }),
+        test("nothing is wrong after restarts by the api", KVM, || {
+            struck(Blow::Restart, "")
+        }),
         test("nothing is wrong after kills under qemu", QEMU, || {
             under_qemu("", "")
         }),
@@ -216,5 +223,12 @@ fn killed_from_step(steps: &mut u32, stride: u32, seed: u64) -> Result<bool> {
 fn under_qemu(backend: &str, guest: &str) -> Result<()> {
     let mut shape = Shape::new(5, seed()).disk(backend).guest(guest);
     (shape.front_end, shape.pace) = (FrontEnd::Qemu, Pace::OneByOne);
+    killed(&shape)
+}
+
+/// Each back-end is struck with something else than SIGKILL, once the guest has gone on.
+fn struck(blow: Blow, disk: &str) -> Result<()> {
+    let mut shape = Shape::new(5, seed()).disk(disk);
+    (shape.blow, shape.pace) = (blow, Pace::OneByOne);
     killed(&shape)
 }
