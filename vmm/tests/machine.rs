@@ -145,9 +145,15 @@ impl Machine {
         }
     }
 
+    /// What it tells next, but for what drivers agree on.
     fn hear(&self) -> Option<FromMachine> {
         let channel = self.channel.as_ref().unwrap();
-        channel.recv(soon()).unwrap().map(|(message, _)| message)
+        loop {
+            match channel.recv(soon()).unwrap()?.0 {
+                FromMachine::Agreed { .. } => {}
+                message => return Some(message),
+            }
+        }
     }
 
     fn tell(&self, message: &ToMachine) {

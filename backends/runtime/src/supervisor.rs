@@ -174,7 +174,13 @@ impl Supervisor {
         *self.told() = kept;
         let sandbox = Default::default();
         let version = VERSION;
-        self.tell(&FromBackend::Ready { version, sandbox }, counters);
+        let release = outboard_version::VERSION.to_owned();
+        let ready = FromBackend::Ready {
+            version,
+            sandbox,
+            release,
+        };
+        self.tell(&ready, counters);
     }
 
     /// Says what a successor must know, unless it was said last. To be called before

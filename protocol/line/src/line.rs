@@ -72,6 +72,8 @@ pub enum Heard {
     Ready {
         /// Which parts of its sandbox are on.
         sandbox: BTreeMap<String, bool>,
+        /// Which release of its program it is; empty if it has not said so.
+        release: String,
         /// Its page of counters (`outboard_protocol::counters`), not looked at.
         counters: Option<OwnedFd>,
     },
@@ -325,10 +327,16 @@ impl Open {
     ) -> Result<Option<Heard>, String> {
         message.check()?;
         match message {
-            FromBackend::Ready { sandbox, .. } if !self.is_ready && fds.len() <= 1 => {
+            FromBackend::Ready {
+                sandbox, release, ..
+            } if !self.is_ready && fds.len() <= 1 => {
                 self.is_ready = true;
                 let counters = fds.pop();
-                Ok(Some(Heard::Ready { sandbox, counters }))
+                Ok(Some(Heard::Ready {
+                    sandbox,
+                    release,
+                    counters,
+                }))
             }
             FromBackend::Ready { .. } => Err("`ready` twice, or with descriptors too many".into()),
             _ if !self.is_ready || !fds.is_empty() => {

@@ -19,6 +19,8 @@ use crate::kept::Kept;
 
 /// Most parts that a sandbox can be told to have, and most bytes of a name.
 const MOST_PARTS: usize = 64;
+/// Most bytes of a release's name.
+const LONGEST_RELEASE: usize = 64;
 /// Most bytes of what is said of an error.
 pub const LONGEST_TEXT: usize = 512;
 
@@ -82,6 +84,10 @@ pub enum FromBackend {
         /// Which parts of its sandbox are on, by name; a part that is false could
         /// not be had here. Empty: it has none.
         sandbox: BTreeMap<String, bool>,
+        /// Which release of its program it is, to be shown: at most 64 printable
+        /// characters of ASCII. Empty, or left out: it does not say.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        release: String,
     },
     /// What a successor must know has become this. Said before the driver is
     /// answered whose command or request has changed it.
@@ -110,7 +116,11 @@ impl FromBackend {
     /// A message that says what is out of bounds.
     pub fn check(&self) -> Result<(), String> {
         match self {
-            Self::Ready { version, sandbox } => {
+            Self::Ready {
+                version,
+                sandbox,
+                release,
+            } => {
                 if *version != super::VERSION {
                     let ours = super::VERSION;
                     return Err(format!(
@@ -121,6 +131,12 @@ impl FromBackend {
                 if sandbox.len() > MOST_PARTS || sandbox.keys().any(long) {
                     return Err(format!(
                         "a sandbox of more than {MOST_PARTS} parts, or with longer names"
+                    ));
+                }
+                let is_shown = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+                if release.len() > LONGEST_RELEASE || !release.bytes().all(is_shown) {
+                    return Err(format!(
+                        "a release that is not at most {LONGEST_RELEASE} printable characters"
                     ));
                 }
                 Ok(())
@@ -152,8 +168,17 @@ mod tests {
         let ready = FromBackend::Ready {
             version: 2,
             sandbox: [("seccomp".to_owned(), true)].into(),
+            release: String::new(),
         };
         let text = r#"{"message":"ready","version":2,"sandbox":{"seccomp":true}}"#;
+        assert_eq!(serde_json::to_string(&ready).unwrap(), text);
+        assert_eq!(serde_json::from_str::<FromBackend>(text).unwrap(), ready);
+        let ready = FromBackend::Ready {
+            version: 2,
+            sandbox: BTreeMap::new(),
+            release: "0.2.0 (3f2a9c41d7be 2026-01-31)".into(),
+        };
+        let text = r#"{"message":"ready","version":2,"sandbox":{},"release":"0.2.0 (3f2a9c41d7be 2026-01-31)"}"#;
         assert_eq!(serde_json::to_string(&ready).unwrap(), text);
         for (message, text) in [
             (ToBackend::Peer, r#"{"message":"peer"}"#),
@@ -182,7 +207,17 @@ mod tests {
             sandbox: (0..parts)
                 .map(|part| (format!("{part:0length$}"), true))
                 .collect(),
+            release: String::new(),
         };
+        let called = |release: &str| FromBackend::Ready {
+            version: 2,
+            sandbox: BTreeMap::new(),
+            release: release.into(),
+        };
+        assert_eq!(called(&"~ ".repeat(32)).check(), Ok(()));
+        for release in ["a\nb", "\u{1b}[2J", "\u{e9}", &"x".repeat(65)] {
+            assert!(called(release).check().is_err(), "{release:?}");
+        }
         assert_eq!(ready(2, 64, 64).check(), Ok(()));
         let error = ready(1, 0, 1).check().unwrap_err();
         assert!(error.starts_with("version 1 of the launch"), "{error}");

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::{Device, Machine, Whose};
 
 /// Version of these messages.
-pub const MESSAGES_VERSION: u32 = 4;
+pub const MESSAGES_VERSION: u32 = 5;
 
 /// Which connection of a device is meant: they are counted, so that what is said
 /// of a session that is over is not taken for its successor's.
@@ -139,6 +139,17 @@ pub enum FromMachine {
         device: String,
         /// That of the attach.
         session: SessionNumber,
+    },
+    /// What the driver and a back-end of the device have agreed on, whenever that has
+    /// changed; before it is told, the driver has not agreed to anything.
+    Agreed {
+        /// The device's id.
+        device: String,
+        /// The features that the driver has acknowledged; `None`: it does not use the
+        /// device.
+        features: Option<u64>,
+        /// The last back-end notes in an inflight region what it has taken.
+        tracked: bool,
     },
     /// Every device is attached and the vCPUs run.
     Running,

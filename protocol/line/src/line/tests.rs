@@ -44,6 +44,7 @@ fn ready() -> FromBackend {
     FromBackend::Ready {
         version: VERSION,
         sandbox: BTreeMap::new(),
+        release: "0.2.0".into(),
     }
 }
 
@@ -90,11 +91,12 @@ fn what_it_says_is_heard_in_order_and_its_end_once() {
             [
                 Heard::Ready {
                     counters: Some(_),
+                    release,
                     ..
                 },
                 Heard::Keeps(Kept::Nothing),
                 Heard::HungUp
-            ]
+            ] if release == "0.2.0"
         ),
         "{heard:?}"
     );
@@ -107,6 +109,7 @@ fn what_no_back_end_says_ends_its_line() {
     let out_of_bounds = FromBackend::Ready {
         version: 3,
         sandbox: BTreeMap::new(),
+        release: String::new(),
     };
     let keeps = || FromBackend::Keeps {
         kept: Kept::Nothing,

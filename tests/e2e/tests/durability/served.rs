@@ -240,7 +240,10 @@ impl Served {
         let vm = Run::guest(&format!("{cmdline} queues={QUEUES}"))?
             .with("--cpus", QUEUES.to_string())
             .with("--memory", "256M")
-            .with("--disk", format!("{disk},queues={QUEUES},on-failure=shutdown"))
+            .with(
+                "--disk",
+                format!("{disk},queues={QUEUES},on-failure=shutdown"),
+            )
             .start()?;
         Ok(Self { vm, backend })
     }

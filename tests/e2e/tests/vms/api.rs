@@ -276,6 +276,11 @@ fn restart() -> Result<()> {
         ensure!(disk["restarts"] == restarts && disk["pid"] != pid, "{vm}");
         ensure!(disk["last_outage_us"].as_u64() > Some(0), "{vm}");
         ensure!(disk["last_error"].is_null(), "{vm}");
+        ensure!(disk["version"] == vm["version"], "{vm}");
+        let features = disk["features"].as_str().context("no features")?;
+        // VIRTIO_F_VERSION_1, which every driver of ours acknowledges.
+        let bits = u64::from_str_radix(features.trim_start_matches("0x"), 16)?;
+        ensure!(bits & 1 << 32 != 0, "{vm}");
         pid = disk["pid"].clone();
         served.vm.console_line("progress")?;
     }

@@ -15,6 +15,7 @@
 //! ([`Vacancy`]).
 //! Whatever is said of a session carries its number.
 
+mod agreed;
 mod config;
 mod succession;
 mod unserved;
@@ -30,6 +31,7 @@ use outboard_log::{Rarely, rarely};
 use outboard_protocol::Deadline;
 use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
 
+use self::agreed::Agreed;
 use self::config::no_longer_fits;
 use super::driver::Driver;
 use super::kinds::blk::{self, Cache};
@@ -65,6 +67,7 @@ pub(crate) struct Owner {
     /// That the driver must reset the device; a guest can cause it, so it is
     /// rate-limited: logged at powers of two.
     broken: Rarely,
+    agreed: Agreed,
 }
 
 impl Owner {
@@ -88,6 +91,7 @@ impl Owner {
             mastering: Mastering::Off,
             config_stale: None,
             broken: Rarely::new(),
+            agreed: Agreed::default(),
         }
     }
 
@@ -106,6 +110,7 @@ impl Owner {
             let result = self.attend();
             self.lose_on_error(result);
             self.watch();
+            self.tell_agreed();
         }
     }
 

@@ -101,7 +101,7 @@ impl Serving {
     }
 
     /// Whether it notes in a region what it has taken (INFLIGHT_SHMFD).
-    fn keeps_region(&self) -> bool {
+    pub(crate) fn keeps_region(&self) -> bool {
         match &self.backend {
             Backend::Idle(session) => session
                 .agreement()

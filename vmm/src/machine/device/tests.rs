@@ -3,10 +3,11 @@ mod recovery;
 mod watch;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
@@ -55,6 +56,7 @@ struct Bench {
     ram: Arc<Ram>,
     gate: Arc<Gate>,
     events: Arc<Mailbox<FromMachine>>,
+    unheard: Mutex<VecDeque<FromMachine>>,
     device: Device,
     bus: Targets,
 }
@@ -107,6 +109,7 @@ impl Bench {
             ram,
             gate,
             events,
+            unheard: Mutex::default(),
             device,
             bus,
         })
@@ -134,13 +137,42 @@ impl Bench {
         running
     }
 
-    fn event(&self) -> FromMachine {
-        let mut found = None;
+    /// What is told next.
+    fn next(&self) -> FromMachine {
+        let mut unheard = self.unheard.lock().unwrap();
         eventually(|| {
-            found = self.events.take().pop_front();
-            found.is_some()
+            unheard.extend(self.events.take());
+            !unheard.is_empty()
         });
-        found.unwrap()
+        unheard.pop_front().unwrap()
+    }
+
+    /// The same, but for what was agreed on.
+    fn event(&self) -> FromMachine {
+        loop {
+            match self.next() {
+                FromMachine::Agreed { .. } => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// All that has been told and not been looked at, but for what was agreed on.
+    fn told(&self) -> Vec<FromMachine> {
+        let mut told: Vec<_> = std::mem::take(&mut *self.unheard.lock().unwrap()).into();
+        told.extend(heard(&self.events));
+        told.retain(|event| !matches!(event, FromMachine::Agreed { .. }));
+        told
+    }
+
+    /// What was agreed on next: features, and whether there is a record of requests.
+    fn agreed(&self) -> (Option<u64>, bool) {
+        match self.next() {
+            FromMachine::Agreed {
+                features, tracked, ..
+            } => (features, tracked),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn lost(&self) -> String {
@@ -245,6 +277,22 @@ fn eventually(mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+#[test]
+fn what_driver_and_back_end_agree_on_is_told() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(Scripted::disk());
+    let features = bench.device.function().with_registers(|it| it.offered());
+    assert_eq!(bench.agreed(), (None, true));
+    bench.drive();
+    let (acknowledged, tracked) = bench.agreed();
+    let acknowledged = acknowledged.unwrap();
+    assert!(tracked && acknowledged != 0 && acknowledged & !features == 0);
+    bench.reset();
+    assert_eq!(bench.agreed(), (None, true));
+    bench.device.stop();
+    fake.join();
 }
 
 #[test]
@@ -521,9 +569,10 @@ fn stopping_does_not_wait_for_a_silent_back_end() {
             .protocol(0),
     );
     fake.wait_for(FrontendReq::GET_FEATURES);
-    bench.device.stop();
+    let Bench { device, events, .. } = bench;
+    device.stop();
     fake.join();
-    assert!(bench.events.take().is_empty(), "that is not a loss");
+    assert!(heard(&events).is_empty(), "that is not a loss");
 }
 
 #[test]
@@ -629,12 +678,20 @@ const PATIENT: Limits = Limits {
     answer: Duration::from_secs(3600),
 };
 
+/// What has been told, but for what was agreed on.
+fn heard(events: &Mailbox<FromMachine>) -> Vec<FromMachine> {
+    let heard = events.take().into_iter();
+    heard
+        .filter(|event| !matches!(event, FromMachine::Agreed { .. }))
+        .collect()
+}
+
 fn stopped(bench: Bench) {
     let Bench { device, events, .. } = bench;
     let stopping = std::thread::spawn(move || device.stop());
     eventually(|| stopping.is_finished());
     stopping.join().unwrap();
-    assert!(events.take().is_empty(), "that is not a loss");
+    assert!(heard(&events).is_empty(), "that is not a loss");
 }
 
 /// A slow disk is no broken back-end.
@@ -655,7 +712,7 @@ fn a_reset_waits_for_io_longer_than_for_an_answer_that_needs_none() {
     bench.drive();
     fake.wait_for(FrontendReq::RESET_DEVICE);
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    assert!(bench.events.take().is_empty(), "nothing is lost");
+    assert!(bench.told().is_empty(), "nothing is lost");
 }
 
 #[test]
@@ -702,7 +759,7 @@ fn a_card_s_buffers_are_not_waited_for_as_a_disk_s_requests() {
         bench.drive();
         bench.uses(u16::MAX);
         bench.reset();
-        assert!(bench.events.take().is_empty(), "nothing is lost");
+        assert!(bench.told().is_empty(), "nothing is lost");
     }
 }
 
@@ -730,7 +787,7 @@ fn a_back_end_that_reads_no_answers_costs_nobody_anything() {
     assert!((0..100_000).any(closed), "its channel is closed");
     bench.drive();
     bench.reset();
-    assert!(bench.events.take().is_empty());
+    assert!(bench.told().is_empty());
 }
 
 #[test]
@@ -762,7 +819,7 @@ fn rings_over_one_another_are_the_driver_s_fault() {
     }
     bench.drive();
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
-    assert!(bench.events.take().is_empty(), "nothing is lost");
+    assert!(bench.told().is_empty(), "nothing is lost");
 }
 
 const FLUSH: u64 = 1 << 9;
@@ -947,7 +1004,7 @@ fn a_queue_that_the_back_end_does_not_have_stays_unserved() {
     let of = |wanted| seen.iter().filter(move |(request, _)| *request == wanted);
     let started = of(FrontendReq::SET_VRING_NUM).map(|(_, message)| message.payload[0]);
     assert!(started.eq([0, 2]));
-    assert!(bench.events.take().is_empty());
+    assert!(bench.told().is_empty());
 }
 
 /// The kicks since the last look, at the eventfd that a back-end was lent.
@@ -1190,5 +1247,5 @@ fn a_reset_waits_for_no_ring_that_was_given_up() {
     eventually(|| bench.status() == 15 | status::NEEDS_RESET);
     bench.reset();
     fake.wait_for(FrontendReq::RESET_DEVICE);
-    assert!(bench.events.take().is_empty(), "its back-end is there");
+    assert!(bench.told().is_empty(), "its back-end is there");
 }

@@ -17,7 +17,18 @@ pub(crate) enum Answer {
         place: usize,
         /// What a successor of its back-end must be told is known.
         is_known: bool,
+        /// What its driver and its back-end have agreed on.
+        agreed: Agreed,
     },
+}
+
+/// What the driver and a back-end of a device have agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    /// The features that the driver has acknowledged, if it uses the device.
+    pub(crate) features: Option<u64>,
+    /// The last back-end notes in an inflight region what it has taken.
+    pub(crate) tracked: bool,
 }
 
 /// How a VM is.
@@ -38,6 +49,8 @@ pub(crate) struct DeviceStanding {
     pub(crate) state: DeviceState,
     /// Why, where there is more to say.
     pub(crate) reason: Option<String>,
+    /// The features that the driver has acknowledged, if it uses the device.
+    pub(crate) features: Option<u64>,
     /// How many times its back-end was replaced.
     pub(crate) restarts: u64,
     /// Why the last one was lost.

@@ -55,6 +55,8 @@ pub(crate) struct Backend<'a> {
     session: SessionNumber,
     /// That of the last process, living or dead.
     counters: Option<Page>,
+    /// Which release of its program it is, if it has said so.
+    release: Option<String>,
     /// Stands until the I/O of the last process is over, where that may outlive it.
     fence: Option<Fence>,
     /// The connection to who listens at a socket: it is over when they have closed it.
@@ -84,6 +86,7 @@ impl<'a> Backend<'a> {
             line,
             session: 0,
             counters: None,
+            release: None,
             fence: None,
             connection: None,
             clearing: None,
@@ -179,7 +182,7 @@ impl<'a> Backend<'a> {
         logging: &Logging,
     ) -> Result<OwnedFd> {
         let (found, id) = (self.found.take(), &self.opened.spec.id);
-        (self.session, self.counters) = (session, None);
+        (self.session, self.counters, self.release) = (session, None, None);
         let (
             Server::Program {
                 program,
@@ -243,7 +246,12 @@ impl<'a> Backend<'a> {
     fn hear(&mut self, heard: Heard) -> Event {
         let session = self.session;
         match heard {
-            Heard::Ready { sandbox, counters } => {
+            Heard::Ready {
+                sandbox,
+                release,
+                counters,
+            } => {
+                self.release = Some(release).filter(|release| !release.is_empty());
                 let (id, name) = (&self.opened.spec.id, self.opened.server.name());
                 log::debug!("{id}: {name} is ready; the parts of its sandbox: {sandbox:?}");
                 let queues = self.opened.spec.queues;
@@ -262,6 +270,11 @@ impl<'a> Backend<'a> {
         let (id, name) = (&self.opened.spec.id, self.opened.server.name());
         read.inspect_err(|error| log::debug!("{id}: {name} has no page of counters: {error}"))
             .ok()
+    }
+
+    /// Which release of its program the last one is, if it has said so.
+    pub(crate) fn release(&self) -> Option<&str> {
+        self.release.as_deref()
     }
 
     /// What each queue of its process has done, living or dead; nothing if it does not

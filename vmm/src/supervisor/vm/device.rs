@@ -48,6 +48,7 @@ use self::health::Health;
 use self::line::Line;
 pub(crate) use self::state::State;
 use super::action::{Action, Who};
+use super::answer::Agreed;
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 
@@ -74,6 +75,7 @@ pub(crate) struct Device {
     /// What must survive its back-end, and its driver will not say again; `None`:
     /// nobody knows that.
     kept: Option<Kept>,
+    agreed: Agreed,
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
     /// Its back-end is lent an image.
@@ -113,6 +115,7 @@ impl Device {
             holds: false,
             told_version: false,
             kept: Some(Kept::Nothing),
+            agreed: Agreed::default(),
             beyond: None,
             has_image: false,
             shares: false,
@@ -160,6 +163,11 @@ impl Device {
         self.kept.as_ref()
     }
 
+    /// What its driver and its back-end have agreed on.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
     /// When time itself is the next event, if nothing else comes before.
     pub(crate) fn due(&self) -> Option<Instant> {
         let due = match &self.state {
@@ -190,7 +198,15 @@ impl Device {
         };
         match event {
             // A guest that is started anew, or resets the device, has new drivers.
-            Event::Begin | Event::Free => self.kept = Some(Kept::Nothing),
+            Event::Begin => {
+                self.kept = Some(Kept::Nothing);
+                self.agreed = Agreed::default();
+            }
+            Event::Free => self.kept = Some(Kept::Nothing),
+            Event::Agreed(agreed) => {
+                self.agreed = agreed;
+                return out;
+            }
             Event::Died(Death::Exited(0)) => {
                 self.shares = false;
                 self.gone();

@@ -4,15 +4,17 @@
 
 use outboard_protocol::devices::{BLK, NET, RNG};
 use outboard_protocol::launch::Whose;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
 
 use crate::supervisor::api::model::{Exactness, Explanation};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::host::lend::Opened;
+use crate::supervisor::vm::answer::Agreed;
 
 /// Of this device; `is_known`: what a successor of its back-end must be told of what the
 /// guest has set.
-pub(crate) fn explain(opened: &Opened, is_known: bool) -> Explanation {
-    let (exact, why) = recovery(opened, is_known);
+pub(crate) fn explain(opened: &Opened, is_known: bool, agreed: Agreed) -> Explanation {
+    let (exact, why) = recovery(opened, is_known, agreed);
     let why = match opened.on_failure == OnFailure::Shutdown {
         true => format!("{why}; but on-failure=shutdown ends the VM instead"),
         false => why,
@@ -27,7 +29,13 @@ pub(crate) fn explain(opened: &Opened, is_known: bool) -> Explanation {
     }
 }
 
-fn recovery(opened: &Opened, is_known: bool) -> (bool, String) {
+/// Whether a driver that has acknowledged these features sets up a card by commands
+/// that the machine does not see.
+fn sets_by_commands(features: u64) -> bool {
+    features & 1 << VIRTIO_NET_F_CTRL_VQ != 0
+}
+
+fn recovery(opened: &Opened, is_known: bool, agreed: Agreed) -> (bool, String) {
     let (kind, name) = (&opened.spec.kind, opened.server.name());
     let ours = opened.whose == Whose::Own;
     match kind.virtio_id {
@@ -49,10 +57,20 @@ fn recovery(opened: &Opened, is_known: bool) -> (bool, String) {
             let text = "an entropy device holds nothing, and its buffers are returned in order";
             (true, text.into())
         }
+        NET if agreed.features.is_some_and(sets_by_commands) => {
+            let text = "is not Outboard's, and what the guest has set in the card by commands is \
+                        lost with it: the guest must reset the device";
+            (false, format!("{name} {text}"))
+        }
+        BLK | NET if agreed.tracked => {
+            let text = "keeps a record of what is under way (an inflight region), where another \
+                        finds it";
+            (true, format!("{name} {text}"))
+        }
         BLK | NET => {
-            let text = "is not Outboard's: it goes on exactly if nothing was under way, or if it \
-                        has kept a record of that (an inflight region); otherwise the device is \
-                        down until the guest resets it";
+            let text = "keeps no record of what is under way (no inflight region): another goes \
+                        on only if nothing is, or all was returned in order; otherwise the \
+                        device is down until the guest resets it";
             (false, format!("{name} {text}"))
         }
         _ => {

@@ -18,6 +18,7 @@ use outboard_protocol::launch::FromMachine;
 
 use self::calls::Calls;
 use super::action::Action;
+use super::answer::Agreed;
 use super::device::{self, Device, Fault};
 use super::end::{self, End, Patience};
 use super::event::Event;
@@ -129,6 +130,7 @@ impl Life {
                 FromMachine::Attached { .. }
                 | FromMachine::Lost { .. }
                 | FromMachine::Free { .. }
+                | FromMachine::Agreed { .. }
                 | FromMachine::Unserved { .. }
                 | FromMachine::Paused
                 | FromMachine::Resumed,
@@ -175,6 +177,14 @@ impl Life {
             FromMachine::Attached { device, session } => {
                 place(&device).map(|place| Step::Device(place, device::Event::Attached(session)))
             }
+            FromMachine::Agreed {
+                device,
+                features,
+                tracked,
+            } => place(&device).map(|place| {
+                let agreed = Agreed { features, tracked };
+                Step::Device(place, device::Event::Agreed(agreed))
+            }),
             FromMachine::Lost {
                 device,
                 session,

@@ -73,6 +73,7 @@ impl Owner {
         if changed {
             function.interrupts.config_changed();
         }
+        self.agreed.is_served_by(&serving);
         self.serving = Some(serving);
         self.start()
     }

@@ -202,7 +202,7 @@ fn one_that_comes_when_its_predecessor_has_just_gone_finds_the_place_free() {
         let second = bench.attach_as(number + 1, Scripted::disk());
         let mut events = Vec::new();
         eventually(|| {
-            events.extend(bench.events.take());
+            events.extend(bench.told());
             events.len() == 2
         });
         assert_eq!(events[1], attached(number + 1));

@@ -115,7 +115,7 @@ impl Watched {
     }
 
     fn nothing_is_told(&self) {
-        assert_eq!(self.bench.events.take(), []);
+        assert_eq!(self.bench.told(), []);
     }
 }
 
@@ -136,13 +136,13 @@ fn a_kick_that_nobody_consumes_is_told_until_somebody_does() {
             }
             assert_eq!(watched.hears(), 1);
             watched.at_rest();
-            watched.bench.events.take();
+            watched.bench.told();
         }
         // Nor is it told of a driver that has gone.
         watched.kicked();
         assert_eq!(watched.unserved(), (true, 1));
         watched.bench.reset();
-        watched.bench.events.take();
+        watched.bench.told();
         let rest = watched.at_rest();
         assert_eq!(watched.at_rest(), rest);
         watched.nothing_is_told();
@@ -175,7 +175,7 @@ fn chains_that_are_not_returned_are_told_and_of_our_own_back_end_alone() {
     other.nothing_is_told();
     own.bench.uses(1);
     own.at_rest();
-    own.bench.events.take();
+    own.bench.told();
     own.at_rest();
     own.nothing_is_told();
 }

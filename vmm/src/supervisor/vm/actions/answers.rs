@@ -37,8 +37,12 @@ impl Hands<'_> {
         let reply = match answer {
             Answer::Reply(reply) => reply,
             Answer::Status(standing) => Reply::Status(Box::new(self.status(standing))),
-            Answer::Explain { place, is_known } => match self.backends.get(place) {
-                Some(backend) => Reply::Explanation(explain(backend.opened(), is_known)),
+            Answer::Explain {
+                place,
+                is_known,
+                agreed,
+            } => match self.backends.get(place) {
+                Some(backend) => Reply::Explanation(explain(backend.opened(), is_known, agreed)),
                 None => return,
             },
         };
@@ -91,8 +95,8 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
         reason: standing.reason,
         pid: backend.pid(),
         program: opened.server.name(),
-        version: None,
-        features: None,
+        version: backend.release().map(str::to_owned),
+        features: standing.features.map(|bits| format!("{bits:#x}")),
         queues: opened.spec.queues,
         restarts: standing.restarts,
         last_error: standing.last_error,

@@ -201,15 +201,17 @@ fn its_page_of_counters_is_kept_if_it_is_one_of_its_device() {
         page.set_len(bytes(2) as u64).unwrap();
         let ready = Heard::Ready {
             sandbox: [("seccomp".to_owned(), true)].into(),
+            release: "0.2.0".into(),
             counters: Some(page.into()),
         };
         assert_eq!(backend.hear(ready), Event::Ready(0));
         assert_eq!(backend.counters.is_some(), is_taken, "{queues}");
+        assert_eq!(backend.release(), Some("0.2.0"));
         backend.tell_counts();
     }
     // It can be read until there is another process.
     backend.forget();
     assert!(backend.counters.is_some());
     let _front = start(&mut backend, 1, Kept::Nothing);
-    assert!(backend.counters.is_none());
+    assert!(backend.counters.is_none() && backend.release().is_none());
 }

@@ -7,6 +7,7 @@ use outboard_protocol::launch::{Cause, SessionNumber};
 
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
+use crate::supervisor::vm::answer::Agreed;
 use crate::supervisor::vm::end::Patience;
 use crate::supervisor::vm::look::{Examined, Unserved};
 
@@ -24,6 +25,8 @@ pub(crate) enum Event {
     Go,
     /// The machine has attached this session.
     Attached(SessionNumber),
+    /// What the driver and a back-end have agreed on has become this.
+    Agreed(Agreed),
     /// This session is over, or could not begin, with the reason.
     Lost(SessionNumber, Cause, String),
     /// The driver has reset the device while it had no back-end.

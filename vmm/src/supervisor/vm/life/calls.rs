@@ -82,13 +82,14 @@ impl Life {
                 Err(refusal) => refused(refusal),
             },
             Call::Explain(id) => match self.place(id) {
-                Ok(place) => Answer::Explain {
-                    place,
-                    is_known: self
-                        .devices
-                        .get(place)
-                        .is_some_and(|it| it.kept().is_some()),
-                },
+                Ok(place) => {
+                    let device = self.devices.get(place);
+                    Answer::Explain {
+                        place,
+                        is_known: device.is_some_and(|device| device.kept().is_some()),
+                        agreed: device.map(Device::agreed).unwrap_or_default(),
+                    }
+                }
                 Err(refusal) => refused(refusal),
             },
         };
@@ -179,6 +180,7 @@ impl Life {
             DeviceStanding {
                 state,
                 reason,
+                features: device.agreed().features,
                 restarts: health.restarts(),
                 last_error: error.cloned(),
                 last_outage_us: outage,

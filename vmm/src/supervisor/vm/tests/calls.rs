@@ -9,7 +9,7 @@ use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, VmState};
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::answer::Answer;
+use crate::supervisor::vm::answer::{Agreed, Answer};
 use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
@@ -167,9 +167,42 @@ fn a_device_that_is_not_there_is_told_with_those_that_are() {
         let refusal = Refusal::NoSuchDevice("disk1".into(), vec!["disk0".into()]);
         assert_eq!(answer(&actions), &Answer::Reply(Reply::Refused(refusal)));
     }
-    let actions = ask(&mut life, Call::Explain("disk0".into()));
-    let (place, is_known) = (0, true);
-    assert_eq!(answer(&actions), &Answer::Explain { place, is_known });
+    let explained = |agreed| Answer::Explain {
+        place: 0,
+        is_known: true,
+        agreed,
+    };
+    let mut explain = || ask(&mut life, Call::Explain("disk0".into()));
+    assert_eq!(answer(&explain()), &explained(Agreed::default()));
+}
+
+#[test]
+fn what_driver_and_back_end_have_agreed_on_is_told_until_the_driver_has_gone() {
+    let mut life = life(false);
+    run(&mut life);
+    for features in [None, Some(0x1_0000_0000), None] {
+        let agreed = Agreed {
+            features,
+            tracked: true,
+        };
+        let device = "disk0".into();
+        let said = FromMachine::Agreed {
+            device,
+            features,
+            tracked: true,
+        };
+        on(&mut life, Event::Said(said));
+        let actions = ask(&mut life, Call::Status);
+        let Answer::Status(standing) = answer(&actions) else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(standing.devices[0].features, features);
+        let actions = ask(&mut life, Call::Explain("disk0".into()));
+        let Answer::Explain { agreed: told, .. } = answer(&actions) else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(*told, agreed);
+    }
 }
 
 /// A kill, and its recovery: what is told, and what a status has afterwards.
