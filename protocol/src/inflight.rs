@@ -213,10 +213,17 @@ impl From<Corrupt> for io::Error {
 /// What a predecessor left in a queue's block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The heads to be taken again, in the order of their first taking.
-    pub heads: Vec<u16>,
-    /// The first value of the global counter that is free.
+    /// The heads to be taken again, and the counters of their taking, in that order.
+    pub requests: Vec<(u16, u64)>,
+    /// The first value of the global counter that was never given.
     pub counter: u64,
+}
+
+impl Recovered {
+    /// The heads alone, in their order.
+    pub fn heads(&self) -> Vec<u16> {
+        self.requests.iter().map(|(head, _)| *head).collect()
+    }
 }
 
 /// The block of one queue.
@@ -296,8 +303,16 @@ impl QueueRegion {
         }
         found.sort_unstable();
         Ok(Recovered {
-            counter: found.last().map_or(0, |(last, _)| last.wrapping_add(1)),
-            heads: found.into_iter().map(|(_, head)| head).collect(),
+            counter: self.last_counter()?.wrapping_add(1),
+            requests: found.into_iter().map(|(at, head)| (head, at)).collect(),
+        })
+    }
+
+    /// The counter that was given last, if any was: also to a request that has been
+    /// returned since, so that head and counter are never those of two requests.
+    fn last_counter(&self) -> Result<u64, Corrupt> {
+        (0..self.size).try_fold(0, |last, head| {
+            Ok(self.load::<u64>(self.field(head, COUNTER)?)?.max(last))
         })
     }
 
@@ -445,8 +460,25 @@ mod tests {
         queue.batch(1).unwrap();
         queue.commit([1].into_iter(), 1).unwrap();
         let recovered = successor(&file).recover(1, 8).unwrap();
-        assert_eq!(recovered.heads, [6, 4]);
+        assert_eq!(recovered.heads(), [6, 4]);
         assert_eq!(recovered.counter, 13);
+    }
+
+    /// Also of a request that has been returned: who asks for both knows it for ever.
+    #[test]
+    fn no_counter_is_given_twice() {
+        let file = file_of(&Region::create(shape()).unwrap());
+        let recover = |used| successor(&file).recover(used, 8).unwrap();
+        assert_eq!(recover(0).counter, 1);
+        let queue = successor(&file);
+        queue.take(6, 1).unwrap();
+        queue.take(1, 2).unwrap();
+        queue.batch(1).unwrap();
+        queue.commit([1].into_iter(), 1).unwrap();
+        assert_eq!((recover(1).requests, recover(1).counter), (vec![(6, 1)], 3));
+        queue.batch(6).unwrap();
+        queue.commit([6].into_iter(), 2).unwrap();
+        assert_eq!((recover(2).requests, recover(2).counter), (vec![], 3));
     }
 
     /// Every point at which the predecessor can die while it returns a batch
@@ -475,11 +507,11 @@ mod tests {
             if cut > 4 {
                 queue.commit([0, 7].into_iter(), used).unwrap();
             }
-            let heads = successor(&file).recover(used, 8).unwrap().heads;
+            let heads = successor(&file).recover(used, 8).unwrap().heads();
             let expected: &[u16] = if used == 0 { &[0, 2, 7] } else { &[2] };
             assert_eq!(heads, expected, "cut {cut}");
             // And a successor of the successor finds the same.
-            assert_eq!(successor(&file).recover(used, 8).unwrap().heads, expected);
+            assert_eq!(successor(&file).recover(used, 8).unwrap().heads(), expected);
         }
     }
 
@@ -528,9 +560,9 @@ mod tests {
     fn a_fresh_region_serves_a_ring_that_has_long_been_used() {
         let file = file_of(&Region::create(shape()).unwrap());
         let queue = successor(&file);
-        assert_eq!(queue.recover(40_000, 8).unwrap(), Recovered::default());
+        assert!(queue.recover(40_000, 8).unwrap().heads().is_empty());
         queue.take(2, 0).unwrap();
-        assert_eq!(successor(&file).recover(40_000, 8).unwrap().heads, [2]);
+        assert_eq!(successor(&file).recover(40_000, 8).unwrap().heads(), [2]);
     }
 
     #[test]
@@ -541,7 +573,7 @@ mod tests {
             queue.take(head, head.into()).unwrap();
             queue.batch(head).unwrap();
         }
-        assert!(successor(&file).recover(8, 8).unwrap().heads.is_empty());
+        assert!(successor(&file).recover(8, 8).unwrap().heads().is_empty());
     }
 
     #[test]

@@ -36,6 +36,17 @@ pub struct Chain {
     pub writable: Vec<Buffer>,
 }
 
+/// What there was at the head of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing.
+    Nothing,
+    /// A chain that is none; it is returned to the driver.
+    Malformed,
+    /// A chain.
+    Chain,
+}
+
 /// Why a chain is not one. The kinds differ only for tests and readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {

@@ -27,7 +27,7 @@ pub mod view;
 pub mod words;
 
 pub use broken::Broken;
-pub use chain::{Buffer, Chain};
+pub use chain::{Buffer, Chain, Taken};
 pub use counters::Tally;
 pub use memory::Memory;
 pub use split::Ring;

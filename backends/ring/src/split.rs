@@ -12,8 +12,12 @@
 //! must move the used index once), knows no NO_INTERRUPT, and whose chains end
 //! alike whether they are complete or malformed.
 //!
+//! What a predecessor had taken is in `taken_over`.
+//!
 //! Whatever the driver writes is an outcome: a malformed chain comes back with
 //! length 0, and a ring that cannot be followed any more is [`Broken`].
+
+mod taken_over;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -24,7 +28,7 @@ use outboard_protocol::inflight::QueueRegion;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::broken::Broken;
-use crate::chain::Chain;
+use crate::chain::{Chain, Taken};
 use crate::counters::{Tally, add};
 use crate::memory::Memory;
 use crate::view::{Layout, View};
@@ -62,10 +66,13 @@ pub struct Ring {
     next_used: u16,
     held: Vec<Held>,
     batch: Vec<(u16, u32)>,
-    /// What a predecessor had taken and not returned, oldest first.
-    resubmit: VecDeque<u16>,
-    /// Whether the chain taken last came from there.
-    resubmitted: bool,
+    /// What a predecessor had taken and not returned, oldest first: heads, and the
+    /// counters of the inflight region.
+    resubmit: VecDeque<(u16, u64)>,
+    /// Heads that come from there, or will, and were not returned yet.
+    replaying: Vec<u16>,
+    /// The counter of the chain taken last, if it came from there.
+    resubmitted: Option<u64>,
     tracker: Option<Tracker>,
     /// The next batch is called for whatever the driver asked, since what a
     /// predecessor told it is not known.
@@ -101,7 +108,8 @@ impl Ring {
             held: vec![Held::Driver; size],
             batch: Vec::new(),
             resubmit: VecDeque::new(),
-            resubmitted: false,
+            replaying: Vec::new(),
+            resubmitted: None,
             tracker: None,
             call_owed: true,
             broken: None,
@@ -112,24 +120,6 @@ impl Ring {
             ring.recover(region)?;
         }
         Ok(ring)
-    }
-
-    fn recover(&mut self, region: QueueRegion) -> Result<(), Broken> {
-        let found = region.recover(self.next_used, self.layout.size())?;
-        for head in &found.heads {
-            *self.held_mut(*head)? = Held::Device(0);
-        }
-        // As many as the ring has entries at most, so this fits.
-        let count = u16::try_from(found.heads.len()).map_err(|_| Broken::Inflight)?;
-        self.next_avail = self.next_used.wrapping_add(count);
-        self.seen_avail = self.next_avail;
-        add(&mut self.tally.resubmitted, u64::from(count));
-        self.resubmit = found.heads.into();
-        self.tracker = Some(Tracker {
-            region,
-            counter: found.counter,
-        });
-        Ok(())
     }
 
     /// Applies the features that a driver has acknowledged.
@@ -153,11 +143,6 @@ impl Ring {
     /// Index of the next head to take: what GET_VRING_BASE answers.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
-    }
-
-    /// Whether chains that a predecessor had taken wait to be taken again.
-    pub fn is_recovering(&self) -> bool {
-        !self.resubmit.is_empty()
     }
 
     /// Why it is not followed any more, if so.
@@ -185,30 +170,49 @@ impl Ring {
         memory: &Memory,
         chain: &mut Chain,
     ) -> Result<bool, Broken> {
-        while let Some(head) = self.next_head(view)? {
-            let memory = self.indirect.then_some(memory);
-            match chain.read(view.descriptors(), self.layout.size(), head, memory) {
-                Ok(()) => {
-                    *self.held_mut(head)? = Held::Device(chain.writable_bytes());
-                    add(&mut self.tally.chains, 1);
-                    return Ok(true);
-                }
-                Err(_) => {
-                    add(&mut self.tally.malformed_chains, 1);
-                    self.complete(head, 0);
-                }
+        loop {
+            match self.take_one(view, memory, chain)? {
+                Taken::Malformed => {}
+                taken => return Ok(taken == Taken::Chain),
             }
         }
-        Ok(false)
+    }
+
+    /// The same, but that it returns also when the next chain is a malformed one.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn take_one(
+        &mut self,
+        view: &View<'_>,
+        memory: &Memory,
+        chain: &mut Chain,
+    ) -> Result<Taken, Broken> {
+        let Some(head) = self.next_head(view)? else {
+            return Ok(Taken::Nothing);
+        };
+        let memory = self.indirect.then_some(memory);
+        match chain.read(view.descriptors(), self.layout.size(), head, memory) {
+            Ok(()) => {
+                *self.held_mut(head)? = Held::Device(chain.writable_bytes());
+                add(&mut self.tally.chains, 1);
+                Ok(Taken::Chain)
+            }
+            Err(_) => {
+                add(&mut self.tally.malformed_chains, 1);
+                self.complete(head, 0);
+                Ok(Taken::Malformed)
+            }
+        }
     }
 
     /// The next head, noted as taken.
     fn next_head(&mut self, words: &impl Words) -> Result<Option<u16>, Broken> {
-        if let Some(head) = self.resubmit.pop_front() {
-            self.resubmitted = true;
+        if let Some((head, counter)) = self.resubmit.pop_front() {
+            self.resubmitted = Some(counter);
             return Ok(Some(head));
         }
-        self.resubmitted = false;
+        self.resubmitted = None;
         if self.next_avail == self.seen_avail && !self.look(words)? {
             return Ok(None);
         }
@@ -246,8 +250,8 @@ impl Ring {
     /// [`Broken::Inflight`] when the inflight block does not have it.
     pub fn put_back(&mut self, head: u16) -> Result<(), Broken> {
         self.tally.chains = self.tally.chains.saturating_sub(1);
-        if self.resubmitted {
-            self.resubmit.push_front(head);
+        if let Some(counter) = self.resubmitted {
+            self.resubmit.push_front((head, counter));
             return Ok(());
         }
         *self.held_mut(head)? = Held::Driver;
@@ -277,6 +281,7 @@ impl Ring {
             return Ok(());
         }
         *self.held_mut(head)? = Held::Driver;
+        self.replaying.retain(|replayed| *replayed != head);
         self.next_avail = last;
         self.tally.chains = self.tally.chains.saturating_sub(1);
         match &self.tracker {
@@ -328,6 +333,8 @@ impl Ring {
             if let Some(held) = self.held.get_mut(usize::from(head)) {
                 *held = Held::Driver;
             }
+            // Most often there is none.
+            self.replaying.retain(|replayed| *replayed != head);
         }
         add(&mut self.tally.batches, 1);
         self.call_wanted(words, old)

@@ -267,7 +267,7 @@ fn a_successor_takes_what_its_predecessor_had_and_may_put_it_back() {
     // Its own numbers go on where those that it found end: the order stays.
     ring.give_back(&words, 7).unwrap();
     let found = copy(&region).queue(0).unwrap().recover(0, SIZE).unwrap();
-    assert_eq!((found.heads, found.counter), (vec![5, 2, 1], 3));
+    assert_eq!((found.heads(), found.counter), (vec![5, 2, 1], 7));
 }
 
 #[test]
@@ -366,7 +366,7 @@ impl Mortal {
         expected.retain(|head| !returned.contains(&(*head, 0)));
 
         let left = copy(&self.region).queue(0).unwrap();
-        let found = left.recover(used, SIZE).map(|found| found.heads);
+        let found = left.recover(used, SIZE).map(|found| found.heads());
         assert_eq!(found, Ok(expected), "when the used index is {used}");
     }
 

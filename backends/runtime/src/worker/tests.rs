@@ -127,7 +127,7 @@ fn a_stop_that_comes_first_still_waits_for_what_was_taken_over() {
     let used: u16 = memory.read_obj(GuestAddress(USED.0 + 2)).unwrap();
     assert_eq!((used, ring.1.next_avail()), (2, 2), "base and used index");
     let left = queue.recover(used, 8).unwrap();
-    assert!(left.heads.is_empty(), "{left:?}");
+    assert!(left.heads().is_empty(), "{left:?}");
 }
 
 /// Whoever wants a worker's life gets it, and the worker has it back: also where it wakes

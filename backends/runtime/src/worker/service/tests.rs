@@ -592,7 +592,7 @@ impl Case {
             .queue(0)
             .unwrap()
             .recover(end, self.world.plan.size);
-        assert!(left.unwrap().heads.is_empty());
+        assert!(left.unwrap().heads().is_empty());
     }
 
     /// Everything that can happen to a back-end that is born here.
