@@ -17,6 +17,7 @@ mod channel;
 mod handover;
 mod line;
 mod messages;
+mod replay;
 mod spec;
 
 pub use self::channel::Channel;
@@ -26,6 +27,7 @@ pub use self::messages::{
     Cause, Ending, FromMachine, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
     sort_fds,
 };
+pub use self::replay::{InFlight, MOST_TOLD, Replay};
 pub use self::spec::{Device, Doorbell, KickPath, Machine, Whose};
 
 /// Version of what a back-end is started with.

@@ -294,6 +294,7 @@ mod tests {
             version: 2,
             kept,
             link: Link::Up,
+            replay: Default::default(),
         };
         line.send(&start, &[], soon()).unwrap();
         let supervisor = Arc::new(Supervisor::meet(theirs.into(), soon()).unwrap());

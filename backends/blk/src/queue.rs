@@ -28,7 +28,7 @@ use crate::data::{BOUNCE, Bounce};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine};
 use crate::hold::{Attempt, Fate, Hold};
-use crate::request::{Operation, Refusal, Reply, Request, Status};
+use crate::request::{self, Operation, Refusal, Reply, Request, Status};
 use crate::task::{Rules, Step, Task};
 
 /// Bounce buffers of a queue. Requests beyond wait for one.
@@ -312,6 +312,10 @@ impl Queue for BlkQueue {
             Err(Refusal::NoStatus) => Some((chain.head, 0)),
         };
         answer.map_or(Outcome::Deferred, |(_, used)| Outcome::Done(used))
+    }
+
+    fn refuse(&mut self, chain: &Chain) -> (u32, String) {
+        request::refuse(&self.memory, chain)
     }
 
     fn submit(&mut self) -> io::Result<()> {

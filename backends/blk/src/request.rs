@@ -185,6 +185,22 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Ends a request with an I/O error whatever it asks for, and does nothing with it.
+/// Returns the used length, and what it is, for the log.
+pub fn refuse(memory: &Memory, chain: &Chain) -> (u32, String) {
+    let mut header = [0; HEADER as usize];
+    let what = match gather(memory, &chain.readable, 0, &mut header) {
+        Ok(()) => {
+            let (kind, sector) = (field(&header, 0), wide(&header, 8));
+            format!("a request of type {kind} at sector {sector}")
+        }
+        Err(_) => "a request without a header".into(),
+    };
+    let reply = Reply::of(memory, chain);
+    let answer = reply.map(|reply| reply.finish(memory, Status::IoErr, 0));
+    (answer.map_or(0, |(_, used)| used), what)
+}
+
 /// Understands a chain that has a status byte.
 fn operation(memory: &Memory, chain: &Chain, limits: &Limits) -> Result<Operation, Status> {
     let mut header = [0; HEADER as usize];

@@ -38,6 +38,7 @@ fn command(kept: Kept) -> (Channel, Command) {
         version: launch::VERSION,
         kept,
         link: Link::Up,
+        replay: Default::default(),
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = by_shell(LENT, program(), &[]);

@@ -50,6 +50,7 @@ fn supervised(folder: Option<tempfile::TempDir>, script: &str, engine: &str) -> 
         version: launch::VERSION,
         kept: Kept::Nothing,
         link: Link::Up,
+        replay: Default::default(),
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = by_shell(script, program(), &[engine, "--on-io-error=pause"]);
@@ -63,9 +64,22 @@ fn supervised(folder: Option<tempfile::TempDir>, script: &str, engine: &str) -> 
     (disk, line)
 }
 
+/// The next message but those that tell of requests in flight.
+fn heard(line: &Channel, deadline: Deadline) -> std::io::Result<FromBackend> {
+    loop {
+        let (heard, _) = line.recv(deadline)?.expect("it is open");
+        if !matches!(
+            heard,
+            FromBackend::Found { .. } | FromBackend::Replayed { .. }
+        ) {
+            return Ok(heard);
+        }
+    }
+}
+
 /// Waits until an error is told.
 fn is_told(line: &Channel, words: &[&str]) {
-    let heard = line.recv(soon()).unwrap().expect("it is open").0;
+    let heard = heard(line, soon()).unwrap();
     let FromBackend::IoError { queue: 0, text } = heard else {
         panic!("{heard:?}");
     };
@@ -75,7 +89,7 @@ fn is_told(line: &Channel, words: &[&str]) {
 }
 
 fn nothing_is_told(line: &Channel) {
-    let heard = line.recv::<FromBackend>(Deadline::after(Duration::ZERO));
+    let heard = heard(line, Deadline::after(Duration::ZERO));
     assert!(heard.is_err(), "{heard:?}");
 }
 

@@ -192,6 +192,14 @@ impl Queue for NetQueue {
         self.role.take(chain)
     }
 
+    fn refuse(&mut self, chain: &Chain) -> (u32, String) {
+        self.role.refuse(chain)
+    }
+
+    fn is_patient(&self) -> bool {
+        self.role.is_patient()
+    }
+
     fn submit(&mut self) -> io::Result<()> {
         self.role.submit()
     }

@@ -218,6 +218,10 @@ impl Queue for TxQueue {
         std::mem::take(&mut self.done)
     }
 
+    fn refuse(&mut self, _: &Chain) -> (u32, String) {
+        (0, "a frame that is dropped".into())
+    }
+
     fn ready(&self) -> Option<BorrowedFd<'_>> {
         self.full.as_ref().map(|(_, waiter)| waiter.as_fd())
     }

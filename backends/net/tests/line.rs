@@ -27,6 +27,7 @@ fn supervised(kept: CardState, link: Link, arguments: &[&str]) -> (Program, Chan
         version: launch::VERSION,
         kept: Kept::Card(kept),
         link,
+        replay: Default::default(),
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = lent(theirs.into(), program(), arguments);

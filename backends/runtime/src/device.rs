@@ -196,6 +196,17 @@ pub trait Queue: Send + 'static {
     fn map(&mut self, memory: Arc<Memory>);
     /// Takes one chain.
     fn take(&mut self, chain: &Chain) -> Outcome;
+    /// The chain has killed one process after another: answers it as failed and does
+    /// nothing with it. Returns the bytes written, and what it is, for the log.
+    fn refuse(&mut self, chain: &Chain) -> (u32, String) {
+        let _ = chain;
+        (0, "a request".into())
+    }
+    /// Its chains wait for what comes from outside, and for as long as that takes:
+    /// nothing is done with one when it is taken.
+    fn is_patient(&self) -> bool {
+        false
+    }
     /// The batch is over: hand what was taken to the kernel.
     ///
     /// # Errors

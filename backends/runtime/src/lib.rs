@@ -9,6 +9,7 @@
 //! - [`signals`]: what ends it;
 //! - [`session`]: one vhost-user connection;
 //! - [`memory`]: the guest memory that a session is lent;
+//! - [`replay`]: what it does with requests that a predecessor had taken;
 //! - [`worker`]: the thread that serves one ring;
 //! - [`device`], [`notifier`]: what a device sees;
 //! - [`guest_buffers`]: buffers of chains as the kernel takes them.
@@ -36,6 +37,7 @@ pub mod page;
 mod polling;
 pub mod program;
 pub mod pulse;
+pub mod replay;
 pub mod session;
 pub mod signals;
 pub mod supervisor;

@@ -138,8 +138,14 @@ impl Outside {
                         log::warn!("the process that serves is not heard any more: {why}");
                         return ExitCode::FAILURE;
                     }
-                    // Nobody has asked it to hold anything back.
-                    Heard::Ready { .. } | Heard::Keeps(_) | Heard::IoError { .. } => {}
+                    // Nobody has asked it to hold anything back, and it has no successor that
+                    // would have to know.
+                    Heard::Ready { .. }
+                    | Heard::Keeps(_)
+                    | Heard::IoError { .. }
+                    | Heard::Found(_)
+                    | Heard::Replays(_)
+                    | Heard::Replayed(_) => {}
                 }
             }
         }

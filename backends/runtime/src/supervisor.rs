@@ -21,7 +21,7 @@ use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
-    Channel, FromBackend, IMAGE_ENV, LINE_ENV, LONGEST_TEXT, Link, ToBackend, VERSION,
+    Channel, FromBackend, IMAGE_ENV, LINE_ENV, LONGEST_TEXT, Link, Replay, ToBackend, VERSION,
 };
 
 use crate::inherited;
@@ -83,6 +83,7 @@ pub struct Supervisor {
     is_alone: AtomicBool,
     kept: Kept,
     link: Link,
+    replay: Replay,
     /// What a successor has been told to know.
     told: Mutex<Kept>,
 }
@@ -140,8 +141,9 @@ impl Supervisor {
                  knows only version {VERSION}: use programs of the same release"
             );
         }
-        let ToBackend::Start { kept, link, .. } =
-            serde_json::from_value(message).context("the supervisor's first message")?
+        let ToBackend::Start {
+            kept, link, replay, ..
+        } = serde_json::from_value(message).context("the supervisor's first message")?
         else {
             bail!("the supervisor's first message is not `start`");
         };
@@ -155,6 +157,7 @@ impl Supervisor {
             told: Mutex::new(kept.clone()),
             kept,
             link,
+            replay,
         })
     }
 
@@ -166,6 +169,11 @@ impl Supervisor {
     /// What the interface behind a card was at the start.
     pub fn link(&self) -> Link {
         self.link
+    }
+
+    /// How requests that a predecessor had taken are to be executed again.
+    pub fn replay(&self) -> &Replay {
+        &self.replay
     }
 
     /// Says that whoever connects will be served; the first word, and once. `kept`
@@ -195,6 +203,11 @@ impl Supervisor {
         if *told != kept && self.tell(&FromBackend::Keeps { kept: kept.clone() }, None) {
             *told = kept;
         }
+    }
+
+    /// Says this; it can be read, whatever becomes of this process, when this returns.
+    pub(crate) fn says(&self, message: &FromBackend) {
+        self.tell(message, None);
     }
 
     /// Says that a card is without its peer, and wants another.

@@ -31,6 +31,7 @@ fn start(kept: Kept, link: Link) -> ToBackend {
         version: 2,
         kept,
         link,
+        replay: Default::default(),
     }
 }
 

@@ -20,7 +20,7 @@ use outboard_log::rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::discard;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend, VERSION};
+use outboard_protocol::launch::{Channel, FromBackend, InFlight, Link, Replay, ToBackend, VERSION};
 
 use crate::rendezvous::{Rendezvous, Way};
 use crate::watch::Watch;
@@ -87,6 +87,13 @@ pub enum Heard {
         /// than its bound.
         text: String,
     },
+    /// A ring of it begins with these requests in flight, which have been checked;
+    /// further ones of the same queue may follow.
+    Found(Vec<InFlight>),
+    /// It executes one of them, and nothing else meanwhile.
+    Replays(InFlight),
+    /// It has none of them in this queue any more.
+    Replayed(u16),
     /// It has said what no back-end says, and is not heard any more. Of what it has
     /// said this has not much.
     Nonsense(String),
@@ -147,6 +154,14 @@ impl Line {
     /// # Errors
     /// Those of socketpair(2) and epoll_ctl(2).
     pub fn begin(&mut self, kept: Kept) -> io::Result<OwnedFd> {
+        self.begin_again(kept, Replay::default())
+    }
+
+    /// The same for a successor that is to deal so with requests in flight.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn begin_again(&mut self, kept: Kept, replay: Replay) -> io::Result<OwnedFd> {
         self.end();
         let (ours, theirs) = Channel::pair()?;
         let link = self.look();
@@ -154,6 +169,7 @@ impl Line {
             version: VERSION,
             kept,
             link,
+            replay,
         };
         ours.send(&start, &[], at_once())?;
         self.epoll
@@ -345,6 +361,17 @@ impl Open {
             FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),
             FromBackend::IoError { queue, text } => Ok(Some(Heard::IoError { queue, text })),
             FromBackend::WantsPeer => Ok(None),
+            FromBackend::Found { queue, requests } => {
+                let request = |(head, counter)| InFlight {
+                    queue,
+                    head,
+                    counter,
+                };
+                let requests = requests.into_iter().map(request).collect();
+                Ok(Some(Heard::Found(requests)))
+            }
+            FromBackend::Replays(request) => Ok(Some(Heard::Replays(request))),
+            FromBackend::Replayed { queue } => Ok(Some(Heard::Replayed(queue))),
         }
     }
 

@@ -6,6 +6,7 @@
 //!              ◀─ ready ──────────────────────────────    serves from here on
 //!              ── link, peer, resize, retry ──────────▶   at any time
 //!              ◀─ keeps, wants_peer, io_error ────────
+//!              ◀─ found ─ replays … ─ replayed ───────    each queue with requests in flight
 //! ```
 //! The back-end is given its end as the descriptor that [`super::LINE_ENV`] names.
 //! A program that does not look there keeps version 1: it says nothing, and is
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::replay::{self, InFlight, Replay};
 use crate::kept::Kept;
 
 /// Most parts that a sandbox can be told to have, and most bytes of a name.
@@ -52,6 +54,11 @@ pub enum ToBackend {
         kept: Kept,
         /// What the interface behind a card is at first.
         link: Link,
+        /// How to deal with requests that a predecessor had taken. Said where it is
+        /// not as usual, and that only to a successor of one that has said `found`:
+        /// a program that does not know it is never told.
+        #[serde(default, skip_serializing_if = "Replay::is_plain")]
+        replay: Replay,
     },
     /// The interface behind a card has become this.
     Link {
@@ -107,6 +114,21 @@ pub enum FromBackend {
         /// bytes at most.
         text: String,
     },
+    /// A ring begins with these requests in flight, which a predecessor had taken. Said
+    /// before any of them is executed; more messages of the same queue tell of more.
+    Found {
+        /// Number of the queue.
+        queue: u16,
+        /// Heads and counters, 1 to [`super::MOST_TOLD`].
+        requests: Vec<(u16, u64)>,
+    },
+    /// One of them is executed now, and alone. Said before.
+    Replays(InFlight),
+    /// None of them is in flight any more.
+    Replayed {
+        /// Number of the queue.
+        queue: u16,
+    },
 }
 
 impl FromBackend {
@@ -142,11 +164,12 @@ impl FromBackend {
                 Ok(())
             }
             Self::Keeps { kept } => kept.check(),
-            Self::WantsPeer => Ok(()),
             Self::IoError { text, .. } if text.len() > LONGEST_TEXT => {
                 Err(format!("an error told in more than {LONGEST_TEXT} bytes"))
             }
             Self::IoError { .. } => Ok(()),
+            Self::Found { requests, .. } => replay::check(requests),
+            Self::WantsPeer | Self::Replays(_) | Self::Replayed { .. } => Ok(()),
         }
     }
 }
@@ -162,6 +185,7 @@ mod tests {
             version: 2,
             kept: Kept::Nothing,
             link: Link::NoCarrier,
+            replay: Replay::default(),
         };
         let text = r#"{"message":"start","version":2,"kept":"nothing","link":"no_carrier"}"#;
         assert_eq!(serde_json::to_string(&start).unwrap(), text);
@@ -196,6 +220,42 @@ mod tests {
         };
         let text = r#"{"message":"io_error","queue":1,"text":"full"}"#;
         assert_eq!(serde_json::to_string(&error).unwrap(), text);
+        let third = InFlight {
+            queue: 0,
+            head: 3,
+            counter: 17,
+        };
+        let text = r#"{"message":"start","version":2,"kept":"nothing","link":"up","replay":{"one_by_one":true,"refuse":[{"queue":0,"head":3,"counter":17}]}}"#;
+        let start = ToBackend::Start {
+            version: 2,
+            kept: Kept::Nothing,
+            link: Link::Up,
+            replay: Replay {
+                one_by_one: true,
+                refuse: vec![third],
+            },
+        };
+        assert_eq!(serde_json::to_string(&start).unwrap(), text);
+        for (message, text) in [
+            (
+                FromBackend::Found {
+                    queue: 0,
+                    requests: vec![(3, 17), (1, 18)],
+                },
+                r#"{"message":"found","queue":0,"requests":[[3,17],[1,18]]}"#,
+            ),
+            (
+                FromBackend::Replays(third),
+                r#"{"message":"replays","queue":0,"head":3,"counter":17}"#,
+            ),
+            (
+                FromBackend::Replayed { queue: 0 },
+                r#"{"message":"replayed","queue":0}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&message).unwrap(), text);
+            assert_eq!(serde_json::from_str::<FromBackend>(text).unwrap(), message);
+        }
         let unknown = r#"{"message":"resize","size":512,"colour":1}"#;
         assert!(serde_json::from_str::<ToBackend>(unknown).is_err());
     }
@@ -229,6 +289,12 @@ mod tests {
         };
         assert_eq!(told(LONGEST_TEXT).check(), Ok(()));
         assert!(told(LONGEST_TEXT + 1).check().is_err());
+        let found = |requests| FromBackend::Found { queue: 0, requests }.check();
+        let longest = vec![(32767, u64::MAX); super::super::MOST_TOLD];
+        assert_eq!(found(longest), Ok(()));
+        for wrong in [vec![], vec![(1, 1); 1025], vec![(32768, 1)]] {
+            assert!(found(wrong).is_err());
+        }
         let pairs = Some(0);
         let kept = Kept::Card(CardState {
             pairs,

@@ -15,6 +15,7 @@ pub(crate) fn supervised(holds: &Holds) -> Channel {
         version: 2,
         kept: Kept::Nothing,
         link: Link::Up,
+        replay: Default::default(),
     };
     line.send(&start, &[], soon()).unwrap();
     let supervisor = Supervisor::meet(theirs.into(), soon()).unwrap();

@@ -452,3 +452,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_request_that_is_refused_is_an_error_and_says_what_it_was() {
+    let mut guest = Guest::new();
+    let data = [guest.allocate(512, 1)];
+    let write = guest.chain(OUT, 77, &data, &[]);
+    let (used, what) = refuse(&guest.memory, &write);
+    assert_eq!((used, guest.answer(&write)), (1, 1));
+    assert_eq!(what, "a request of type 1 at sector 77");
+    let nothing = Chain::default();
+    let (used, what) = refuse(&guest.memory, &nothing);
+    assert_eq!((used, what.as_str()), (0, "a request without a header"));
+}

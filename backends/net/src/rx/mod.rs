@@ -98,6 +98,10 @@ impl Queue for RxQueue {
         Outcome::Deferred
     }
 
+    fn is_patient(&self) -> bool {
+        true
+    }
+
     fn ready(&self) -> Option<BorrowedFd<'_>> {
         let stocked = !self.sink.stock.is_empty();
         match (&self.source, self.sink.card.port()) {

@@ -15,6 +15,7 @@ use super::change::Busy;
 use crate::device::Device;
 use crate::notifier::Notifier;
 use crate::page::Page;
+use crate::replay::Replay;
 use crate::supervisor::{News, Supervisor};
 use crate::worker::Workers;
 
@@ -65,6 +66,7 @@ pub(super) struct Base<D> {
     pub preparing: Busy,
     pub supervisor: Arc<Supervisor>,
     pub page: Option<Arc<Page>>,
+    pub replay: Arc<Replay>,
     /// The device is as a predecessor has left it, and no session has begun.
     is_restored: AtomicBool,
 }
@@ -94,6 +96,7 @@ impl<D: Device> Host<D> {
             preparing: Busy::default(),
             supervisor: Arc::default(),
             page,
+            replay: Arc::default(),
             is_restored: AtomicBool::new(false),
         };
         Ok(Self { base, workers })
@@ -124,6 +127,10 @@ impl<D: Device> Host<D> {
         if link != Link::Up {
             base.device.hear(News::Link(link));
         }
+        base.replay = Arc::new(Replay::ordered(
+            supervisor.clone(),
+            supervisor.replay().clone(),
+        ));
         base.supervisor = supervisor;
         base.is_restored = AtomicBool::new(is_successor);
         Ok(host)

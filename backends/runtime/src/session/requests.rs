@@ -108,6 +108,7 @@ impl<D: Device> Session<'_, D> {
             features,
             inflight: self.inflight.as_ref(),
             page: self.host.page.as_ref(),
+            replay: &self.host.replay,
         };
         self.rings.start_all(&context)
     }

@@ -28,6 +28,7 @@ use crate::device::Device;
 use crate::event::{Signal, Stuck};
 use crate::memory::Table;
 use crate::page::Page;
+use crate::replay::Replay;
 use crate::worker::{Handed, Kick, Lines, Workers};
 
 /// Why no ring can be placed, and what to do.
@@ -41,6 +42,7 @@ pub(super) struct Context<'a> {
     pub features: u64,
     pub inflight: Option<&'a Region>,
     pub page: Option<&'a Arc<Page>>,
+    pub replay: &'a Arc<Replay>,
 }
 
 /// One ring.
@@ -214,6 +216,7 @@ impl<'a, D: Device> Rings<'a, D> {
         let (mut lines, mut ring) = *handed;
         lines.show(&ring.tally, 0);
         self.tally.include(&std::mem::take(&mut ring.tally));
+        self.host.replay.leave(lines.index);
         if let Some(slot) = self.slots.get_mut(usize::from(lines.index)) {
             slot.ring = Some(ring);
             slot.served = false;
@@ -333,6 +336,7 @@ impl Slot {
             call: self.call.clone(),
             err: self.err.clone(),
             part: context.page.map(|page| page.part(index)),
+            replay: context.replay.clone(),
         };
         if let Some(mut ring) = self.ring.take() {
             ring.relocate(layout);
@@ -345,6 +349,8 @@ impl Slot {
             self.err.signal_aside();
             format!("its state cannot be followed: {why:?}")
         })?;
+        let found: Vec<_> = ring.resubmit().collect();
+        context.replay.found(index, &found);
         Ok(Some(self.hand(lines, ring)))
     }
 

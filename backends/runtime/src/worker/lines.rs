@@ -7,6 +7,7 @@ use outboard_ring::Tally;
 
 use crate::event::{Event, Held, Signal};
 use crate::page::Part;
+use crate::replay::Replay;
 
 /// How the driver announces chains.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Lines {
     pub err: Arc<Signal>,
     /// Where its counters are shown, if anywhere.
     pub part: Option<Part>,
+    /// How chains that a predecessor had taken are executed again.
+    pub replay: Arc<Replay>,
 }
 
 impl Lines {

@@ -5,10 +5,14 @@
 //! most once. A ring that breaks is not followed any more, but what the device
 //! has of it is still waited for.
 
+mod kicks;
+mod replaying;
+
 use std::os::fd::{AsFd, BorrowedFd};
 
+use outboard_protocol::launch::InFlight;
 use outboard_ring::counters::add;
-use outboard_ring::{Broken, Chain, Memory, Ring, View};
+use outboard_ring::{Broken, Chain, Memory, Ring, Taken, View};
 
 use super::watch::{Bell, Found};
 use super::{Kick, Lines};
@@ -39,11 +43,25 @@ pub(super) struct State {
     stopping: bool,
     /// It can be handed back.
     drained: bool,
+    /// It has chains of a predecessor that were not returned yet.
+    replays: bool,
+    /// Which of them the chain is that is to be taken next.
+    again: Option<InFlight>,
+    /// The one that is executed alone.
+    alone: Option<InFlight>,
+    /// The chain at its head waits until others have been returned.
+    held: bool,
 }
 
 impl Served {
     pub fn new((lines, ring): (Lines, Ring)) -> Self {
-        let state = State::default();
+        let state = State {
+            replays: ring.is_replaying(),
+            ..State::default()
+        };
+        if state.replays {
+            lines.replay.enter(lines.index);
+        }
         Self { lines, ring, state }
     }
 
@@ -58,6 +76,9 @@ impl Served {
 
     /// It is handed back.
     pub fn leave(&mut self, bell: &Bell) {
+        if self.state.replays {
+            self.lines.replay.leave(self.lines.index);
+        }
         if let (true, Kick::Event(kick)) = (self.state.hangs, &self.lines.kick) {
             bell.take_down(kick);
         }
@@ -79,34 +100,15 @@ impl Served {
         }
     }
 
-    /// Forgets a kick that has come. One whose descriptor stays readable however
-    /// often it is read would keep this thread busy for ever: its ring breaks.
-    fn take_kick(&mut self) {
-        let Kick::Event(event) = &self.lines.kick else {
-            return;
-        };
-        let chains = self.ring.tally.chains;
-        let (before, idle) = &mut self.state.kicks;
-        let count = event.clear();
-        if let Some(part) = &mut self.lines.part {
-            part.kicked(count);
-        }
-        if count == 1 && std::mem::replace(before, chains) == chains {
-            *idle = idle.wrapping_add(1);
-            if idle.is_multiple_of(IDLE_KICKS) && event.is_endless() {
-                self.lines.say_endless();
-                self.lines.tell_error();
-                self.ring.break_off(Broken::Kick);
-            }
-        }
-    }
-
     /// It cannot be served at all any more.
     pub fn lose(&mut self, why: Broken) {
         if self.ring.broken().is_none() {
             self.lines.tell_error();
         }
         self.ring.break_off(why);
+        if std::mem::take(&mut self.state.replays) {
+            self.lines.replay.leave(self.lines.index);
+        }
         self.state.drained = self.state.stopping;
     }
 }
@@ -124,10 +126,6 @@ pub(super) struct Service<'a, Q> {
     pub bell: &'a Bell,
     pub state: &'a mut State,
 }
-
-/// After as many single kicks without a chain it is asked whether there is an end
-/// of them. A driver, too, kicks now and then for what has been seen already.
-const IDLE_KICKS: u32 = 64;
 
 impl<Q: Queue> Service<'_, Q> {
     /// Takes, submits, collects, returns. Whether there was anything to do.
@@ -154,13 +152,13 @@ impl<Q: Queue> Service<'_, Q> {
         if call.unwrap_or(false) {
             self.lines.call();
         }
-        busy
+        busy | self.end_replay()
     }
 
     /// After a round without anything to do: whether the ring was to stop and the
     /// device has nothing of it any more.
     pub fn settle(&mut self) -> bool {
-        if self.state.stopping && self.is_drained() {
+        if self.state.stopping && self.is_drained() && !self.waits_to_replay() {
             self.state.drained = true;
             if self.ring.broken().is_none() {
                 // Whoever has it next may never run: leave kicks wanted.
@@ -196,10 +194,17 @@ impl<Q: Queue> Service<'_, Q> {
             if self.state.stopping && !self.ring.is_recovering() {
                 break Ok(());
             }
+            if !self.is_admitted() {
+                break Ok(());
+            }
             let chain = &mut self.state.chain;
-            match self.ring.take(&self.view, self.memory, chain) {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
+            match self.ring.take_one(&self.view, self.memory, chain) {
+                Ok(Taken::Chain) => {}
+                Ok(Taken::Malformed) => {
+                    taken = true;
+                    continue;
+                }
+                Ok(Taken::Nothing) => break Ok(()),
                 Err(why) => break Err(why),
             }
             let head = chain.head;
@@ -207,7 +212,7 @@ impl<Q: Queue> Service<'_, Q> {
             if let Some(part) = part.filter(|_| self.queue.is_timed()) {
                 part.taken(self.ring.tally.chains, head);
             }
-            match self.queue.take(chain) {
+            match self.hand_over() {
                 Outcome::Done(length) => {
                     self.ring.complete(head, length);
                     self.lines.returned(head);
@@ -345,6 +350,7 @@ impl<Q: Queue> Service<'_, Q> {
     pub fn is_blind(&self) -> bool {
         let unkicked = self.is_followed() && !self.state.hangs;
         unkicked
+            || self.state.held
             || (!self.state.engine_failed
                 && self.queue.in_flight() > 0
                 && self.queue.ready().is_none())

@@ -73,6 +73,7 @@ fn lines(kick: Kick) -> Lines {
         call: Arc::default(),
         err: Arc::default(),
         part: None,
+        replay: Arc::default(),
     }
 }
 

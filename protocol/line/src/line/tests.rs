@@ -168,6 +168,48 @@ fn one_who_never_stops_speaking_is_heard_in_turns() {
 }
 
 #[test]
+fn every_request_that_is_found_is_heard_and_a_successor_is_told_what_to_refuse() {
+    let (mut line, theirs) = started(None);
+    say(&theirs, &ready());
+    let [one, two] = [1, 2].map(|head| InFlight {
+        queue: 3,
+        head,
+        counter: 7,
+    });
+    for head in [1, 2] {
+        let requests = vec![(head, 7)];
+        say(&theirs, &FromBackend::Found { queue: 3, requests });
+    }
+    say(&theirs, &FromBackend::Replays(one));
+    say(&theirs, &FromBackend::Replayed { queue: 3 });
+    let heard = line.attend();
+    let [
+        _,
+        Heard::Found(first),
+        Heard::Found(second),
+        Heard::Replays(of),
+        Heard::Replayed(3),
+    ] = &heard[..]
+    else {
+        panic!("{heard:?}");
+    };
+    assert_eq!(
+        (&first[..], &second[..], *of),
+        (&[one][..], &[two][..], one)
+    );
+    let replay = Replay {
+        one_by_one: true,
+        refuse: vec![two],
+    };
+    let theirs = line.begin_again(Kept::Nothing, replay.clone()).unwrap();
+    let (start, _) = Channel::new(theirs).recv(soon()).unwrap().unwrap();
+    let ToBackend::Start { replay: told, .. } = start else {
+        panic!("{start:?}");
+    };
+    assert_eq!(told, replay);
+}
+
+#[test]
 fn a_successor_has_a_line_of_its_own() {
     let (mut line, theirs) = started(None);
     say(&theirs, &ready());

@@ -240,12 +240,15 @@ impl<'a> Backend<'a> {
     /// Sees to its line: what its back-end has said there.
     pub(crate) fn attend(&mut self) -> Vec<Event> {
         let heard = self.line.as_mut().map(Line::attend).unwrap_or_default();
-        heard.into_iter().map(|heard| self.hear(heard)).collect()
+        heard
+            .into_iter()
+            .filter_map(|heard| self.hear(heard))
+            .collect()
     }
 
-    fn hear(&mut self, heard: Heard) -> Event {
+    fn hear(&mut self, heard: Heard) -> Option<Event> {
         let session = self.session;
-        match heard {
+        Some(match heard {
             Heard::Ready {
                 sandbox,
                 release,
@@ -263,7 +266,8 @@ impl<'a> Backend<'a> {
             Heard::IoError { queue, text } => Event::IoError(session, queue, text),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp => Event::HungUp(session),
-        }
+            Heard::Found(_) | Heard::Replays(_) | Heard::Replayed(_) => return None,
+        })
     }
 
     fn readable<T>(&self, read: io::Result<T>) -> Option<T> {

@@ -353,6 +353,7 @@ impl<'m> Process<'m> {
             call: Arc::default(),
             err: Arc::default(),
             part: None,
+            replay: Arc::default(),
         };
         let view = View::new(memory, &case.layout).unwrap();
         let base = world.stores.read().u16(USED + 2);
