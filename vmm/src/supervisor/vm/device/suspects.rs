@@ -1,0 +1,128 @@
+//! Which request kills one back-end after another, if one does.
+//!
+//! ```text
+//!               dies              dies, with requests      dies, alone with one
+//!  the original ────▶ together ──────────────────────▶ one by one ──▶ without that one
+//!       ▲                │ │                              │                │
+//!       └────────────────┴─┴── it dies with none of what it found, or is healthy
+//! ```
+//! A request is known by its queue, its head, and its counter in the inflight region,
+//! which is never given twice: it is the same however many back-ends have had it.
+//!
+//! Only a death of the process's own doing counts (a signal of its own, an error, a hang
+//! that it is killed for), and it speaks against a request only if that was executed
+//! alone. One that merely is in flight while its back-ends are killed from outside, be
+//! it again and again, is never refused. So neither counts a SIGKILL of somebody else's,
+//! although the kernel sends that, too, to who takes too much memory: what is short on the
+//! host must not become an error of the guest's disk. Such a request is tried on.
+
+use std::collections::BTreeSet;
+
+use outboard_protocol::launch::{InFlight, Replay};
+
+/// Most requests that are remembered. A back-end is not believed to have more.
+const MOST: usize = 1 << 16;
+/// Most that a successor is told to refuse; the next is told of the others.
+const MOST_REFUSED: usize = 64;
+
+/// What a back-end says of requests that it has found in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It has found these.
+    Found(Vec<InFlight>),
+    /// It executes one of them, alone.
+    Replays(InFlight),
+    /// It has none of them in this queue any more.
+    Replayed(u16),
+}
+
+/// Whose doing a death is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// The process's own, also a hang that it was killed for.
+    Own,
+    /// Somebody else's: the user restarts it, or whoever sends signals.
+    Outside,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Suspects {
+    /// Deaths in a row, each but the first of a process that still had some of what it
+    /// had found.
+    deaths: u32,
+    /// What the living process has found and not returned, as far as is known.
+    found: BTreeSet<InFlight>,
+    /// Which of them it executes alone.
+    alone: Option<InFlight>,
+    /// What a process has died of.
+    guilty: BTreeSet<InFlight>,
+}
+
+impl Suspects {
+    /// How the next process is to deal with what it finds.
+    pub(crate) fn order(&self) -> Replay {
+        Replay {
+            one_by_one: self.deaths >= 2,
+            refuse: self.guilty.iter().take(MOST_REFUSED).copied().collect(),
+        }
+    }
+
+    /// The process has said this.
+    pub(crate) fn hear(&mut self, told: Told) {
+        match told {
+            Told::Found(requests) => {
+                let room = MOST.saturating_sub(self.found.len());
+                self.found.extend(requests.into_iter().take(room));
+            }
+            Told::Replays(request) => {
+                // The one before was returned.
+                if let Some(before) = self.alone.take_if(|alone| *alone != request) {
+                    self.acquit(|of| *of == before);
+                }
+                let asked = self.order().one_by_one && self.found.contains(&request);
+                self.alone = asked.then_some(request);
+            }
+            Told::Replayed(queue) => {
+                self.alone.take_if(|alone| alone.queue == queue);
+                self.acquit(|of| of.queue == queue);
+            }
+        }
+    }
+
+    /// These were returned.
+    fn acquit(&mut self, which: impl Fn(&InFlight) -> bool) {
+        self.found.retain(|of| !which(of));
+        self.guilty.retain(|of| !which(of));
+    }
+
+    /// The process has died. Returns the request that it died of, if that is known now.
+    pub(crate) fn died(&mut self, doing: Doing) -> Option<InFlight> {
+        let found = std::mem::take(&mut self.found);
+        let alone = self.alone.take();
+        if doing == Doing::Outside {
+            return None;
+        }
+        if found.is_empty() {
+            // Whatever it died of, it was nothing that it had found.
+            *self = Self {
+                deaths: 1,
+                ..Self::default()
+            };
+            return None;
+        }
+        self.deaths = self.deaths.saturating_add(1);
+        self.guilty.retain(|of| found.contains(of));
+        alone.filter(|alone| self.guilty.insert(*alone))
+    }
+
+    /// The process has served for long: what it has not found, it will not find.
+    pub(crate) fn healthy(&mut self) {
+        if self.found.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
