@@ -2,7 +2,7 @@
 
 use log::Level;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::SessionNumber;
+use outboard_protocol::launch::{Replay, SessionNumber};
 
 use super::answer::Answer;
 use super::look::Unserved;
@@ -32,6 +32,9 @@ pub(crate) enum Action {
     /// has left, if that is known, and hand its connection to the machine, as this
     /// session.
     Attach(usize, SessionNumber, Option<Kept>),
+    /// The next program of this device, which is attached next, is to deal so with
+    /// requests that it finds in flight.
+    Order(usize, Replay),
     /// See to it that nothing is left of this device's back-end: kill its process, or
     /// end our connection to it, and tell when it is gone and its I/O over.
     Clear(usize),

@@ -94,6 +94,7 @@ impl<'a> Hands<'a> {
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
             }
+            Action::Order(place, replay) => self.backend(place, |backend| backend.order(replay)),
             Action::Clear(place) => {
                 let backend = self.backends.get_mut(place)?;
                 return backend.clear().map(|event| Event::Device(place, event));

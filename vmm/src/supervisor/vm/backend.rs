@@ -23,12 +23,12 @@ use outboard_line::{Heard, Line};
 use outboard_protocol::counters::{Counts, Reading};
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
-    BACKEND_FD, Handover, IMAGE_ENV, LINE_ENV, OLDEST_VERSION, SessionNumber, VERSION_ENV,
+    BACKEND_FD, Handover, IMAGE_ENV, LINE_ENV, OLDEST_VERSION, Replay, SessionNumber, VERSION_ENV,
 };
 
 use self::clearing::CLOSED;
 use super::counters::Page;
-use super::device::Event;
+use super::device::{Event, Told};
 use super::look::Examined;
 use crate::supervisor::host::connect::Search;
 use crate::supervisor::host::fence::Fence;
@@ -59,6 +59,8 @@ pub(crate) struct Backend<'a> {
     release: Option<String>,
     /// Stands until the I/O of the last process is over, where that may outlive it.
     fence: Option<Fence>,
+    /// How the next process is to deal with requests that it finds in flight.
+    replay: Replay,
     /// The connection to who listens at a socket: it is over when they have closed it.
     connection: Option<OwnedFd>,
     /// Nothing is to be left of it: when to look next, and how long to wait then.
@@ -88,6 +90,7 @@ impl<'a> Backend<'a> {
             counters: None,
             release: None,
             fence: None,
+            replay: Replay::default(),
             connection: None,
             clearing: None,
         })
@@ -168,6 +171,11 @@ impl<'a> Backend<'a> {
         Some(event)
     }
 
+    /// The program that is started next is to deal so with what it finds in flight.
+    pub(crate) fn order(&mut self, replay: Replay) {
+        self.replay = replay;
+    }
+
     /// Starts the program for this session, if there is one to be started, and tells
     /// it what a predecessor has `kept`. Returns the front-end's end of its socket,
     /// or the connection to whom was found.
@@ -183,6 +191,7 @@ impl<'a> Backend<'a> {
     ) -> Result<OwnedFd> {
         let (found, id) = (self.found.take(), &self.opened.spec.id);
         (self.session, self.counters, self.release) = (session, None, None);
+        let replay = std::mem::take(&mut self.replay);
         let (
             Server::Program {
                 program,
@@ -204,7 +213,7 @@ impl<'a> Backend<'a> {
             let mut fds = vec![back];
             fds.extend(lent.give(found)?);
             let number = BACKEND_FD.saturating_add(fds.len() as i32);
-            fds.push(line.begin(kept)?);
+            fds.push(line.begin_again(kept, replay)?);
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
@@ -240,15 +249,12 @@ impl<'a> Backend<'a> {
     /// Sees to its line: what its back-end has said there.
     pub(crate) fn attend(&mut self) -> Vec<Event> {
         let heard = self.line.as_mut().map(Line::attend).unwrap_or_default();
-        heard
-            .into_iter()
-            .filter_map(|heard| self.hear(heard))
-            .collect()
+        heard.into_iter().map(|heard| self.hear(heard)).collect()
     }
 
-    fn hear(&mut self, heard: Heard) -> Option<Event> {
+    fn hear(&mut self, heard: Heard) -> Event {
         let session = self.session;
-        Some(match heard {
+        match heard {
             Heard::Ready {
                 sandbox,
                 release,
@@ -266,8 +272,10 @@ impl<'a> Backend<'a> {
             Heard::IoError { queue, text } => Event::IoError(session, queue, text),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp => Event::HungUp(session),
-            Heard::Found(_) | Heard::Replays(_) | Heard::Replayed(_) => return None,
-        })
+            Heard::Found(requests) => Event::InFlight(session, Told::Found(requests)),
+            Heard::Replays(request) => Event::InFlight(session, Told::Replays(request)),
+            Heard::Replayed(queue) => Event::InFlight(session, Told::Replayed(queue)),
+        }
     }
 
     fn readable<T>(&self, read: io::Result<T>) -> Option<T> {

@@ -28,6 +28,7 @@
 //! through `Clear`: a predecessor and its successor never live side by side, and the
 //! I/O of one is over before the other begins.
 
+mod blame;
 mod ending;
 mod event;
 mod hang;
@@ -35,7 +36,6 @@ mod health;
 mod line;
 mod recovery;
 mod state;
-#[cfg_attr(not(test), allow(dead_code, reason = "until a successor is started"))]
 mod suspects;
 
 use std::time::Instant;
@@ -49,6 +49,8 @@ use self::hang::Suspicion;
 use self::health::Health;
 use self::line::Line;
 pub(crate) use self::state::State;
+use self::suspects::Suspects;
+pub(crate) use self::suspects::Told;
 use super::action::{Action, Who};
 use super::answer::Agreed;
 use crate::supervisor::device::plan::OnFailure;
@@ -78,6 +80,7 @@ pub(crate) struct Device {
     /// nobody knows that.
     kept: Option<Kept>,
     agreed: Agreed,
+    suspects: Suspects,
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
     /// Its back-end is lent an image.
@@ -118,6 +121,7 @@ impl Device {
             told_version: false,
             kept: Some(Kept::Nothing),
             agreed: Agreed::default(),
+            suspects: Suspects::default(),
             beyond: None,
             has_image: false,
             shares: false,
@@ -198,22 +202,25 @@ impl Device {
         let Some(event) = event.and_then(|event| self.suspect(event, &mut out)) else {
             return out;
         };
-        match event {
+        match &event {
             // A guest that is started anew, or resets the device, has new drivers.
-            Event::Begin => {
+            Event::Begin | Event::Free => {
                 self.kept = Some(Kept::Nothing);
-                self.agreed = Agreed::default();
+                self.forget_requests();
+                if event == Event::Begin {
+                    self.agreed = Agreed::default();
+                }
             }
-            Event::Free => self.kept = Some(Kept::Nothing),
             Event::Agreed(agreed) => {
-                self.agreed = agreed;
+                self.agreed = *agreed;
                 return out;
             }
-            Event::Died(Death::Exited(0)) => {
-                self.shares = false;
+            Event::Died(death) => {
+                self.shares &= *death != Death::Exited(0);
+                self.blame(death, &mut out);
                 self.gone();
             }
-            Event::Died(_) | Event::CannotBegin(_) => self.gone(),
+            Event::CannotBegin(_) => self.gone(),
             _ => {}
         }
         let state = std::mem::replace(&mut self.state, State::Down);
@@ -259,6 +266,7 @@ impl Device {
                 self.suspects_nothing(self.session + 1);
                 self.lives = self.program.is_some();
                 self.shares = false;
+                self.order(out);
                 let kept = self.kept.clone();
                 out.push(Outcome::Do(Action::Attach(self.place, self.session, kept)));
                 State::Attaching

@@ -204,7 +204,7 @@ fn its_page_of_counters_is_kept_if_it_is_one_of_its_device() {
             release: "0.2.0".into(),
             counters: Some(page.into()),
         };
-        assert_eq!(backend.hear(ready), Some(Event::Ready(0)));
+        assert_eq!(backend.hear(ready), Event::Ready(0));
         assert_eq!(backend.counters.is_some(), is_taken, "{queues}");
         assert_eq!(backend.release(), Some("0.2.0"));
         backend.tell_counts();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, SessionNumber};
 
+use super::suspects::Told;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::Agreed;
@@ -51,6 +52,8 @@ pub(crate) enum Event {
     /// The back-end of this session holds back a request of this queue, which has failed
     /// for this reason, and those that fail after it.
     IoError(SessionNumber, u16, String),
+    /// The back-end of this session says this of requests that it has found in flight.
+    InFlight(SessionNumber, Told),
     /// The back-end of this session has said what no back-end says, and is not heard
     /// any more.
     Nonsense(SessionNumber, String),

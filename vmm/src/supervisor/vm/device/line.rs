@@ -45,6 +45,7 @@ impl Device {
             Event::Ready(session)
             | Event::Keeps(session, _)
             | Event::IoError(session, ..)
+            | Event::InFlight(session, _)
             | Event::Nonsense(session, _)
             | Event::HungUp(session)
                 if session != self.session || !self.lives => {}
@@ -53,6 +54,7 @@ impl Device {
             Event::IoError(_, queue, why) if self.line == Line::Ready => {
                 self.io_error(queue, &why, out);
             }
+            Event::InFlight(_, told) if self.line == Line::Ready => self.suspects.hear(told),
             Event::Nonsense(_, why) if self.line != Line::Deaf => {
                 self.deafen(&format!("says what no back-end says ({why})"), out);
             }
@@ -63,6 +65,7 @@ impl Device {
             Event::Ready(_)
             | Event::Keeps(..)
             | Event::IoError(..)
+            | Event::InFlight(..)
             | Event::Nonsense(..)
             | Event::HungUp(_) => {}
             Event::Resume => {

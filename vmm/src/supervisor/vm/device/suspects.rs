@@ -4,7 +4,7 @@
 //!               dies              dies, with requests      dies, alone with one
 //!  the original ────▶ together ──────────────────────▶ one by one ──▶ without that one
 //!       ▲                │ │                              │                │
-//!       └────────────────┴─┴── it dies with none of what it found, or is healthy
+//!       └────────────────┴─┴── it dies with none of what it found
 //! ```
 //! A request is known by its queue, its head, and its counter in the inflight region,
 //! which is never given twice: it is the same however many back-ends have had it.
@@ -114,13 +114,6 @@ impl Suspects {
         self.deaths = self.deaths.saturating_add(1);
         self.guilty.retain(|of| found.contains(of));
         alone.filter(|alone| self.guilty.insert(*alone))
-    }
-
-    /// The process has served for long: what it has not found, it will not find.
-    pub(crate) fn healthy(&mut self) {
-        if self.found.is_empty() {
-            *self = Self::default();
-        }
     }
 }
 

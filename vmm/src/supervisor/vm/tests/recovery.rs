@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
-use outboard_protocol::launch::{Cause, Ending, FromMachine};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, InFlight, Replay};
 
 use super::tables::{CLEAR, IN_ORDER, KILLED, Story, ours, said};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device, State};
+use crate::supervisor::vm::device::{self, Device, State, Told};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::machine;
 use crate::supervisor::vm::verdict::Verdict;
@@ -151,6 +152,56 @@ fn what_its_back_end_kept_is_told_to_the_next_one() {
     story.device(0, device::Event::Nonsense(1, "a poem".into()));
     story.device(0, device::Event::Died(KILLED));
     assert!(story.device(0, CLEAR).contains(&Action::Attach(0, 2, None)));
+}
+
+/// The next back-end is started, of this session, and what it is told to do with what
+/// it finds; it has found one request, executes it alone if it is to, and dies so.
+fn dies_again(story: &mut Story, session: u64, death: Death) -> Option<Replay> {
+    let request = InFlight {
+        queue: 0,
+        head: 3,
+        counter: 17,
+    };
+    let mut actions = story.device(0, CLEAR);
+    if matches!(state(story), State::Resting { .. }) {
+        actions = story.tick(limits::IO * session as u32);
+    }
+    assert!(actions.contains(&attach(session)), "{actions:?}");
+    let order = actions.into_iter().find_map(|action| match action {
+        Action::Order(0, order) => Some(order),
+        _ => None,
+    });
+    let told = [Told::Found(vec![request]), Told::Replays(request)];
+    story.device(0, device::Event::Ready(session));
+    for told in told {
+        story.device(0, device::Event::InFlight(session, told));
+    }
+    story.attached(0, session);
+    story.device(0, device::Event::Died(death));
+    order
+}
+
+#[test]
+fn a_request_that_kills_is_replayed_alone_after_two_deaths_and_refused_after_the_third() {
+    let crash = Death::Killed(Signal::SIGSEGV);
+    let mut story = running();
+    story.device(0, device::Event::Died(crash.clone()));
+    assert_eq!(dies_again(&mut story, 2, crash.clone()), None);
+    let alone = Replay {
+        one_by_one: true,
+        refuse: Vec::new(),
+    };
+    // Killed from outside: that speaks against no request.
+    assert_eq!(dies_again(&mut story, 3, KILLED), Some(alone.clone()));
+    assert_eq!(dies_again(&mut story, 4, crash.clone()), Some(alone));
+    let refused = dies_again(&mut story, 5, KILLED).unwrap();
+    assert_eq!(refused.refuse.len(), 1);
+    // A driver that resets the device has no such request any more.
+    let mut story = running();
+    story.device(0, device::Event::Died(crash.clone()));
+    assert_eq!(dies_again(&mut story, 2, crash), None);
+    story.device(0, device::Event::Free);
+    assert_eq!(dies_again(&mut story, 3, KILLED), None);
 }
 
 #[test]

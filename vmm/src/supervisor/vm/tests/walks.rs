@@ -7,14 +7,14 @@ use nix::sys::signal::Signal;
 use outboard_protocol::counters::{Doing, Pulse, Reading};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
-use outboard_protocol::launch::{Cause, Ending, FromMachine, Whose};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, InFlight, Whose};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::device::{self, Device, Told};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;
@@ -62,12 +62,27 @@ impl Dice {
     /// What is heard on the line of this session.
     fn heard(&mut self, session: u64) -> device::Event {
         match self.throw(7) {
+            6 => device::Event::InFlight(session, self.told()),
             5 => device::Event::Ready(session),
             0 | 1 => device::Event::Ready(session),
             2 => device::Event::Keeps(session, self.kept()),
             3 => device::Event::Nonsense(session, "a poem".into()),
             4 => device::Event::IoError(session, 0, "it is full".into()),
             _ => device::Event::HungUp(session),
+        }
+    }
+
+    /// What is said there of requests.
+    fn told(&mut self) -> Told {
+        let request = InFlight {
+            queue: 0,
+            head: 1,
+            counter: 1,
+        };
+        match self.throw(3) {
+            0 => Told::Found(vec![request]),
+            1 => Told::Replays(request),
+            _ => Told::Replayed(0),
         }
     }
 
@@ -256,6 +271,9 @@ impl World {
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
                 (slot.lives, slot.killed, slot.holds) = (slot.is_ours, false, false);
+            }
+            Action::Order(place, order) => {
+                assert!(!self.slots[place].lives && !order.is_plain());
             }
             Action::Clear(place) => {
                 let slot = &mut self.slots[place];

@@ -79,7 +79,7 @@ fn a_death_that_is_not_its_own_speaks_against_nobody() {
 }
 
 #[test]
-fn what_was_returned_is_innocent_and_a_healthy_process_forgets_the_row() {
+fn what_was_returned_is_innocent_and_a_death_of_something_new_begins_a_row() {
     let mut suspects = Suspects::default();
     let (own, replays) = (Doing::Own, |number| Told::Replays(request(number)));
     life(&mut suspects, &[], own);
@@ -93,14 +93,7 @@ fn what_was_returned_is_innocent_and_a_healthy_process_forgets_the_row() {
         Told::Replayed(0),
     ];
     assert_eq!(life(&mut suspects, &all, own), (false, vec![]));
-    life(&mut suspects, &[found(&[5])], own);
-    // Not while it still has some of them.
-    suspects.hear(found(&[5]));
-    suspects.healthy();
-    assert!(suspects.order().one_by_one);
-    suspects.hear(Told::Replayed(1));
-    suspects.healthy();
-    assert_eq!(suspects, Suspects::default());
+    assert_eq!(life(&mut suspects, &[found(&[5])], own), (true, vec![]));
 }
 
 #[test]
@@ -174,7 +167,7 @@ proptest! {
             }
             prop_assert!(own <= 14, "it goes on dying");
         }
-        suspects.healthy();
+        suspects.died(Doing::Own);
         prop_assert!(suspects.order().is_plain());
     }
 }
