@@ -143,9 +143,7 @@ impl Outside {
                     Heard::Ready { .. }
                     | Heard::Keeps(_)
                     | Heard::IoError { .. }
-                    | Heard::Found(_)
-                    | Heard::Replays(_)
-                    | Heard::Replayed(_) => {}
+                    | Heard::InFlight(_) => {}
                 }
             }
         }

@@ -19,6 +19,7 @@ pub mod bound;
 mod door;
 mod line;
 pub mod rendezvous;
+mod told;
 pub mod watch;
 
 use std::os::fd::AsRawFd;
@@ -29,6 +30,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 pub use self::line::{Heard, Line};
+pub use self::told::Told;
 
 /// Connects to a Unix stream socket at once or not at all; the connection itself
 /// waits, as usual.

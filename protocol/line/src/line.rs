@@ -20,9 +20,10 @@ use outboard_log::rarely;
 use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::discard;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Channel, FromBackend, InFlight, Link, Replay, ToBackend, VERSION};
+use outboard_protocol::launch::{Channel, FromBackend, Link, Replay, ToBackend, VERSION};
 
 use crate::rendezvous::{Rendezvous, Way};
+use crate::told::Told;
 use crate::watch::Watch;
 
 /// Messages that are taken before anything else is looked at, whatever they say: one
@@ -87,13 +88,8 @@ pub enum Heard {
         /// than its bound.
         text: String,
     },
-    /// A ring of it begins with these requests in flight, which have been checked;
-    /// further ones of the same queue may follow.
-    Found(Vec<InFlight>),
-    /// It executes one of them, and nothing else meanwhile.
-    Replays(InFlight),
-    /// It has none of them in this queue any more.
-    Replayed(u16),
+    /// This of requests in flight, which has been checked.
+    InFlight(Told),
     /// It has said what no back-end says, and is not heard any more. Of what it has
     /// said this has not much.
     Nonsense(String),
@@ -360,18 +356,7 @@ impl Open {
             }
             FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),
             FromBackend::IoError { queue, text } => Ok(Some(Heard::IoError { queue, text })),
-            FromBackend::WantsPeer => Ok(None),
-            FromBackend::Found { queue, requests } => {
-                let request = |(head, counter)| InFlight {
-                    queue,
-                    head,
-                    counter,
-                };
-                let requests = requests.into_iter().map(request).collect();
-                Ok(Some(Heard::Found(requests)))
-            }
-            FromBackend::Replays(request) => Ok(Some(Heard::Replays(request))),
-            FromBackend::Replayed { queue } => Ok(Some(Heard::Replayed(queue))),
+            other => Ok(Told::of(other).map(Heard::InFlight)),
         }
     }
 

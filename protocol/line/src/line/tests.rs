@@ -10,6 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt::Linger, sockopt::SndBuf};
 use outboard_protocol::kept::DiskState;
 
+use outboard_protocol::launch::InFlight;
+
 use super::*;
 
 fn soon() -> Deadline {
@@ -185,10 +187,10 @@ fn every_request_that_is_found_is_heard_and_a_successor_is_told_what_to_refuse()
     let heard = line.attend();
     let [
         _,
-        Heard::Found(first),
-        Heard::Found(second),
-        Heard::Replays(of),
-        Heard::Replayed(3),
+        Heard::InFlight(Told::Found(first)),
+        Heard::InFlight(Told::Found(second)),
+        Heard::InFlight(Told::Replays(of)),
+        Heard::InFlight(Told::Replayed(3)),
     ] = &heard[..]
     else {
         panic!("{heard:?}");

@@ -28,7 +28,7 @@ use outboard_protocol::launch::{
 
 use self::clearing::CLOSED;
 use super::counters::Page;
-use super::device::{Event, Told};
+use super::device::Event;
 use super::look::Examined;
 use crate::supervisor::host::connect::Search;
 use crate::supervisor::host::fence::Fence;
@@ -171,14 +171,13 @@ impl<'a> Backend<'a> {
         Some(event)
     }
 
-    /// The program that is started next is to deal so with what it finds in flight.
+    /// The next program is to deal so with what it finds in flight.
     pub(crate) fn order(&mut self, replay: Replay) {
         self.replay = replay;
     }
 
-    /// Starts the program for this session, if there is one to be started, and tells
-    /// it what a predecessor has `kept`. Returns the front-end's end of its socket,
-    /// or the connection to whom was found.
+    /// Starts the program for this session, if there is one, and tells it what a predecessor
+    /// has `kept`. Returns the front-end's socket, or the connection to whom was found.
     ///
     /// # Errors
     /// A message that names the device and the program; nothing is started then.
@@ -206,8 +205,7 @@ impl<'a> Backend<'a> {
             self.connection = Some(copy.with_context(|| format!("{id}: keeping a socket"))?);
             return Ok(found);
         };
-        let handover = Handover::of(&self.opened.spec.kind);
-        let sockets = handover.sockets();
+        let sockets = Handover::of(&self.opened.spec.kind).sockets();
         let (front, back) = sockets.with_context(|| format!("{id}: making a socket"))?;
         let start = || {
             let mut fds = vec![back];
@@ -272,9 +270,7 @@ impl<'a> Backend<'a> {
             Heard::IoError { queue, text } => Event::IoError(session, queue, text),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp => Event::HungUp(session),
-            Heard::Found(requests) => Event::InFlight(session, Told::Found(requests)),
-            Heard::Replays(request) => Event::InFlight(session, Told::Replays(request)),
-            Heard::Replayed(queue) => Event::InFlight(session, Told::Replayed(queue)),
+            Heard::InFlight(told) => Event::InFlight(session, told),
         }
     }
 

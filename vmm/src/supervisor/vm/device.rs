@@ -50,7 +50,6 @@ use self::health::Health;
 use self::line::Line;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
-pub(crate) use self::suspects::Told;
 use super::action::{Action, Who};
 use super::answer::Agreed;
 use crate::supervisor::device::plan::OnFailure;

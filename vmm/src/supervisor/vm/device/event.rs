@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use outboard_line::Told;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, SessionNumber};
 
-use super::suspects::Told;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::Agreed;

@@ -18,23 +18,13 @@
 
 use std::collections::BTreeSet;
 
+use outboard_line::Told;
 use outboard_protocol::launch::{InFlight, Replay};
 
 /// Most requests that are remembered. A back-end is not believed to have more.
 const MOST: usize = 1 << 16;
 /// Most that a successor is told to refuse; the next is told of the others.
 const MOST_REFUSED: usize = 64;
-
-/// What a back-end says of requests that it has found in flight.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    /// It has found these.
-    Found(Vec<InFlight>),
-    /// It executes one of them, alone.
-    Replays(InFlight),
-    /// It has none of them in this queue any more.
-    Replayed(u16),
-}
 
 /// Whose doing a death is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

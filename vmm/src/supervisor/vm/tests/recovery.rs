@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use outboard_line::Told;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine, InFlight, Replay};
@@ -11,7 +12,7 @@ use super::tables::{CLEAR, IN_ORDER, KILLED, Story, ours, said};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device, State, Told};
+use crate::supervisor::vm::device::{self, Device, State};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::machine;
 use crate::supervisor::vm::verdict::Verdict;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use outboard_line::Told;
 use outboard_protocol::counters::{Doing, Pulse, Reading};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
-use crate::supervisor::vm::device::{self, Device, Told};
+use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::life::Life;

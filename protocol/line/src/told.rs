@@ -1,0 +1,37 @@
+//! What a back-end says of requests that a predecessor had taken.
+
+use outboard_protocol::launch::{FromBackend, InFlight};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A ring of it begins with these in flight; further ones of the same queue may
+    /// follow.
+    Found(Vec<InFlight>),
+    /// It executes one of them, and nothing else meanwhile.
+    Replays(InFlight),
+    /// It has none of them in this queue any more.
+    Replayed(u16),
+}
+
+impl Told {
+    /// What this message says of them; `None`: nothing.
+    pub(crate) fn of(message: FromBackend) -> Option<Self> {
+        match message {
+            FromBackend::Found { queue, requests } => {
+                let request = |(head, counter)| InFlight {
+                    queue,
+                    head,
+                    counter,
+                };
+                Some(Self::Found(requests.into_iter().map(request).collect()))
+            }
+            FromBackend::Replays(request) => Some(Self::Replays(request)),
+            FromBackend::Replayed { queue } => Some(Self::Replayed(queue)),
+            FromBackend::Ready { .. }
+            | FromBackend::Keeps { .. }
+            | FromBackend::IoError { .. }
+            | FromBackend::WantsPeer => None,
+        }
+    }
+}
