@@ -312,7 +312,8 @@ impl Device {
                 until,
             },
             Event::Died(death) => self.fault(Fault::Died(death, None), out),
-            Event::Hangs(session, text) if session == self.session => {
+            Event::Hangs(session, text, doing) if session == self.session => {
+                self.suspects.hangs(doing);
                 out.push(Outcome::Do(Action::Kill(Who::Device(self.place))));
                 self.fault(Fault::Lost(text), out)
             }

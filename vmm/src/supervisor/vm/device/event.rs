@@ -6,6 +6,7 @@ use outboard_line::Told;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, SessionNumber};
 
+use super::suspects::Doing;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::Agreed;
@@ -63,8 +64,8 @@ pub(crate) enum Event {
     Unserved(SessionNumber, Unserved),
     /// What was found of the back-end of this session when a ring stood still.
     Examined(SessionNumber, Unserved, Examined),
-    /// The back-end of this session hangs, for this reason.
-    Hangs(SessionNumber, String),
+    /// The back-end of this session hangs, for this reason, and by whose doing.
+    Hangs(SessionNumber, String, Doing),
     /// Its process has ended.
     Died(Death),
     /// The VM ends: what happens to its back-end is no fault any more.

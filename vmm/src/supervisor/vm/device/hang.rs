@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use outboard_protocol::counters::{Doing, Pulse};
 use outboard_protocol::launch::SessionNumber;
 
-use super::{Device, Event, Outcome};
+use super::{Device, Event, Outcome, suspects};
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::look::Examined;
 
@@ -44,7 +44,7 @@ impl Device {
                 let why = before.and_then(|before| why_it_hangs(&before, &now, unserved.kick))?;
                 let text = format!("{} hangs: {why} (queue {})", self.name, unserved.queue);
                 if self.lives {
-                    return Some(Event::Hangs(session, text));
+                    return Some(Event::Hangs(session, text, whose_doing(&now)));
                 }
                 self.tell_of_another_s(&text, out);
             }
@@ -88,6 +88,15 @@ fn why_it_hangs(before: &Examined, now: &Examined, kick: bool) -> Option<&'stati
         Doing::SystemCall => None,
         Doing::Working => Some("it is at work and does not get on"),
         Doing::Asleep => kick.then_some(ASLEEP),
+    }
+}
+
+/// Whose doing a hang is that was found so: somebody has stopped the process, or it hangs
+/// by itself, perhaps over a request.
+fn whose_doing(now: &Examined) -> suspects::Doing {
+    match now.is_stopped {
+        true => suspects::Doing::Outside,
+        false => suspects::Doing::Own,
     }
 }
 

@@ -29,7 +29,7 @@ const MOST_REFUSED: usize = 64;
 /// Whose doing a death is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
-    /// The process's own, also a hang that it was killed for.
+    /// The process's own: it crashed, or hung and was killed for that.
     Own,
     /// Somebody else's: the user restarts it, or whoever sends signals.
     Outside,
@@ -47,6 +47,8 @@ pub(crate) struct Suspects {
     alone: Option<InFlight>,
     /// What a process has died of.
     guilty: BTreeSet<InFlight>,
+    /// By whose doing the living process hangs, which it is killed for.
+    hang: Option<Doing>,
 }
 
 impl Suspects {
@@ -86,8 +88,15 @@ impl Suspects {
         self.guilty.retain(|of| !which(of));
     }
 
-    /// The process has died. Returns the request that it died of, if that is known now.
+    /// The process hangs, and is killed for that.
+    pub(crate) fn hangs(&mut self, doing: Doing) {
+        self.hang = Some(doing);
+    }
+
+    /// The process has died, by whose doing if it was not for a hang. Returns the request
+    /// that it died of, if that is known now.
     pub(crate) fn died(&mut self, doing: Doing) -> Option<InFlight> {
+        let doing = self.hang.take().unwrap_or(doing);
         let found = std::mem::take(&mut self.found);
         let alone = self.alone.take();
         if doing == Doing::Outside {
