@@ -190,15 +190,33 @@ impl<'a> Request<'a> {
 pub fn refuse(memory: &Memory, chain: &Chain) -> (u32, String) {
     let mut header = [0; HEADER as usize];
     let what = match gather(memory, &chain.readable, 0, &mut header) {
-        Ok(()) => {
-            let (kind, sector) = (field(&header, 0), wide(&header, 8));
-            format!("a request of type {kind} at sector {sector}")
-        }
+        Ok(()) => describe(field(&header, 0), wide(&header, 8), chain),
         Err(_) => "a request without a header".into(),
     };
     let reply = Reply::of(memory, chain);
     let answer = reply.map(|reply| reply.finish(memory, Status::IoErr, 0));
     (answer.map_or(0, |(_, used)| used), what)
+}
+
+/// What a request asks for, in words: its kind, and its place in sectors of 512 bytes.
+fn describe(kind: u32, sector: u64, chain: &Chain) -> String {
+    let bytes = |buffers: &[Buffer]| buffers.iter().map(|buffer| u64::from(buffer.length)).sum();
+    let (read, written): (u64, u64) = (bytes(&chain.writable), bytes(&chain.readable));
+    match kind {
+        VIRTIO_BLK_T_IN => {
+            let bytes = read.saturating_sub(1);
+            format!("a read of {bytes} bytes at sector {sector}")
+        }
+        VIRTIO_BLK_T_OUT => {
+            let bytes = written.saturating_sub(HEADER);
+            format!("a write of {bytes} bytes at sector {sector}")
+        }
+        VIRTIO_BLK_T_FLUSH => "a flush".into(),
+        VIRTIO_BLK_T_GET_ID => "a question for the serial number".into(),
+        VIRTIO_BLK_T_DISCARD => "a discard".into(),
+        VIRTIO_BLK_T_WRITE_ZEROES => "a write of zeroes".into(),
+        _ => format!("a request of type {kind} at sector {sector}"),
+    }
 }
 
 /// Understands a chain that has a status byte.

@@ -140,6 +140,20 @@ impl Replay {
         self.order.refuse.contains(&request)
     }
 
+    /// It is ended so, and `what` it asks for. The supervisor knows when this returns.
+    pub fn refused(&self, request: InFlight, what: &str) {
+        let InFlight {
+            queue,
+            head,
+            counter,
+        } = request;
+        log::error!(
+            "queue {queue}: {what} (head {head}, counter {counter}) is ended in an error and was \
+             not executed: one process after another has died of it"
+        );
+        self.supervisor.refused(request, what);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,7 +21,8 @@ use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
-    Channel, FromBackend, IMAGE_ENV, LINE_ENV, LONGEST_TEXT, Link, Replay, ToBackend, VERSION,
+    Channel, FromBackend, IMAGE_ENV, InFlight, LINE_ENV, LONGEST_TEXT, Link, Replay, ToBackend,
+    VERSION,
 };
 
 use crate::inherited;
@@ -219,9 +220,23 @@ impl Supervisor {
     /// [`News::Retry`] comes, or [`News::Alone`]. Whether that was said: if not, it is
     /// not to be held back.
     pub fn io_error(&self, queue: u16, text: &str) -> bool {
-        let most = text.floor_char_boundary(LONGEST_TEXT);
-        let text = text.get(..most).unwrap_or_default().to_owned();
+        let text = bounded(text);
         self.tell(&FromBackend::IoError { queue, text }, None)
+    }
+
+    /// Says that this request, of which that can be said, is ended in an error as ordered.
+    pub(crate) fn refused(&self, request: InFlight, text: &str) {
+        let InFlight {
+            queue,
+            head,
+            counter,
+        } = request;
+        self.says(&FromBackend::Refused {
+            queue,
+            head,
+            counter,
+            text: bounded(text),
+        });
     }
 
     /// Readable when there is something to [`Self::hear`]; `None`: never again.
@@ -276,4 +291,10 @@ impl Supervisor {
     fn told(&self) -> MutexGuard<'_, Kept> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As much of a text as a message has room for.
+fn bounded(text: &str) -> String {
+    let most = text.floor_char_boundary(LONGEST_TEXT);
+    text.get(..most).unwrap_or_default().to_owned()
 }

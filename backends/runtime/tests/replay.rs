@@ -209,10 +209,23 @@ fn one_by_one_each_is_named_first_and_nothing_else_is_executed() {
     expect(&guest, &mut rings[0], new, 4);
     // What is new may be first: its ring begins before the other one.
     wait(|| third.seen().len() == 2);
-    let told: Vec<_> = (0..3).map(|_| third.hear()).collect();
-    let [FromBackend::Found { .. }, FromBackend::Replays(last), over] = &told[..] else {
+    let told: Vec<_> = (0..4).map(|_| third.hear()).collect();
+    let [
+        FromBackend::Found { .. },
+        refused,
+        FromBackend::Replays(last),
+        over,
+    ] = &told[..]
+    else {
         panic!("{told:?}");
     };
+    let expected = FromBackend::Refused {
+        queue: 1,
+        head: kills.head,
+        counter: 1,
+        text: "a request".into(),
+    };
+    assert_eq!(*refused, expected);
     assert_eq!((last.queue, last.counter), (1, 2));
     assert_eq!(*over, FromBackend::Replayed { queue: 1 });
     drop(third.client);

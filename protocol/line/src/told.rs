@@ -10,6 +10,8 @@ pub enum Told {
     Found(Vec<InFlight>),
     /// It executes one of them, and nothing else meanwhile.
     Replays(InFlight),
+    /// It ends one of them in an error, as it was told to; in words, what that asked for.
+    Refused(InFlight, String),
     /// It has none of them in this queue any more.
     Replayed(u16),
 }
@@ -27,6 +29,19 @@ impl Told {
                 Some(Self::Found(requests.into_iter().map(request).collect()))
             }
             FromBackend::Replays(request) => Some(Self::Replays(request)),
+            FromBackend::Refused {
+                queue,
+                head,
+                counter,
+                text,
+            } => {
+                let request = InFlight {
+                    queue,
+                    head,
+                    counter,
+                };
+                Some(Self::Refused(request, text))
+            }
             FromBackend::Replayed { queue } => Some(Self::Replayed(queue)),
             FromBackend::Ready { .. }
             | FromBackend::Keeps { .. }

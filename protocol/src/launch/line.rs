@@ -6,7 +6,7 @@
 //!              ◀─ ready ──────────────────────────────    serves from here on
 //!              ── link, peer, resize, retry ──────────▶   at any time
 //!              ◀─ keeps, wants_peer, io_error ────────
-//!              ◀─ found ─ replays … ─ replayed ───────    each queue with requests in flight
+//!              ◀─ found ─ replays, refused … ─ replayed   each queue with requests in flight
 //! ```
 //! The back-end is given its end as the descriptor that [`super::LINE_ENV`] names.
 //! A program that does not look there keeps version 1: it says nothing, and is
@@ -124,6 +124,19 @@ pub enum FromBackend {
     },
     /// One of them is executed now, and alone. Said before.
     Replays(InFlight),
+    /// One of them was to be refused, and is ended in an error. Said before it is
+    /// returned to the driver.
+    Refused {
+        /// Number of its queue.
+        queue: u16,
+        /// Its first descriptor.
+        head: u16,
+        /// Its counter in the inflight region.
+        counter: u64,
+        /// What it asked for, in words that can be told to a user; [`LONGEST_TEXT`] bytes
+        /// at most.
+        text: String,
+    },
     /// None of them is in flight any more.
     Replayed {
         /// Number of the queue.
@@ -167,7 +180,10 @@ impl FromBackend {
             Self::IoError { text, .. } if text.len() > LONGEST_TEXT => {
                 Err(format!("an error told in more than {LONGEST_TEXT} bytes"))
             }
-            Self::IoError { .. } => Ok(()),
+            Self::Refused { text, .. } if text.len() > LONGEST_TEXT => {
+                Err(format!("a request told in more than {LONGEST_TEXT} bytes"))
+            }
+            Self::IoError { .. } | Self::Refused { .. } => Ok(()),
             Self::Found { requests, .. } => replay::check(requests),
             Self::WantsPeer | Self::Replays(_) | Self::Replayed { .. } => Ok(()),
         }
@@ -249,6 +265,15 @@ mod tests {
                 r#"{"message":"replays","queue":0,"head":3,"counter":17}"#,
             ),
             (
+                FromBackend::Refused {
+                    queue: 0,
+                    head: 3,
+                    counter: 17,
+                    text: "a flush".into(),
+                },
+                r#"{"message":"refused","queue":0,"head":3,"counter":17,"text":"a flush"}"#,
+            ),
+            (
                 FromBackend::Replayed { queue: 0 },
                 r#"{"message":"replayed","queue":0}"#,
             ),
@@ -289,6 +314,14 @@ mod tests {
         };
         assert_eq!(told(LONGEST_TEXT).check(), Ok(()));
         assert!(told(LONGEST_TEXT + 1).check().is_err());
+        let refused = |length| FromBackend::Refused {
+            queue: 0,
+            head: 3,
+            counter: 17,
+            text: "x".repeat(length),
+        };
+        assert_eq!(refused(LONGEST_TEXT).check(), Ok(()));
+        assert!(refused(LONGEST_TEXT + 1).check().is_err());
         let found = |requests| FromBackend::Found { queue: 0, requests }.check();
         let longest = vec![(32767, u64::MAX); super::super::MOST_TOLD];
         assert_eq!(found(longest), Ok(()));

@@ -201,7 +201,7 @@ fn events(client: Client, json: bool) -> Result<(), Failure> {
         match read::<Event>(&line)?.change {
             Change::Vm { state, .. } => ends = state == VmState::Ending,
             Change::CutOff { reason } => return Err(Failure::Refused(reason)),
-            Change::Device { .. } => {}
+            Change::Device { .. } | Change::Refused { .. } => {}
         }
     }
     match ends {

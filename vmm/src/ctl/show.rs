@@ -3,7 +3,7 @@
 use outboard_log::line::OneLine;
 
 use crate::supervisor::api::model::{
-    Change, Device, Event, Exactness, Explanation, QueueCounters, Vm,
+    Change, Device, Event, Exactness, Explanation, QueueCounters, Refused, Vm,
 };
 
 /// A VM and its devices.
@@ -33,8 +33,27 @@ pub(super) fn vm(vm: &Vm) -> String {
                 text += &format!("{id}: {what}{}\n", OneLine(reason));
             }
         }
+        if let Some(last) = &device.last_refused {
+            let (count, last) = (device.refused_requests, refused(last));
+            text += &format!("{id}: requests refused: {count}, the last one {last}\n");
+        }
     }
     text
+}
+
+/// A request that was refused, and why.
+fn refused(refused: &Refused) -> String {
+    let Refused {
+        queue,
+        head,
+        request,
+        deaths,
+    } = refused;
+    let request = OneLine(request);
+    format!(
+        "{request} (queue {queue}, head {head}): ended in an I/O error and not executed, since \
+         {deaths} back-ends had died of it"
+    )
 }
 
 fn devices(devices: &[Device]) -> String {
@@ -112,6 +131,10 @@ pub(super) fn event(event: &Event) -> String {
             reason,
             ..
         } => (device.as_str(), state.to_string(), reason.as_ref()),
+        Change::Refused { device, refused } => {
+            let refused = self::refused(refused);
+            return format!("{clock}  {device}  refused {refused}\n");
+        }
         Change::CutOff { reason } => ("stream", "cut off".to_owned(), Some(reason)),
     };
     format!("{clock}  {subject}  {state}{}\n", because(reason))
@@ -170,6 +193,27 @@ mod tests {
         }
         assert_eq!(clock(1_700_000_001_007), "22:13:21.007Z");
         assert_eq!(milliseconds(12_034), "12.034 ms");
+    }
+
+    #[test]
+    fn what_was_refused_is_told_with_its_place_and_its_reason() {
+        let refused = Refused {
+            queue: 1,
+            head: 3,
+            request: "a write of 4096 bytes at sector 77".into(),
+            deaths: 3,
+        };
+        let device = "disk0".into();
+        let change = Change::Refused { device, refused };
+        let expected = "00:00:00.000Z  disk0  refused a write of 4096 bytes at sector 77 (queue \
+                        1, head 3): ended in an I/O error and not executed, since 3 back-ends had \
+                        died of it\n";
+        let event = Event { time_ms: 0, change };
+        assert_eq!(super::event(&event), expected);
+        let json = serde_json::to_string(&event).unwrap();
+        let told = r#"{"time_ms":0,"event":"refused","device":"disk0","queue":1,"head":3,"request":"a write of 4096 bytes at sector 77","deaths":3}"#;
+        assert_eq!(json, told);
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
     }
 
     #[test]

@@ -39,6 +39,8 @@ fn disk(state: DeviceState) -> Device {
         restarts: 0,
         last_error: None,
         last_outage_us: None,
+        refused_requests: 0,
+        last_refused: None,
         counters: Vec::new(),
     }
 }

@@ -460,7 +460,19 @@ fn a_request_that_is_refused_is_an_error_and_says_what_it_was() {
     let write = guest.chain(OUT, 77, &data, &[]);
     let (used, what) = refuse(&guest.memory, &write);
     assert_eq!((used, guest.answer(&write)), (1, 1));
-    assert_eq!(what, "a request of type 1 at sector 77");
+    assert_eq!(what, "a write of 512 bytes at sector 77");
+    for (kind, expected) in [
+        (IN, "a read of 512 bytes at sector 77"),
+        (VIRTIO_BLK_T_FLUSH, "a flush"),
+        (VIRTIO_BLK_T_GET_ID, "a question for the serial number"),
+        (DISCARD, "a discard"),
+        (WRITE_ZEROES, "a write of zeroes"),
+        (99, "a request of type 99 at sector 77"),
+    ] {
+        let chain = guest.chain(kind, 77, &[], &data);
+        assert_eq!(refuse(&guest.memory, &chain), (1, expected.into()));
+        assert_eq!(guest.answer(&chain), 1, "{expected}");
+    }
     let nothing = Chain::default();
     let (used, what) = refuse(&guest.memory, &nothing);
     assert_eq!((used, what.as_str()), (0, "a request without a header"));

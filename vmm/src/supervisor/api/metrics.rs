@@ -97,6 +97,13 @@ fn of_devices(devices: &[Device], encoder: &mut DescriptorEncoder<'_>) -> fmt::R
         let labels = [("device", device.id.clone())];
         ConstCounter::new(device.restarts).encode(restarts.encode_family(&labels)?)?;
     }
+    let help = "Requests ended in an error because back-ends had died of them";
+    let mut refused =
+        encoder.encode_descriptor("device_refused_requests", help, None, MetricType::Counter)?;
+    for device in devices {
+        let labels = [("device", device.id.clone())];
+        ConstCounter::new(device.refused_requests).encode(refused.encode_family(&labels)?)?;
+    }
     let (help, unit) = ("How long the last loss of a back-end took", Unit::Seconds);
     let mut outage =
         encoder.encode_descriptor("device_last_outage", help, Some(&unit), MetricType::Gauge)?;

@@ -147,6 +147,10 @@ impl Api {
             connection.tell(&line, &last, now);
         }
         self.connections.retain(|connection| !connection.is_over());
+        if matches!(event.change, Change::Refused { .. }) {
+            // That is over, and nothing is so: a later reader finds it in the status.
+            return;
+        }
         let same = |known: &Event| known.change.is_of_same(&event.change);
         match self.known.iter().position(same) {
             Some(place) => self.known.splice(place..=place, [event]).for_each(drop),

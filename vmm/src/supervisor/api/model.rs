@@ -78,9 +78,30 @@ pub struct Device {
     /// Microseconds that the last loss of a back-end took, from its end until another
     /// served.
     pub last_outage_us: Option<u64>,
+    /// How many requests were ended in an error because one back-end after another had
+    /// died of them.
+    pub refused_requests: u64,
+    /// The last of them.
+    pub last_refused: Option<Refused>,
     /// What the queues have done, each at its number; empty if its back-end does not
     /// count. It is the back-end's word.
     pub counters: Vec<QueueCounters>,
+}
+
+/// A request that one back-end after another has died of: it was ended in an I/O error,
+/// and not executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// Number of its queue.
+    pub queue: u16,
+    /// Its first descriptor, by which the driver knows it.
+    pub head: u16,
+    /// What it asked for: of a disk, its kind, length, and first sector of 512 bytes. It is
+    /// the back-end's word.
+    pub request: String,
+    /// How many back-ends have died, or hung, while they had it; the last of them had
+    /// nothing else.
+    pub deaths: u32,
 }
 
 /// Where a device is.
@@ -191,6 +212,14 @@ pub enum Change {
         /// How many times its back-end was replaced.
         restarts: u64,
     },
+    /// A request was ended in an error, because one back-end after another had died of it.
+    Refused {
+        /// Id of the device.
+        device: String,
+        /// The request.
+        #[serde(flatten)]
+        refused: Refused,
+    },
     /// The last line: the stream ends here, since this reader was too slow.
     CutOff {
         /// What to do.
@@ -206,6 +235,22 @@ impl Change {
             (Self::Device { device, .. }, Self::Device { device: same, .. }) => device == same,
             _ => false,
         }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            queue,
+            head,
+            request,
+            deaths,
+        } = self;
+        write!(
+            f,
+            "{request} in an error and not executed it (queue {queue}, head {head}): {deaths} \
+             back-ends had died of it, the last one while it did nothing else"
+        )
     }
 }
 

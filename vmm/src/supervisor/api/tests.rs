@@ -179,6 +179,8 @@ fn vm() -> Vm {
         restarts: 3,
         last_error: Some("it died".into()),
         last_outage_us: Some(1_500),
+        refused_requests: 0,
+        last_refused: None,
         counters,
     };
     let counters = QueueCounters {

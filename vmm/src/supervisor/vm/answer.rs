@@ -1,7 +1,7 @@
 //! What a VM answers to whom asks it by the control API, as far as its states tell.
 
 use crate::supervisor::api::call::Reply;
-use crate::supervisor::api::model::{DeviceState, VmState};
+use crate::supervisor::api::model::{DeviceState, Refused, VmState};
 
 /// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,4 +57,6 @@ pub(crate) struct DeviceStanding {
     pub(crate) last_error: Option<String>,
     /// How long the last loss of one took, in microseconds.
     pub(crate) last_outage_us: Option<u64>,
+    /// How many requests were refused, and the last of them.
+    pub(crate) refused: (u64, Option<Refused>),
 }

@@ -52,6 +52,7 @@ pub(crate) use self::state::State;
 use self::suspects::Suspects;
 use super::action::{Action, Who};
 use super::answer::Agreed;
+use crate::supervisor::api::model::Refused;
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 
@@ -80,6 +81,8 @@ pub(crate) struct Device {
     kept: Option<Kept>,
     agreed: Agreed,
     suspects: Suspects,
+    /// How many requests were refused, and the last of them.
+    refused: (u64, Option<Refused>),
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
     /// Its back-end is lent an image.
@@ -121,6 +124,7 @@ impl Device {
             kept: Some(Kept::Nothing),
             agreed: Agreed::default(),
             suspects: Suspects::default(),
+            refused: (0, None),
             beyond: None,
             has_image: false,
             shares: false,

@@ -46,7 +46,9 @@ fn recovery(opened: &Opened, is_known: bool, agreed: Agreed) -> (bool, String) {
             (false, format!("{name} {text}"))
         }
         BLK if ours => {
-            let text = "notes every request before it begins, so another finds what was under way";
+            let text = "notes every request before it begins, so another finds what was under way; a \
+                        request that one after another dies of is found out, and ended in an I/O \
+                        error";
             (true, format!("{name} {text}"))
         }
         NET if ours => {

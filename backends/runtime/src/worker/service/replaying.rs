@@ -50,15 +50,7 @@ impl<Q: Queue> Service<'_, Q> {
             return outcome;
         };
         let (length, what) = self.queue.refuse(chain);
-        let InFlight {
-            queue,
-            head,
-            counter,
-        } = refused;
-        log::error!(
-            "queue {queue}: {what} (head {head}, the {counter}. of its ring) is ended in an error \
-             and was not executed: one process after another has died of it"
-        );
+        self.lines.replay.refused(refused, &what);
         Outcome::Done(length)
     }
 

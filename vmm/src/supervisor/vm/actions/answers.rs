@@ -88,6 +88,7 @@ impl Hands<'_> {
 
 fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
     let opened = backend.opened();
+    let (refused_requests, last_refused) = standing.refused;
     Device {
         id: opened.spec.id.clone(),
         kind: opened.spec.kind.name.clone(),
@@ -101,6 +102,8 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
         restarts: standing.restarts,
         last_error: standing.last_error,
         last_outage_us: standing.last_outage_us,
+        refused_requests,
+        last_refused,
         counters: backend.counts().iter().map(counters).collect(),
     }
 }

@@ -3,9 +3,11 @@
 
 use log::Level;
 use nix::sys::signal::Signal;
+use outboard_line::Told;
 
 use super::suspects::{Doing, Suspects};
 use super::{Device, Outcome, State};
+use crate::supervisor::api::model::{Change, Refused};
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 
@@ -19,16 +21,45 @@ impl Device {
             // It was told to go, or killed.
             _ => Doing::Outside,
         };
-        let Some(request) = self.suspects.died(doing) else {
+        let Some((request, deaths)) = self.suspects.died(doing) else {
             return;
         };
         let (id, name) = (&self.id, &self.name);
         let (queue, head) = (request.queue, request.head);
         let text = format!(
-            "{id}: {name} has died of one request again and again (queue {queue}, head {head}): \
-             the next one ends it in an error"
+            "{id}: {name} has died {deaths} times over one request (queue {queue}, head {head}), \
+             the last time with nothing else under way: the next one ends it in an error"
         );
         out.push(Outcome::Do(Action::Log(Level::Error, text)));
+    }
+
+    /// Its back-end has said this of requests in flight.
+    pub(super) fn hear_of_requests(&mut self, told: Told, out: &mut Vec<Outcome>) {
+        let Some((request, deaths, text)) = self.suspects.hear(told) else {
+            return;
+        };
+        let refused = Refused {
+            queue: request.queue,
+            head: request.head,
+            request: text,
+            deaths,
+        };
+        let (id, name) = (&self.id, &self.name);
+        let said = format!("{id}: {name} has ended {refused}; the guest sees an I/O error");
+        let told = Change::Refused {
+            device: id.clone(),
+            refused: refused.clone(),
+        };
+        let (count, last) = &mut self.refused;
+        (*count, *last) = (count.saturating_add(1), Some(refused));
+        out.push(Outcome::Do(Action::Say(said)));
+        out.push(Outcome::Do(Action::Tell(told)));
+    }
+
+    /// How many requests were refused since the VM began, and the last of them.
+    pub(crate) fn refused(&self) -> (u64, Option<&Refused>) {
+        let (count, last) = &self.refused;
+        (*count, last.as_ref())
     }
 
     /// A back-end is about to be started: how it is to deal with what it finds.
@@ -59,7 +90,6 @@ fn doing(death: &Death) -> Doing {
 mod tests {
     use std::time::Instant;
 
-    use outboard_line::Told;
     use outboard_protocol::counters::{Doing as Does, Pulse, Reading};
     use outboard_protocol::deadline::limits;
     use outboard_protocol::launch::{Cause, InFlight, Whose};

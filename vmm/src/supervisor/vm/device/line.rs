@@ -54,7 +54,9 @@ impl Device {
             Event::IoError(_, queue, why) if self.line == Line::Ready => {
                 self.io_error(queue, &why, out);
             }
-            Event::InFlight(_, told) if self.line == Line::Ready => self.suspects.hear(told),
+            Event::InFlight(_, told) if self.line == Line::Ready => {
+                self.hear_of_requests(told, out);
+            }
             Event::Nonsense(_, why) if self.line != Line::Deaf => {
                 self.deafen(&format!("says what no back-end says ({why})"), out);
             }

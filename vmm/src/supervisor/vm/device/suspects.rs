@@ -16,7 +16,7 @@
 //! although the kernel sends that, too, to who takes too much memory: what is short on the
 //! host must not become an error of the guest's disk. Such a request is tried on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outboard_line::Told;
 use outboard_protocol::launch::{InFlight, Replay};
@@ -35,6 +35,15 @@ pub(crate) enum Doing {
     Outside,
 }
 
+/// What is known of a request that processes have died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Guilt {
+    /// How many: in all of them but the last it was not alone.
+    deaths: u32,
+    /// A process has said that it refuses it.
+    is_refused: bool,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Suspects {
@@ -46,7 +55,7 @@ pub(crate) struct Suspects {
     /// Which of them it executes alone.
     alone: Option<InFlight>,
     /// What a process has died of.
-    guilty: BTreeSet<InFlight>,
+    guilty: BTreeMap<InFlight, Guilt>,
     /// By whose doing the living process hangs, which it is killed for.
     hang: Option<Doing>,
 }
@@ -56,13 +65,19 @@ impl Suspects {
     pub(crate) fn order(&self) -> Replay {
         Replay {
             one_by_one: self.deaths >= 2,
-            refuse: self.guilty.iter().take(MOST_REFUSED).copied().collect(),
+            refuse: self.guilty.keys().take(MOST_REFUSED).copied().collect(),
         }
     }
 
-    /// The process has said this.
-    pub(crate) fn hear(&mut self, told: Told) {
+    /// The process has said this. Returns what it refuses, as it was told to, and how many
+    /// have died of that; each such request once.
+    pub(crate) fn hear(&mut self, told: Told) -> Option<(InFlight, u32, String)> {
         match told {
+            Told::Refused(request, text) => {
+                let guilt = self.guilty.get_mut(&request)?;
+                let is_new = !std::mem::replace(&mut guilt.is_refused, true);
+                return is_new.then_some((request, guilt.deaths, text));
+            }
             Told::Found(requests) => {
                 let room = MOST.saturating_sub(self.found.len());
                 self.found.extend(requests.into_iter().take(room));
@@ -80,12 +95,13 @@ impl Suspects {
                 self.acquit(|of| of.queue == queue);
             }
         }
+        None
     }
 
     /// These were returned.
     fn acquit(&mut self, which: impl Fn(&InFlight) -> bool) {
         self.found.retain(|of| !which(of));
-        self.guilty.retain(|of| !which(of));
+        self.guilty.retain(|of, _| !which(of));
     }
 
     /// The process hangs, and is killed for that.
@@ -94,8 +110,8 @@ impl Suspects {
     }
 
     /// The process has died, by whose doing if it was not for a hang. Returns the request
-    /// that it died of, if that is known now.
-    pub(crate) fn died(&mut self, doing: Doing) -> Option<InFlight> {
+    /// that it died of, if that is known now, and how many have.
+    pub(crate) fn died(&mut self, doing: Doing) -> Option<(InFlight, u32)> {
         let doing = self.hang.take().unwrap_or(doing);
         let found = std::mem::take(&mut self.found);
         let alone = self.alone.take();
@@ -111,8 +127,14 @@ impl Suspects {
             return None;
         }
         self.deaths = self.deaths.saturating_add(1);
-        self.guilty.retain(|of| found.contains(of));
-        alone.filter(|alone| self.guilty.insert(*alone))
+        self.guilty.retain(|of, _| found.contains(of));
+        let alone = alone.filter(|alone| !self.guilty.contains_key(alone))?;
+        let guilt = Guilt {
+            deaths: self.deaths,
+            is_refused: false,
+        };
+        self.guilty.insert(alone, guilt);
+        Some((alone, self.deaths))
     }
 }
 

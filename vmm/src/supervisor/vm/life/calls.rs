@@ -177,6 +177,7 @@ impl Life {
             };
             let health = device.health();
             let outage = health.outage().map(|outage| outage.as_micros() as u64);
+            let (refused, last_refused) = device.refused();
             DeviceStanding {
                 state,
                 reason,
@@ -184,6 +185,7 @@ impl Life {
                 restarts: health.restarts(),
                 last_error: error.cloned(),
                 last_outage_us: outage,
+                refused: (refused, last_refused.cloned()),
             }
         });
         let devices = devices.collect();

@@ -9,6 +9,7 @@ use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{Cause, Ending, FromMachine, InFlight, Replay};
 
 use super::tables::{CLEAR, IN_ORDER, KILLED, Story, ours, said};
+use crate::supervisor::api::model::Change;
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
@@ -182,6 +183,25 @@ fn dies_again(story: &mut Story, session: u64, death: Death) -> Option<Replay> {
     order
 }
 
+/// The next back-end is started, of this session, and says that it refuses what it has
+/// found; then it is killed.
+fn refuses(story: &mut Story, session: u64, told: Told) -> Vec<Action> {
+    story.device(0, CLEAR);
+    if matches!(state(story), State::Resting { .. }) {
+        story.tick(limits::IO * session as u32);
+    }
+    story.device(0, device::Event::Ready(session));
+    story.attached(0, session);
+    let Told::Refused(request, _) = told else {
+        panic!("{told:?}");
+    };
+    let found = Told::Found(vec![request]);
+    story.device(0, device::Event::InFlight(session, found));
+    let actions = story.device(0, device::Event::InFlight(session, told));
+    story.device(0, device::Event::Died(KILLED));
+    actions
+}
+
 #[test]
 fn a_request_that_kills_is_replayed_alone_after_two_deaths_and_refused_after_the_third() {
     let crash = Death::Killed(Signal::SIGSEGV);
@@ -197,6 +217,18 @@ fn a_request_that_kills_is_replayed_alone_after_two_deaths_and_refused_after_the
     assert_eq!(dies_again(&mut story, 4, crash.clone()), Some(alone));
     let refused = dies_again(&mut story, 5, KILLED).unwrap();
     assert_eq!(refused.refuse.len(), 1);
+    assert_eq!(story.life.devices()[0].refused(), (0, None));
+    // It is loud about what it has refused, and once, however often it is told.
+    let told = Told::Refused(refused.refuse[0], "a flush".into());
+    let refused = refuses(&mut story, 6, told.clone());
+    let text = "disk0: blk has ended a flush in an error and not executed it (queue 0, head 3): 3 \
+                back-ends had died of it, the last one while it did nothing else; the guest sees \
+                an I/O error";
+    assert_eq!(said(&refused), [text]);
+    let is_event = |action: &Action| matches!(action, Action::Tell(Change::Refused { .. }));
+    assert!(refused.iter().any(is_event), "{refused:?}");
+    assert_eq!(refuses(&mut story, 7, told), []);
+    assert_eq!(story.life.devices()[0].refused().0, 1);
     // A driver that resets the device has no such request any more.
     let mut story = running();
     story.device(0, device::Event::Died(crash.clone()));

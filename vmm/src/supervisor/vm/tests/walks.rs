@@ -80,9 +80,10 @@ impl Dice {
             head: 1,
             counter: 1,
         };
-        match self.throw(3) {
+        match self.throw(4) {
             0 => Told::Found(vec![request]),
             1 => Told::Replays(request),
+            2 => Told::Refused(request, "a flush".into()),
             _ => Told::Replayed(0),
         }
     }

@@ -106,6 +106,9 @@ fn a_back_end_that_lies_blames_nothing_that_it_has_not_found_or_was_not_asked_fo
     assert_eq!(life(&mut suspects, &told, own), (true, vec![]));
     let told = [found(&[1]), Told::Replays(request(9))];
     assert_eq!(life(&mut suspects, &told, own), (true, vec![]));
+    // Nor is it heard of what it was not told to refuse.
+    let refused = Told::Refused(request(1), "a flush".into());
+    assert_eq!(suspects.hear(refused), None);
     let many: Vec<_> = (0..100_000).collect();
     suspects.hear(found(&many));
     assert_eq!(suspects.found.len(), MOST);
