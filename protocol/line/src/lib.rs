@@ -17,6 +17,7 @@
 
 pub mod bound;
 mod door;
+mod heard;
 mod line;
 pub mod rendezvous;
 mod told;
@@ -29,7 +30,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-pub use self::line::{Heard, Line};
+pub use self::heard::Heard;
+pub use self::line::Line;
 pub use self::told::Told;
 
 /// Connects to a Unix stream socket at once or not at all; the connection itself

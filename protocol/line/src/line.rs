@@ -9,7 +9,6 @@
 //! Nothing waits: what a back-end does not read yet is kept, and of each kind of
 //! message only the last, since that is what is true.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use outboard_protocol::descriptors::discard;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Channel, FromBackend, Link, Replay, ToBackend, VERSION};
 
+use crate::heard::Heard;
 use crate::rendezvous::{Rendezvous, Way};
 use crate::told::Told;
 use crate::watch::Watch;
@@ -64,37 +64,6 @@ struct Unsent {
     peer: Option<OwnedFd>,
     size: Option<u64>,
     retry: bool,
-}
-
-/// What a back-end has said.
-#[derive(Debug)]
-pub enum Heard {
-    /// It is ready. This comes first, and once.
-    Ready {
-        /// Which parts of its sandbox are on.
-        sandbox: BTreeMap<String, bool>,
-        /// Which release of its program it is; empty if it has not said so.
-        release: String,
-        /// Its page of counters (`outboard_protocol::counters`), not looked at.
-        counters: Option<OwnedFd>,
-    },
-    /// Its successor must know this, which has been checked.
-    Keeps(Kept),
-    /// It holds requests back until it is told to execute them again.
-    IoError {
-        /// Of which queue of the device the first of them is.
-        queue: u16,
-        /// What was attempted and what went wrong; it may hold anything, but not more
-        /// than its bound.
-        text: String,
-    },
-    /// This of requests in flight, which has been checked.
-    InFlight(Told),
-    /// It has said what no back-end says, and is not heard any more. Of what it has
-    /// said this has not much.
-    Nonsense(String),
-    /// It has closed the line.
-    HungUp,
 }
 
 impl AsFd for Line {

@@ -41,7 +41,7 @@ impl Products {
         let named = env::var_os("OUTBOARD_BIN_DIR").or_else(|| env::var_os("OUTBOARD_BIN"));
         let programs = match named {
             Some(directory) => PathBuf::from(directory),
-            None => build_programs()?,
+            None => build_programs(&PROGRAMS)?,
         };
         let guests = match env::var_os("GUESTS") {
             Some(directory) => PathBuf::from(directory),
@@ -70,12 +70,31 @@ impl Products {
     }
 }
 
+/// outboard-blk with a fault, by the name of that program. Those are never installed: they
+/// lie in `OUTBOARD_HOSTILE`, or are built beside this test.
+///
+/// # Errors
+/// How building them failed.
+pub fn faulty(name: &str) -> Result<PathBuf> {
+    static FAULTY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let directory = FAULTY.get_or_init(|| faulty_programs().map_err(|error| format!("{error:#}")));
+    let directory = directory.as_ref().map_err(|error| anyhow!("{error}"))?;
+    Ok(directory.join(name))
+}
+
+fn faulty_programs() -> Result<PathBuf> {
+    match env::var_os("OUTBOARD_HOSTILE") {
+        Some(directory) => Ok(directory.into()),
+        None => build_programs(&["outboard-hostile"]),
+    }
+}
+
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Builds what this test was built as: debug, or release.
-fn build_programs() -> Result<PathBuf> {
+/// Builds these packages as this test was built: debug, or release.
+fn build_programs(packages: &[&str]) -> Result<PathBuf> {
     let test = env::current_exe()?;
     let directory = test
         .ancestors()
@@ -83,7 +102,7 @@ fn build_programs() -> Result<PathBuf> {
         .context("this test is not in a target folder; set OUTBOARD_BIN_DIR")?;
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--quiet", "--locked"]);
-    cargo.args(PROGRAMS.iter().flat_map(|name| ["-p", name]));
+    cargo.args(packages.iter().flat_map(|name| ["-p", name]));
     if directory.ends_with("release") {
         cargo.arg("--release");
     }

@@ -14,6 +14,7 @@ use outboard_blk::disk::Blk;
 use outboard_blk::queue::BlkQueue;
 use outboard_protocol::kept::Kept;
 use outboard_runtime::{Buffer, Chain, Change, Device, Memory, Outcome, Queue};
+use virtio_bindings::virtio_blk::VIRTIO_BLK_T_OUT;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 /// What is wrong with a disk. Every default is no fault at all.
@@ -189,6 +190,10 @@ impl<F: Fault> Queue for FaultyQueue<F> {
         outcome
     }
 
+    fn refuse(&mut self, chain: &Chain) -> (u32, String) {
+        self.queue.refuse(chain)
+    }
+
     fn submit(&mut self) -> io::Result<()> {
         self.queue.submit()
     }
@@ -227,6 +232,21 @@ pub fn header(memory: &Memory, chain: &Chain) -> Option<(u32, u64)> {
     let kind = u32::from_le_bytes(*bytes.first_chunk()?);
     let sector = u64::from_le_bytes(*bytes.last_chunk()?);
     Some((kind, sector))
+}
+
+/// Which write of the bundled guest's a request is, if it is one: its number, counted up
+/// from 1 by each write to the disk, which is the third word of what it writes. So it is
+/// the same however often and by whomever it is executed.
+pub fn number_of_write(memory: &Memory, chain: &Chain) -> Option<u64> {
+    let (VIRTIO_BLK_T_OUT, _) = header(memory, chain)? else {
+        return None;
+    };
+    let mut words = [0; 3 * size_of::<u64>()];
+    for (offset, byte) in (HEADER..).zip(&mut words) {
+        *byte = memory.read_obj(place(&chain.readable, offset)?).ok()?;
+    }
+    let (first, last) = (words.first_chunk()?, words.last_chunk()?);
+    (first == b"OUTBOARD").then_some(u64::from_le_bytes(*last))
 }
 
 /// Bytes in a block request's header.
@@ -277,6 +297,23 @@ mod tests {
         assert_eq!(place(&chain.readable, 16), Some(GuestAddress(212)));
         assert_eq!(length(&chain.readable), 604);
         assert_eq!(place(&chain.readable, 604), None);
+    }
+
+    #[test]
+    fn a_write_of_the_guest_s_has_a_number() {
+        let memory = memory();
+        memory
+            .write_obj(VIRTIO_BLK_T_OUT, GuestAddress(100))
+            .unwrap();
+        memory.write_slice(b"OUTBOARD", GuestAddress(200)).unwrap();
+        memory.write_obj(700_u64, GuestAddress(216)).unwrap();
+        let chain = Chain {
+            readable: vec![buffer(100, 16), buffer(200, 512)],
+            ..Chain::default()
+        };
+        assert_eq!(number_of_write(&memory, &chain), Some(700));
+        memory.write_obj(0_u32, GuestAddress(100)).unwrap();
+        assert_eq!(number_of_write(&memory, &chain), None, "a read");
     }
 
     #[test]

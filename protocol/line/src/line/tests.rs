@@ -1,5 +1,6 @@
 //! A line, with a back-end's end in the test's hands.
 
+use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::channel;

@@ -267,6 +267,17 @@ impl Storm {
     /// # Errors
     /// It does not begin.
     pub fn begin_on(programs: &Programs, shape: &Shape, image: Image) -> Result<Self> {
+        let mut storm = Self::start(programs, shape, image)?;
+        storm.vm.console_line("begun scenario=storm")?;
+        storm.vm.console_line("progress scenario=storm")?;
+        Ok(storm)
+    }
+
+    /// Starts a VM with a disk of [`IMAGE`] zeros and the guest's words.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(programs: &Programs, shape: &Shape, image: Image) -> Result<Self> {
         let Shape { seed, guest, .. } = shape;
         let gaps = u64::from(shape.kills) + 16;
         let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
@@ -277,14 +288,10 @@ impl Storm {
                 (own.front_end(programs, &cmdline), Some(own))
             }
         };
-        let mut vm = run.start()?;
-        vm.console_line("begun scenario=storm")?;
-        let killer = Killer::new(BLK, *seed, shape.within);
-        vm.console_line("progress scenario=storm")?;
         Ok(Self {
-            vm,
+            vm: run.start()?,
             image,
-            killer,
+            killer: Killer::new(BLK, *seed, shape.within),
             outboard: own.is_none().then(|| programs.bin.join("outboard")),
             own,
             seed: *seed,
@@ -299,10 +306,15 @@ impl Storm {
         let outboard = self.outboard.as_ref().context("not a VM of Outboard's")?;
         let mut ctl = Command::new(outboard);
         ctl.args(["ctl", "--json"]).args(words);
-        ctl.env("OUTBOARD_API", api(&self.image));
+        ctl.env("OUTBOARD_API", self.api());
         let output = ctl.output()?;
         ensure!(output.status.success(), "{words:?}: {output:?}");
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The socket of the control API, of a VM of Outboard's.
+    pub fn api(&self) -> PathBuf {
+        api(&self.image)
     }
 
     /// Strikes this back-end.
@@ -406,15 +418,14 @@ fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) ->
         write_script(&script, &format!("{before}\n{become_it}"))?;
         disk.push_str(&format!(",backend={}", script.display()));
     }
-    let run = Run::program(programs.bin.join("outboard"))
+    Ok(Run::program(programs.bin.join("outboard"))
         .switch("run")
         .with("--kernel", &programs.guest)
         .with("--cpus", "2")
         .with("--memory", "256M")
         .with("--disk", disk)
         .with("--api", api(image))
-        .with("--cmdline", cmdline);
-    Ok(run)
+        .with("--cmdline", cmdline))
 }
 
 fn api(image: &Image) -> PathBuf {

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
 use nix::unistd::Pid;
 use outboard_contract::program as contract;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::{Process, is_listened_on};
-use outboard_e2e::products::Products;
+use outboard_e2e::products::{self, Products};
 use outboard_e2e::vm::{Ended, Run, Vm};
 
 /// Queues of every disk here, and processors of every VM.
@@ -87,37 +87,12 @@ pub enum Program {
 }
 
 impl Program {
-    /// Where it is. Those with a fault are never installed: they lie beside
-    /// this test, or in `OUTBOARD_HOSTILE`, or are built.
+    /// Where it is.
     pub fn path(self) -> Result<PathBuf> {
-        static FAULTY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
         match self {
             Self::Sound => Ok(Products::get()?.program("outboard-blk")),
-            Self::Faulty(name) => FAULTY
-                .get_or_init(|| faulty_programs().map_err(|error| format!("{error:#}")))
-                .as_ref()
-                .map(|directory| directory.join(name))
-                .map_err(|error| anyhow!("{error}")),
+            Self::Faulty(name) => products::faulty(name),
         }
-    }
-}
-
-fn faulty_programs() -> Result<PathBuf> {
-    if let Some(directory) = std::env::var_os("OUTBOARD_HOSTILE") {
-        return Ok(directory.into());
-    }
-    let test = std::env::current_exe()?;
-    // target/TRIPLE/PROFILE/deps/THIS
-    let directory = test.ancestors().nth(2).context("no target folder")?;
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--locked", "-p", "outboard-hostile"]);
-    if directory.ends_with("release") {
-        cargo.arg("--release");
-    }
-    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status();
-    match status {
-        Ok(status) if status.success() => Ok(directory.to_owned()),
-        other => bail!("{cargo:?}: {other:?}"),
     }
 }
 

@@ -5,6 +5,7 @@ mod api;
 mod boots;
 mod disks;
 mod endings;
+mod guilty;
 mod hangs;
 mod late;
 mod lines;
@@ -142,6 +143,7 @@ fn main() -> ExitCode {
         ("boots", boots::tests()),
         ("disks", disks::tests()),
         ("endings", endings::tests()),
+        ("guilty", guilty::tests()),
         ("hangs", hangs::tests()),
         ("late", late::tests()),
         ("lines", lines::tests()),
