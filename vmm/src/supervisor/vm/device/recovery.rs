@@ -88,15 +88,16 @@ impl Device {
     /// Nothing is left of its back-end.
     fn cleared(&mut self, known: bool, now: Instant, out: &mut Vec<Outcome>) -> State {
         out.push(Outcome::Do(Action::Vacate(self.place, self.session)));
-        if !known || std::mem::take(&mut self.shares) {
-            self.beyond.get_or_insert_with(|| {
-                format!(
-                    "it cannot be known whether the I/O of {} is over, which shares outboard's \
-                     description of the image (it may keep version 1 of the launch contract): the \
-                     guest must reset the device",
-                    self.name
-                )
-            });
+        if (!known || std::mem::take(&mut self.shares)) && self.beyond.is_none() {
+            let why = format!(
+                "it cannot be known whether the I/O of {} is over, which shares outboard's \
+                 description of the image (it may keep version 1 of the launch contract): the \
+                 guest must reset the device",
+                self.name
+            );
+            let id = &self.id;
+            out.push(Outcome::Do(Action::Say(format!("{id}: {why}"))));
+            self.beyond = Some(why);
         }
         let held = std::mem::take(&mut self.held);
         match self.beyond.take() {

@@ -260,11 +260,13 @@ fn one_whose_io_nobody_can_see_the_end_of_is_not_followed() {
     let mut story = running();
     story.device(0, device::Event::Died(KILLED));
     let unknown = device::Event::Clear { known: false };
-    assert_eq!(story.device(0, unknown), [Action::Vacate(0, 1)]);
+    let actions = story.device(0, unknown);
+    assert_eq!(actions[0], Action::Vacate(0, 1));
     let State::Out(why) = state(&story) else {
         panic!("{:?}", state(&story));
     };
     assert!(why.contains("whether the I/O of blk is over"), "{why}");
+    assert_eq!(said(&actions), [format!("disk0: {why}")]);
 }
 
 #[test]
