@@ -10,7 +10,7 @@
 //! again: so many of them hit a successor somewhere in its start.
 //!
 //! - [`killer`]: who kills, whom and when;
-//! - `qemu`: the same back-end under QEMU, restarted by the test;
+//! - `qemu`: the same back-end at a socket, restarted by the test: under QEMU, too;
 //! - [`step`]: a process that is killed between two system calls.
 
 pub mod killer;
@@ -61,6 +61,9 @@ pub const KILLS_OF_A_VM: u32 = 8;
 pub enum FrontEnd {
     /// `outboard run`, which starts its back-end itself, and the next one.
     Outboard,
+    /// `outboard run` with a back-end that listens, to which it reconnects; the next
+    /// one is started as soon as the last one is gone.
+    Socket,
     /// QEMU with a back-end that listens, to which it reconnects; the next one
     /// is started as soon as the last one is gone.
     Qemu,
@@ -112,6 +115,8 @@ pub struct Shape {
     /// What a shell does before it becomes the back-end, of a VM of Outboard's, and
     /// the first options that it then gives it.
     pub before: Option<(String, String)>,
+    /// More options of `outboard run`, of a VM of Outboard's.
+    pub more: Vec<(String, PathBuf)>,
     /// More words for the guest.
     pub guest: String,
     /// How often the back-end is struck.
@@ -137,6 +142,7 @@ impl Shape {
             },
             disk: String::new(),
             before: None,
+            more: Vec::new(),
             guest: String::new(),
             kills,
             blow: Blow::KILL,
@@ -283,6 +289,11 @@ impl Storm {
         let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
         let (run, own) = match shape.front_end {
             FrontEnd::Outboard => (outboard(programs, shape, &image, &cmdline)?, None),
+            FrontEnd::Socket => {
+                let own = BackEnd::start(programs, shape, &image)?;
+                let run = vm(programs, &cmdline).with("--disk", own.disk());
+                (run, Some(own))
+            }
             FrontEnd::Qemu => {
                 let own = BackEnd::start(programs, shape, &image)?;
                 (own.front_end(programs, &cmdline), Some(own))
@@ -350,7 +361,7 @@ impl Storm {
                     self.killer.note();
                     own.replace()?;
                 }
-                (Some(_), Pace::Anyhow) => bail!("QEMU takes its time to reconnect"),
+                (Some(_), Pace::Anyhow) => bail!("a front-end takes its time to reconnect"),
             }
             match shape.pace {
                 Pace::OneByOne => self.killer.until_it_goes_on(&mut self.vm)?,
@@ -418,18 +429,27 @@ fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) ->
         write_script(&script, &format!("{before}\n{become_it}"))?;
         disk.push_str(&format!(",backend={}", script.display()));
     }
-    Ok(Run::program(programs.bin.join("outboard"))
-        .switch("run")
-        .with("--kernel", &programs.guest)
-        .with("--cpus", "2")
-        .with("--memory", "256M")
+    let mut run = vm(programs, cmdline)
         .with("--disk", disk)
-        .with("--api", api(image))
-        .with("--cmdline", cmdline))
+        .with("--api", api(image));
+    for (option, value) in &shape.more {
+        run = run.with(option, value);
+    }
+    Ok(run)
 }
 
 fn api(image: &Image) -> PathBuf {
     image.directory().join("api")
+}
+
+/// A VM without a disk yet.
+fn vm(programs: &Programs, cmdline: &str) -> Run {
+    Run::program(programs.bin.join("outboard"))
+        .switch("run")
+        .with("--kernel", &programs.guest)
+        .with("--cpus", "2")
+        .with("--memory", "256M")
+        .with("--cmdline", cmdline)
 }
 
 /// A whole storm, whose seed is said wherever it fails.

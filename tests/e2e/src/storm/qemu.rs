@@ -1,4 +1,4 @@
-//! outboard-blk under QEMU, which reconnects to whoever listens on its socket.
+//! outboard-blk at a socket, for a front-end that reconnects to whoever listens there.
 //!
 //! QEMU 7.2 tries once a second, so that is how long an outage is there.
 
@@ -63,6 +63,11 @@ impl BackEnd {
         self.child.wait()?;
         self.child = self.command.spawn().context(BLK)?;
         self.until_it_listens()
+    }
+
+    /// This as a disk of `outboard run`.
+    pub fn disk(&self) -> String {
+        format!("socket={},queues=2", self.socket.display())
     }
 
     /// QEMU's microvm with the guest and this as its disk.

@@ -107,21 +107,21 @@ fn socket(image: &Image) -> PathBuf {
     image.directory().join("api")
 }
 
-fn ctl(socket: &Path, words: &[&str]) -> Result<Output> {
+pub fn ctl(socket: &Path, words: &[&str]) -> Result<Output> {
     let program = Products::get()?.program("outboard");
     let mut ctl = command(program, &["ctl"]);
     Ok(ctl.args(words).env("OUTBOARD_API", socket).output()?)
 }
 
 /// What a program printed that did what it was told.
-fn said(output: Output) -> Result<String> {
+pub fn said(output: Output) -> Result<String> {
     let said = String::from_utf8(output.stdout.clone())?;
     ensure!(output.status.success(), "{output:?}");
     Ok(said)
 }
 
 /// What a program complained of that ended with this code.
-fn complained(output: Output, code: i32) -> Result<String> {
+pub fn complained(output: Output, code: i32) -> Result<String> {
     ensure!(output.status.code() == Some(code), "{output:?}");
     Ok(String::from_utf8(output.stderr)?)
 }

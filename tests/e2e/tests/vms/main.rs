@@ -10,7 +10,9 @@ mod hangs;
 mod late;
 mod lines;
 mod net;
+mod outlives;
 mod pasted;
+mod peers;
 mod rng;
 mod storm;
 mod terminal;
@@ -148,10 +150,12 @@ fn main() -> ExitCode {
         ("late", late::tests()),
         ("lines", lines::tests()),
         ("net", net::tests()),
+        ("outlives", outlives::tests()),
         ("rng", rng::tests()),
         ("storm", storm::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),
+        ("peers", peers::tests()),
         ("words", words::tests()),
         ("wrong_images", wrong_images::tests()),
         ("wrong_use", wrong_use::tests()),

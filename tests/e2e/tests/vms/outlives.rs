@@ -1,0 +1,138 @@
+//! State that outlives a back-end: what the guest has set in it, and what it alone
+//! knew, is there in its successor, as the guest sees it and as the host does. (Of
+//! network cards: `net/outlives.rs`.)
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use outboard_e2e::storm::killer::Killer;
+use outboard_e2e::storm::{Outcome, Programs, Shape, Storm};
+use outboard_e2e::vm::Run;
+
+use crate::storm::seed;
+use crate::{KVM, Need, Test, test};
+
+const STRACE: &[Need] = &[Need::Kvm, Need::Program("strace")];
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test(
+            "with the cache turned off a successor writes through",
+            STRACE,
+            || writes("wce=off", true),
+        ),
+        test(
+            "with the cache turned on a successor does not write through",
+            STRACE,
+            || writes("wce=on", false),
+        ),
+        test(
+            "after a sync has failed no flush succeeds in a successor",
+            STRACE,
+            a_failed_sync,
+        ),
+        test("every buffer of entropy comes back", KVM, entropy),
+    ]
+}
+
+/// Of a back-end that uses no io_uring, so that its system calls tell what it does:
+/// these go to a file for each process, under a tracer that is nobody's parent.
+fn traced(calls: &str, injected: &str) -> String {
+    let programs = Programs::get().map(|programs| programs.bin);
+    let program = programs.unwrap_or_default().join("outboard-blk");
+    format!(
+        "exec strace -D -f -qq -s 1 -o \"$0.trace.$$\" -e trace={calls} {injected} '{}' \
+         --engine=threads \"$@\"",
+        program.display()
+    )
+}
+
+/// What a back-end, which still has its image's folder, has asked of the kernel.
+fn calls(storm: &Storm, pid: Pid) -> Result<Vec<String>> {
+    let name = format!("blk.trace.{pid}");
+    let path = storm.image.directory().join(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Kills the back-end of a disk so many times, each when the guest has gone on. The
+/// last one that serves.
+fn kill(storm: &mut Storm, times: u32) -> Result<Pid> {
+    let mut last = storm.killer.next(&mut storm.vm, None)?;
+    for _ in 0..times {
+        storm.killer.strike(last, Signal::SIGKILL)?;
+        last = storm.killer.next(&mut storm.vm, Some(last))?;
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+    }
+    Ok(last)
+}
+
+/// That the byte is as the guest has set it, the guest looks for in the end.
+fn writes(guest: &str, durable: bool) -> Result<()> {
+    let mut shape = Shape::new(0, seed()).guest(guest);
+    shape.before = Some((traced("pwritev2", ""), String::new()));
+    // The other way round than the guest has it in the end.
+    let other = if durable { "" } else { ",wce=off" };
+    let mut storm = Storm::begin(&Programs::get()?, &shape.disk(other))?;
+    let successor = kill(&mut storm, 2)?;
+    let calls = calls(&storm, successor)?;
+    let writes = calls.iter().filter(|call| call.contains("pwritev2("));
+    let (mut all, mut through) = (0, 0);
+    for call in writes {
+        all += 1;
+        through += u32::from(call.contains("RWF_DSYNC"));
+    }
+    ensure!(all > 20, "{all} writes of {successor}: {calls:?}");
+    let expected = if durable { all } else { 0 };
+    let said = storm.vm.messages();
+    ensure!(through == expected, "{through} of {all}: {said}{calls:?}");
+    storm.end()?.nothing_is_wrong()?;
+    Ok(())
+}
+
+/// The first back-end's syncs fail; those of its successors would not.
+fn a_failed_sync() -> Result<()> {
+    let fails = traced("fdatasync", "-e inject=fdatasync:error=EIO");
+    let serves = traced("fdatasync", "");
+    let before = format!("if mkdir \"$0.failed\" 2>/dev/null; then {fails}; fi; {serves}");
+    let mut shape = Shape::new(0, seed()).guest("flush=100");
+    shape.before = Some((before, String::new()));
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    let first = storm.killer.next(&mut storm.vm, None)?;
+    let failed = calls(&storm, first)?;
+    ensure!(failed.iter().any(|call| call.contains("EIO")), "{failed:?}");
+    let successor = kill(&mut storm, 2)?;
+    let calls = calls(&storm, successor)?;
+    let Outcome { result, ended, .. } = storm.end()?;
+    // In the end the guest flushes once more on each queue.
+    let (flushes, failed) = (result.number("flushes")?, result.number("status")?);
+    ensure!(failed == flushes && flushes > 10, "{ended}");
+    ensure!(result.number("lost")? == 0, "{ended}");
+    ensure!(
+        !calls.iter().any(|call| call.contains("fdatasync(")),
+        "nobody would believe these: {calls:?}"
+    );
+    ended.saying(&[
+        "data that was written to the image may be lost: from now on every flush",
+        "data that was written to the image may be lost: a sync failed before this program",
+    ])?;
+    Ok(())
+}
+
+/// It has 8 buffers, and asks until all of its requests were answered.
+fn entropy() -> Result<()> {
+    const REQUESTS: u64 = 600_000;
+    let cmdline = format!("scenario=identify,rng requests={REQUESTS} size=64 depth=8");
+    let mut vm = Run::guest(&cmdline)?.switch("--rng").start()?;
+    vm.console_line("OUTBOARD identify")?;
+    let mut killer = Killer::new("outboard-rng", seed(), Duration::from_millis(40));
+    killer.kill_them(&mut vm, 8, Signal::SIGKILL)?;
+    let ended = vm.wait()?.with_code(0)?;
+    let result = ended.result("rng")?.passed()?;
+    ensure!(result.number("requests")? == REQUESTS, "{ended}");
+    ensure!(result.number("bytes")? == 64 * REQUESTS, "{ended}");
+    vm.check_nothing_is_left()
+}
