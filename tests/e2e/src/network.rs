@@ -161,6 +161,30 @@ pub fn received(interface: &str) -> Result<u64> {
     count(interface, 1)
 }
 
+/// Pairs of queues of a tap, as the kernel has them: (in use, turned off).
+///
+/// # Errors
+/// What `ip` said.
+pub fn pairs(tap: &str) -> Result<(u64, u64)> {
+    let words = ["-d", "link", "show", "dev", tap];
+    let output = Command::new("ip").args(words).output().context("ip")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let after = |name: &str| {
+        let mut words = said.split_whitespace().skip_while(|word| *word != name);
+        let count = words.nth(1).and_then(|word| word.parse().ok());
+        count.with_context(|| format!("no {name}: {said}"))
+    };
+    Ok((after("numqueues")?, after("numdisabled")?))
+}
+
+/// Frames that an interface has passed on: of a tap, to the guest.
+///
+/// # Errors
+/// There is no such interface.
+pub fn sent(interface: &str) -> Result<u64> {
+    count(interface, 9)
+}
+
 fn count(interface: &str, column: usize) -> Result<u64> {
     let table = fs::read_to_string("/proc/thread-self/net/dev")?;
     let line = table.lines().find_map(|line| {

@@ -26,6 +26,10 @@ pub const ECHO_PORT: u16 = 7;
 pub const CONTROL_PORT: u16 = 9;
 /// Raw frames of every length have this ethertype (IEEE 802 local experimental 1).
 pub const LENGTHS_ETHERTYPE: u16 = 0x88b5;
+/// The ethertype of frames with a number and no content; the last of a run has the number `LAST_NUMBER`.
+pub const NUMBERED_ETHERTYPE: u16 = 0x88b6;
+/// See there.
+pub const LAST_NUMBER: u32 = u32::MAX;
 /// Bodies of raw frames belong to stream `LENGTHS_STREAM` + direction, and their number is their length.
 pub const LENGTHS_STREAM: u64 = 0x1_0000;
 /// Bodies of segments belong to stream `SEGMENTS_STREAM` + direction, and their number is their frame's.

@@ -4,6 +4,7 @@
 mod batch;
 mod blast;
 mod echo;
+mod frames;
 mod gso;
 mod lengths;
 mod options;
@@ -21,6 +22,8 @@ const USAGE: &str = "usage: guest-peer COMMAND [--KEY VALUE]...
   blast   --to IP [--size 1472] [--requests N] [--streams 1] [--window N] [--rate PPS]
           [--millis N] [--tap NAME --gso SIZE] for net-sink
   lengths --tap NAME                           answers net-lengths
+  frames  --tap NAME --to MAC,… [--first 0] [--gso SIZE]
+                                               for net-heard: a frame to each address, or one to be cut
   gso     --tap NAME                           answers net-gso
   ping    --to IP [--requests 10] [--size 56] [--udp 1]
   stop    --to IP                              ends net-echo or net-sink
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         "echo" => echo::run,
         "sink" => sink::run,
         "blast" => blast::run,
+        "frames" => frames::run,
         "lengths" => lengths::run,
         "gso" => gso::run,
         "ping" => ping::run,

@@ -106,7 +106,7 @@ impl Shape {
 
 /// What the receiver has counted, each word after `prefix`: nothing wrong,
 /// twice or late, and missing only what was `dropped` on the way.
-fn accounted(result: &GuestResult, prefix: &str, dropped: u64) -> Result<()> {
+pub(super) fn accounted(result: &GuestResult, prefix: &str, dropped: u64) -> Result<()> {
     let count = |key: &str| result.number(&format!("{prefix}{key}"));
     for key in ["wrong", "duplicates", "reordered"] {
         ensure!(count(key)? == 0, "{key}: {result:?}");
@@ -122,7 +122,7 @@ fn accounted(result: &GuestResult, prefix: &str, dropped: u64) -> Result<()> {
 }
 
 /// How many queue pairs have passed frames, by a word of the guest's.
-fn used(result: &GuestResult, key: &str) -> Result<usize> {
+pub(super) fn used(result: &GuestResult, key: &str) -> Result<usize> {
     let counts = result.word(key)?.split(',');
     Ok(counts.filter(|count| *count != "0").count())
 }

@@ -6,6 +6,7 @@
 //! - [`flows`]: many datagrams at once, and what became of each;
 //! - [`left`]: what is left of a tap when its VM is over;
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
+//! - [`outlives`]: what a guest has set in a card is there after its back-end;
 //! - [`refused`]: taps that cannot be had;
 //! - [`storm`]: a card whose back-end is killed, and a flow that goes on;
 //! - [`timeline`]: who says what to whom in a card's life;
@@ -16,6 +17,7 @@ mod flows;
 mod frames;
 mod left;
 mod neighbours;
+mod outlives;
 mod refused;
 mod storm;
 mod timeline;
@@ -37,6 +39,7 @@ pub fn tests() -> Vec<Test> {
         flows::tests(),
         left::tests(),
         neighbours::tests(),
+        outlives::tests(),
         refused::tests(),
         storm::tests(),
         timeline::tests(),

@@ -14,10 +14,23 @@ const ACK_NONE: u8 = 0xff;
 pub type Command = (u8, u8);
 /// VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC
 pub const PROMISCUOUS: Command = (0, 0);
+/// The receive modes (5.1.6.5.1), by the words that turn them on and off.
+pub const MODES: [(&str, Command); 6] = [
+    ("promisc", PROMISCUOUS),
+    ("allmulti", (0, 1)),
+    ("alluni", (0, 2)),
+    ("nomulti", (0, 3)),
+    ("nouni", (0, 4)),
+    ("nobcast", (0, 5)),
+];
+/// VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET
+pub const SET_TABLE: Command = (1, 0);
 /// VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET
 pub const SET_MAC: Command = (1, 1);
 /// VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
 pub const SET_PAIRS: Command = (4, 0);
+/// VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET
+pub const SET_OFFLOADS: Command = (5, 0);
 
 /// The control queue.
 pub struct Control {

@@ -21,6 +21,8 @@ pub mod feature {
     pub const CSUM: u64 = 1 << 0;
     /// VIRTIO_NET_F_GUEST_CSUM
     pub const GUEST_CSUM: u64 = 1 << 1;
+    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
+    pub const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
     /// VIRTIO_NET_F_MTU
     pub const MTU: u64 = 1 << 3;
     /// VIRTIO_NET_F_MAC
@@ -45,6 +47,8 @@ pub mod feature {
     pub const CTRL_VQ: u64 = 1 << 17;
     /// VIRTIO_NET_F_CTRL_RX
     pub const CTRL_RX: u64 = 1 << 18;
+    /// VIRTIO_NET_F_CTRL_RX_EXTRA
+    pub const CTRL_RX_EXTRA: u64 = 1 << 20;
     /// VIRTIO_NET_F_MQ
     pub const MQ: u64 = 1 << 22;
     /// VIRTIO_NET_F_CTRL_MAC_ADDR
@@ -52,6 +56,7 @@ pub mod feature {
     /// All of these.
     pub const KNOWN: u64 = CSUM
         | GUEST_CSUM
+        | CTRL_GUEST_OFFLOADS
         | MTU
         | MAC
         | GUEST_TSO4
@@ -64,17 +69,20 @@ pub mod feature {
         | STATUS
         | CTRL_VQ
         | CTRL_RX
+        | CTRL_RX_EXTRA
         | MQ
         | CTRL_MAC_ADDR;
     /// What each needs (5.1.3.1): any of the second.
-    pub const NEEDS: [(u64, u64); 9] = [
+    pub const NEEDS: [(u64, u64); 11] = [
         (GUEST_TSO4, GUEST_CSUM),
         (GUEST_TSO6, GUEST_CSUM),
         (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
         (HOST_TSO4, CSUM),
         (HOST_TSO6, CSUM),
         (HOST_ECN, HOST_TSO4 | HOST_TSO6),
+        (CTRL_GUEST_OFFLOADS, CTRL_VQ),
         (CTRL_RX, CTRL_VQ),
+        (CTRL_RX_EXTRA, CTRL_VQ),
         (MQ, CTRL_VQ),
         (CTRL_MAC_ADDR, CTRL_VQ),
     ];

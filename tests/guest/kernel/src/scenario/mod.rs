@@ -95,6 +95,7 @@ fn outcome(machine: &Machine<'_>, name: &str) -> Outcome {
         "net-lengths" => net::lengths::run(machine),
         "net-gso" => net::gso::run(machine),
         "net-canary" => net::canary::run(machine),
+        "net-heard" => net::heard::run(machine),
         "net-storm" => net::storm::run(machine),
         "net-hostile" => net::hostile::run(machine),
         "rng" => rng::run(machine),

@@ -3,6 +3,7 @@
 use crate::blk;
 use crate::virtio::transport::Transport;
 use alloc::string::String;
+use alloc::vec::Vec;
 use guest_logic::words::{BadValue, Words};
 
 fn complain(bad: BadValue<'_>) -> String {
@@ -75,6 +76,20 @@ pub fn ethernet_address(words: &Words<'_>, key: &'static str) -> Result<Option<[
     parts(text, ':', 16)
         .map(Some)
         .ok_or_else(|| alloc::format!("reason=bad-value key={key} value={text}"))
+}
+
+/// A list of Ethernet addresses, if there is one.
+pub fn ethernet_addresses(
+    words: &Words<'_>,
+    key: &'static str,
+) -> Result<Option<Vec<[u8; 6]>>, String> {
+    let Some(text) = words.get(key) else {
+        return Ok(None);
+    };
+    let list = text.split(',').map(|one| {
+        parts(one, ':', 16).ok_or_else(|| alloc::format!("reason=bad-value key={key} value={text}"))
+    });
+    list.collect::<Result<_, _>>().map(Some)
 }
 
 fn parts<const N: usize>(text: &str, separator: char, radix: u32) -> Option<[u8; N]> {

@@ -9,10 +9,12 @@ pub mod canary;
 mod control;
 pub mod echo;
 pub mod gso;
+pub mod heard;
 pub mod hostile;
 pub mod identify;
 pub mod lengths;
 pub mod ping;
+mod settings;
 pub mod sink;
 pub mod storm;
 
@@ -22,7 +24,7 @@ use super::{Machine, options};
 use crate::cpu::apic;
 use crate::net::device::Shape;
 use crate::net::port::{Counts, resolve};
-use crate::net::{self, Net, Port, control::PROMISCUOUS, control::SET_MAC, feature};
+use crate::net::{self, Net, Port};
 use crate::platform::clock;
 use crate::virtio::ring::Indirect;
 use alloc::string::String;
@@ -78,13 +80,7 @@ impl Run {
         let own = Self::address(&net, words)?;
         let indirect = indirect(words, "mixed")?;
         net.start(queues.iter_mut(), indirect)?;
-        if own.mac != net.configuration.mac && net.has(feature::CTRL_MAC_ADDR) {
-            net.command(SET_MAC, &own.mac)?;
-        }
-        if words.get("promisc").is_some() && net.has(feature::CTRL_RX) {
-            let on = options::flag(words, "promisc", false)?;
-            net.command(PROMISCUOUS, &[u8::from(on)])?;
-        }
+        settings::set(&mut net, words, own.mac)?;
         let ports = queues
             .into_iter()
             .map(|pair| Port::new(&net, pair, own))
