@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use outboard_e2e::storm::killer::Killer;
 use outboard_e2e::storm::{Outcome, Programs, Shape, Storm};
-use outboard_e2e::vm::Run;
+use outboard_e2e::{eventually, vm::Run};
 
 use crate::storm::seed;
 use crate::{KVM, Need, Test, test};
@@ -23,6 +23,11 @@ pub fn tests() -> Vec<Test> {
             "with the cache turned off a successor writes through",
             STRACE,
             || writes("wce=off", true),
+        ),
+        test(
+            "a cache over whose turning off a back-end died is off in its successor",
+            STRACE,
+            a_change_that_kills,
         ),
         test(
             "with the cache turned on a successor does not write through",
@@ -70,36 +75,67 @@ fn kill(storm: &mut Storm, times: u32) -> Result<Pid> {
     Ok(last)
 }
 
+/// How many writes of a back-end there were, and how many of these were durable.
+fn durable(storm: &Storm, pid: Pid) -> Result<(usize, usize)> {
+    let mut calls = calls(storm, pid)?;
+    calls.retain(|call| call.contains("pwritev2("));
+    let through = |call: &&String| call.contains("RWF_DSYNC");
+    let through = calls.iter().filter(through).count();
+    ensure!(calls.len() > 20, "{calls:?}");
+    Ok((calls.len(), through))
+}
+
 /// That the byte is as the guest has set it, the guest looks for in the end.
-fn writes(guest: &str, durable: bool) -> Result<()> {
+fn writes(guest: &str, is_durable: bool) -> Result<()> {
     let mut shape = Shape::new(0, seed()).guest(guest);
     shape.before = Some((traced("pwritev2", ""), String::new()));
     // The other way round than the guest has it in the end.
-    let other = if durable { "" } else { ",wce=off" };
+    let other = if is_durable { "" } else { ",wce=off" };
     let mut storm = Storm::begin(&Programs::get()?, &shape.disk(other))?;
     let successor = kill(&mut storm, 2)?;
-    let calls = calls(&storm, successor)?;
-    let writes = calls.iter().filter(|call| call.contains("pwritev2("));
-    let (mut all, mut through) = (0, 0);
-    for call in writes {
-        all += 1;
-        through += u32::from(call.contains("RWF_DSYNC"));
-    }
-    ensure!(all > 20, "{all} writes of {successor}: {calls:?}");
-    let expected = if durable { all } else { 0 };
+    let (all, through) = durable(&storm, successor)?;
+    let expected = if is_durable { all } else { 0 };
     let said = storm.vm.messages();
-    ensure!(through == expected, "{through} of {all}: {said}{calls:?}");
+    ensure!(
+        through == expected,
+        "{through} of {all} are durable: {said}"
+    );
     storm.end()?.nothing_is_wrong()?;
     Ok(())
+}
+
+/// The guest has read back that the cache is off, which it is only after a sync; this
+/// one takes longer than its back-end lives.
+fn a_change_that_kills() -> Result<()> {
+    const SYNC: &str = "-e inject=fdatasync:delay_enter=10000000";
+    let before = first(&traced("fdatasync", SYNC), &traced("pwritev2", ""));
+    let mut shape = Shape::new(0, seed()).guest("wce=off flush=0");
+    shape.before = Some((before, String::new()));
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    let dies = storm.killer.next(&mut storm.vm, None)?;
+    eventually("the sync is under way", || {
+        let calls = calls(&storm, dies)?;
+        Ok((!calls.is_empty()).then_some(()))
+    })?;
+    let successor = kill(&mut storm, 1)?;
+    let (all, through) = durable(&storm, successor)?;
+    let said = storm.vm.messages();
+    ensure!(through == all, "{through} of {all} are durable: {said}");
+    storm.end()?.nothing_is_wrong()?;
+    Ok(())
+}
+
+/// What a shell does that becomes the first back-end of an image, or a later one.
+fn first(first: &str, later: &str) -> String {
+    format!("if mkdir \"$0.first\" 2>/dev/null; then {first}; fi; {later}")
 }
 
 /// The first back-end's syncs fail; those of its successors would not.
 fn a_failed_sync() -> Result<()> {
     let fails = traced("fdatasync", "-e inject=fdatasync:error=EIO");
     let serves = traced("fdatasync", "");
-    let before = format!("if mkdir \"$0.failed\" 2>/dev/null; then {fails}; fi; {serves}");
     let mut shape = Shape::new(0, seed()).guest("flush=100");
-    shape.before = Some((before, String::new()));
+    shape.before = Some((first(&fails, &serves), String::new()));
     let mut storm = Storm::begin(&Programs::get()?, &shape)?;
     let first = storm.killer.next(&mut storm.vm, None)?;
     let failed = calls(&storm, first)?;

@@ -8,8 +8,9 @@ use crate::machine::virtio::Ring;
 #[derive(Debug, Default)]
 pub(crate) struct Driver {
     ready: Option<Ready>,
-    cache: Option<u8>,
+    has_configured: bool,
     inflight: Option<Inflight>,
+    was_served: bool,
 }
 
 /// A driver that uses the device.
@@ -45,7 +46,7 @@ impl Driver {
 
     /// Whether there is anything of it that a back-end was told.
     pub(crate) fn has_left_marks(&self) -> bool {
-        self.uses_the_device() || self.cache.is_some()
+        self.uses_the_device() || self.has_configured
     }
 
     /// The features that it has acknowledged, if it is ready.
@@ -88,20 +89,24 @@ impl Driver {
         }
     }
 
-    /// It has written this byte to a disk's cache setting, and the back-end took
-    /// it: 0 for off, 1 for on.
-    pub(crate) fn has_set_cache(&mut self, byte: u8) {
-        self.cache = Some(byte);
-    }
-
-    /// That byte; `None` while the disk's cache is as the back-end began with it.
-    pub(crate) fn cache(&self) -> Option<u8> {
-        self.cache
+    /// A back-end was told what it has written to the configuration, or goes by there.
+    pub(crate) fn has_configured(&mut self) {
+        self.has_configured = true;
     }
 
     /// Where the inflight region is: that of the last back-end which kept one.
     pub(crate) fn inflight(&mut self) -> &mut Option<Inflight> {
         &mut self.inflight
+    }
+
+    /// A back-end serves it, and may have been told something by it from now on.
+    pub(crate) fn is_served(&mut self) {
+        self.was_served = true;
+    }
+
+    /// Whether any back-end has been there since its last reset.
+    pub(crate) fn was_served(&self) -> bool {
+        self.was_served
     }
 
     /// It has reset the device: there is nothing of it any more.
@@ -152,15 +157,15 @@ mod tests {
     #[test]
     fn nothing_of_it_outlives_a_reset() {
         let mut driver = Driver::default();
-        driver.has_set_cache(1);
-        assert!(!driver.uses_the_device());
+        driver.has_configured();
+        driver.is_served();
+        assert!(!driver.uses_the_device() && driver.has_left_marks());
         driver.is_ready_with(7, vec![ring(0)]);
-        driver.has_set_cache(0);
-        assert_eq!(driver.cache(), Some(0));
         *driver.inflight() = Some(Inflight::some());
         driver.is_gone();
         assert!(!driver.uses_the_device());
-        assert_eq!((driver.cache(), bases(&driver)), (None, vec![]));
+        assert!(!driver.has_left_marks() && !driver.was_served());
+        assert_eq!(bases(&driver), []);
         assert!(driver.inflight().is_none());
     }
 }

@@ -165,6 +165,9 @@ impl Owner {
                 let result = self.reset_backend();
                 self.lose_on_error(result);
                 self.driver.is_gone();
+                if self.serving.is_some() {
+                    self.driver.is_served();
+                }
                 self.mastering.rested();
                 self.vacancy.resets();
                 self.settle();
@@ -198,7 +201,7 @@ impl Owner {
                 self.config_stale = Some(Deadline::after(Duration::ZERO));
             }
             if cache == Cache::Set {
-                self.driver.has_set_cache(0);
+                self.driver.has_configured();
             }
         }
         serving.start(&self.seat, &mut self.driver)

@@ -156,19 +156,16 @@ impl Serving {
         }
     }
 
-    /// Sets a disk's write cache to what its driver has set it to, while no ring runs.
+    /// Sets a disk's write cache to what its driver goes by, while no ring runs. Returns
+    /// whether it is so.
     ///
     /// # Errors
-    /// The back-end has gone, or does not let it be set.
-    pub(crate) fn set_cache(&mut self, spec: &launch::Device, byte: u8) -> Result<()> {
-        let Backend::Idle(session) = &mut self.backend else {
-            return Ok(());
-        };
-        if blk::has_cache(session, spec.kind.config_len as usize, byte)? {
-            return Ok(());
+    /// The back-end has gone.
+    pub(crate) fn set_cache(&mut self, spec: &launch::Device, byte: u8) -> Result<bool> {
+        match &mut self.backend {
+            Backend::Idle(session) => blk::has_cache(session, spec.kind.config_len as usize, byte),
+            Backend::Running(_) | Backend::Lost => Ok(false),
         }
-        let text = "the back-end does not let its write cache be set to what the guest has set:                     the guest must reset the device";
-        bail!(because(Cause::NotRecoverable, text))
     }
 
     /// Whether the back-end can serve the driver's rings side by side.

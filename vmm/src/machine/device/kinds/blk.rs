@@ -131,15 +131,13 @@ fn byte(session: &mut Session<Negotiated>, len: usize) -> Result<Option<u8>> {
 
 /// A driver may write the byte that turns the cache on and off (section 5.2.4).
 pub(super) fn may_write(features: u64, offset: u32, data: &[u8]) -> bool {
-    features & CONFIG_WCE != 0 && matches!(cache_byte(offset, data), Some(0 | 1))
+    features & CONFIG_WCE != 0 && offset == BlkConfig::WRITEBACK && matches!(data, [0 | 1])
 }
 
-/// What a write to the configuration sets the byte to, if it is one to that.
-pub(super) fn cache_byte(offset: u32, data: &[u8]) -> Option<u8> {
-    match data {
-        [byte] if offset == BlkConfig::WRITEBACK => Some(*byte),
-        _ => None,
-    }
+/// The byte as a driver that is offered these features sees it and may go by it.
+pub(super) fn shown_cache(features: u64, config: &[u8]) -> Option<u8> {
+    let byte = config.get(BlkConfig::WRITEBACK as usize).copied();
+    byte.filter(|byte| features & CONFIG_WCE != 0 && *byte <= 1)
 }
 
 /// Offset of `num_queues` in the configuration (section 5.2.4).

@@ -118,11 +118,11 @@ pub(crate) fn may_write(kind: &Kind, features: u64, offset: u32, data: &[u8]) ->
     }
 }
 
-/// The byte that such a write, once the back-end took it, has set a disk's cache
-/// to: 0 for off, 1 for on.
-pub(crate) fn cache_byte(kind: &Kind, offset: u32, data: &[u8]) -> Option<u8> {
+/// The byte that a driver sees of a disk's cache and may go by, if it is offered to be
+/// set: 0 for off, 1 for on.
+pub(crate) fn shown_cache(kind: &Kind, offered: u64, config: &[u8]) -> Option<u8> {
     match kind.virtio_id {
-        BLK => blk::cache_byte(offset, data),
+        BLK => blk::shown_cache(offered, config),
         _ => None,
     }
 }

@@ -104,13 +104,15 @@ fn a_disk_never_says_more_queues_than_the_driver_can_reach() {
 }
 
 #[test]
-fn what_a_write_sets_a_disk_s_cache_to_is_known() {
+fn a_driver_goes_by_a_cache_byte_that_it_is_offered_to_set() {
     let disk = Kind::blk();
-    assert_eq!(cache_byte(&disk, 32, &[1]), Some(1));
-    assert_eq!(cache_byte(&disk, 32, &[0]), Some(0));
-    assert_eq!(cache_byte(&disk, 33, &[0]), None);
-    assert_eq!(cache_byte(&disk, 32, &[0, 0]), None);
-    assert_eq!(cache_byte(&Kind::unnamed(41, 60), 32, &[1]), None);
+    let config = |byte| [vec![0; 32], vec![byte]].concat();
+    assert_eq!(shown_cache(&disk, 1 << 11, &config(1)), Some(1));
+    assert_eq!(shown_cache(&disk, 1 << 11, &config(0)), Some(0));
+    assert_eq!(shown_cache(&disk, 1 << 9, &config(1)), None);
+    assert_eq!(shown_cache(&disk, 1 << 11, &[0; 32]), None);
+    let other = Kind::unnamed(41, 60);
+    assert_eq!(shown_cache(&other, 1 << 11, &config(1)), None);
 }
 
 #[test]

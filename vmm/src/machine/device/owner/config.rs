@@ -14,23 +14,23 @@ use crate::machine::virtio::Registers;
 
 impl Owner {
     /// The driver wrote to the configuration. What it may write is passed on, and
-    /// then it sees what the back-end made of it.
+    /// then it sees what the back-end made of it. Until then it reads back what it
+    /// wrote, and goes by it: so if a back-end is lost over that, or there is none, its
+    /// successor gets what the driver reads.
     pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
         let Seat { spec, function, .. } = &self.seat;
         let features = function.with_registers(|registers| registers.driver_features());
         let allowed = kinds::may_write(&spec.kind, features, offset, data);
         let result = match &mut self.serving {
             Some(serving) if allowed => serving.write_config(offset, data),
-            // A successor is told.
-            None => Ok(allowed),
-            Some(_) => Ok(false),
+            _ => Ok(false),
         };
         function.with_registers(Registers::config_written);
         self.config_stale = Some(Deadline::after(Duration::ZERO));
-        if result? && let Some(byte) = kinds::cache_byte(&spec.kind, offset, data) {
-            self.driver.has_set_cache(byte);
+        if allowed {
+            self.driver.has_configured();
         }
-        Ok(())
+        result.map(drop)
     }
 
     pub(super) fn refresh_config(&mut self) -> Result<()> {

@@ -1,11 +1,12 @@
 //! One back-end after another: a newcomer is introduced and goes on where its
 //! predecessor was lost, and what waited for that one to be gone is done.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
 
 use super::Owner;
 use crate::machine::device::introduce::{Offer, introduce};
+use crate::machine::device::kinds;
 use crate::machine::device::resume::{self, Successor};
 use crate::machine::device::seat::Seat;
 use crate::machine::device::serving::Serving;
@@ -50,21 +51,32 @@ impl Owner {
     /// It cannot go on where its predecessor was lost, or has gone.
     fn employ(&mut self, mut serving: Serving, successor: Successor, offer: &Offer) -> Result<()> {
         let Seat { spec, function, .. } = &self.seat;
-        if self.driver.uses_the_device() {
-            let seen = function.with_registers(|registers| {
-                (registers.driver_features(), registers.config().to_vec())
-            });
-            let offered = (offer.features, offer.config.as_slice());
-            resume::fits(successor, &spec.kind, (seen.0, &seen.1), offered)?;
-        }
+        let kind = &spec.kind;
+        let (features, seen, shown) = function.with_registers(|registers| {
+            let seen = registers.config().to_vec();
+            let shown = kinds::shown_cache(kind, registers.offered(), &seen);
+            (registers.driver_features(), seen, shown)
+        });
+        let heir = self.heir(successor);
         let mut config = offer.config.clone();
-        if let Some(byte) = self.driver.cache() {
-            serving.set_cache(spec, byte)?;
+        if heir.restored != successor.restored && successor.restored == Restored::Kept {
+            serving.reset_device()?;
             config = serving.read_config(spec)?;
         }
-        if !self.driver.has_left_marks() && successor.restored == Restored::Kept {
-            // That driver has gone in the meantime.
-            serving.reset_device()?;
+        if self.driver.uses_the_device() {
+            let offered = (offer.features, config.as_slice());
+            resume::fits(heir, kind, (features, &seen), offered)?;
+        }
+        let has = kinds::shown_cache(kind, offer.features, &config);
+        if let Some(byte) = shown.filter(|_| has != shown) {
+            let is_so = serving.set_cache(spec, byte)?;
+            if !is_so && kinds::shown_cache(kind, features, &seen).is_some() {
+                let text = "the back-end does not let its write cache be set to what the guest \
+                            goes by: the guest must reset the device";
+                bail!(because(Cause::NotRecoverable, text));
+            }
+            self.driver.has_configured();
+            config = serving.read_config(spec)?;
         }
         let changed = function.with_registers(|registers| {
             registers.offer(offer.features);
@@ -75,7 +87,22 @@ impl Owner {
         }
         self.agreed.is_served_by(&serving);
         self.serving = Some(serving);
+        self.driver.is_served();
         self.start()
+    }
+
+    /// A successor as one of this driver's back-ends. A driver that came while nobody
+    /// served has set nothing in any: what was kept was of the one before, which has reset
+    /// the device, perhaps after this successor was told.
+    fn heir(&self, successor: Successor) -> Successor {
+        let restored = match self.driver.was_served() {
+            true => successor.restored,
+            false => Restored::Nothing,
+        };
+        Successor {
+            restored,
+            ..successor
+        }
     }
 
     /// Whoever served this session is gone, and nothing is written any more of what it

@@ -202,6 +202,19 @@ fn a_reset_while_nobody_serves_waits_until_whoever_did_is_gone() {
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
+/// The cache byte that a successor was told last before its first ring.
+fn told_before_its_rings(fake: &Running) -> Option<u8> {
+    let mut last = None;
+    loop {
+        let (request, message) = fake.seen.recv_timeout(PATIENCE).unwrap();
+        match request {
+            FrontendReq::SET_CONFIG => last = message.payload.last().copied(),
+            FrontendReq::SET_VRING_KICK => return last,
+            _ => {}
+        }
+    }
+}
+
 /// What the guest writes meanwhile is told to the successor, too.
 #[test]
 fn a_cache_byte_is_set_in_the_successor_before_its_first_ring() {
@@ -213,18 +226,127 @@ fn a_cache_byte_is_set_in_the_successor_before_its_first_ring() {
     lose(&bench, fake);
     bench.write(CONFIG + 32, 0, 1);
     let fake = comes(&bench, disk());
-    let mut last = None;
-    loop {
-        let (request, message) = fake.seen.recv_timeout(PATIENCE).unwrap();
-        match request {
-            FrontendReq::SET_CONFIG => last = message.payload.last().copied(),
-            FrontendReq::SET_VRING_KICK => break,
-            _ => {}
-        }
-    }
-    assert_eq!(last, Some(0));
+    assert_eq!(told_before_its_rings(&fake), Some(0));
     is_attached(&bench);
     assert_eq!(bench.read(CONFIG + 32, 1), 0);
+}
+
+/// The driver reads back what it has written, and goes by it, before its back-end has
+/// obeyed: one that is lost meanwhile leaves that to its successor.
+#[test]
+fn a_cache_byte_over_which_a_back_end_was_lost_is_set_in_the_successor() {
+    for fault in [Fault::Close, Fault::Silence] {
+        let Some(bench) = Bench::new() else { return };
+        // The first time it is set before the driver sees the device.
+        let first = cached().with(WCE);
+        let first = first.on_after(FrontendReq::SET_CONFIG, 1, fault.clone());
+        let answer = Duration::from_millis(200);
+        let limits = Limits {
+            answer,
+            ..Limits::default()
+        };
+        let fake = bench.attached_within(first, limits, Whose::default());
+        bench.drive_with(WCE);
+        fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+        bench.write(CONFIG + 32, 0, 1);
+        assert_eq!(bench.read(CONFIG + 32, 1), 0);
+        bench.lost();
+        bench.device.is_vacant(1);
+        let fake = comes(&bench, cached().with(WCE));
+        assert_eq!(told_before_its_rings(&fake), Some(0), "{fault:?}");
+        is_attached(&bench);
+        assert_eq!(bench.read(CONFIG + 32, 1), 0, "{fault:?}");
+    }
+}
+
+/// One that its back-end declines is not for the successor: the driver has been shown so.
+#[test]
+fn a_cache_byte_that_was_declined_is_not_set_in_the_successor() {
+    let Some(bench) = Bench::new() else { return };
+    let first = cached().with(WCE);
+    let fake = bench.attached(first.on_after(FrontendReq::SET_CONFIG, 1, Fault::Value));
+    bench.drive_with(WCE);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench.write(CONFIG + 32, 0, 1);
+    eventually(|| bench.read(CONFIG + 32, 1) == 1);
+    lose(&bench, fake);
+    let fake = comes(&bench, cached().with(WCE));
+    assert_eq!(told_before_its_rings(&fake), Some(1));
+    is_attached(&bench);
+}
+
+/// A driver resets the device after its back-end was lost and while the next is being
+/// started, which was told what the last had kept: a new driver, which may be there
+/// before that back-end is, begins with a device as it was made.
+#[test]
+fn what_a_former_driver_has_set_is_not_left_to_a_new_one() {
+    for is_quick in [true, false] {
+        let Some(bench) = Bench::new() else { return };
+        lost(&bench, Scripted::disk());
+        bench.reset();
+        let device = "disk0".into();
+        assert_eq!(bench.event(), FromMachine::Free { device });
+        if is_quick {
+            bench.drive();
+        }
+        let fake = attach(&bench, Scripted::disk(), Whose::Own, Restored::Kept);
+        is_attached(&bench);
+        if !is_quick {
+            bench.drive();
+        }
+        let mut seen = Vec::new();
+        while seen.last() != Some(&FrontendReq::SET_VRING_ENABLE) {
+            seen.push(fake.seen.recv_timeout(PATIENCE).unwrap().0);
+        }
+        assert!(
+            seen.contains(&FrontendReq::RESET_DEVICE),
+            "{is_quick}: {seen:?}"
+        );
+        // What this one sets is its own.
+        fake.hang_up();
+        assert!(bench.lost().contains("closed"));
+        bench.device.is_vacant(2);
+        let fake = attach(&bench, Scripted::disk(), Whose::Own, Restored::Kept);
+        is_attached(&bench);
+        fake.wait_for(FrontendReq::SET_VRING_KICK);
+        assert!(!fake.has_come(FrontendReq::RESET_DEVICE));
+    }
+}
+
+/// As above: whatever is shown meanwhile, a driver that reads that the cache is off sends
+/// no flush.
+#[test]
+fn a_cache_byte_that_a_new_driver_reads_while_nobody_serves_is_set_in_the_successor() {
+    let Some(bench) = Bench::new() else { return };
+    let fake = bench.attached(cached().with(WCE));
+    bench.drive_with(WCE);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    bench.write(CONFIG + 32, 0, 1);
+    fake.wait_for(FrontendReq::GET_CONFIG);
+    lose(&bench, fake);
+    bench.reset();
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Free { device });
+    bench.drive_with(WCE);
+    let shown = bench.read(CONFIG + 32, 1);
+    let fake = comes(&bench, cached().with(WCE));
+    assert_eq!(told_before_its_rings(&fake).map(u64::from), Some(shown));
+    is_attached(&bench);
+    assert_eq!(bench.read(CONFIG + 32, 1), shown);
+}
+
+/// As above: nobody knows what the last one has kept, and it matters no more.
+#[test]
+fn what_nobody_knows_of_a_former_driver_keeps_no_successor_from_a_new_one() {
+    let Some(bench) = Bench::new() else { return };
+    lost(&bench, Scripted::disk());
+    bench.reset();
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Free { device });
+    bench.drive();
+    let fake = attach(&bench, Scripted::disk(), Whose::Own, Restored::Unknown);
+    is_attached(&bench);
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
 #[test]
