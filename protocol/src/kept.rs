@@ -20,7 +20,8 @@
 //! that was served before could not be called back. Likewise whoever keeps it
 //! must hear of a change before the driver does: what was answered is not asked
 //! again. A reset by the guest undoes it, as the specification demands; but a
-//! sync that has failed stays failed.
+//! sync that has failed stays failed until the VM ends: what the kernel has dropped
+//! then, no driver has reset.
 //!
 //! It comes from a process that is not trusted and may be passed on by others:
 //! each checks it ([`Kept::check`]), and a device refuses what it does not have

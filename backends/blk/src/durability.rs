@@ -67,9 +67,10 @@ impl Syncs {
         if !std::mem::replace(&mut self.lost, true) {
             log::error!(
                 "data that was written to the image may be lost: from now on every flush of the \
-                 guest fails, until the VM is started anew, or this program where it was \
-                 started by hand, since the kernel tells of a failed sync once and of success \
-                 from then on; look at the host's kernel log, and check the guest's file systems"
+                 guest fails, until the VM has ended (a reset of the guest does not help), or \
+                 this program where it was started by hand, since the kernel tells of a failed \
+                 sync once and of success from then on; look at the host's kernel log, and check \
+                 the guest's file systems"
             );
         }
     }

@@ -108,8 +108,8 @@ impl Troubles {
         self.note(("flush", 0), |times| {
             log::warn!(
                 "a flush of the guest failed: a sync of the image has failed before, \
-                 and the VM must be started anew, or this program where it was started by \
-                 hand{times}"
+                 and the VM must be ended and started anew, or this program where it was \
+                 started by hand{times}"
             );
         });
     }

@@ -185,7 +185,7 @@ fn a_sync_that_fails_says_that_every_flush_fails_from_then_on() {
             "ERROR data that",
             "may be lost",
             "every flush",
-            "started anew",
+            "until the VM has ended",
         ])
         .unwrap();
         for _ in 0..3 {

@@ -17,7 +17,7 @@ pub mod killer;
 mod qemu;
 pub mod step;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -375,18 +375,25 @@ impl Storm {
         Ok(())
     }
 
+    /// Tells the guest to end its workload: how the image is laid out, and the image.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub fn stop(&self) -> Result<(Layout, File)> {
+        let layout = Layout::new(IMAGE / SECTOR as u64, BLOCK / SECTOR as u64);
+        let layout = layout.context("a layout")?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).open(self.image.path())?;
+        file.write_all_at(&STOP.to_le_bytes(), layout.stop * SECTOR as u64)?;
+        Ok((layout, file))
+    }
+
     /// Tells the guest to end and waits for what it and the image say.
     ///
     /// # Errors
     /// The run does not end as it must.
     pub fn end(&mut self) -> Result<Outcome> {
-        let layout = Layout::new(IMAGE / SECTOR as u64, BLOCK / SECTOR as u64);
-        let layout = layout.context("a layout")?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.image.path())?;
-        file.write_all_at(&STOP.to_le_bytes(), layout.stop * SECTOR as u64)?;
+        let (layout, file) = self.stop()?;
         let ended = self.vm.wait()?.with_code(0)?;
         drop(self.own.take());
         let result = ended.result("storm")?;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use outboard_e2e::eventually;
 use outboard_e2e::storm::killer::Killer;
 use outboard_e2e::storm::{Outcome, Programs, Shape, Storm};
-use outboard_e2e::{eventually, vm::Run};
+use outboard_e2e::vm::{GuestResult, Run};
 
 use crate::storm::seed;
 use crate::{KVM, Need, Test, test};
@@ -38,6 +39,11 @@ pub fn tests() -> Vec<Test> {
             "after a sync has failed no flush succeeds in a successor",
             STRACE,
             a_failed_sync,
+        ),
+        test(
+            "after a sync has failed no flush succeeds after the guest's reset",
+            STRACE,
+            a_failed_sync_and_a_reset,
         ),
         test("every buffer of entropy comes back", KVM, entropy),
     ]
@@ -156,6 +162,29 @@ fn a_failed_sync() -> Result<()> {
         "data that was written to the image may be lost: a sync failed before this program",
     ])?;
     Ok(())
+}
+
+/// The guest resets itself, again and again, and each time it has a back-end that could
+/// sync.
+fn a_failed_sync_and_a_reset() -> Result<()> {
+    let fails = traced("fdatasync", "-e inject=fdatasync:error=EIO");
+    let before = first(&fails, &traced("fdatasync", ""));
+    let mut shape = Shape::new(0, seed()).guest("flush=100 exit=reset");
+    shape.before = Some((before, String::new()));
+    shape.more = vec![("--on-reset".into(), "restart".into())];
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    storm.stop()?;
+    for _ in 0..3 {
+        let line = storm.vm.console_line("OUTBOARD storm")?;
+        let result = GuestResult::from_words(&line);
+        let (flushes, failed) = (result.number("flushes")?, result.number("status")?);
+        ensure!(failed == flushes && flushes > 0, "{line}");
+        ensure!(result.number("lost")? == 0, "{line}");
+    }
+    storm.vm.signal(Signal::SIGTERM)?;
+    let why = "data that was written to the image may be lost: a sync failed before this program";
+    storm.vm.wait()?.with_code(0)?.saying(&[why])?;
+    storm.vm.check_nothing_is_left()
 }
 
 /// It has 8 buffers, and asks until all of its requests were answered.

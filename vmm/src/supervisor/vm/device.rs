@@ -33,6 +33,7 @@ mod ending;
 mod event;
 mod hang;
 mod health;
+mod keeping;
 mod line;
 mod recovery;
 mod state;
@@ -83,6 +84,9 @@ pub(crate) struct Device {
     suspects: Suspects,
     /// How many requests were refused, and the last of them.
     refused: (u64, Option<Refused>),
+    /// A sync of its image has failed: what the kernel has lost no reset brings back, and
+    /// the next sync would succeed.
+    sync_failed: bool,
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
     /// Its back-end is lent an image.
@@ -125,6 +129,7 @@ impl Device {
             agreed: Agreed::default(),
             suspects: Suspects::default(),
             refused: (0, None),
+            sync_failed: false,
             beyond: None,
             has_image: false,
             shares: false,
@@ -167,11 +172,6 @@ impl Device {
         &self.state
     }
 
-    /// What a successor of its back-end is to be told before its first ring.
-    pub(crate) fn kept(&self) -> Option<&Kept> {
-        self.kept.as_ref()
-    }
-
     /// What its driver and its back-end have agreed on.
     pub(crate) fn agreed(&self) -> Agreed {
         self.agreed
@@ -208,7 +208,7 @@ impl Device {
         match &event {
             // A guest that is started anew, or resets the device, has new drivers.
             Event::Begin | Event::Free => {
-                self.kept = Some(Kept::Nothing);
+                self.kept = Some(self.kept_anyway());
                 self.forget_requests();
                 if event == Event::Begin {
                     self.agreed = Agreed::default();

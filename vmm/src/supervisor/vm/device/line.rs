@@ -50,7 +50,7 @@ impl Device {
             | Event::HungUp(session)
                 if session != self.session || !self.lives => {}
             Event::Ready(_) if self.line == Line::Silent => self.line = Line::Ready,
-            Event::Keeps(_, kept) if self.line == Line::Ready => self.kept = Some(kept),
+            Event::Keeps(_, kept) if self.line == Line::Ready => self.keep(kept),
             Event::IoError(_, queue, why) if self.line == Line::Ready => {
                 self.io_error(queue, &why, out);
             }

@@ -523,25 +523,59 @@ fn disk(sync_failed: bool) -> Kept {
 
 #[test]
 fn what_a_back_end_keeps_survives_it_and_not_the_guest() {
-    let device = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
-    let mut story = Story::of(vec![device], true).run();
-    story.device(0, device::Event::Keeps(1, disk(true)));
+    let mut story = story_of_a_disk();
+    story.device(0, device::Event::Keeps(1, disk(false)));
     // A predecessor's late word.
-    story.device(0, device::Event::Keeps(0, disk(false)));
-    story.on(Event::Said(FromMachine::Ended {
-        ending: Ending::Reset,
-    }));
-    story.machine(machine::Event::Died(IN_ORDER));
-    assert_eq!(story.life.devices()[0].kept(), Some(&disk(true)));
-    let actions = story.device(0, device::Event::Died(IN_ORDER));
-    assert_eq!(actions, [Action::Clear(0)]);
-    let actions = story.device(0, CLEAR);
+    story.device(0, device::Event::Keeps(0, disk(true)));
+    let actions = reset_by_the_guest(&mut story, &disk(false));
     assert!(actions.ends_with(&[Action::StartMachine, attach(0, 2)]));
     assert_eq!(story.life.devices()[0].kept(), Some(&Kept::Nothing));
     // A late word of the process that is gone.
     story.device(0, device::Event::Ready(1));
     story.device(0, device::Event::Keeps(1, disk(true)));
     assert_eq!(story.life.devices()[0].kept(), Some(&Kept::Nothing));
+}
+
+fn story_of_a_disk() -> Story {
+    let device = Device::new(0, "disk0", "blk", false, Some(Whose::Own));
+    Story::of(vec![device], true).run()
+}
+
+/// What is done when the guest has reset itself, and this was `kept` until then.
+fn reset_by_the_guest(story: &mut Story, kept: &Kept) -> Vec<Action> {
+    story.on(Event::Said(FromMachine::Ended {
+        ending: Ending::Reset,
+    }));
+    story.machine(machine::Event::Died(IN_ORDER));
+    assert_eq!(story.life.devices()[0].kept(), Some(kept));
+    let actions = story.device(0, device::Event::Died(IN_ORDER));
+    assert_eq!(actions, [Action::Clear(0)]);
+    story.device(0, CLEAR)
+}
+
+/// What the kernel has lost comes back by no reset: neither the guest's nor its driver's,
+/// nor because its back-end is not understood any more, or takes it back.
+#[test]
+fn a_failed_sync_is_known_until_the_vm_ends() {
+    let told = Kept::Disk(DiskState {
+        writeback: true,
+        sync_failed: true,
+    });
+    let first = |story: &Story| story.life.devices()[0].kept().cloned();
+    let mut story = story_of_a_disk();
+    story.device(0, device::Event::Keeps(1, disk(true)));
+    story.device(0, device::Event::Keeps(1, disk(false)));
+    let actions = reset_by_the_guest(&mut story, &disk(true));
+    let attach = Action::Attach(0, 2, Some(told.clone()));
+    assert!(actions.ends_with(&[Action::StartMachine, attach]));
+    let mut story = story_of_a_disk();
+    story.device(0, device::Event::Keeps(1, disk(true)));
+    story.device(0, device::Event::Free);
+    assert_eq!(first(&story), Some(told.clone()));
+    story.device(0, device::Event::Nonsense(1, "nonsense".into()));
+    assert_eq!(first(&story), None);
+    story.device(0, device::Event::Free);
+    assert_eq!(first(&story), Some(told));
 }
 
 #[test]
