@@ -112,11 +112,13 @@ plan_checked_network() { # WAY
     new_directory outboard-network
     head -c "$piece" /dev/urandom >"$REPLY/stream"
     NET_AGENT=$REPLY/stream NET_BUSYBOX=$LINUX_FILES/busybox NET_PIECES=50 NET_MESSAGES=$REPLY/messages NET_PEER_PORTS=7100
+    NET_API=$REPLY/api
     if [ "$1" = emulated ]; then
-        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX"/{host-agent,steady,state})
-        NET_AGENT=stream NET_BUSYBOX=/usr/bin/busybox NET_PIECES=1 NET_MESSAGES=/out/messages
+        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX"/{host-agent,kills,steady,state})
+        NET_AGENT=stream NET_BUSYBOX=/usr/bin/busybox NET_PIECES=1 NET_MESSAGES=/out/messages NET_API=/tmp/api
     fi
-    NETWORK_WORDS+=(NET_AGENT NET_BUSYBOX NET_PIECES NET_MESSAGES NET_PEER_PORTS)
+    NETWORK_WORDS+=(NET_AGENT NET_BUSYBOX NET_PIECES NET_MESSAGES NET_PEER_PORTS NET_API)
+    NETWORK_RUN+=(--api "$NET_API")
     NETWORK_EXPECT=("NET_HOST=$NET_HOST" NET_HOST6=2001:db8:0::1 NET_GUEST6=2001:db8:0::2 "NET_GUEST=$NET_GUEST"
         "NET_AGENT=$NET_PEER_HOST" "NET_PIECES=$NET_PIECES" "NET_PIECE=$piece" "NET_MTU=$mtu" "NET_QUEUES=$queues" NET_MAC=02:00:00:00:00:02)
 }
