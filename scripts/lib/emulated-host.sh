@@ -61,7 +61,8 @@ emulated_host() {
         EMULATED_STATUS=125
         say "the emulated host did not come to its end: QEMU ended with status $BOUNDED_STATUS" \
             "$([ "$BOUNDED_STATUS" -ne 124 ] || echo "after $EMULATED_TIMEOUT silent seconds"); its kernel's last messages:"
-        tail -n 20 "$run/kernel.log" >&2 || true
+        tail -n 50 "$run/kernel.log" >&2 || true
+        [ ! -e "$run/registers" ] || { say "and before those, its processor (HLT=1: it waits):" && cat "$run/registers" >&2; }
     fi
     if [ -n "$EMULATED_OUT" ]; then
         mkdir -p "$EMULATED_OUT"
@@ -115,13 +116,15 @@ run_emulated_host() { # DIRECTORY
     # shellcheck disable=SC2054 # the commas are QEMU's
     arguments=(-accel "tcg,thread=multi" -cpu max -M q35 -m 3072 -smp 1 -nodefaults -display none -no-reboot -nic none
         -kernel "$LINUX_FILES/vmlinuz" -initrd "$run/initrd.img"
-        -append "console=ttyS1 root=/dev/vda panic=-1 loglevel=6 nokaslr mitigations=off"
+        -append "console=ttyS1 root=/dev/vda panic=-1 loglevel=6 nokaslr mitigations=off unknown_nmi_panic"
         -chardev "stdio,id=terminal,signal=$([ "$EMULATED_INTERACTIVE" = yes ] && echo off || echo on)"
         -serial chardev:terminal -serial "file:$run/kernel.log"
+        -chardev "pipe,id=monitor,path=$run/monitor" -mon chardev=monitor
         -drive "if=none,id=root,file=$run/root.img,format=raw,cache=unsafe,discard=unmap"
         -device virtio-blk-pci,drive=root
         "${scratch[@]}" -device "virtio-blk-pci,drive=$disk" "${EMULATED_QEMU_ARGS[@]}")
     : >"$run/kernel.log"
+    mkfifo "$run/monitor.in" "$run/monitor.out"
     run_bounded "$EMULATED_INTERACTIVE" "$EMULATED_TIMEOUT" "$run/kernel.log" qemu-system-x86_64 "${arguments[@]}"
 }
 
@@ -162,10 +165,20 @@ end_if_still() { # PID SECONDS MARK FILE...
     shift 3
     stands_still "$seconds" "$pid" "$@" || return 0
     : >"$mark"
+    [ $# -lt 2 ] || ask_where "$(dirname "$2")"
     kill "$pid"
     sleep 20
     kill -KILL "$pid"
 } >/dev/null 2>&1
+
+# ask_where DIRECTORY: of an emulated host that tells nothing any more. What its processor does is left in the file registers
+# there; an NMI makes its kernel end, with a trace of where it was.
+ask_where() {
+    [ -p "$1/monitor.in" ] || return 0
+    timeout 10 sh -c 'printf "info registers\nnmi\n" >"$1"' sh "$1/monitor.in"
+    timeout 5 cat "$1/monitor.out" | tr -d '\r' | grep -E '^(RIP|RAX|RSI|CS|CR0|R8)|HLT=' >"$1/registers"
+    sleep 5
+}
 
 # copy_out IMAGE DIRECTORY
 copy_out() {
