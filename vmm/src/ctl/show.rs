@@ -211,7 +211,7 @@ mod tests {
         let event = Event { time_ms: 0, change };
         assert_eq!(super::event(&event), expected);
         let json = serde_json::to_string(&event).unwrap();
-        let told = r#"{"time_ms":0,"event":"refused","device":"disk0","queue":1,"head":3,"request":"a write of 4096 bytes at sector 77","deaths":3}"#;
+        let told = r#"{"time_ms":0,"event":"refused","device":"disk0","refused":{"queue":1,"head":3,"request":"a write of 4096 bytes at sector 77","deaths":3}}"#;
         assert_eq!(json, told);
         assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
     }

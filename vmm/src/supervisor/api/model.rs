@@ -217,7 +217,6 @@ pub enum Change {
         /// Id of the device.
         device: String,
         /// The request.
-        #[serde(flatten)]
         refused: Refused,
     },
     /// The last line: the stream ends here, since this reader was too slow.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::call::{Call, Refusal, Reply, Ticket};
 use super::model::{
-    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Vm, VmState,
+    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Vm, VmState,
 };
 use super::{Api, openapi};
 
@@ -179,8 +179,13 @@ fn vm() -> Vm {
         restarts: 3,
         last_error: Some("it died".into()),
         last_outage_us: Some(1_500),
-        refused_requests: 0,
-        last_refused: None,
+        refused_requests: 1,
+        last_refused: Some(Refused {
+            queue: 0,
+            head: 3,
+            request: "a flush".into(),
+            deaths: 3,
+        }),
         counters,
     };
     let counters = QueueCounters {

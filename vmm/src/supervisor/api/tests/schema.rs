@@ -51,6 +51,7 @@ pub(super) fn validate(root: &Value, schema: &Value, value: &Value) -> Result<()
                 one => is(one, value),
             },
             "properties" => {
+                let fields = value.as_object().ok_or("no object")?;
                 for (name, schema) in says.as_object().unwrap() {
                     if let Some(field) = value.get(name) {
                         validate(root, schema, field).map_err(|why| format!("{name}: {why}"))?;
@@ -60,7 +61,7 @@ pub(super) fn validate(root: &Value, schema: &Value, value: &Value) -> Result<()
                 // Another part of the schema may know the others, in a flattened one.
                 words.contains_key("oneOf")
                     || words.contains_key("const")
-                    || value.as_object().unwrap().keys().all(known)
+                    || fields.keys().all(known)
             }
             "required" => {
                 let mut names = says.as_array().unwrap().iter();
@@ -134,6 +135,7 @@ fn every_route_is_described_and_every_schema_is_there() {
         "Device",
         "DeviceState",
         "QueueCounters",
+        "Refused",
         "Explanation",
         "Exactness",
         "Event",
