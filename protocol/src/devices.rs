@@ -162,6 +162,8 @@ pub struct NetConfig {
 impl NetConfig {
     /// Length in bytes.
     pub const LEN: usize = 12;
+    /// Where `mac` lies.
+    pub const MAC: Range<usize> = 0..6;
     /// Where `status` lies.
     pub const STATUS: Range<usize> = 6..8;
     /// The bit of `status` that says that the link is up.

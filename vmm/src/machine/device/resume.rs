@@ -10,7 +10,7 @@
 use anyhow::{Result, bail};
 use outboard_protocol::devices::{BLK, BlkConfig, Kind, NET, NetConfig, RNG};
 use outboard_protocol::launch::{Cause, Restored, Whose};
-use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VQ;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ};
 
 use super::ring;
 use crate::machine::frontend::because;
@@ -18,6 +18,7 @@ use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
 
 const CONTROL_QUEUE: u64 = 1 << VIRTIO_NET_F_CTRL_VQ;
+const SETS_ADDRESS: u64 = 1 << VIRTIO_NET_F_CTRL_MAC_ADDR;
 
 /// Who is to go on where another was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub(crate) fn fits(
         );
         bail!(because(Cause::DoesNotFit, text));
     }
-    if let Some(at) = difference(kind, config, offered_config) {
+    if let Some(at) = difference(kind, features, config, offered_config) {
         let text = format!(
             "the back-end's configuration is another than the driver has seen (at byte {at}): use \
              the program, and the settings, that served before"
@@ -85,11 +86,13 @@ fn lost_state(successor: Successor, kind: &Kind, features: u64) -> Option<String
 }
 
 /// Where a configuration differs from what the driver has seen, but for what may
-/// change while it looks: a disk's cache byte, and a card's link.
-fn difference(kind: &Kind, seen: &[u8], now: &[u8]) -> Option<usize> {
+/// change while it looks: a disk's cache byte, a card's link, and its address, which a
+/// driver sets by a command that the machine does not see.
+fn difference(kind: &Kind, features: u64, seen: &[u8], now: &[u8]) -> Option<usize> {
+    let sets_address = features & SETS_ADDRESS != 0;
     let may_change = |at: usize| match kind.virtio_id {
         BLK => at == BlkConfig::WRITEBACK as usize,
-        NET => NetConfig::STATUS.contains(&at),
+        NET => NetConfig::STATUS.contains(&at) || sets_address && NetConfig::MAC.contains(&at),
         _ => false,
     };
     let length = seen.len().max(now.len());

@@ -1,6 +1,7 @@
 //! A back-end is lost while its driver uses the device, and another comes.
 
 use super::*;
+use crate::machine::device::resume::{self, Successor};
 
 const INFLIGHT: Protocol = Protocol::INFLIGHT_SHMFD;
 const WCE: u64 = 1 << 11 | 1 << 9;
@@ -375,4 +376,26 @@ fn one_that_is_vacated_before_its_end_was_seen_is_lost() {
     bench.lost();
     let _fake = comes(&bench, Scripted::disk());
     is_attached(&bench);
+}
+
+/// The address that a driver has set by a command is in the configuration of whoever
+/// was told of it, and not in the one that the driver was shown before.
+#[test]
+fn a_card_s_address_is_another_only_for_a_driver_that_may_have_set_it() {
+    let successor = Successor {
+        whose: Whose::Own,
+        restored: Restored::Kept,
+    };
+    let has = |address: u8, mtu: u8| [[address; 6].as_slice(), &[1, 0, 4, 0, mtu, 0]].concat();
+    let fits = |features, now: Vec<u8>| {
+        let seen = has(1, 2);
+        resume::fits(successor, &Kind::net(), (features, &seen), (u64::MAX, &now))
+    };
+    const SETS_ADDRESS: u64 = 1 << 23;
+    fits(SETS_ADDRESS, has(3, 2)).unwrap();
+    fits(0, has(1, 2)).unwrap();
+    let other = fits(0, has(3, 2)).unwrap_err();
+    assert!(other.to_string().contains("at byte 0"), "{other:#}");
+    let other = fits(SETS_ADDRESS, has(3, 4)).unwrap_err();
+    assert!(other.to_string().contains("at byte 10"), "{other:#}");
 }
