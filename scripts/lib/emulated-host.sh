@@ -101,7 +101,7 @@ bring_libraries() {
 run_emulated_host() { # DIRECTORY
     local run=$1 scratch=(-blockdev "driver=file,filename=$1/scratch.img,node-name=scratch-file"
         -blockdev "driver=raw,file=scratch-file,node-name=scratch-raw")
-    local disk="scratch-raw" arguments
+    local disk="scratch-raw" arguments nudge
     if [ -z "$EMULATED_LOG_WRITES" ]; then
         # The host's own disk need not be asked to sync: the image is thrown away.
         scratch[3]+=,cache.no-flush=on
@@ -125,8 +125,22 @@ run_emulated_host() { # DIRECTORY
         "${scratch[@]}" -device "virtio-blk-pci,drive=$disk" "${EMULATED_QEMU_ARGS[@]}")
     : >"$run/kernel.log"
     mkfifo "$run/monitor.in" "$run/monitor.out"
+    setpriv --pdeathsig TERM cat <"$run/monitor.out" >"$run/monitor.log" 2>/dev/null &
+    CLEANUP_PIDS+=("$!")
+    setpriv --pdeathsig TERM sh -c "$NUDGE" <>"$run/monitor.in" >&0 2>/dev/null &
+    nudge=$!
+    CLEANUP_PIDS+=("$nudge")
     run_bounded "$EMULATED_INTERACTIVE" "$EMULATED_TIMEOUT" "$run/kernel.log" qemu-system-x86_64 "${arguments[@]}"
+    kill "$nudge" 2>/dev/null || true
+    wait "$nudge" 2>/dev/null || true
 }
+
+# A key is pressed every few seconds, to which nobody listens. QEMU 7.2's emulation loses an interrupt now and then: the
+# timer's then stays pending at the APIC (`info lapic` of its monitor: IRR 236, ISR none) while a virtual machine in there
+# waits for a lock, for ever, since nothing but that timer would let the lock's owner run. With the next interrupt of any
+# other device the processor looks again, and all goes on.
+# shellcheck disable=SC2016
+NUDGE='while sleep 5; do echo sendkey shift; done'
 
 # run_bounded INTERACTIVE SECONDS LOG COMMAND...: COMMAND never outlives the script. It is ended when it has said nothing for
 # so many seconds, neither on standard output nor in the file LOG, which may be the empty string; one at a terminal, when so
@@ -175,8 +189,10 @@ end_if_still() { # PID SECONDS MARK FILE...
 # there; an NMI makes its kernel end, with a trace of where it was.
 ask_where() {
     [ -p "$1/monitor.in" ] || return 0
-    timeout 10 sh -c 'printf "info registers\nnmi\n" >"$1"' sh "$1/monitor.in"
-    timeout 5 cat "$1/monitor.out" | tr -d '\r' | grep -E '^(RIP|RAX|RSI|CS|CR0|R8)|HLT=' >"$1/registers"
+    timeout 10 sh -c 'printf "info registers\ninfo lapic\n" >"$1"' sh "$1/monitor.in"
+    sleep 2
+    tr -d '\r' <"$1/monitor.log" | grep -E '^(RIP|RAX|RSI|CS|CR0|R8)|HLT=|^ISR|^IRR' >"$1/registers"
+    timeout 10 sh -c 'echo nmi >"$1"' sh "$1/monitor.in"
     sleep 5
 }
 
