@@ -338,7 +338,10 @@ impl Owner {
             && !serving.is_idle()
         {
             self.driver.gives_up(|queue| serving.is_broken(queue));
-            self.driver.is_cut_off();
+            // Before it has its region, no ring of a back-end that keeps one has run.
+            if !self.agreed.tracked() || self.driver.inflight().is_some() {
+                self.driver.is_cut_off();
+            }
         }
         if let Some(number) = number {
             self.vacancy.is_lost(number);

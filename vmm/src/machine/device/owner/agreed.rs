@@ -18,6 +18,11 @@ impl Agreed {
     pub(super) fn is_served_by(&mut self, serving: &Serving) {
         self.tracked = serving.keeps_region();
     }
+
+    /// The last one notes in a region what it has taken.
+    pub(super) fn tracked(&self) -> bool {
+        self.tracked
+    }
 }
 
 impl Owner {

@@ -86,6 +86,25 @@ fn a_successor_goes_on_at_the_used_index_with_the_region_of_the_one_before() {
     fake.wait_for(FrontendReq::RESET_DEVICE);
 }
 
+/// The back-end dies while it is asked for its region: no ring of it has run.
+#[test]
+fn a_driver_whose_rings_have_never_run_goes_on_at_their_beginning() {
+    let Some(bench) = Bench::new() else { return };
+    makes_available(&bench, 9);
+    let fake = bench.attached(Scripted::disk().on(FrontendReq::GET_INFLIGHT_FD, Fault::Close));
+    bench.drive();
+    assert!(bench.lost().contains("closed"));
+    bench.device.is_vacant(1);
+    fake.join();
+    let fake = comes(&bench, Scripted::disk());
+    let base = fake.wait_for(FrontendReq::SET_VRING_BASE);
+    assert_eq!(base.payload[4..6], 0u16.to_ne_bytes());
+    fake.wait_for(FrontendReq::SET_VRING_ENABLE);
+    is_attached(&bench);
+    bench.reset();
+    fake.wait_for(FrontendReq::RESET_DEVICE);
+}
+
 #[test]
 fn without_a_record_only_what_has_nothing_outstanding_goes_on() {
     let bare = || Scripted::disk().without(INFLIGHT);
