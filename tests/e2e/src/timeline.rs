@@ -332,9 +332,13 @@ fn said(from: Who, bytes: &[u8]) -> Option<What> {
                 .map(|value| value.trim_matches('"').to_owned())
         };
         let message = word("message")?;
+        // Told whenever it changes, beside all else.
+        if message == "agreed" {
+            return None;
+        }
         let to = match (from, message.as_str()) {
             (Who::Supervisor, "start") if text.contains("\"machine\":") => Who::Machine,
-            (Who::Supervisor, "attach" | "stop") => Who::Machine,
+            (Who::Supervisor, "attach" | "vacant" | "stop") => Who::Machine,
             (Who::Supervisor, _) => Who::BackEnd,
             (Who::Machine | Who::BackEnd, _) => Who::Supervisor,
         };

@@ -185,8 +185,7 @@ fn older() -> Result<()> {
 fn paused() -> Result<()> {
     let image = Image::new(MIB)?;
     let api = Api::beside(&image);
-    let mut shape = Shape::new(0, seed()).disk(",on-failure=pause");
-    shape.more = vec![("--api".into(), api.0.clone())];
+    let shape = Shape::new(0, seed()).disk(",on-failure=pause");
     let mut storm = Storm::begin(&Programs::get()?, &shape)?;
     for _ in 0..2 {
         let pid = storm.killer.next(&mut storm.vm, None)?;
