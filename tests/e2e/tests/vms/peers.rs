@@ -183,10 +183,9 @@ fn older() -> Result<()> {
 }
 
 fn paused() -> Result<()> {
-    let image = Image::new(MIB)?;
-    let api = Api::beside(&image);
     let shape = Shape::new(0, seed()).disk(",on-failure=pause");
     let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    let api = Api(storm.api());
     for _ in 0..2 {
         let pid = storm.killer.next(&mut storm.vm, None)?;
         storm.killer.strike(pid, Signal::SIGKILL)?;
