@@ -275,6 +275,8 @@ impl Storm {
     pub fn begin_on(programs: &Programs, shape: &Shape, image: Image) -> Result<Self> {
         let mut storm = Self::start(programs, shape, image)?;
         storm.vm.console_line("begun scenario=storm")?;
+        // Its time is that of the workload.
+        storm.killer = Killer::new(BLK, shape.seed, shape.within);
         storm.vm.console_line("progress scenario=storm")?;
         Ok(storm)
     }
