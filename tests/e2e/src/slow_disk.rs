@@ -281,17 +281,25 @@ pub fn missing() -> Option<String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_request_is_kept_and_others_are_served() {
+    /// An image on such a disk, opened; `None`: there can be none here.
+    fn slowed() -> Option<(Image, SlowDisk, File)> {
         if let Some(why) = missing() {
-            eprintln!("not tried: {why}");
-            return;
+            eprintln!("SKIP: {why}");
+            return None;
         }
         let image = Image::new(1 << 20).unwrap();
         let disk = SlowDisk::over(&image).unwrap();
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).open(image.path()).unwrap();
-        let other = options.open(image.path()).unwrap();
+        Some((image, disk, file))
+    }
+
+    #[test]
+    fn one_request_is_kept_and_others_are_served() {
+        let Some((_image, disk, file)) = slowed() else {
+            return;
+        };
+        let other = file.try_clone().unwrap();
         let read = || {
             let mut bytes = [7; 512];
             file.read_exact_at(&mut bytes, 512).unwrap();
@@ -309,14 +317,9 @@ mod tests {
 
     #[test]
     fn an_image_is_an_ordinary_one_afterwards() {
-        if let Some(why) = missing() {
-            eprintln!("not tried: {why}");
+        let Some((image, disk, file)) = slowed() else {
             return;
-        }
-        let image = Image::new(1 << 20).unwrap();
-        let disk = SlowDisk::over(&image).unwrap();
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).open(image.path()).unwrap();
+        };
         disk.keep(Kind::Write);
         let writer = thread::spawn(move || file.write_all_at(&[1; 512], 0));
         disk.until_kept().unwrap();
