@@ -296,6 +296,7 @@ mod tests {
             kept,
             link: Link::Up,
             replay: Default::default(),
+            waits: false,
         };
         line.send(&start, &[], soon()).unwrap();
         let supervisor = Arc::new(Supervisor::meet(theirs.into(), soon()).unwrap());

@@ -39,6 +39,7 @@ fn command(kept: Kept) -> (Channel, Command) {
         kept,
         link: Link::Up,
         replay: Default::default(),
+        waits: false,
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = by_shell(LENT, program(), &[]);

@@ -51,6 +51,7 @@ fn supervised(folder: Option<tempfile::TempDir>, script: &str, engine: &str) -> 
         kept: Kept::Nothing,
         link: Link::Up,
         replay: Default::default(),
+        waits: false,
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = by_shell(script, program(), &[engine, "--on-io-error=pause"]);

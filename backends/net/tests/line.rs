@@ -28,6 +28,7 @@ fn supervised(kept: CardState, link: Link, arguments: &[&str]) -> (Program, Chan
         kept: Kept::Card(kept),
         link,
         replay: Default::default(),
+        waits: false,
     };
     line.send(&start, &[], soon()).unwrap();
     let mut command = lent(theirs.into(), program(), arguments);

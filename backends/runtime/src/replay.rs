@@ -10,6 +10,7 @@
 //! has named it, and that one alone.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outboard_protocol::launch::{FromBackend, InFlight, MOST_TOLD, Replay as Order};
@@ -21,12 +22,15 @@ use crate::supervisor::Supervisor;
 #[derive(Debug, Default)]
 pub struct Replay {
     supervisor: Arc<Supervisor>,
-    order: Order,
+    /// As ordered; apart, since every request looks at it.
+    one_by_one: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// These are to be ended in an error.
+    refuse: Vec<InFlight>,
     /// Queues that have such requests.
     queues: BTreeSet<u16>,
     /// The one that is executed alone.
@@ -38,11 +42,18 @@ struct State {
 impl Replay {
     /// As the supervisor has ordered, which hears of it.
     pub fn ordered(supervisor: Arc<Supervisor>, order: Order) -> Self {
-        Self {
+        let replay = Self {
             supervisor,
-            order,
             ..Self::default()
-        }
+        };
+        replay.orders(order);
+        replay
+    }
+
+    /// The supervisor orders this, before any ring has begun.
+    pub fn orders(&self, order: Order) {
+        self.state().refuse = order.refuse;
+        self.one_by_one.store(order.one_by_one, Ordering::Release);
     }
 
     /// The ring of `queue`, which is new, begins with these requests (heads and
@@ -86,7 +97,7 @@ impl Replay {
 
     /// Whether each is executed alone.
     pub fn is_one_by_one(&self) -> bool {
-        self.order.one_by_one
+        self.one_by_one.load(Ordering::Acquire)
     }
 
     /// Whether `queue` may take a request that no predecessor has taken. One by one, it
@@ -121,7 +132,7 @@ impl Replay {
             None if !state.busy.is_empty() => false,
             None => {
                 state.alone = Some(request);
-                if !self.refuses(request) {
+                if !state.refuse.contains(&request) {
                     self.supervisor.says(&FromBackend::Replays(request));
                 }
                 true
@@ -137,7 +148,7 @@ impl Replay {
 
     /// Whether this one is to be ended in an error.
     pub fn refuses(&self, request: InFlight) -> bool {
-        self.order.refuse.contains(&request)
+        self.state().refuse.contains(&request)
     }
 
     /// It is ended so, and `what` it asks for. The supervisor knows when this returns.

@@ -3,6 +3,8 @@
 //! ```text
 //! meet() = `start` is heard ── ready() ──► talks ── closed, or nonsense ──► alone
 //! ```
+//! One that waits ([`Supervisor::waits`]) says nothing of what it keeps before it has
+//! taken over.
 //! Who is alone goes on serving, is told nothing more and says nothing. Any thread
 //! may speak; one, that of the sessions, listens.
 
@@ -41,6 +43,9 @@ pub enum News {
     Retry,
     /// There will be no more news: nobody is listened to any more.
     Alone,
+    /// This process, which has waited, is to go on with the device, of which this was
+    /// kept, and whose requests in flight are to be executed again so.
+    TakeOver(Kept, Replay),
 }
 
 impl News {
@@ -63,6 +68,7 @@ impl News {
             (ToBackend::Link { link }, None, _) => Ok(Self::Link(link)),
             (ToBackend::Resize { size }, None, _) => Ok(Self::Resize(size)),
             (ToBackend::Retry, None, _) => Ok(Self::Retry),
+            (ToBackend::TakeOver { kept, replay }, None, _) => Ok(Self::TakeOver(kept, replay)),
             (ToBackend::Peer, Some(socket), None) => {
                 let is_stream = getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream);
                 let peer = UnixStream::from(socket);
@@ -82,6 +88,8 @@ impl News {
 pub struct Supervisor {
     channel: Option<Channel>,
     is_alone: AtomicBool,
+    /// Another process serves the device.
+    waits: AtomicBool,
     kept: Kept,
     link: Link,
     replay: Replay,
@@ -143,7 +151,11 @@ impl Supervisor {
             );
         }
         let ToBackend::Start {
-            kept, link, replay, ..
+            kept,
+            link,
+            replay,
+            waits,
+            ..
         } = serde_json::from_value(message).context("the supervisor's first message")?
         else {
             bail!("the supervisor's first message is not `start`");
@@ -155,6 +167,7 @@ impl Supervisor {
         Ok(Self {
             channel: Some(channel),
             is_alone: AtomicBool::new(false),
+            waits: AtomicBool::new(waits),
             told: Mutex::new(kept.clone()),
             kept,
             link,
@@ -182,14 +195,24 @@ impl Supervisor {
     pub fn ready(&self, kept: Kept, counters: Option<BorrowedFd<'_>>) {
         *self.told() = kept;
         let sandbox = Default::default();
-        let version = VERSION;
-        let release = outboard_version::VERSION.to_owned();
         let ready = FromBackend::Ready {
-            version,
+            version: VERSION,
             sandbox,
-            release,
+            release: outboard_version::VERSION.to_owned(),
+            waits: self.waits(),
         };
         self.tell(&ready, counters);
+    }
+
+    /// Whether another process serves the device, until this one is told to take over.
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// It has taken over, and has restored what was `kept`.
+    pub fn has_taken_over(&self, kept: Kept) {
+        *self.told() = kept;
+        self.waits.store(false, Ordering::Release);
     }
 
     /// Says what a successor must know, unless it was said last. To be called before
@@ -197,7 +220,7 @@ impl Supervisor {
     /// call it at once, neither is answered before what is true has been said.
     pub fn keeps(&self, kept: impl FnOnce() -> Kept) {
         let mut told = self.told();
-        if self.channel().is_none() {
+        if self.channel().is_none() || self.waits() {
             return;
         }
         let kept = kept();

@@ -32,6 +32,7 @@ fn start(kept: Kept, link: Link) -> ToBackend {
         kept,
         link,
         replay: Default::default(),
+        waits: false,
     }
 }
 
@@ -61,7 +62,22 @@ struct Served {
 
 impl Served {
     fn new(kept: Kept, link: Link, before: &[ToBackend]) -> Self {
-        let (line, theirs) = said(&start(kept, link));
+        Self::started(&start(kept, link), before)
+    }
+
+    /// As a standby.
+    fn waiting() -> Self {
+        let start = ToBackend::Start {
+            version: 2,
+            kept: Kept::Nothing,
+            link: Link::Up,
+            waits: true,
+        };
+        Self::started(&start, &[])
+    }
+
+    fn started(start: &ToBackend, before: &[ToBackend]) -> Self {
+        let (line, theirs) = said(start);
         for message in before {
             line.send(message, &[], soon()).unwrap();
         }
@@ -70,7 +86,11 @@ impl Served {
         let mut host = Host::supervised(device, Limits::default(), supervisor).unwrap();
         let (ready, mut fds) = line.recv::<FromBackend>(soon()).unwrap().unwrap();
         ready.check().unwrap();
-        assert!(matches!(ready, FromBackend::Ready { sandbox, .. } if sandbox.is_empty()));
+        let should_wait = matches!(start, ToBackend::Start { waits: true, .. });
+        let FromBackend::Ready { sandbox, waits, .. } = ready else {
+            panic!("{ready:?}");
+        };
+        assert!(sandbox.is_empty() && waits == should_wait);
         let (first, theirs) = UnixStream::pair().unwrap();
         let (second, later) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || {
@@ -281,5 +301,55 @@ fn the_page_of_counters_goes_on_from_ring_to_ring() {
             (0, chains, chains)
         );
     }
+    served.end();
+}
+
+#[test]
+fn one_that_waits_starts_no_ring_and_says_nothing_before_it_takes_over() {
+    let mut served = Served::waiting();
+    let guest = guest();
+    let mut ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    served.first.negotiate(VERSION_1).unwrap();
+    served.first.set_mem_table(&guest).unwrap();
+    let error = served.first.start_ring(0, &ring, 0).unwrap_err();
+    assert!(error.to_string().contains("Refused"), "{error}");
+    served.first.stop_ring(0).unwrap();
+    assert_eq!(served.first.set_config(1, &[1]).unwrap(), Ack::Done);
+    assert_eq!(now(&served.line), None);
+    served.tell(
+        &ToBackend::TakeOver {
+            kept: disk(false),
+            replay: Default::default(),
+        },
+        &[],
+    );
+    // It has heard that, whatever it is asked next.
+    assert_eq!(served.first.config(1, 1).unwrap(), [0]);
+    served.first.start_ring(0, &ring, 0).unwrap();
+    still_serves(&guest, &mut ring);
+    assert_eq!(now(&served.line), None, "its supervisor knows that");
+    assert_eq!(served.first.set_config(1, &[1]).unwrap(), Ack::Done);
+    let kept = disk(true);
+    assert_eq!(now(&served.line), Some(FromBackend::Keeps { kept }));
+    assert!(served.heard().is_empty(), "it is no business of the device");
+    served.end();
+}
+
+#[test]
+fn one_that_cannot_go_on_as_its_predecessor_did_serves_nothing() {
+    let mut served = Served::waiting();
+    let guest = guest();
+    let ring = Ring::new(&guest, LOW, 16, false).unwrap();
+    let kept = Kept::Card(CardState::default());
+    served.tell(
+        &ToBackend::TakeOver {
+            kept,
+            replay: Default::default(),
+        },
+        &[],
+    );
+    served.first.negotiate(VERSION_1).unwrap();
+    served.first.set_mem_table(&guest).unwrap();
+    assert!(served.first.start_ring(0, &ring, 0).is_err());
     served.end();
 }

@@ -1,13 +1,16 @@
 //! One device's line to its back-end.
 //!
 //! ```text
-//!          begin(kept) = the back-end's end, with its first message in it
+//!          begin(kept) = the back-end's end, with its first message in it; of one that
+//!                        waits: wait(), and take_over(kept) later
 //!  at rest ─────────▶ open ◀──▶ attend() = what was heard; errands are done
 //!     ▲                │
 //!     └────────────────┴── end(), hung up, or nonsense
 //! ```
 //! Nothing waits: what a back-end does not read yet is kept, and of each kind of
 //! message only the last, since that is what is true.
+
+mod waiting;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -52,6 +55,8 @@ struct Open {
     /// What the back-end was told last of the interface.
     link: Link,
     is_ready: bool,
+    /// It is to wait.
+    waits_for_word: bool,
     unsent: Unsent,
     /// The socket is asked whether it takes more.
     waits: bool,
@@ -127,6 +132,10 @@ impl Line {
     /// # Errors
     /// As above.
     pub fn begin_again(&mut self, kept: Kept, replay: Replay) -> io::Result<OwnedFd> {
+        self.start(kept, replay, false)
+    }
+
+    fn start(&mut self, kept: Kept, replay: Replay, waits: bool) -> io::Result<OwnedFd> {
         self.end();
         let (ours, theirs) = Channel::pair()?;
         let link = self.look();
@@ -135,6 +144,7 @@ impl Line {
             kept,
             link,
             replay,
+            waits,
         };
         ours.send(&start, &[], at_once())?;
         self.epoll
@@ -143,6 +153,7 @@ impl Line {
             channel: ours,
             link,
             is_ready: false,
+            waits_for_word: waits,
             unsent: Unsent::default(),
             waits: false,
         });
@@ -308,6 +319,9 @@ impl Open {
     ) -> Result<Option<Heard>, String> {
         message.check()?;
         match message {
+            FromBackend::Ready { waits, .. } if waits != self.waits_for_word => {
+                Err("`ready` of one that waits where it should not, or the reverse".into())
+            }
             FromBackend::Ready {
                 sandbox, release, ..
             } if !self.is_ready && fds.len() <= 1 => {

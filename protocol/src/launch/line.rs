@@ -4,6 +4,7 @@
 //! ```text
 //!  supervisor  ── start ─────────────────────────────▶  back-end
 //!              ◀─ ready ──────────────────────────────    serves from here on
+//!              ── take_over ──────────────────────────▶   or from here, if it waits
 //!              ── link, peer, resize, retry ──────────▶   at any time
 //!              ◀─ keeps, wants_peer, io_error ────────
 //!              ◀─ found ─ replays, refused … ─ replayed   each queue with requests in flight
@@ -59,6 +60,20 @@ pub enum ToBackend {
         /// a program that does not know it is never told.
         #[serde(default, skip_serializing_if = "Replay::is_plain")]
         replay: Replay,
+        /// It is a standby: another serves the device, and it touches nothing of what
+        /// is behind that, and starts no ring, before [`Self::TakeOver`]. Not said if it
+        /// does not wait, which every program of version 2 understands.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        waits: bool,
+    },
+    /// Whoever served the device is gone, and its I/O over: one that waits is to serve
+    /// it. Said before the front-end starts a ring.
+    TakeOver {
+        /// What that one has left, to be set before the first ring.
+        kept: Kept,
+        /// As in [`Self::Start`].
+        #[serde(default, skip_serializing_if = "Replay::is_plain")]
+        replay: Replay,
     },
     /// The interface behind a card has become this.
     Link {
@@ -95,6 +110,9 @@ pub enum FromBackend {
         /// characters of ASCII. Empty, or left out: it does not say.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         release: String,
+        /// It waits, as its start says.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        waits: bool,
     },
     /// What a successor must know has become this. Said before the driver is
     /// answered whose command or request has changed it.
@@ -155,6 +173,7 @@ impl FromBackend {
                 version,
                 sandbox,
                 release,
+                ..
             } => {
                 if *version != super::VERSION {
                     let ours = super::VERSION;
@@ -202,6 +221,7 @@ mod tests {
             kept: Kept::Nothing,
             link: Link::NoCarrier,
             replay: Replay::default(),
+            waits: false,
         };
         let text = r#"{"message":"start","version":2,"kept":"nothing","link":"no_carrier"}"#;
         assert_eq!(serde_json::to_string(&start).unwrap(), text);
@@ -209,6 +229,7 @@ mod tests {
             version: 2,
             sandbox: [("seccomp".to_owned(), true)].into(),
             release: String::new(),
+            waits: false,
         };
         let text = r#"{"message":"ready","version":2,"sandbox":{"seccomp":true}}"#;
         assert_eq!(serde_json::to_string(&ready).unwrap(), text);
@@ -217,6 +238,7 @@ mod tests {
             version: 2,
             sandbox: BTreeMap::new(),
             release: "0.2.0 (3f2a9c41d7be 2026-01-31)".into(),
+            waits: false,
         };
         let text = r#"{"message":"ready","version":2,"sandbox":{},"release":"0.2.0 (3f2a9c41d7be 2026-01-31)"}"#;
         assert_eq!(serde_json::to_string(&ready).unwrap(), text);
@@ -226,6 +248,13 @@ mod tests {
             (
                 ToBackend::Resize { size: 512 },
                 r#"{"message":"resize","size":512}"#,
+            ),
+            (
+                ToBackend::TakeOver {
+                    kept: Kept::Nothing,
+                    replay: Replay::default(),
+                },
+                r#"{"message":"take_over","kept":"nothing"}"#,
             ),
         ] {
             assert_eq!(serde_json::from_str::<ToBackend>(text).unwrap(), message);
@@ -250,6 +279,7 @@ mod tests {
                 one_by_one: true,
                 refuse: vec![third],
             },
+            waits: false,
         };
         assert_eq!(serde_json::to_string(&start).unwrap(), text);
         for (message, text) in [
@@ -281,6 +311,9 @@ mod tests {
             assert_eq!(serde_json::to_string(&message).unwrap(), text);
             assert_eq!(serde_json::from_str::<FromBackend>(text).unwrap(), message);
         }
+        let waiting = r#"{"message":"ready","version":2,"sandbox":{},"waits":true}"#;
+        let ready = serde_json::from_str::<FromBackend>(waiting).unwrap();
+        assert!(matches!(ready, FromBackend::Ready { waits: true, .. }));
         let unknown = r#"{"message":"resize","size":512,"colour":1}"#;
         assert!(serde_json::from_str::<ToBackend>(unknown).is_err());
     }
@@ -293,11 +326,13 @@ mod tests {
                 .map(|part| (format!("{part:0length$}"), true))
                 .collect(),
             release: String::new(),
+            waits: false,
         };
         let called = |release: &str| FromBackend::Ready {
             version: 2,
             sandbox: BTreeMap::new(),
             release: release.into(),
+            waits: false,
         };
         assert_eq!(called(&"~ ".repeat(32)).check(), Ok(()));
         for release in ["a\nb", "\u{1b}[2J", "\u{e9}", &"x".repeat(65)] {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::Link;
+use outboard_protocol::launch::{Link, Replay as Order};
 use outboard_protocol::shared::Alarm;
 
 use super::change::Busy;
@@ -152,7 +152,30 @@ impl<D: Device> Base<D> {
     /// Hands on what the supervisor has said.
     pub(super) fn hear(&self) {
         while let Some(news) = self.supervisor.hear() {
-            self.device.hear(news);
+            match news {
+                News::TakeOver(kept, order) if self.supervisor.waits() => {
+                    self.take_over(kept, order);
+                }
+                news => self.device.hear(news),
+            }
+        }
+    }
+
+    /// The predecessor is gone: the device goes on where that one was. If it cannot, this
+    /// process waits on, and serves no ring.
+    fn take_over(&self, kept: Kept, order: Order) {
+        self.replay.orders(order);
+        // What is behind it may have changed.
+        self.device.attend();
+        let restored = match kept {
+            Kept::Nothing => Ok(()),
+            _ => self.device.restore(&kept),
+        };
+        match restored {
+            Ok(()) => self.supervisor.has_taken_over(self.device.kept()),
+            Err(why) => {
+                log::error!("cannot go on as the back-end before did: what it has left: {why}")
+            }
         }
     }
 

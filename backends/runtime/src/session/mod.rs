@@ -265,6 +265,10 @@ impl<D: Device> Session<'_, D> {
         let header = message.header;
         // What was negotiated when it was sent counts, and what it negotiates.
         let before = self.acknowledges();
+        if self.host.supervisor.waits() {
+            // It was told to take over before this was sent.
+            self.host.hear();
+        }
         let result = self.obey(message);
         if let Some(end) = self.loss() {
             // What was found in lost memory is no answer.

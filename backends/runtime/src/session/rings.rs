@@ -36,6 +36,10 @@ const NO_MEMORY: &str = "the front-end has described no memory. QEMU 7.2 does so
     paused while the back-end ended and came back, and its device is dead from then on, until QEMU \
     is started anew: end a back-end only while the VM runs (cont), or use QEMU 10";
 
+/// Why a standby starts no ring.
+const WAITS: &str = "another process may still serve this device: this one was started to wait, \
+    and was not told to take over";
+
 /// What a start needs of the session.
 pub(super) struct Context<'a> {
     pub memory: &'a Table,
@@ -163,6 +167,9 @@ impl<'a, D: Device> Rings<'a, D> {
         // Most messages start nothing.
         if !is_any_wanted {
             return Ok(());
+        }
+        if self.host.supervisor.waits() {
+            return Err(Fault::Refused(WAITS.into()));
         }
         let (startable, mut result) = self.startable(context);
         let mut rings = Vec::new();

@@ -48,6 +48,7 @@ fn ready() -> FromBackend {
         version: VERSION,
         sandbox: BTreeMap::new(),
         release: "0.2.0".into(),
+        waits: false,
     }
 }
 
@@ -113,6 +114,7 @@ fn what_no_back_end_says_ends_its_line() {
         version: 3,
         sandbox: BTreeMap::new(),
         release: String::new(),
+        waits: false,
     };
     let keeps = || FromBackend::Keeps {
         kept: Kept::Nothing,
@@ -364,4 +366,44 @@ fn a_descriptor_that_is_not_wanted_is_closed_by_nobody_who_is_waited_for() {
         let limit = Duration::from_secs(60);
         is_done.recv_timeout(limit).expect("it is held up");
     }
+}
+
+fn waiting() -> FromBackend {
+    FromBackend::Ready {
+        version: VERSION,
+        sandbox: BTreeMap::new(),
+        waits: true,
+    }
+}
+
+#[test]
+fn one_that_waits_is_told_what_was_kept_when_it_is_to_take_over() {
+    let mut line = Line::new(None, None).unwrap();
+    let theirs = Channel::new(line.wait().unwrap());
+    let (start, _) = theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    assert!(matches!(start, ToBackend::Start { waits: true, .. }));
+    let kept = Kept::Disk(DiskState {
+        writeback: false,
+        sync_failed: true,
+    });
+    assert!(
+        line.take_over(kept.clone(), Replay::default()).is_err(),
+        "it is not ready"
+    );
+    say(&theirs, &waiting());
+    assert!(matches!(&line.attend()[..], [Heard::Ready { .. }]));
+    line.take_over(kept.clone(), Replay::default()).unwrap();
+    assert_eq!(next(&mut line, &theirs).0, ToBackend::TakeOver { kept });
+    line.end();
+    assert!(line.take_over(Kept::Nothing, Replay::default()).is_err());
+}
+
+#[test]
+fn who_waits_says_so_and_who_does_not_wait_says_nothing_of_it() {
+    let (mut line, theirs) = started(None);
+    say(&theirs, &waiting());
+    assert!(matches!(&line.attend()[..], [Heard::Nonsense(_)]));
+    let theirs = Channel::new(line.wait().unwrap());
+    say(&theirs, &ready());
+    assert!(matches!(&line.attend()[..], [Heard::Nonsense(_)]));
 }
