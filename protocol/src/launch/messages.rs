@@ -62,6 +62,29 @@ pub enum ToMachine {
         /// What it knows of its predecessors.
         restored: Restored,
     },
+    /// A connection to a back-end that is to wait for the one that serves the device:
+    /// it is negotiated and lent guest memory, and has no ring. Brings one descriptor,
+    /// as an attach does. Answered by [`FromMachine::Prepared`] or
+    /// [`FromMachine::Lost`] of the same session, which may also come later. Another
+    /// takes the place of one that waits.
+    Prepare {
+        /// The device's id.
+        device: String,
+        /// The session that waits.
+        session: SessionNumber,
+        /// Whose the back-end is.
+        whose: Whose,
+    },
+    /// The back-end that waits is to serve the device from now on. Answered as an
+    /// attach.
+    Promote {
+        /// The device's id.
+        device: String,
+        /// The session that waits, which must have been prepared.
+        session: SessionNumber,
+        /// What it knows of its predecessors.
+        restored: Restored,
+    },
     /// Whoever served that session, and any before, is gone, and its I/O is over:
     /// nothing that it was lent is touched any more.
     Vacant {
@@ -150,6 +173,14 @@ pub enum FromMachine {
         features: Option<u64>,
         /// The last back-end notes in an inflight region what it has taken.
         tracked: bool,
+    },
+    /// The back-end of this session has answered and fits, and waits; sent once per
+    /// prepare.
+    Prepared {
+        /// The device's id.
+        device: String,
+        /// That of the prepare.
+        session: SessionNumber,
     },
     /// Every device is attached and the vCPUs run.
     Running,

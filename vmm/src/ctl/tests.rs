@@ -15,6 +15,7 @@ use super::*;
 use crate::cli::{Cli, Command};
 use crate::supervisor::api::Api;
 use crate::supervisor::api::call::{Call, Refusal, Reply};
+use crate::supervisor::api::model::Standby;
 
 fn ctl(path: &Path, words: &[&str]) -> Result<(), Failure> {
     let api = ["outboard", "ctl", "--api", path.to_str().unwrap()];
@@ -36,6 +37,7 @@ fn disk(state: DeviceState) -> Device {
         version: None,
         features: None,
         queues: 1,
+        standby: Standby::None,
         restarts: 0,
         last_error: None,
         last_outage_us: None,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use outboard_protocol::launch::{self, Cause, FromMachine, SessionNumber};
+use outboard_protocol::launch::{self, Cause, FromMachine, Restored, SessionNumber};
 
 use super::device::{Device, Surroundings};
 use super::pci;
@@ -57,13 +57,33 @@ impl Devices {
     pub(crate) fn attach(&self, id: &str, newcomer: Newcomer) {
         match self.find(id) {
             Some(device) => device.attach(newcomer),
-            None => self.events.post(FromMachine::Lost {
-                device: id.to_owned(),
-                session: newcomer.number,
-                cause: Cause::DoesNotFit,
-                text: format!("this machine has no device {id}"),
-            }),
+            None => self.knows_no(id, newcomer.number),
         }
+    }
+
+    /// Hands a device a connection to a back-end that is to wait; as [`Self::attach`].
+    pub(crate) fn prepare(&self, id: &str, newcomer: Newcomer) {
+        match self.find(id) {
+            Some(device) => device.prepare(newcomer),
+            None => self.knows_no(id, newcomer.number),
+        }
+    }
+
+    /// The back-end of a device that waits is to serve; as [`Self::attach`].
+    pub(crate) fn promote(&self, id: &str, number: SessionNumber, restored: Restored) {
+        match self.find(id) {
+            Some(device) => device.promote(number, restored),
+            None => self.knows_no(id, number),
+        }
+    }
+
+    fn knows_no(&self, id: &str, session: SessionNumber) {
+        self.events.post(FromMachine::Lost {
+            device: id.to_owned(),
+            session,
+            cause: Cause::DoesNotFit,
+            text: format!("this machine has no device {id}"),
+        });
     }
 
     /// Whoever served this session of a device, and any before, is gone, and its I/O

@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{self, Channel, Ending, FromMachine, ToMachine};
+use outboard_protocol::launch::{self, Channel, Ending, FromMachine, Restored, ToMachine};
 
 use super::frontend::Session as Frontend;
 use super::heap;
@@ -198,20 +198,24 @@ impl Session<'_> {
                 self.machine.gate().open();
                 self.send(&FromMachine::Resumed)?;
             }
-            Some((
-                ToMachine::Attach {
-                    device,
-                    session: number,
-                    asked,
-                    whose,
-                    restored,
-                },
-                mut fds,
-            )) => {
-                let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
-                    bail!("an attach of {device} without exactly one connection");
-                };
-                let stream = UnixStream::from(fd);
+            Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
+            Some((of_a_device, fds)) => self.see_to_device(of_a_device, fds)?,
+        }
+        Ok(())
+    }
+
+    /// A message about one device.
+    fn see_to_device(&self, message: ToMachine, mut fds: Vec<OwnedFd>) -> Result<()> {
+        let devices = self.machine.devices();
+        match message {
+            ToMachine::Attach {
+                device,
+                session: number,
+                asked,
+                whose,
+                restored,
+            } => {
+                let stream = connection(&device, &mut fds)?;
                 let session = match asked {
                     true => Frontend::asked(stream),
                     false => Frontend::new(stream),
@@ -221,12 +225,29 @@ impl Session<'_> {
                     session: session.of(whose),
                     restored,
                 };
-                self.machine.devices().attach(&device, newcomer);
+                devices.attach(&device, newcomer);
             }
-            Some((ToMachine::Vacant { device, session }, _)) => {
-                self.machine.devices().is_vacant(&device, session);
+            ToMachine::Prepare {
+                device,
+                session: number,
+                whose,
+            } => {
+                let stream = connection(&device, &mut fds)?;
+                let newcomer = Newcomer {
+                    number,
+                    session: Frontend::new(stream).of(whose),
+                    // It is told when it takes over.
+                    restored: Restored::Nothing,
+                };
+                devices.prepare(&device, newcomer);
             }
-            Some((ToMachine::Start { .. }, _)) => bail!("a second start message"),
+            ToMachine::Promote {
+                device,
+                session,
+                restored,
+            } => devices.promote(&device, session, restored),
+            ToMachine::Vacant { device, session } => devices.is_vacant(&device, session),
+            ToMachine::Start { .. } | ToMachine::Pause | ToMachine::Resume | ToMachine::Stop => {}
         }
         Ok(())
     }
@@ -269,5 +290,13 @@ impl Session<'_> {
             }
             result => result.context("sending to the supervisor"),
         }
+    }
+}
+
+/// The one connection that comes with an attach of this device.
+fn connection(device: &str, fds: &mut Vec<OwnedFd>) -> Result<UnixStream> {
+    match (fds.pop(), fds.is_empty()) {
+        (Some(fd), true) => Ok(UnixStream::from(fd)),
+        _ => bail!("an attach of {device} without exactly one connection"),
     }
 }

@@ -89,12 +89,14 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
             whose,
             server,
             on_failure,
+            standby,
         } = opened;
         let program = server.is_ours().then_some(*whose);
         let seeks = server.sought().is_some();
         Device::new(place, &spec.id, &server.name(), seeks, program)
             .with_image(server.lends_image())
             .on_failure(*on_failure)
+            .with_standby(*standby)
     });
     let life = Life::new(devices.collect(), restarts);
     let life = if api.is_some() { life.with_api() } else { life };

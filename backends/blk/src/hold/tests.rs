@@ -16,6 +16,7 @@ pub(crate) fn supervised(holds: &Holds) -> Channel {
         kept: Kept::Nothing,
         link: Link::Up,
         replay: Default::default(),
+        waits: false,
     };
     line.send(&start, &[], soon()).unwrap();
     let supervisor = Supervisor::meet(theirs.into(), soon()).unwrap();

@@ -12,6 +12,7 @@
 //! | `driver.rs`: what the driver has set up | until the driver resets the device |
 //! | `vacancy.rs`: what waits until a back-end that was lost is gone | until then |
 //! | `serving.rs`: a session whose back-end fits | until the back-end is lost |
+//! | `standby.rs`: a back-end that waits | until it serves, or is lost |
 //! | `watch.rs`: whether its rings are served | as long as the device |
 //! | `introduce.rs`: a connection that may become one; `resume.rs`: whether it can go on where another was lost | for one attach |
 
@@ -26,6 +27,7 @@ mod resume;
 mod ring;
 mod seat;
 mod serving;
+mod standby;
 mod vacancy;
 mod watch;
 
@@ -34,10 +36,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
-use outboard_protocol::launch::{self, FromMachine, SessionNumber};
+use outboard_protocol::launch::{self, FromMachine, Restored, SessionNumber};
 
 use self::owner::Owner;
 use self::seat::Seat;
+use self::standby::Standby;
 use super::frontend::Interruption;
 use super::gate::Gate;
 use super::kvm::irq::Routes;
@@ -69,7 +72,8 @@ pub(crate) struct Surroundings {
 pub(crate) struct Device {
     function: Arc<Function>,
     commands: Arc<Mailbox<Command>>,
-    interruption: Arc<Interruption>,
+    /// Of the session, and of one that waits.
+    interruptions: [Arc<Interruption>; 2],
     thread: Option<JoinHandle<()>>,
 }
 
@@ -92,7 +96,8 @@ impl Device {
         let kicks = (surroundings.doorbell, surroundings.kick_path);
         let function = Function::new(spec, kicks, vm, routes, Arc::clone(&commands), gate)?;
         let function = Arc::new(function);
-        let interruption = Arc::new(Interruption::default());
+        let interruptions: [Arc<Interruption>; 2] = Default::default();
+        let [interruption, waiting] = interruptions.clone();
         let seat = Seat {
             spec: spec.clone(),
             function: Arc::clone(&function),
@@ -102,7 +107,8 @@ impl Device {
             seat,
             Arc::clone(&commands),
             Arc::clone(&surroundings.events),
-            Arc::clone(&interruption),
+            interruption,
+            Standby::new(waiting)?,
         );
         let name: String = format!("device {}", spec.id).chars().take(15).collect();
         let thread = std::thread::Builder::new()
@@ -111,7 +117,7 @@ impl Device {
         Ok(Self {
             function,
             commands,
-            interruption,
+            interruptions,
             thread: Some(thread),
         })
     }
@@ -125,6 +131,18 @@ impl Device {
     /// of it.
     pub(crate) fn attach(&self, newcomer: Newcomer) {
         self.commands.post(Command::Attach(newcomer));
+    }
+
+    /// Hands over a connection to a back-end that is to wait. [`FromMachine`] tells what
+    /// became of it.
+    pub(crate) fn prepare(&self, newcomer: Newcomer) {
+        self.commands.post(Command::Prepare(newcomer));
+    }
+
+    /// The back-end that waits, of this session, is to serve. [`FromMachine`] tells what
+    /// became of it.
+    pub(crate) fn promote(&self, number: SessionNumber, restored: Restored) {
+        self.commands.post(Command::Promote(number, restored));
     }
 
     /// Whoever served this session, and any before, is gone, and its I/O is over.
@@ -141,7 +159,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.interruption.stop();
+        self.interruptions.iter().for_each(|it| it.stop());
         self.commands.post(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

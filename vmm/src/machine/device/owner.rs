@@ -13,10 +13,12 @@
 //! the next back-end goes on with it, if that can be done exactly (`resume.rs`). What
 //! the guest waits for meanwhile is done once nobody has its memory any more
 //! ([`Vacancy`]).
-//! Whatever is said of a session carries its number.
+//! Whatever is said of a session carries its number. A back-end may wait meanwhile, to
+//! serve when that one is lost (`standby.rs`); what becomes of it disturbs nobody.
 
 mod agreed;
 mod config;
+mod reserve;
 mod succession;
 mod unserved;
 
@@ -38,6 +40,7 @@ use super::kinds::blk::{self, Cache};
 use super::mastering::Mastering;
 use super::seat::Seat;
 use super::serving::{Keeping, Serving};
+use super::standby::Standby;
 use super::vacancy::Vacancy;
 use super::watch::Watch;
 use crate::machine::frontend::{Interruption, cause_of};
@@ -59,6 +62,7 @@ pub(crate) struct Owner {
     interruption: Arc<Interruption>,
     driver: Driver,
     serving: Option<Serving>,
+    standby: Standby,
     vacancy: Vacancy,
     mastering: Mastering,
     /// The configuration is to be read again, and not before this.
@@ -72,12 +76,13 @@ pub(crate) struct Owner {
 
 impl Owner {
     /// Before its first attach. It obeys `commands` and tells `events`;
-    /// `interruption` ends whatever it waits for.
+    /// `interruption` ends whatever it waits for; `standby` is without a back-end.
     pub(crate) fn new(
         seat: Seat,
         commands: Arc<Mailbox<Command>>,
         events: Arc<Mailbox<FromMachine>>,
         interruption: Arc<Interruption>,
+        standby: Standby,
     ) -> Self {
         Self {
             watch: Watch::new(&seat.spec),
@@ -87,6 +92,7 @@ impl Owner {
             interruption,
             driver: Driver::default(),
             serving: None,
+            standby,
             vacancy: Vacancy::default(),
             mastering: Mastering::Off,
             config_stale: None,
@@ -109,6 +115,7 @@ impl Owner {
             }
             let result = self.attend();
             self.lose_on_error(result);
+            self.attend_standby();
             self.watch();
             self.tell_agreed();
         }
@@ -118,6 +125,7 @@ impl Owner {
     fn wait(&self) {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.commands.as_fd()];
         fds.extend(self.serving.iter().flat_map(Serving::fds));
+        fds.extend(self.standby.fds());
         fds.extend(self.watch.fd());
         let mut fds: Vec<_> = fds
             .into_iter()
@@ -143,6 +151,14 @@ impl Owner {
         match command {
             Command::Attach(newcomer) => {
                 self.attach(newcomer);
+                Ok(())
+            }
+            Command::Prepare(newcomer) => {
+                self.prepare(newcomer);
+                Ok(())
+            }
+            Command::Promote(number, restored) => {
+                self.promote(number, restored);
                 Ok(())
             }
             Command::Vacant(number) => {

@@ -145,6 +145,17 @@ impl Serving {
         self.backend.write_config(offset, data)
     }
 
+    /// Lends guest memory, if no ring runs.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub(crate) fn lend_memory(&mut self, ram: &Ram) -> Result<()> {
+        match &mut self.backend {
+            Backend::Idle(session) => session.lend_memory(ram),
+            Backend::Running(_) | Backend::Lost => Ok(()),
+        }
+    }
+
     /// [`blk::settle_cache`], while no ring runs.
     ///
     /// # Errors

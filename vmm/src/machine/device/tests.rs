@@ -1,5 +1,6 @@
 mod causes;
 mod recovery;
+mod standbys;
 mod watch;
 
 use std::cell::Cell;

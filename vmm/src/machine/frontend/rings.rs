@@ -61,6 +61,19 @@ impl Session<Negotiated> {
         self.phase.agreement
     }
 
+    /// Lends guest memory, if that has not been done: what need not be done in a hurry
+    /// once rings are to be started.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub(crate) fn lend_memory(&mut self, ram: &Ram) -> Result<()> {
+        if !self.phase.memory_lent {
+            memory::lend(&mut self.link, ram).context("lending guest memory")?;
+            self.phase.memory_lent = true;
+        }
+        Ok(())
+    }
+
     /// Starts rings for a driver that acknowledged `features`. `inflight` is lent:
     /// the region from before is handed on, or a fresh one is asked for and left
     /// there, if the back-end keeps one; it is there also when the start fails.
@@ -80,9 +93,7 @@ impl Session<Negotiated> {
         let features = features | agreement.features & protocol_bit();
         let bits = features.to_ne_bytes();
         self.link.command(FrontendReq::SET_FEATURES, &bits, &[])?;
-        if !self.phase.memory_lent {
-            memory::lend(&mut self.link, ram).context("lending guest memory")?;
-        }
+        self.lend_memory(ram)?;
         let mut session = Session {
             link: self.link,
             phase: Started {

@@ -36,6 +36,10 @@ pub(crate) enum Command {
     MustNotMaster(Clearing),
     /// Here is a connection to a back-end.
     Attach(Newcomer),
+    /// Here is a connection to a back-end that is to wait.
+    Prepare(Newcomer),
+    /// The back-end that waits is to serve, and knows this of its predecessors.
+    Promote(SessionNumber, Restored),
     /// Whoever served this session, and any before, is gone, and its I/O is over.
     Vacant(SessionNumber),
     /// End.

@@ -71,6 +71,8 @@ pub struct Device {
     pub features: Option<String>,
     /// Number of queues that the driver is offered.
     pub queues: u16,
+    /// Whether a second process waits to take over (`standby=1`).
+    pub standby: Standby,
     /// How many times its back-end was replaced.
     pub restarts: u64,
     /// Why its last back-end was lost.
@@ -120,6 +122,18 @@ pub enum DeviceState {
     WaitingForIo,
     /// The VM ends, and its back-end with it.
     Ending,
+}
+
+/// Whether a second process waits for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Standby {
+    /// There is none, for now or at all.
+    None,
+    /// It is being started.
+    Starting,
+    /// It takes over when the back-end is gone.
+    Ready,
 }
 
 /// What one queue has done since its back-end began; what that does not count is

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use super::call::{Call, Refusal, Reply, Ticket};
 use super::model::{
-    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Vm, VmState,
+    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Standby, Vm,
+    VmState,
 };
 use super::{Api, openapi};
 
@@ -176,6 +177,7 @@ fn vm() -> Vm {
         version: None,
         features: Some("0x1".into()),
         queues: 2,
+        standby: Standby::Ready,
         restarts: 3,
         last_error: Some("it died".into()),
         last_outage_us: Some(1_500),

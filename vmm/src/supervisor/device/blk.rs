@@ -61,6 +61,8 @@ pub(crate) struct DiskSettings {
     pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
+    /// Whether a second process waits beside the one that serves: 0 or 1.
+    pub(crate) standby: Option<u64>,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -98,7 +100,8 @@ All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end
 (default: 256), `hang-timeout=TIME|off` (default: 5s; a back-end that serves nothing for so long, and \
 does not wait for its disk either, hangs), `id=NAME` (default: disk0, disk1, …) and \
 `on-failure=restart|pause|shutdown`: a back-end that dies or hangs is started again while the \
-guest waits (the default), or once the VM, which is paused, is resumed, or ends the VM. A comma within a value is written `,,`.";
+guest waits (the default), or once the VM, which is paused, is resumed, or ends the VM. `standby=1` \
+(not with `socket`; default: 0) keeps a second process ready, which takes over at once. A comma within a value is written `,,`.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -114,6 +117,7 @@ guest waits (the default), or once the VM, which is paused, is resumed, or ends 
             hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
+        let standby = plan::standby(self.standby)?;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
             None => self.program(&spec)?,
@@ -123,13 +127,14 @@ guest waits (the default), or once the VM, which is paused, is resumed, or ends 
             spec,
             served_by,
             on_failure,
+            standby,
         })
     }
 }
 
 impl DiskSettings {
     /// What a back-end that somebody else runs decides, and whether it was given.
-    fn decides(&self) -> [(&'static str, bool); 9] {
+    fn decides(&self) -> [(&'static str, bool); 10] {
         [
             ("path", self.path.is_some()),
             ("backend", self.backend.is_some()),
@@ -140,6 +145,7 @@ impl DiskSettings {
             ("wce", self.wce.is_some()),
             ("serial", self.serial.is_some()),
             ("on-io-error", self.on_io_error.is_some()),
+            ("standby", self.standby.is_some()),
         ]
     }
 
@@ -256,6 +262,8 @@ mod tests {
             ("path=a,queues=0", "queues 0: give 1 to 64"),
             ("path=a,queues=65", "queues 65: give 1 to 64"),
             ("path=a,queue-size=100", "power of two"),
+            ("path=a,standby=2", "standby 2: give 0 to 1"),
+            ("socket=a,standby=1", "`standby` and `socket`"),
             ("path=a,queue-size=65536", "give 2 to 32768"),
             ("path=a,serial=123456789012345678901", "at most 20"),
         ] {

@@ -79,7 +79,7 @@ mod tests {
         its_help_has_every_key::<net::NetSettings>();
         its_help_has_every_key::<rng::RngSettings>();
         its_help_has_every_key::<other::OtherSettings>();
-        assert_eq!(keys::<rng::RngSettings>().len(), 8);
+        assert_eq!(keys::<rng::RngSettings>().len(), 9);
     }
 
     /// A back-end that somebody else runs is asked for these, and decides the rest.

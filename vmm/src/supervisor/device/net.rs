@@ -56,9 +56,15 @@ pub(crate) struct NetSettings {
     pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
+    /// Whether a second process waits beside the one that serves: 0 or 1.
+    pub(crate) standby: Option<u64>,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
+
+/// Why a card has none: outboard-net sets its tap up when it starts, and a peer serves one.
+const NO_STANDBY: &str = "`standby=1` is for disks and entropy devices: a card's second process \
+    would take the tap or the peer from the one that serves";
 
 impl DeviceOption for NetSettings {
     const OPTION: &'static str = "net";
@@ -78,7 +84,7 @@ the control queue too.
 All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_queue`), `queue-size=N` \
 (default: 256; Linux needs 32, and receives whole segments from 128 on), `hang-timeout=TIME|off` \
 (default: 5s; a back-end that serves nothing for so long hangs), `id=NAME` (default: net0, net1, …) and \
-`on-failure=restart|pause|shutdown`, as a disk does.";
+`on-failure=restart|pause|shutdown`, as a disk does. A card has no standby yet (`standby=0`).";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -96,8 +102,10 @@ All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_qu
             hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
+        let standby = plan::standby(self.standby)?;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
+            None if standby => return Err(NO_STANDBY.into()),
             None => self.program(&spec, pairs)?,
         };
         Ok(Plan {
@@ -105,13 +113,14 @@ All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_qu
             spec,
             served_by,
             on_failure,
+            standby: false,
         })
     }
 }
 
 impl NetSettings {
     /// What a back-end that somebody else runs decides, and whether it was given.
-    fn decides(&self) -> [(&'static str, bool); 6] {
+    fn decides(&self) -> [(&'static str, bool); 7] {
         [
             ("tap", self.tap.is_some()),
             ("peer", self.peer.is_some()),
@@ -119,6 +128,7 @@ impl NetSettings {
             ("mac", self.mac.is_some()),
             ("mtu", self.mtu.is_some()),
             ("listen", self.listen),
+            ("standby", self.standby.is_some()),
         ]
     }
 

@@ -76,6 +76,7 @@ consumes no kick for so long is spoken of), `wait=10s|forever` (default: 2s) and
             },
             served_by: ServedBy::socket(path, self.wait, &[])?,
             on_failure: self.on_failure,
+            standby: false,
         })
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) served_by: ServedBy,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
+    /// A second process waits beside the one that serves.
+    pub(crate) standby: bool,
 }
 
 /// What becomes of a VM, one of whose back-ends has failed.
@@ -276,6 +278,14 @@ pub(crate) fn queue_size(size: Option<u64>) -> Result<u16, String> {
         return Err(format!("queue-size {size}: give a power of two"));
     }
     within("queue-size", size, 2, 32768).map(|size| size as u16)
+}
+
+/// Reads `standby`, of a device that a program is started for.
+///
+/// # Errors
+/// A message with the range.
+pub(crate) fn standby(standby: Option<u64>) -> Result<bool, String> {
+    within("standby", standby.unwrap_or(0), 0, 1).map(|standby| standby == 1)
 }
 
 /// Checks that `what` is between `least` and `most`, both included.

@@ -34,6 +34,8 @@ pub(crate) struct RngSettings {
     pub(crate) hang_timeout: Option<HangTimeout>,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
+    /// Whether a second process waits beside the one that serves: 0 or 1.
+    pub(crate) standby: Option<u64>,
     /// The name of the device.
     pub(crate) id: Option<String>,
 }
@@ -60,7 +62,8 @@ period (default: 1048576 bytes in 1000 ms). `backend=EXE` starts another program
 same launch contract. `socket=PATH[,wait=10s|forever]` connects to a vhost-user-rng back-end that listens there.
 
 All take `hang-timeout=TIME|off` (default: 5s; a back-end that consumes no kick for so long hangs), \
-`id=NAME` (default: rng0, rng1, …) and `on-failure=restart|pause|shutdown`, as a disk does.";
+`id=NAME` (default: rng0, rng1, …), and `on-failure=restart|pause|shutdown` and `standby=0|1`, as a \
+disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -76,6 +79,7 @@ All take `hang-timeout=TIME|off` (default: 5s; a back-end that consumes no kick 
             hang_timeout: self.hang_timeout.unwrap_or_default().millis(),
         };
         let on_failure = self.on_failure;
+        let standby = plan::standby(self.standby)?;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
             None => self.program()?,
@@ -85,17 +89,19 @@ All take `hang-timeout=TIME|off` (default: 5s; a back-end that consumes no kick 
             spec,
             served_by,
             on_failure,
+            standby,
         })
     }
 }
 
 impl RngSettings {
     /// What a back-end that somebody else runs decides, and whether it was given.
-    fn decides(&self) -> [(&'static str, bool); 3] {
+    fn decides(&self) -> [(&'static str, bool); 4] {
         [
             ("backend", self.backend.is_some()),
             ("max-bytes", self.max_bytes.is_some()),
             ("period", self.period.is_some()),
+            ("standby", self.standby.is_some()),
         ]
     }
 

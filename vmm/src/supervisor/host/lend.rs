@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) server: Server,
     /// What becomes of the VM when its back-end fails.
     pub(crate) on_failure: OnFailure,
+    /// A second process waits beside the one that serves.
+    pub(crate) standby: bool,
 }
 
 /// Who serves a device.
@@ -168,6 +170,7 @@ pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
         spec,
         served_by,
         on_failure,
+        standby,
     } = plan;
     let whose = served_by.whose();
     let server = match served_by {
@@ -190,6 +193,7 @@ pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
         whose,
         server,
         on_failure,
+        standby,
     })
 }
 

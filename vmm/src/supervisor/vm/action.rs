@@ -16,6 +16,8 @@ pub(crate) enum Who {
     Machine,
     /// The back-end's of the device at this place.
     Device(usize),
+    /// That of the standby of the device at this place.
+    Standby(usize),
 }
 
 /// What is to be done. None of it waits.
@@ -35,6 +37,12 @@ pub(crate) enum Action {
     /// The next program of this device, which is attached next, is to deal so with
     /// requests that it finds in flight.
     Order(usize, Replay),
+    /// Start the program of this device once more, as one that waits, and hand its
+    /// connection to the machine, as this session.
+    Prepare(usize, SessionNumber),
+    /// What waits is the device's back-end from now on, as this session: tell it what its
+    /// predecessor has left, if that is known, and the machine to let it serve.
+    TakeOver(usize, SessionNumber, Option<Kept>),
     /// See to it that nothing is left of this device's back-end: kill its process, or
     /// end our connection to it, and tell when it is gone and its I/O over.
     Clear(usize),

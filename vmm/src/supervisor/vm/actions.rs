@@ -2,6 +2,7 @@
 //! waits for what happens next.
 
 mod answers;
+mod standbys;
 
 use std::fs::File;
 use std::io;
@@ -48,6 +49,8 @@ pub(crate) struct Hands<'a> {
     is_whole: bool,
     /// Each at its device's place.
     backends: Vec<Backend<'a>>,
+    /// Those that wait, likewise; `None` where there is to be none.
+    standbys: Vec<Option<Backend<'a>>>,
 }
 
 impl<'a> Hands<'a> {
@@ -62,8 +65,13 @@ impl<'a> Hands<'a> {
         parent: &'a Parent,
     ) -> Result<Self> {
         let backends = resources.devices.iter().map(Backend::new);
+        let standbys = resources.devices.iter().map(|opened| {
+            let standby = opened.standby.then(|| Backend::new(opened));
+            standby.transpose()
+        });
         Ok(Self {
             backends: backends.collect::<Result<_>>()?,
+            standbys: standbys.collect::<Result<_>>()?,
             resources,
             console,
             signals,
@@ -95,6 +103,13 @@ impl<'a> Hands<'a> {
                 }
             }
             Action::Order(place, replay) => self.backend(place, |backend| backend.order(replay)),
+            Action::Prepare(place, session) => return self.prepare(place, session),
+            Action::TakeOver(place, session, kept) => {
+                if let Err(error) = self.take_over(place, session, kept) {
+                    let text = format!("{error:#}");
+                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
+                }
+            }
             Action::Clear(place) => {
                 let backend = self.backends.get_mut(place)?;
                 return backend.clear().map(|event| Event::Device(place, event));
@@ -137,6 +152,7 @@ impl<'a> Hands<'a> {
         let child = match who {
             Who::Machine => self.machine.as_mut().map(|machine| &mut machine.child),
             Who::Device(place) => self.backends.get_mut(place).and_then(Backend::child),
+            Who::Standby(place) => self.waiting(place).and_then(Backend::child),
         };
         if let Some(child) = child {
             act(child);
@@ -151,6 +167,11 @@ impl<'a> Hands<'a> {
                 self.forget_machine();
             }
             Who::Device(place) => self.backend(place, Backend::abandon),
+            Who::Standby(place) => {
+                if let Some(standby) = self.waiting(place) {
+                    standby.abandon();
+                }
+            }
         }
     }
 
@@ -205,12 +226,8 @@ impl<'a> Hands<'a> {
             bail!("{device}: not started, as another part of the VM was not");
         }
         let is_ours = opened.server.is_ours();
-        let restored = match &kept {
-            Some(Kept::Nothing) => Restored::Nothing,
-            Some(_) if is_ours => Restored::Kept,
-            Some(_) | None => Restored::Unknown,
-        };
-        let kept = kept.unwrap_or_default();
+        let restored = restored(kept.as_ref(), is_ours);
+        let kept = Some(kept.unwrap_or_default());
         let front = backend.start(session, kept, self.parent, &self.resources.logging)?;
         let attach = ToMachine::Attach {
             device,
@@ -247,6 +264,7 @@ impl<'a> Hands<'a> {
         let dead = self.poll(due);
         let said = self.listen();
         let mut events = self.of_each(Backend::attend);
+        events.extend(self.of_standbys(Backend::attend));
         events.extend(said);
         if self.signals.take().is_some() {
             events.push(Event::Asked);
@@ -286,8 +304,8 @@ impl<'a> Hands<'a> {
             watched.push((gone, machine.child.pidfd(), PollFlags::POLLIN));
             watched.extend(machine.line.watched().map(|(fd, flags)| (None, fd, flags)));
         }
-        for (place, backend) in self.backends.iter().enumerate() {
-            let gone = Some(Source::Process(Who::Device(place)));
+        for (who, backend) in self.everybody() {
+            let gone = Some(Source::Process(who));
             let child = backend.pidfd();
             watched.extend(child.map(|fd| (gone, fd, PollFlags::POLLIN)));
             watched.extend(backend.watched().map(|(fd, flags)| (None, fd, flags)));
@@ -338,6 +356,8 @@ impl<'a> Hands<'a> {
                     let of_it = backend.map(Backend::reap).unwrap_or_default();
                     events.extend(of_it.into_iter().map(|event| Event::Device(place, event)));
                 }
+                // Those are few, and asking costs little.
+                Who::Standby(_) => events.extend(self.of_standbys(Backend::reap)),
             }
         }
         events
@@ -356,6 +376,15 @@ enum Source {
 struct Ready {
     typed: bool,
     ended: Vec<Who>,
+}
+
+/// What a back-end knows that is told this of its predecessors.
+fn restored(kept: Option<&Kept>, is_ours: bool) -> Restored {
+    match kept {
+        Some(Kept::Nothing) => Restored::Nothing,
+        Some(_) if is_ours => Restored::Kept,
+        Some(_) | None => Restored::Unknown,
+    }
 }
 
 fn copy(file: &File) -> io::Result<OwnedFd> {

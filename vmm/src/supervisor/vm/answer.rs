@@ -1,7 +1,7 @@
 //! What a VM answers to whom asks it by the control API, as far as its states tell.
 
 use crate::supervisor::api::call::Reply;
-use crate::supervisor::api::model::{DeviceState, Refused, VmState};
+use crate::supervisor::api::model::{DeviceState, Refused, Standby, VmState};
 
 /// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub(crate) struct DeviceStanding {
     pub(crate) reason: Option<String>,
     /// The features that the driver has acknowledged, if it uses the device.
     pub(crate) features: Option<u64>,
+    /// Whether a second process waits.
+    pub(crate) standby: Standby,
     /// How many times its back-end was replaced.
     pub(crate) restarts: u64,
     /// Why the last one was lost.

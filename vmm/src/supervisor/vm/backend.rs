@@ -176,15 +176,21 @@ impl<'a> Backend<'a> {
         self.replay = replay;
     }
 
+    /// What was ordered for the next program, which another process is.
+    pub(crate) fn take_order(&mut self) -> Replay {
+        std::mem::take(&mut self.replay)
+    }
+
     /// Starts the program for this session, if there is one, and tells it what a predecessor
-    /// has `kept`. Returns the front-end's socket, or the connection to whom was found.
+    /// has `kept`; `None`: it is to wait until it is told to [`Self::take_over`]. Returns the
+    /// front-end's socket, or the connection to whom was found.
     ///
     /// # Errors
     /// A message that names the device and the program; nothing is started then.
     pub(crate) fn start(
         &mut self,
         session: SessionNumber,
-        kept: Kept,
+        kept: Option<Kept>,
         parent: &Parent,
         logging: &Logging,
     ) -> Result<OwnedFd> {
@@ -211,7 +217,10 @@ impl<'a> Backend<'a> {
             let mut fds = vec![back];
             fds.extend(lent.give(found)?);
             let number = BACKEND_FD.saturating_add(fds.len() as i32);
-            fds.push(line.begin_again(kept, replay)?);
+            fds.push(match kept {
+                Some(kept) => line.begin_again(kept, replay)?,
+                None => line.wait()?,
+            });
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
@@ -242,6 +251,24 @@ impl<'a> Backend<'a> {
         if let Some(line) = &mut self.line {
             line.retry();
         }
+    }
+
+    /// Tells its program, which waits, that it is to serve, what a predecessor has `kept`,
+    /// and how to deal with what it finds in flight. One that cannot be told is killed.
+    ///
+    /// # Errors
+    /// It has not been told.
+    pub(crate) fn take_over(&mut self, kept: Kept, replay: Replay) -> Result<()> {
+        let line = self.line.as_mut().context("there is no line")?;
+        let told = line.take_over(kept, replay).inspect_err(|_| {
+            self.child.iter().for_each(Child::signal_kill);
+        });
+        told.with_context(|| format!("{}: telling its standby to serve", self.opened.spec.id))
+    }
+
+    /// The session that was last begun.
+    pub(crate) fn session(&self) -> SessionNumber {
+        self.session
     }
 
     /// Sees to its line: what its back-end has said there.

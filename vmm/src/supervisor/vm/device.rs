@@ -26,7 +26,9 @@
 //! ```
 //! A process is started in one place, from `Found`, and every way there leads
 //! through `Clear`: a predecessor and its successor never live side by side, and the
-//! I/O of one is over before the other begins.
+//! I/O of one is over before the other begins. A standby is no exception: it touches
+//! nothing before it takes over, which it does where a process would be started
+//! (`standby.rs`).
 
 mod blame;
 mod ending;
@@ -36,6 +38,7 @@ mod health;
 mod keeping;
 mod line;
 mod recovery;
+mod standby;
 mod state;
 mod suspects;
 
@@ -49,6 +52,7 @@ pub(crate) use self::event::{Event, Fault, Outcome};
 use self::hang::Suspicion;
 use self::health::Health;
 use self::line::Line;
+use self::standby::Standby;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
 use super::action::{Action, Who};
@@ -71,6 +75,9 @@ pub(crate) struct Device {
     /// Whether that lives.
     lives: bool,
     session: SessionNumber,
+    /// The last number that was given to a session: this one's, or a standby's.
+    numbered: SessionNumber,
+    standby: Standby,
     line: Line,
     suspicion: Suspicion,
     /// Its back-end holds back what has failed.
@@ -121,6 +128,8 @@ impl Device {
             program,
             lives: false,
             session: 0,
+            numbered: 0,
+            standby: Standby::default(),
             line: Line::Silent,
             suspicion: Suspicion::default(),
             holds: false,
@@ -195,13 +204,15 @@ impl Device {
             State::Resting { until } | State::Stopping { until } => Some(*until),
             _ => None,
         };
-        due.into_iter().chain(self.line_due()).min()
+        let others = [self.line_due(), self.standby_due()];
+        due.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// Takes an event; returns what becomes of it.
     pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
-        let event = self.hear(event, now, &mut out);
+        let event = self.reserve(event, now, &mut out);
+        let event = event.and_then(|event| self.hear(event, now, &mut out));
         let Some(event) = event.and_then(|event| self.suspect(event, &mut out)) else {
             return out;
         };
@@ -244,6 +255,11 @@ impl Device {
         out
     }
 
+    fn next_session(&mut self) -> SessionNumber {
+        self.numbered = self.numbered.saturating_add(1);
+        self.numbered
+    }
+
     /// It has no process any more.
     fn gone(&mut self) {
         self.lives = false;
@@ -266,7 +282,10 @@ impl Device {
             (State::Down, Event::Begin) => self.begin(out),
             (State::Seeking, Event::Found) => State::Found,
             (State::Found, Event::Go) => {
-                self.suspects_nothing(self.session + 1);
+                // One that is not ready by now would be no faster.
+                self.dismiss(now, out);
+                let session = self.next_session();
+                self.suspects_nothing(session);
                 self.lives = self.program.is_some();
                 self.shares = false;
                 self.order(out);
@@ -299,6 +318,7 @@ impl Device {
             Event::Attached(session) if session == self.session => {
                 self.check_version(out);
                 self.health.is_served(now);
+                self.wants_standby(now, out);
                 State::Serving
             }
             Event::CannotBegin(text) => self.fault(Fault::CannotBegin(text), out),

@@ -128,6 +128,7 @@ impl Life {
             Event::Asked => self.settle(true),
             Event::Said(
                 FromMachine::Attached { .. }
+                | FromMachine::Prepared { .. }
                 | FromMachine::Lost { .. }
                 | FromMachine::Free { .. }
                 | FromMachine::Agreed { .. }
@@ -173,44 +174,46 @@ impl Life {
 
     fn said(&mut self, message: FromMachine) {
         let place = |id: &str| self.devices.iter().position(|device| device.id() == id);
-        let step = match message {
-            FromMachine::Attached { device, session } => {
-                place(&device).map(|place| Step::Device(place, device::Event::Attached(session)))
-            }
-            FromMachine::Agreed {
-                device,
-                features,
-                tracked,
-            } => place(&device).map(|place| {
-                let agreed = Agreed { features, tracked };
-                Step::Device(place, device::Event::Agreed(agreed))
-            }),
-            FromMachine::Lost {
-                device,
-                session,
-                cause,
-                text,
-            } => place(&device)
-                .map(|place| Step::Device(place, device::Event::Lost(session, cause, text))),
-            FromMachine::Unserved {
-                device,
-                session,
-                queue,
-                kick,
-                times,
-            } => place(&device).map(|place| {
-                let unserved = Unserved { queue, kick, times };
-                Step::Device(place, device::Event::Unserved(session, unserved))
-            }),
-            FromMachine::Free { device } => {
-                place(&device).map(|place| Step::Device(place, device::Event::Free))
-            }
-            FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
-            FromMachine::Paused => Some(Step::Machine(machine::Event::Paused)),
-            FromMachine::Resumed => Some(Step::Machine(machine::Event::Resumed)),
-            FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
-            FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
-        };
+        let step =
+            match message {
+                FromMachine::Attached { device, session } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::Attached(session))),
+                FromMachine::Prepared { device, session } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::Prepared(session))),
+                FromMachine::Agreed {
+                    device,
+                    features,
+                    tracked,
+                } => place(&device).map(|place| {
+                    let agreed = Agreed { features, tracked };
+                    Step::Device(place, device::Event::Agreed(agreed))
+                }),
+                FromMachine::Lost {
+                    device,
+                    session,
+                    cause,
+                    text,
+                } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::Lost(session, cause, text))),
+                FromMachine::Unserved {
+                    device,
+                    session,
+                    queue,
+                    kick,
+                    times,
+                } => place(&device).map(|place| {
+                    let unserved = Unserved { queue, kick, times };
+                    Step::Device(place, device::Event::Unserved(session, unserved))
+                }),
+                FromMachine::Free { device } => {
+                    place(&device).map(|place| Step::Device(place, device::Event::Free))
+                }
+                FromMachine::Running => Some(Step::Machine(machine::Event::GuestRuns)),
+                FromMachine::Paused => Some(Step::Machine(machine::Event::Paused)),
+                FromMachine::Resumed => Some(Step::Machine(machine::Event::Resumed)),
+                FromMachine::Failed { error } => Some(Step::Machine(machine::Event::Failed(error))),
+                FromMachine::Ended { ending } => Some(Step::Machine(machine::Event::Ended(ending))),
+            };
         self.steps.extend(step);
     }
 
@@ -271,6 +274,7 @@ impl Life {
         if !self.machine.is_off() {
             return self.follow_the_machine();
         }
+        let no_standby = || self.devices.iter().all(Device::has_no_standby);
         let all = |state: &device::State| self.devices.iter().all(|d| d.state() == state);
         match self.end.state() {
             end::State::Alive if all(&device::State::Found) => {
@@ -286,7 +290,7 @@ impl Life {
                 let cannot = out.map(|text| Step::End(end::Event::CannotStart(text)));
                 self.steps.extend(cannot);
             }
-            end::State::Ending(_) if all(&device::State::Down) => {
+            end::State::Ending(_) if all(&device::State::Down) && no_standby() => {
                 self.steps.push_back(Step::End(end::Event::NothingLeft));
             }
             end::State::Ending(_) => {

@@ -5,5 +5,6 @@ mod calls;
 pub(super) mod lingering;
 mod pauses;
 mod recovery;
+mod standbys;
 mod tables;
 mod walks;

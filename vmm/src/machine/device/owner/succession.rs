@@ -23,19 +23,30 @@ impl Owner {
             session,
             restored,
         } = newcomer;
-        if self.serving.is_some() {
-            // That one's end may be there to be read.
-            let heard = self.attend();
-            self.lose_on_error(heard);
-        }
-        if self.serving.is_some() {
+        if self.is_served() {
             let text = "the device has a back-end already";
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
         let whose = session.whose();
         let successor = Successor { whose, restored };
         let met = introduce(&self.seat.spec, number, session, &self.interruption);
-        match met.and_then(|(serving, offer)| self.employ(serving, successor, &offer)) {
+        let result = met.and_then(|(serving, offer)| self.employ(serving, successor, &offer));
+        self.has_begun(number, result);
+    }
+
+    /// Whether there is a session, as far as can be known.
+    pub(super) fn is_served(&mut self) -> bool {
+        if self.serving.is_some() {
+            // That one's end may be there to be read.
+            let heard = self.attend();
+            self.lose_on_error(heard);
+        }
+        self.serving.is_some()
+    }
+
+    /// Tells what became of a session that was to begin.
+    pub(super) fn has_begun(&mut self, number: SessionNumber, result: Result<()>) {
+        match result {
             Ok(()) => self.post(FromMachine::Attached {
                 device: self.seat.spec.id.clone(),
                 session: number,
@@ -49,7 +60,12 @@ impl Owner {
     ///
     /// # Errors
     /// It cannot go on where its predecessor was lost, or has gone.
-    fn employ(&mut self, mut serving: Serving, successor: Successor, offer: &Offer) -> Result<()> {
+    pub(super) fn employ(
+        &mut self,
+        mut serving: Serving,
+        successor: Successor,
+        offer: &Offer,
+    ) -> Result<()> {
         let Seat { spec, function, .. } = &self.seat;
         let kind = &spec.kind;
         let (features, seen, shown) = function.with_registers(|registers| {

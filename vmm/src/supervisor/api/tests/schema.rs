@@ -134,6 +134,7 @@ fn every_route_is_described_and_every_schema_is_there() {
         "VmState",
         "Device",
         "DeviceState",
+        "Standby",
         "QueueCounters",
         "Refused",
         "Explanation",

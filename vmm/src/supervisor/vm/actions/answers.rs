@@ -99,6 +99,7 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
         version: backend.release().map(str::to_owned),
         features: standing.features.map(|bits| format!("{bits:#x}")),
         queues: opened.spec.queues,
+        standby: standing.standby,
         restarts: standing.restarts,
         last_error: standing.last_error,
         last_outage_us: standing.last_outage_us,

@@ -44,6 +44,7 @@ fn resources(program: Program, back_end: Program) -> Resources {
         kernel: null(),
         initrd: None,
         devices: vec![Opened {
+            standby: false,
             spec: launch::Device {
                 id: "disk0".into(),
                 kind: Kind::blk(),

@@ -31,6 +31,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// A disk of two queues that is served by this script, which is lent one file.
 fn served_by(script: &str) -> Opened {
     Opened {
+        standby: false,
         spec: Device {
             id: "disk0".into(),
             kind: Kind::blk(),
@@ -50,7 +51,7 @@ fn served_by(script: &str) -> Opened {
 }
 
 fn start(backend: &mut Backend<'_>, session: SessionNumber, kept: Kept) -> UnixStream {
-    let front = backend.start(session, kept, &Parent::of_all(), &Logging::default());
+    let front = backend.start(session, Some(kept), &Parent::of_all(), &Logging::default());
     let front = UnixStream::from(front.unwrap());
     front.set_read_timeout(Some(LONG)).unwrap();
     front

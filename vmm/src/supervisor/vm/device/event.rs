@@ -29,6 +29,11 @@ pub(crate) enum Event {
     Attached(SessionNumber),
     /// What the driver and a back-end have agreed on has become this.
     Agreed(Agreed),
+    /// The machine has this session of a standby.
+    Prepared(SessionNumber),
+    /// This has happened to the process of a standby, which was started for this session:
+    /// what is heard on its line, that it was not started, or that it has ended.
+    Standby(SessionNumber, Box<Event>),
     /// This session is over, or could not begin, with the reason.
     Lost(SessionNumber, Cause, String),
     /// The driver has reset the device while it had no back-end.

@@ -45,8 +45,12 @@ impl Device {
         State::Stopping { until }
     }
 
-    /// Nothing is left of a back-end: the next is looked for, or started.
+    /// Nothing is left of a back-end: the next is there and waits, or it is looked for, or
+    /// started.
     pub(super) fn begin(&mut self, out: &mut Vec<Outcome>) -> State {
+        if let Some(session) = self.standby.take() {
+            return self.promote(session, out);
+        }
         if !self.seeks {
             return State::Found;
         }
@@ -103,6 +107,8 @@ impl Device {
         match self.beyond.take() {
             Some(why) => State::Out(why),
             None if held => State::Held,
+            // The next standby waits in its place.
+            None if self.standby.is_ready() => self.begin(out),
             None => match self.health.wait() {
                 Duration::ZERO => self.begin(out),
                 wait => State::Resting { until: now + wait },

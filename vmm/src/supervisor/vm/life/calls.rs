@@ -182,6 +182,7 @@ impl Life {
                 state,
                 reason,
                 features: device.agreed().features,
+                standby: device.standby(),
                 restarts: health.restarts(),
                 last_error: error.cloned(),
                 last_outage_us: outage,

@@ -147,6 +147,11 @@ struct Slot {
     failed: bool,
     /// The number of the last session.
     session: u64,
+    /// There is to be one that waits; the number of its session while it lives, and
+    /// whether it was killed.
+    has_standby: bool,
+    standby: Option<u64>,
+    standby_killed: bool,
     /// The user was told that it keeps version 1.
     told: bool,
     /// It holds back what has failed.
@@ -181,6 +186,8 @@ impl World {
             let seeks = !slot.is_ours || dice.one(3);
             let program = slot.is_ours.then_some(Whose::Own);
             let device = Device::new(place, &format!("d{place}"), "blk", seeks, program);
+            slot.has_standby = slot.is_ours && dice.one(2);
+            let device = device.with_standby(slot.has_standby);
             devices.push(device.on_failure(match dice.throw(3) {
                 0 => OnFailure::Shutdown,
                 1 => OnFailure::Pause,
@@ -236,6 +243,8 @@ impl World {
                 (self.pauses, self.stands) = (false, false);
                 self.answers.clear();
             }
+            // It has ended with what was to pause it, and hears nothing.
+            Action::PauseMachine if !self.machine_lives => {}
             Action::PauseMachine => {
                 assert!(self.machine_lives && self.life.machine().has_run());
                 assert!(!std::mem::replace(&mut self.pauses, true), "told twice");
@@ -277,6 +286,33 @@ impl World {
             Action::Order(place, order) => {
                 assert!(!self.slots[place].lives && !order.is_plain());
             }
+            Action::Prepare(place, session) => {
+                let slot = &mut self.slots[place];
+                assert!(slot.has_standby && slot.standby.is_none(), "two wait");
+                assert!(slot.lives && session > slot.session, "nobody serves");
+                if dice.one(10) {
+                    let failed = device::Event::CannotBegin("no fork".into());
+                    let failed = device::Event::Standby(session, Box::new(failed));
+                    return Some(Event::Device(place, failed));
+                }
+                (slot.standby, slot.standby_killed) = (Some(session), false);
+            }
+            Action::TakeOver(place, session, _) => {
+                let slot = &mut self.slots[place];
+                assert!(
+                    !slot.lives && !slot.clearing && slot.cleared,
+                    "a predecessor may be left"
+                );
+                assert_eq!(slot.standby.take(), Some(session));
+                assert!(!slot.standby_killed && session > slot.session);
+                (slot.session, slot.cleared) = (session, false);
+                (slot.lives, slot.killed) = (true, false);
+                if dice.one(10) {
+                    (slot.lives, slot.failed) = (false, true);
+                    let text = "it does not hear".into();
+                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
+                }
+            }
             Action::Clear(place) => {
                 let slot = &mut self.slots[place];
                 (slot.clearing, slot.killed) = (true, true);
@@ -298,7 +334,16 @@ impl World {
                 assert!(slot.lives || slot.failed);
                 slot.killed = true;
             }
+            Action::Kill(Who::Standby(place)) => {
+                let slot = &mut self.slots[place];
+                assert!(slot.standby.is_some());
+                slot.standby_killed = true;
+            }
             Action::Abandon(who) => match who {
+                Who::Standby(place) => {
+                    let slot = &mut self.slots[place];
+                    assert!(slot.standby.take().is_some() && slot.standby_killed);
+                }
                 Who::Machine => {
                     assert!(self.machine_lives && self.machine_killed);
                     (self.machine_lives, self.speaks) = (false, false);
@@ -321,7 +366,13 @@ impl World {
                 assert!(slot.is_ours && !std::mem::replace(&mut slot.told, true));
             }
             Action::Log(_, text) => {
-                let known = ["it serves on", "the VM is paused", "the VM goes on"];
+                let known = [
+                    "it serves on",
+                    "once more",
+                    "standby",
+                    "the VM is paused",
+                    "the VM goes on",
+                ];
                 assert!(known.iter().any(|known| text.contains(known)), "{text}");
             }
             Action::TellCounts(place) => assert!(self.slots[place].is_ours),
@@ -343,6 +394,7 @@ impl World {
         match who {
             Who::Machine => self.machine_lives,
             Who::Device(place) => self.slots[place].lives,
+            Who::Standby(place) => self.slots[place].standby.is_some(),
         }
     }
 
@@ -351,7 +403,8 @@ impl World {
     }
 
     fn check(&self, at_rest: bool) {
-        let any = self.slots.iter().any(|slot| slot.lives || slot.sought);
+        let has_any = |slot: &Slot| slot.lives || slot.sought || slot.standby.is_some();
+        let any = self.slots.iter().any(has_any);
         if self.is_over() {
             assert!(!any && !self.machine_lives, "something is left");
         }
@@ -438,6 +491,11 @@ impl World {
             if slot.clearing && !slot.lives && dice.one(2) {
                 return self.clear(place, dice);
             }
+            if let Some(session) = slot.standby
+                && dice.one(2)
+            {
+                return self.of_standby(place, session, dice);
+            }
             if dice.one(8) {
                 return Event::Device(place, device::Event::Restart);
             }
@@ -499,6 +557,30 @@ impl World {
         Event::Tick
     }
 
+    /// Something that can happen to one that waits.
+    fn of_standby(&mut self, place: usize, session: u64, dice: &mut Dice) -> Event {
+        let device = format!("d{place}");
+        let event = match dice.throw(8) {
+            0..3 => device::Event::Ready(session),
+            3 if self.speaks => {
+                return Event::Said(FromMachine::Lost {
+                    device,
+                    session,
+                    cause: dice.cause(),
+                    text: "gone".into(),
+                });
+            }
+            4 => {
+                self.slots[place].standby = None;
+                device::Event::Died(dice.death())
+            }
+            5 => dice.heard(session),
+            _ if self.speaks => return Event::Said(FromMachine::Prepared { device, session }),
+            _ => return Event::Tick,
+        };
+        Event::Device(place, device::Event::Standby(session, Box::new(event)))
+    }
+
     /// From here on nobody does anything but die when he is killed, if that.
     fn end(&mut self, dice: &mut Dice) {
         let mortal = dice.one(2);
@@ -523,6 +605,15 @@ impl World {
                 self.happens(Event::Device(place, died), dice);
                 continue;
             }
+            let killed = |slot: &Slot| slot.standby.filter(|_| slot.standby_killed && mortal);
+            let mut waiting = self.slots.iter().enumerate();
+            if let Some((place, session)) = waiting.find_map(|(at, it)| Some((at, killed(it)?))) {
+                self.slots[place].standby = None;
+                let died = device::Event::Died(Death::Killed(Signal::SIGKILL));
+                let died = device::Event::Standby(session, Box::new(died));
+                self.happens(Event::Device(place, died), dice);
+                continue;
+            }
             let due = self.life.due();
             let due =
                 due.unwrap_or_else(|| panic!("nothing would ever happen again: {:?}", self.life));
@@ -535,7 +626,17 @@ impl World {
 
 /// An event of a device, whatever state it is in.
 fn device_event(dice: &mut Dice) -> device::Event {
-    match dice.throw(20) {
+    match dice.throw(24) {
+        20 => device::Event::Prepared(dice.throw(4).into()),
+        21..24 => {
+            let session = dice.throw(4).into();
+            let event = match dice.throw(4) {
+                0 => device::Event::CannotBegin("no".into()),
+                1 => dice.heard(session),
+                _ => device::Event::Ready(session),
+            };
+            device::Event::Standby(session, Box::new(event))
+        }
         16 if dice.one(2) => device::Event::Resume,
         16 => device::Event::Recover,
         17 => device::Event::Restart,
@@ -626,11 +727,14 @@ proptest! {
         seeks: bool,
         is_ours: bool,
         is_own: bool,
+        stands_by: bool,
     ) {
         let is_own = is_own && is_ours;
         let mut now = Instant::now();
-        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours.then(|| whose(is_own)));
+        let mut device = Device::new(0, "disk0", "blk", seeks, is_ours.then(|| whose(is_own)))
+            .with_standby(is_ours && stands_by);
         let (mut lives, mut last) = (false, 0);
+        let (mut standby, mut numbered) = (None, 0);
         let (mut told, mut ready, mut holds) = (false, false, false);
         for mut dice in walk.into_iter().map(Dice) {
             let event = device_event(&mut dice);
@@ -645,6 +749,20 @@ proptest! {
                 _ => {}
             }
             now += Duration::from_secs(dice.throw(3).into());
+            // What is said of one that serves, and not of the standby.
+            let event = match event {
+                device::Event::Standby(session, event) if session == last => match *event {
+                    device::Event::CannotBegin(_) => continue,
+                    other => other,
+                },
+                other => other,
+            };
+            if let device::Event::Standby(session, it) = &event
+                && matches!(**it, device::Event::CannotBegin(_))
+                && standby == Some(*session)
+            {
+                standby = None;
+            }
             let before = device.kept().cloned();
             let of_another = match &event {
                 device::Event::Ready(session)
@@ -663,14 +781,15 @@ proptest! {
             for outcome in outcomes {
                 match outcome {
                     device::Outcome::Do(Action::Log(_, text)) => {
-                        assert!(lives, "{text}");
+                        assert!(lives || text.contains("standby"), "{text}");
                         if text.contains("version 1") {
                             assert!(!ready && !std::mem::replace(&mut told, true));
                         }
                     }
                     device::Outcome::Do(Action::Attach(_, session, kept)) => {
-                        assert!(!lives && session > last && kept.as_ref() == device.kept());
+                        assert!(!lives && session > numbered && kept.as_ref() == device.kept());
                         (lives, last, ready, holds) = (is_ours, session, false, false);
+                        numbered = session;
                     }
                     device::Outcome::IoError => {
                         assert!(ready && is_own && !std::mem::replace(&mut holds, true));
@@ -678,6 +797,19 @@ proptest! {
                     device::Outcome::Do(Action::Retry(_)) => {
                         assert!(lives && std::mem::replace(&mut holds, false));
                     }
+                    device::Outcome::Do(Action::Prepare(_, session)) => {
+                        assert!(lives && standby.is_none() && session > numbered);
+                        (standby, numbered) = (Some(session), session);
+                    }
+                    device::Outcome::Do(Action::TakeOver(_, session, kept)) => {
+                        assert!(!lives && standby == Some(session));
+                        assert_eq!(kept.as_ref(), device.kept());
+                        (lives, last, ready, standby) = (true, session, true, None);
+                    }
+                    device::Outcome::Do(Action::Kill(Who::Standby(_))) => {
+                        assert!(standby.is_some());
+                    }
+                    device::Outcome::Do(Action::Abandon(Who::Standby(_))) => standby = None,
                     device::Outcome::Do(Action::Kill(_) | Action::Terminate(_)) => assert!(lives),
                     device::Outcome::Do(Action::Abandon(_)) => lives = false,
                     _ => {}
@@ -693,6 +825,7 @@ proptest! {
         }
         assert_eq!(*device.state(), device::State::Down);
         assert_eq!(device.due(), None);
+        assert!(device.has_no_standby());
     }
 
     #[test]
