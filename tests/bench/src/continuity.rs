@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use outboard_e2e::storm::killer::Aim;
 use outboard_e2e::storm::{self, FrontEnd, Outcome, Pace, Shape};
 
 use crate::Products;
@@ -61,7 +62,10 @@ impl Row {
         shape.pace = Pace::OneByOne;
         match self {
             Self::Restart => {}
-            Self::Standby => shape = shape.disk(",standby=1"),
+            Self::Standby => {
+                shape = shape.disk(",standby=1");
+                shape.aim = Aim::Serving;
+            }
             Self::Qemu => shape.front_end = FrontEnd::Qemu,
             Self::Disk => {
                 shape = shape.disk(",direct");

@@ -41,6 +41,17 @@ impl fmt::Display for Blow {
     }
 }
 
+/// Which of the back-ends of a device is struck, of which one waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// The one that was started last: without a standby there is no other.
+    Newest,
+    /// The one that was started first, which serves.
+    Serving,
+    /// Any of them.
+    Any,
+}
+
 /// Who kills the back-ends of one program, one after the other.
 #[derive(Debug)]
 pub struct Killer {
@@ -48,6 +59,8 @@ pub struct Killer {
     began: Instant,
     random: u64,
     within: Duration,
+    /// Whom it kills.
+    pub aim: Aim,
     /// When it has killed, from the beginning on.
     pub kills: Vec<Duration>,
 }
@@ -60,12 +73,32 @@ impl Killer {
             began: Instant::now(),
             random: seed,
             within,
+            aim: Aim::Newest,
             kills: Vec::new(),
         }
     }
 
     /// The back-end as it is now, if there is one: the newest, if there are two.
     pub fn newest(&self, vm: &Vm) -> Option<Pid> {
+        self.all(vm).last().copied()
+    }
+
+    /// The back-end that is aimed at as it is now.
+    fn aimed_at(&self, vm: &Vm) -> Option<Pid> {
+        let all = self.all(vm);
+        match self.aim {
+            Aim::Newest => all.last(),
+            Aim::Serving => all.first(),
+            Aim::Any => {
+                let some = usize::try_from(self.random).unwrap_or(0);
+                all.get(some.checked_rem(all.len())?)
+            }
+        }
+        .copied()
+    }
+
+    /// All back-ends as they are now, the oldest first.
+    pub fn all(&self, vm: &Vm) -> Vec<Pid> {
         let is = |process: &Process| {
             let name = process.args.first().map(Path::new);
             // A shell becomes it.
@@ -74,7 +107,9 @@ impl Killer {
                 && name.is_some_and(|name| names.iter().any(|end| name.ends_with(end)))
         };
         let children = processes::children(vm.pid()).into_iter();
-        children.filter(is).map(|process| process.pid).max()
+        let mut found: Vec<_> = children.filter(is).map(|process| process.pid).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Waits for a back-end other than this one.
@@ -84,7 +119,7 @@ impl Killer {
     pub fn next(&self, vm: &mut Vm, last: Option<Pid>) -> Result<Pid> {
         let found = eventually("another back-end is there", || {
             ensure!(!vm.is_over()?, "the run is over");
-            Ok(self.newest(vm).filter(|pid| Some(*pid) != last))
+            Ok(self.aimed_at(vm).filter(|pid| Some(*pid) != last))
         });
         let kills = self.kills.len();
         found.with_context(|| format!("after {kills} kills; {last:?} was last: {}", vm.messages()))

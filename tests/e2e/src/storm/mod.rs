@@ -31,7 +31,7 @@ use crate::pattern::SECTOR;
 use crate::products::{Products, write_script};
 use crate::record::{self, Found, Layout, STOP};
 use crate::vm::{Ended, GuestResult, Run, Vm};
-use killer::{Blow, Killer};
+use killer::{Aim, Blow, Killer};
 use qemu::BackEnd;
 
 /// Bytes of the image: small, so that blocks are written again and again.
@@ -108,6 +108,8 @@ pub struct Shape {
     pub front_end: FrontEnd,
     /// When kills come.
     pub pace: Pace,
+    /// Whom they hit.
+    pub aim: Aim,
     /// Where the image is made.
     pub folder: PathBuf,
     /// More keys of `--disk`, each with its comma in front.
@@ -136,6 +138,7 @@ impl Shape {
         Self {
             front_end: FrontEnd::Outboard,
             pace: Pace::Anyhow,
+            aim: Aim::Newest,
             folder: match shm.is_dir() {
                 true => shm.to_owned(),
                 false => std::env::temp_dir(),
@@ -277,6 +280,7 @@ impl Storm {
         storm.vm.console_line("begun scenario=storm")?;
         // Its time is that of the workload.
         storm.killer = Killer::new(BLK, shape.seed, shape.within);
+        storm.killer.aim = shape.aim;
         storm.vm.console_line("progress scenario=storm")?;
         Ok(storm)
     }

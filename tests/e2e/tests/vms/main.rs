@@ -14,6 +14,7 @@ mod outlives;
 mod pasted;
 mod peers;
 mod rng;
+mod standbys;
 mod storm;
 mod terminal;
 mod words;
@@ -152,6 +153,7 @@ fn main() -> ExitCode {
         ("net", net::tests()),
         ("outlives", outlives::tests()),
         ("rng", rng::tests()),
+        ("standbys", standbys::tests()),
         ("storm", storm::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),

@@ -1,0 +1,175 @@
+//! A second process waits beside a back-end (`standby=1`), and serves when that is
+//! gone: nothing is lost by it, and nothing comes twice.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use outboard_e2e::eventually;
+use outboard_e2e::image::Image;
+use outboard_e2e::processes::Process;
+use outboard_e2e::storm::killer::Aim;
+use outboard_e2e::storm::{self, Outcome, Pace, Programs, Shape, Storm};
+use outboard_e2e::vm::{Run, Vm};
+
+use crate::storm::seed;
+use crate::{KVM, Test, test};
+
+pub fn tests() -> Vec<Test> {
+    vec![
+        test("a standby serves once the first is killed", KVM, serves),
+        test("nothing is wrong after kills with a standby", KVM, || {
+            let mut shape = Shape::new(24, seed()).disk(",standby=1");
+            shape.aim = Aim::Any;
+            killed(&shape)
+        }),
+        test(
+            "nothing is wrong after kills with a standby between resets",
+            KVM,
+            || {
+                let mut shape = Shape::new(16, seed()).disk(",standby=1");
+                shape = shape.guest("reset_ms=60 overlap=1");
+                shape.aim = Aim::Serving;
+                killed(&shape)
+            },
+        ),
+        test(
+            "a standby knows that the guest has turned the cache off",
+            KVM,
+            || {
+                let mut shape = Shape::new(6, seed()).disk(",standby=1").guest("wce=off");
+                (shape.aim, shape.pace) = (Aim::Serving, Pace::OneByOne);
+                killed(&shape)
+            },
+        ),
+        test("a standby that is killed is replaced", KVM, is_replaced),
+        test("a standby is killed with the first", KVM, both_are_killed),
+        test("a guest's reset ends a standby too", KVM, reset),
+        test("a standby serves entropy", KVM, entropy),
+    ]
+}
+
+fn killed(shape: &Shape) -> Result<()> {
+    for shape in shape.vms() {
+        let outcome = storm::run(&Programs::get()?, &shape)?.nothing_is_wrong()?;
+        ensure!(outcome.kills.len() == shape.kills as usize);
+    }
+    Ok(())
+}
+
+/// A storm that the test itself directs.
+fn begun() -> Result<Storm> {
+    let shape = Shape::new(0, seed()).disk(",standby=1");
+    Storm::begin(&Programs::get()?, &shape)
+}
+
+/// The one that serves, and the one that waits.
+fn both(storm: &Storm) -> Result<(Pid, Pid)> {
+    let found = eventually("two back-ends are there", || {
+        Ok(<[Pid; 2]>::try_from(storm.killer.all(&storm.vm)).ok())
+    });
+    let [first, second] = found.with_context(|| storm.vm.messages())?;
+    Ok((first, second))
+}
+
+fn ends(mut storm: Storm) -> Result<Outcome> {
+    storm.end()?.nothing_is_wrong()
+}
+
+/// No third is started in the place of the first.
+fn serves() -> Result<()> {
+    let mut storm = begun()?;
+    for _ in 0..4 {
+        let (first, second) = both(&storm)?;
+        // However far it has come: the guest has gone on by then.
+        storm.killer.note();
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        storm.killer.strike(first, Signal::SIGKILL)?;
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        let (serves, _) = both(&storm)?;
+        ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+    }
+    ends(storm)?;
+    Ok(())
+}
+
+fn is_replaced() -> Result<()> {
+    let mut storm = begun()?;
+    let (first, mut second) = both(&storm)?;
+    for _ in 0..4 {
+        storm.killer.strike(second, Signal::SIGKILL)?;
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        let (serves, next) = both(&storm)?;
+        ensure!(serves == first && next != second);
+        second = next;
+    }
+    let outcome = ends(storm)?;
+    let messages = &outcome.ended.messages;
+    ensure!(!messages.contains("the guest waits"), "{messages}");
+    Ok(())
+}
+
+fn both_are_killed() -> Result<()> {
+    let mut storm = begun()?;
+    for round in 0..6 {
+        let (first, second) = both(&storm)?;
+        // Either is the first to be seen.
+        let mut order = [first, second];
+        order.rotate_left(round % 2);
+        for pid in order {
+            storm.killer.strike(pid, Signal::SIGKILL)?;
+        }
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+    }
+    ends(storm)?;
+    Ok(())
+}
+
+fn back_ends(vm: &mut Vm) -> Result<Vec<Pid>> {
+    let all = vm.processes()?.into_iter();
+    let back_ends = all.filter(Process::is_backend);
+    let mut found: Vec<_> = back_ends.map(|process| process.pid).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn reset() -> Result<()> {
+    let image = Image::new(16 << 20)?;
+    let mut vm = Run::guest("scenario=verify requests=300 exit=reset fresh=0")?
+        .with("--disk", format!("{},standby=1", image.option()))
+        .with("--on-reset", "restart")
+        .start()?;
+    let mut before = Vec::new();
+    for _ in 0..4 {
+        vm.console_line("OUTBOARD verify result=pass")?;
+        let now = eventually("others are there", || {
+            let now = back_ends(&mut vm)?;
+            let others = now.iter().all(|pid| !before.contains(pid));
+            Ok((others && !now.is_empty()).then_some(now))
+        })?;
+        ensure!(now.len() <= 2, "{now:?}");
+        before = now;
+    }
+    vm.signal(Signal::SIGTERM)?;
+    vm.wait()?;
+    vm.check_nothing_is_left()
+}
+
+fn entropy() -> Result<()> {
+    let mut vm = Run::guest("scenario=rng requests=200000 size=64")?
+        .with("--rng", "standby=1,max-bytes=100000000")
+        .start()?;
+    for _ in 0..3 {
+        let pair = eventually("two back-ends are there", || {
+            Ok(<[Pid; 2]>::try_from(back_ends(&mut vm)?).ok())
+        })?;
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        nix::sys::signal::kill(pair[0], Signal::SIGKILL)?;
+        eventually("the second is the first", || {
+            let now = back_ends(&mut vm)?;
+            Ok((now.first() == Some(&pair[1]) && now.len() == 2).then_some(()))
+        })?;
+    }
+    let ended = vm.wait()?.with_code(0)?;
+    ended.result("rng")?.passed()?;
+    vm.check_nothing_is_left()
+}
