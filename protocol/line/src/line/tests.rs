@@ -373,6 +373,7 @@ fn waiting() -> FromBackend {
         version: VERSION,
         sandbox: BTreeMap::new(),
         waits: true,
+        release: String::new(),
     }
 }
 
@@ -393,7 +394,13 @@ fn one_that_waits_is_told_what_was_kept_when_it_is_to_take_over() {
     say(&theirs, &waiting());
     assert!(matches!(&line.attend()[..], [Heard::Ready { .. }]));
     line.take_over(kept.clone(), Replay::default()).unwrap();
-    assert_eq!(next(&mut line, &theirs).0, ToBackend::TakeOver { kept });
+    assert_eq!(
+        next(&mut line, &theirs).0,
+        ToBackend::TakeOver {
+            kept,
+            replay: Replay::default()
+        }
+    );
     line.end();
     assert!(line.take_over(Kept::Nothing, Replay::default()).is_err());
 }
