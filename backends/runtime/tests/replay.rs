@@ -45,13 +45,28 @@ struct Backend {
 impl Backend {
     /// With the region of the one before, if there was one, and both rings.
     fn start(guest: &Guest, rings: &mut [Ring; 2], before: Option<&Self>, replay: Replay) -> Self {
+        Self::begin(guest, rings, before, replay, false)
+    }
+
+    /// The same; `waits`: it is a standby, which takes over.
+    fn begin(
+        guest: &Guest,
+        rings: &mut [Ring; 2],
+        before: Option<&Self>,
+        replay: Replay,
+        waits: bool,
+    ) -> Self {
         let (line, theirs) = Channel::pair().unwrap();
         let (kept, link) = (Kept::Nothing, Link::Up);
         let start = ToBackend::Start {
             version: 2,
-            kept,
+            kept: kept.clone(),
             link,
-            replay,
+            replay: match waits {
+                true => Replay::default(),
+                false => replay.clone(),
+            },
+            waits,
         };
         line.send(&start, &[], soon()).unwrap();
         let supervisor = Supervisor::meet(theirs.into(), soon()).unwrap();
@@ -62,6 +77,10 @@ impl Backend {
         let mut client = Client::new(front);
         client.negotiate(EVENT_IDX | VERSION_1).unwrap();
         client.set_mem_table(guest).unwrap();
+        if waits {
+            let take_over = ToBackend::TakeOver { kept, replay };
+            line.send(&take_over, &[], soon()).unwrap();
+        }
         let region = match before {
             None => client.get_inflight(2, SIZE).unwrap(),
             Some(before) => (before.region.0, before.copy()),
@@ -256,4 +275,27 @@ fn a_ring_is_stopped_while_it_replays_one_by_one() {
     rings[0].wait_used(soon()).unwrap();
     still_serves(&guest, &mut rings[0]);
     opens.join().unwrap();
+}
+
+#[test]
+fn a_standby_deals_with_them_as_it_is_told_when_it_takes_over() {
+    let guest = guest();
+    let mut rings = rings(&guest);
+    let first = Backend::start(&guest, &mut rings, None, Replay::default());
+    let head = submit(&guest, &mut rings[1], LATER, 0);
+    first.knobs.wait_held(1);
+    let order = one_by_one(&[request(1, head, 1)]);
+    let second = Backend::begin(&guest, &mut rings, Some(&first), order, true);
+    let found = FromBackend::Found {
+        queue: 1,
+        requests: vec![(head, 1)],
+    };
+    assert_eq!(second.hear(), found);
+    let refused = second.hear();
+    assert!(
+        matches!(refused, FromBackend::Refused { queue: 1, head: of, counter: 1, .. } if of == head),
+        "{refused:?}"
+    );
+    rings[1].wait_used(soon()).unwrap();
+    assert_eq!(second.seen(), [], "it was not executed");
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::{Device, Machine, Whose};
 
 /// Version of these messages.
-pub const MESSAGES_VERSION: u32 = 5;
+pub const MESSAGES_VERSION: u32 = 6;
 
 /// Which connection of a device is meant: they are counted, so that what is said
 /// of a session that is over is not taken for its successor's.

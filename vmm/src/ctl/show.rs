@@ -3,7 +3,7 @@
 use outboard_log::line::OneLine;
 
 use crate::supervisor::api::model::{
-    Change, Device, Event, Exactness, Explanation, QueueCounters, Refused, Vm,
+    Change, Device, Event, Exactness, Explanation, QueueCounters, Refused, Standby, Vm,
 };
 
 /// A VM and its devices.
@@ -32,6 +32,11 @@ pub(super) fn vm(vm: &Vm) -> String {
             if let Some(reason) = reason {
                 text += &format!("{id}: {what}{}\n", OneLine(reason));
             }
+        }
+        match device.standby {
+            Standby::None => {}
+            Standby::Starting => text += &format!("{id}: its standby is being started\n"),
+            Standby::Ready => text += &format!("{id}: its standby is ready to take over\n"),
         }
         if let Some(last) = &device.last_refused {
             let (count, last) = (device.refused_requests, refused(last));

@@ -26,6 +26,11 @@ pub fn tests() -> Vec<Test> {
             || refused("blk-dies-of-a-write", "", "was killed by SIGABRT"),
         ),
         test(
+            "a request that kills every standby is refused in the end, and nothing else",
+            KVM,
+            || refused("blk-dies-of-a-write", ",standby=1", "was killed by SIGABRT"),
+        ),
+        test(
             "a request that hangs every back-end is refused in the end, and nothing else",
             KVM,
             || {

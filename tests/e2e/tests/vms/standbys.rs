@@ -7,9 +7,10 @@ use nix::unistd::Pid;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
 use outboard_e2e::processes::Process;
-use outboard_e2e::storm::killer::Aim;
+use outboard_e2e::storm::killer::{Aim, Blow};
 use outboard_e2e::storm::{self, Outcome, Pace, Programs, Shape, Storm};
 use outboard_e2e::vm::{Run, Vm};
+use serde_json::Value;
 
 use crate::storm::seed;
 use crate::{KVM, Test, test};
@@ -18,7 +19,7 @@ pub fn tests() -> Vec<Test> {
     vec![
         test("a standby serves once the first is killed", KVM, serves),
         test("nothing is wrong after kills with a standby", KVM, || {
-            let mut shape = Shape::new(24, seed()).disk(",standby=1");
+            let mut shape = Shape::new(26, seed()).disk(",standby=1");
             shape.aim = Aim::Any;
             killed(&shape)
         }),
@@ -36,11 +37,12 @@ pub fn tests() -> Vec<Test> {
             "a standby knows that the guest has turned the cache off",
             KVM,
             || {
-                let mut shape = Shape::new(6, seed()).disk(",standby=1").guest("wce=off");
+                let mut shape = Shape::new(8, seed()).disk(",standby=1").guest("wce=off");
                 (shape.aim, shape.pace) = (Aim::Serving, Pace::OneByOne);
                 killed(&shape)
             },
         ),
+        test("ctl restart goes over to the standby", KVM, restarts),
         test("a standby that is killed is replaced", KVM, is_replaced),
         test("a standby is killed with the first", KVM, both_are_killed),
         test("a guest's reset ends a standby too", KVM, reset),
@@ -88,6 +90,28 @@ fn serves() -> Result<()> {
         let (serves, _) = both(&storm)?;
         ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
     }
+    ends(storm)?;
+    Ok(())
+}
+
+/// The status says that it waits, and then that the device is served by it.
+fn restarts() -> Result<()> {
+    let mut storm = begun()?;
+    for _ in 0..4 {
+        let (first, second) = both(&storm)?;
+        eventually("the standby waits", || {
+            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+            let disk = &status["devices"][0];
+            ensure!(disk["pid"] == first.as_raw(), "{disk}");
+            Ok((disk["standby"] == "ready").then_some(()))
+        })?;
+        storm.strike(first, Blow::Restart)?;
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        let (serves, _) = both(&storm)?;
+        ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+    }
+    let explained = storm.ctl(&["explain", "disk0"])?;
+    ensure!(explained.contains("standby=1"), "{explained}");
     ends(storm)?;
     Ok(())
 }

@@ -15,6 +15,10 @@ use crate::supervisor::vm::answer::Agreed;
 /// guest has set.
 pub(crate) fn explain(opened: &Opened, is_known: bool, agreed: Agreed) -> Explanation {
     let (exact, why) = recovery(opened, is_known, agreed);
+    let why = match exact && opened.standby {
+        true => format!("{why}; a second process waits to take over (standby=1)"),
+        false => why,
+    };
     let why = match opened.on_failure == OnFailure::Shutdown {
         true => format!("{why}; but on-failure=shutdown ends the VM instead"),
         false => why,
