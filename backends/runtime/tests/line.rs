@@ -71,6 +71,7 @@ impl Served {
             version: 2,
             kept: Kept::Nothing,
             link: Link::Up,
+            replay: Default::default(),
             waits: true,
         };
         Self::started(&start, &[])
