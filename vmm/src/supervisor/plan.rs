@@ -10,7 +10,8 @@ use outboard_log::Level;
 use outboard_protocol::launch;
 
 use super::device;
-use super::device::plan::{Plan, ServedBy, within};
+use super::device::blk::DiskSettings;
+use super::device::plan::{OnFailure, Plan, ServedBy, within};
 use super::say::Logging;
 use super::text::settings::{Console, OnReset, Settings};
 use super::text::units::Size;
@@ -69,7 +70,21 @@ impl VmPlan {
         let Some(kernel) = settings.kernel.take() else {
             return Err("no kernel is given: add `--kernel FILE`".into());
         };
+        let holds = settings.disk.iter().any(DiskSettings::holds_what_fails);
         let devices = device::plans(&mut settings, cpus)?;
+        let pauses = devices
+            .iter()
+            .any(|plan| plan.on_failure == OnFailure::Pause);
+        if settings.api.is_none() && (holds || pauses) {
+            return Err(format!(
+                "`{}` pauses the VM, and nothing could resume it: add `--api PATH`",
+                if holds {
+                    "on-io-error=pause"
+                } else {
+                    "on-failure=pause"
+                }
+            ));
+        }
         let kick_path = settings.kick_path.unwrap_or_default();
         check(&devices, kick_path)?;
         Ok(Self {
@@ -190,6 +205,17 @@ mod tests {
         for wrong in ["", "a b", "a/b", "a]", "a\n", "größer", &"x".repeat(65)] {
             refused(named(wrong), "give 1 to 64 letters, digits");
         }
+    }
+
+    #[test]
+    fn what_pauses_a_vm_needs_the_api_that_resumes_it() {
+        for pause in ["on-io-error=pause", "on-failure=pause"] {
+            let mut given = with_disks(&["path=a", &format!("path=b,{pause}")]);
+            refused(given.clone(), &format!("`{pause}` pauses the VM"));
+            given.api = Some("vm.sock".into());
+            VmPlan::new(given).unwrap();
+        }
+        VmPlan::new(with_disks(&["path=a,on-io-error=report"])).unwrap();
     }
 
     #[test]

@@ -100,7 +100,8 @@ All take `queues=N` (default: one for each CPU, up to 4 and to what the back-end
 (default: 256), `hang-timeout=TIME|off` (default: 5s; a back-end that serves nothing for so long, and \
 does not wait for its disk either, hangs), `id=NAME` (default: disk0, disk1, …) and \
 `on-failure=restart|pause|shutdown`: a back-end that dies or hangs is started again while the \
-guest waits (the default), or once the VM, which is paused, is resumed, or ends the VM. `standby=1` \
+guest waits (the default), or once the VM, which is paused, is resumed, or ends the VM. What pauses \
+the VM needs `--api`, by which it is resumed. `standby=1` \
 (not with `socket`; default: 0) keeps a second process ready, which takes over at once. A comma within a value is written `,,`.";
 
     fn id(&self) -> Option<&str> {
@@ -133,6 +134,11 @@ guest waits (the default), or once the VM, which is paused, is resumed, or ends 
 }
 
 impl DiskSettings {
+    /// Whether a request that fails on the host pauses the VM.
+    pub(crate) fn holds_what_fails(&self) -> bool {
+        self.on_io_error == Some(OnIoError::Pause)
+    }
+
     /// What a back-end that somebody else runs decides, and whether it was given.
     fn decides(&self) -> [(&'static str, bool); 10] {
         [
@@ -165,7 +171,7 @@ impl DiskSettings {
                     .into(),
             );
         }
-        let pauses = self.on_io_error == Some(OnIoError::Pause);
+        let pauses = self.holds_what_fails();
         let usage = Usage {
             readonly: self.readonly,
             direct: self.direct,
