@@ -47,6 +47,23 @@ pub fn tests() -> Vec<Test> {
         test("a standby is killed with the first", KVM, both_are_killed),
         test("a guest's reset ends a standby too", KVM, reset),
         test("a standby serves entropy", KVM, entropy),
+        test("nothing is wrong after hangs with a standby", KVM, || {
+            let mut shape = Shape::new(5, seed()).disk(",standby=1,hang-timeout=300ms");
+            shape.blow = Blow::Signal(Signal::SIGSTOP);
+            (shape.aim, shape.pace) = (Aim::Serving, Pace::OneByOne);
+            killed(&shape)
+        }),
+        test(
+            "a standby that hangs is followed by another",
+            KVM,
+            both_hang,
+        ),
+        test("a standby waits while its VM is paused", KVM, paused),
+        test(
+            "a standby does not keep a VM that is to end",
+            KVM,
+            shut_down,
+        ),
     ]
 }
 
@@ -146,6 +163,63 @@ fn both_are_killed() -> Result<()> {
     }
     ends(storm)?;
     Ok(())
+}
+
+fn both_hang() -> Result<()> {
+    let shape = Shape::new(0, seed()).disk(",standby=1,hang-timeout=300ms");
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    let (first, second) = both(&storm)?;
+    storm.killer.strike(second, Signal::SIGSTOP)?;
+    storm.killer.strike(first, Signal::SIGSTOP)?;
+    storm.killer.until_it_goes_on(&mut storm.vm)?;
+    let (serves, waits) = both(&storm)?;
+    ensure!(serves != first && serves != second, "{serves} serves");
+    ensure!(waits != first && waits != second, "{waits} waits");
+    ends(storm)?;
+    Ok(())
+}
+
+/// What fails pauses the VM all the same: the standby serves once that is resumed.
+fn paused() -> Result<()> {
+    let shape = Shape::new(0, seed()).disk(",standby=1,on-failure=pause");
+    let mut storm = Storm::begin(&Programs::get()?, &shape)?;
+    for _ in 0..2 {
+        let (first, second) = both(&storm)?;
+        eventually("the standby waits", || {
+            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+            Ok((status["devices"][0]["standby"] == "ready").then_some(()))
+        })?;
+        storm.killer.strike(first, Signal::SIGKILL)?;
+        eventually("the VM is paused", || {
+            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+            Ok((status["state"] == "paused").then_some(()))
+        })?;
+        ensure!(storm.killer.all(&storm.vm) == [second]);
+        storm.ctl(&["resume"])?;
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        let (serves, _) = both(&storm)?;
+        ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+    }
+    ends(storm)?;
+    Ok(())
+}
+
+fn shut_down() -> Result<()> {
+    let image = Image::new(16 << 20)?;
+    let mut vm = Run::guest("scenario=load")?
+        .with(
+            "--disk",
+            format!("{},standby=1,on-failure=shutdown", image.option()),
+        )
+        .start()?;
+    vm.console_line("progress")?;
+    let pair = eventually("two back-ends are there", || {
+        Ok(<[Pid; 2]>::try_from(back_ends(&mut vm)?).ok())
+    })?;
+    nix::sys::signal::kill(pair[0], Signal::SIGKILL)?;
+    vm.wait()?.with_code(5)?.saying(&["disk0", "SIGKILL"])?;
+    vm.check_nothing_is_left()?;
+    image.wait_until_free()
 }
 
 fn back_ends(vm: &mut Vm) -> Result<Vec<Pid>> {

@@ -68,6 +68,10 @@ impl Device {
         match (state, event) {
             (_, Event::VmEnds) => State::Over,
             (State::Clearing { .. }, Event::Clear { known }) => self.cleared(known, now, out),
+            (state @ State::Clearing { .. }, Event::Resume | Event::Restart) => {
+                self.held = false;
+                state
+            }
             (State::Clearing { since, mention }, Event::Tick) if now >= since + mention => {
                 out.push(Outcome::Do(Action::Say(format!(
                     "{}: waiting for {} to be gone and its I/O to be over, since {} s; nothing \

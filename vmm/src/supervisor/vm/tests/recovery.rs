@@ -360,6 +360,19 @@ fn a_vm_that_is_to_pause_over_a_failure_starts_the_next_one_when_it_is_resumed()
     assert!(actions.contains(&attach(2)), "{actions:?}");
 }
 
+/// It is over before it is known that nothing is left of the back-end.
+#[test]
+fn a_resume_that_comes_early_counts() {
+    for early in [Event::Resume, Event::Device(0, device::Event::Restart)] {
+        let mut story = Story::of(vec![ours(0).on_failure(OnFailure::Pause)], false).run();
+        story.device(0, device::Event::Died(KILLED));
+        story.on(Event::Said(FromMachine::Paused));
+        assert!(!story.on(early).contains(&attach(2)));
+        let actions = story.device(0, CLEAR);
+        assert!(actions.contains(&attach(2)), "{actions:?}");
+    }
+}
+
 /// One that is lost while the guest is started anew is no reason to end either.
 #[test]
 fn the_guest_has_run_once_and_from_then_on_everything_is_recovered() {

@@ -437,7 +437,12 @@ impl World {
         assert!(!machine.is_paused() || self.stands, "it runs");
         let wanted = !machine.reasons().is_empty();
         match machine.state() {
-            machine::State::Running => assert!(!wanted && !self.pauses),
+            machine::State::Running => {
+                assert!(!wanted && !self.pauses);
+                let mut devices = self.life.devices().iter();
+                let held = |device: &Device| *device.state() == device::State::Held;
+                assert!(!at_rest || !devices.any(held), "nothing resumes it again");
+            }
             machine::State::Pausing { .. } | machine::State::Paused => {
                 assert!(wanted && self.pauses);
             }
