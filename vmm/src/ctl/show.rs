@@ -39,26 +39,11 @@ pub(super) fn vm(vm: &Vm) -> String {
             Standby::Ready => text += &format!("{id}: its standby is ready to take over\n"),
         }
         if let Some(last) = &device.last_refused {
-            let (count, last) = (device.refused_requests, refused(last));
+            let count = device.refused_requests;
             text += &format!("{id}: requests refused: {count}, the last one {last}\n");
         }
     }
     text
-}
-
-/// A request that was refused, and why.
-fn refused(refused: &Refused) -> String {
-    let Refused {
-        queue,
-        head,
-        request,
-        deaths,
-    } = refused;
-    let request = OneLine(request);
-    format!(
-        "{request} (queue {queue}, head {head}): ended in an I/O error and not executed, since \
-         {deaths} back-ends had died of it"
-    )
 }
 
 fn devices(devices: &[Device]) -> String {
@@ -137,7 +122,6 @@ pub(super) fn event(event: &Event) -> String {
             ..
         } => (device.as_str(), state.to_string(), reason.as_ref()),
         Change::Refused { device, refused } => {
-            let refused = self::refused(refused);
             return format!("{clock}  {device}  refused {refused}\n");
         }
         Change::CutOff { reason } => ("stream", "cut off".to_owned(), Some(reason)),

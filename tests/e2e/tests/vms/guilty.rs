@@ -149,7 +149,7 @@ fn refused(program: &str, keys: &str, end: &str) -> Result<()> {
         outcome.ended.saying(&[
             end,
             &format!("has died {DEATHS} times over one request ({place})"),
-            &format!("an error and not executed it ({place}): {DEATHS} back-ends had died of it"),
+            &format!("({place}): ended in an I/O error and not executed, since {DEATHS} back-ends"),
             &format!("queue {queue}: a write of "),
         ])?;
         Ok(())

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use outboard_log::line::OneLine;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -259,10 +260,11 @@ impl fmt::Display for Refused {
             request,
             deaths,
         } = self;
+        let request = OneLine(request);
         write!(
             f,
-            "{request} in an error and not executed it (queue {queue}, head {head}): {deaths} \
-             back-ends had died of it, the last one while it did nothing else"
+            "{request} (queue {queue}, head {head}): ended in an I/O error and not executed, since \
+             {deaths} back-ends had died of it"
         )
     }
 }

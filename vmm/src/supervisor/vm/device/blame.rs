@@ -45,7 +45,7 @@ impl Device {
             deaths,
         };
         let (id, name) = (&self.id, &self.name);
-        let said = format!("{id}: {name} has ended {refused}; the guest sees an I/O error");
+        let said = format!("{id}: {name} has refused {refused}");
         let told = Change::Refused {
             device: id.clone(),
             refused: refused.clone(),

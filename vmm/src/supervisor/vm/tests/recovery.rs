@@ -221,9 +221,8 @@ fn a_request_that_kills_is_replayed_alone_after_two_deaths_and_refused_after_the
     // It is loud about what it has refused, and once, however often it is told.
     let told = Told::Refused(refused.refuse[0], "a flush".into());
     let refused = refuses(&mut story, 6, told.clone());
-    let text = "disk0: blk has ended a flush in an error and not executed it (queue 0, head 3): 3 \
-                back-ends had died of it, the last one while it did nothing else; the guest sees \
-                an I/O error";
+    let text = "disk0: blk has refused a flush (queue 0, head 3): ended in an I/O error and not \
+                executed, since 3 back-ends had died of it";
     assert_eq!(said(&refused), [text]);
     let is_event = |action: &Action| matches!(action, Action::Tell(Change::Refused { .. }));
     assert!(refused.iter().any(is_event), "{refused:?}");
