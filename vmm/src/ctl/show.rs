@@ -3,7 +3,7 @@
 use outboard_log::line::OneLine;
 
 use crate::supervisor::api::model::{
-    Change, Device, Event, Exactness, Explanation, QueueCounters, Refused, Standby, Vm,
+    Change, Device, Event, Exactness, Explanation, QueueCounters, Standby, Vm,
 };
 
 /// A VM and its devices.
@@ -162,6 +162,7 @@ fn clock(millis: u64) -> String {
 mod tests {
     use super::*;
     use crate::supervisor::api::model::DeviceState;
+    use crate::supervisor::api::model::Refused;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_lines_end_with_a_word() {
