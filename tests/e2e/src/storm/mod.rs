@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Pid;
+use serde_json::Value;
 
+use crate::eventually;
 use crate::image::Image;
 use crate::pattern::SECTOR;
 use crate::products::{Products, write_script};
@@ -348,13 +350,29 @@ impl Storm {
         }
     }
 
-    /// Kills as often and as fast as the shape says.
+    /// Waits until the second process of the disk is ready to take over.
+    ///
+    /// # Errors
+    /// It does not become so.
+    pub fn until_a_standby_is_ready(&self) -> Result<()> {
+        let ready = eventually("the standby is ready", || {
+            let status: Value = serde_json::from_str(&self.ctl(&["status"])?)?;
+            Ok((status["devices"][0]["standby"] == "ready").then_some(()))
+        });
+        ready.with_context(|| self.vm.messages())
+    }
+
+    /// Kills as often and as fast as the shape says. A back-end beside which another is to
+    /// stand by is killed only once that is ready, if the kills wait for the guest.
     ///
     /// # Errors
     /// No successor comes up, or the guest does not go on.
     pub fn rage(&mut self, shape: &Shape) -> Result<()> {
         let mut last = None;
         for kill in 0..shape.kills {
+            if (shape.aim, shape.pace) == (Aim::Serving, Pace::OneByOne) {
+                self.until_a_standby_is_ready()?;
+            }
             match (&mut self.own, shape.pace) {
                 (None, _) => {
                     let pid = self.killer.next(&mut self.vm, last)?;

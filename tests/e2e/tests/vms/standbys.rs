@@ -116,12 +116,9 @@ fn restarts() -> Result<()> {
     let mut storm = begun()?;
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
-        eventually("the standby waits", || {
-            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
-            let disk = &status["devices"][0];
-            ensure!(disk["pid"] == first.as_raw(), "{disk}");
-            Ok((disk["standby"] == "ready").then_some(()))
-        })?;
+        storm.until_a_standby_is_ready()?;
+        let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+        ensure!(status["devices"][0]["pid"] == first.as_raw(), "{status}");
         storm.strike(first, Blow::Restart)?;
         storm.killer.until_it_goes_on(&mut storm.vm)?;
         let (serves, _) = both(&storm)?;
@@ -185,10 +182,7 @@ fn paused() -> Result<()> {
     let mut storm = Storm::begin(&Programs::get()?, &shape)?;
     for _ in 0..2 {
         let (first, second) = both(&storm)?;
-        eventually("the standby waits", || {
-            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
-            Ok((status["devices"][0]["standby"] == "ready").then_some(()))
-        })?;
+        storm.until_a_standby_is_ready()?;
         storm.killer.strike(first, Signal::SIGKILL)?;
         eventually("the VM is paused", || {
             let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;

@@ -13,6 +13,10 @@
 //!                   ▼
 //!  Fence::is_lifted: can the place be locked? not while anybody has the description
 //! ```
+//! The kernel looks after what a process leaves behind by timers: 5 to 20 ms pass where
+//! a request was under way. So no fence stands where the kernel does all I/O in threads
+//! of the process that asks for it, which are gone with it ([`Image::lend`]).
+//!
 //! The locks that QEMU's programs know lie elsewhere ([`outboard_protocol::image_lock`])
 //! and stay on the supervisor's own description, so nobody else gets the image between
 //! two instances.
@@ -21,9 +25,13 @@ use std::fs::{File, OpenOptions};
 use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+    fstatfs,
+};
 use outboard_protocol::launch::SessionNumber;
 
 /// First of the bytes that are locked: far behind the end of any image.
@@ -61,11 +69,17 @@ impl Image {
         Ok(self.file.try_clone()?.into())
     }
 
-    /// What the back-end of this session is lent, and its fence.
+    /// What the back-end of this session is lent, and its fence. There is none if it
+    /// `has_no_heirs`, no process that has what it was lent, and all of its I/O goes
+    /// through the page cache.
     ///
     /// # Errors
     /// Those of open(2) and fcntl(2).
-    pub(crate) fn lend(&self, session: SessionNumber) -> io::Result<(OwnedFd, Fence)> {
+    pub(crate) fn lend(
+        &self,
+        session: SessionNumber,
+        has_no_heirs: bool,
+    ) -> io::Result<(OwnedFd, Option<Fence>)> {
         let flags = OFlag::from_bits_truncate(fcntl(&self.file, FcntlArg::F_GETFL)?);
         let access = flags & OFlag::O_ACCMODE;
         let file = OpenOptions::new()
@@ -74,6 +88,9 @@ impl Image {
             // A block device's claim (O_EXCL) is the supervisor's.
             .custom_flags((flags & OFlag::O_DIRECT).bits())
             .open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        if has_no_heirs && !flags.contains(OFlag::O_DIRECT) && is_cached(&self.file) {
+            return Ok((file.into(), None));
+        }
         let number = session & ((1 << SESSION_BITS) - 1);
         let place = self.first.saturating_add(number as i64);
         fcntl(&file, FcntlArg::F_OFD_SETLK(&range(place, libc::F_RDLCK)))?;
@@ -81,8 +98,29 @@ impl Image {
             file: self.file.try_clone()?,
             place,
         };
-        Ok((file.into(), fence))
+        Ok((file.into(), Some(fence)))
     }
+}
+
+/// Whether what is read and written without `O_DIRECT` is copied from and to the page
+/// cache by a thread of the process that asks for it, be it one of its io_uring's, and
+/// by nobody else. Of a file system that is not listed this is not known: FUSE, for one,
+/// has files whose every request goes to its server while nobody waits.
+fn is_cached(file: &File) -> bool {
+    const KNOWN: [FsType; 5] = [
+        TMPFS_MAGIC,
+        // And ext2, ext3.
+        EXT4_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
+        BTRFS_SUPER_MAGIC,
+        F2FS_SUPER_MAGIC,
+    ];
+    // A block device lies on a tmpfs itself, as a rule.
+    let known = fstatfs(file).is_ok_and(|system| KNOWN.contains(&system.filesystem_type()));
+    known
+        || file
+            .metadata()
+            .is_ok_and(|data| data.file_type().is_block_device())
 }
 
 /// Stands until the I/O of one instance is over.
@@ -131,19 +169,45 @@ mod tests {
         options.read(true).write(write).open(path).unwrap()
     }
 
+    /// Its program may have anything.
+    fn fenced(image: &Image, session: SessionNumber) -> (OwnedFd, Fence) {
+        let (lent, fence) = image.lend(session, false).unwrap();
+        (lent, fence.unwrap())
+    }
+
+    /// Where it is not known to go with its process, and where it does not.
+    #[test]
+    fn only_io_that_can_outlive_its_process_is_fenced() {
+        let image = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        let opened = |flags: OFlag| {
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags.bits());
+            options.open(image.path()).map(Image::new)
+        };
+        let cached = opened(OFlag::empty()).unwrap();
+        assert!(cached.lend(1, true).unwrap().1.is_none());
+        assert!(cached.lend(1, false).unwrap().1.is_some());
+        // From Linux 6.6 on a tmpfs takes the flag.
+        if let Ok(direct) = opened(OFlag::O_DIRECT) {
+            assert!(direct.lend(1, true).unwrap().1.is_some());
+        }
+        let other = Image::new(File::open("/proc/self/status").unwrap());
+        assert!(other.lend(1, true).unwrap().1.is_some());
+    }
+
     #[test]
     fn a_fence_stands_as_long_as_anybody_has_what_was_lent() {
         let image = tempfile::NamedTempFile::new().unwrap();
         for write in [true, false] {
             let image = Image::new(opened(image.path(), write));
-            let (lent, fence) = image.lend(1).unwrap();
+            let (lent, fence) = fenced(&image, 1);
             // As a request in the kernel has it, or a child of a child.
             let copy = lent.as_fd().try_clone_to_owned().unwrap();
             assert!(!fence.is_lifted().unwrap());
             drop(lent);
             assert!(!fence.is_lifted().unwrap());
             // A successor's is another.
-            let (_successor, other) = image.lend(2).unwrap();
+            let (_successor, other) = fenced(&image, 2);
             drop(copy);
             assert!(fence.is_lifted().unwrap());
             assert!(!other.is_lifted().unwrap());
@@ -155,8 +219,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let vm = || Image::new(opened(file.path(), false));
         let (one, other) = (vm(), vm());
-        let (lent, fence) = one.lend(7).unwrap();
-        let _others = other.lend(7).unwrap();
+        let (lent, fence) = fenced(&one, 7);
+        let _others = fenced(&other, 7);
         drop(lent);
         assert!(fence.is_lifted().unwrap());
     }
@@ -170,7 +234,7 @@ mod tests {
         let gone = named.path().to_owned();
         let image = Image::new(ours);
         named.close().unwrap();
-        let (lent, _) = image.lend(1).unwrap();
+        let (lent, _) = image.lend(1, true).unwrap();
         let lent = File::from(lent);
         lent.set_len(512).unwrap();
         assert_eq!(image.file.metadata().unwrap().len(), 512);

@@ -133,13 +133,17 @@ impl Lent {
     }
 
     /// The image once more, as a description that is the back-end's of this session
-    /// alone; `None`: there is no image.
+    /// alone, and its fence, if there must be one; `None`: there is no image.
     ///
     /// # Errors
     /// Those of [`Image::lend`].
-    pub(crate) fn apart(&self, session: SessionNumber) -> io::Result<Option<(OwnedFd, Fence)>> {
+    pub(crate) fn apart(
+        &self,
+        session: SessionNumber,
+        whose: Whose,
+    ) -> io::Result<Option<(OwnedFd, Option<Fence>)>> {
         match self {
-            Self::Image(image) => image.lend(session).map(Some),
+            Self::Image(image) => image.lend(session, whose == Whose::Own).map(Some),
             _ => Ok(None),
         }
     }

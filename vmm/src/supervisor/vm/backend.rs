@@ -15,7 +15,7 @@ mod clearing;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::poll::PollFlags;
@@ -63,8 +63,8 @@ pub(crate) struct Backend<'a> {
     replay: Replay,
     /// The connection to who listens at a socket: it is over when they have closed it.
     connection: Option<OwnedFd>,
-    /// Nothing is to be left of it: when to look next, and how long to wait then.
-    clearing: Option<(Instant, Duration)>,
+    /// Nothing is to be left of it: when to look next, and since when.
+    clearing: Option<(Instant, Instant)>,
 }
 
 impl<'a> Backend<'a> {
@@ -224,8 +224,8 @@ impl<'a> Backend<'a> {
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
-            let apart = lent.apart(session)?;
-            let fence = apart.map(|(image, fence)| {
+            let apart = lent.apart(session, self.opened.whose)?;
+            let fence = apart.and_then(|(image, fence)| {
                 fds.push(image);
                 environment.push((IMAGE_ENV, number.saturating_add(1).to_string()));
                 fence

@@ -14,8 +14,8 @@ use crate::supervisor::vm::device::Event;
 /// What is polled of a socket that we have shut down for writing, and whose other end
 /// is to be closed: POLLHUP, which always counts.
 pub(super) const CLOSED: PollFlags = PollFlags::empty();
-/// Between two looks whether the I/O of a process that is gone is over: the first, and
-/// the longest.
+/// Between two looks whether the I/O of a process that is gone is over: an eighth of the
+/// time since the first, within these bounds.
 const LOOK: Duration = Duration::from_millis(1);
 const LONG_LOOK: Duration = Duration::from_millis(50);
 
@@ -30,12 +30,13 @@ impl Backend<'_> {
             // Who reads the end of it closes it; whoever has closed it is gone.
             let _ = shutdown(connection, Shutdown::Write);
         }
-        self.clearing = Some((Instant::now(), LOOK));
+        let now = Instant::now();
+        self.clearing = Some((now, now));
         self.cleared()
     }
 
     pub(super) fn cleared(&mut self) -> Option<Event> {
-        let (next, pause) = self.clearing?;
+        let (next, began) = self.clearing?;
         let open = self.connection.as_ref().is_some_and(|fd| !is_closed(fd));
         if self.child.is_some() || open || Instant::now() < next {
             return None;
@@ -44,8 +45,8 @@ impl Backend<'_> {
         let known = match self.fence.as_ref().map(Fence::is_lifted) {
             None | Some(Ok(true)) => true,
             Some(Ok(false)) => {
-                let next = Instant::now() + pause;
-                self.clearing = Some((next, pause.saturating_mul(2).min(LONG_LOOK)));
+                let pause = (began.elapsed() / 8).clamp(LOOK, LONG_LOOK);
+                self.clearing = Some((Instant::now() + pause, began));
                 return None;
             }
             Some(Err(error)) => {
