@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_log::Rarely;
@@ -20,6 +20,10 @@ use super::limits::{Limits, Wait, may_need_io};
 
 /// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// Something that the back-end is to do, which needs no I/O: the request, its payload and
+/// its descriptors.
+pub(super) type Command<'a> = (FrontendReq, &'a [u8], &'a [BorrowedFd<'a>]);
 
 /// A connection, and what both sides agreed to use on it.
 #[derive(Debug)]
@@ -157,8 +161,32 @@ impl Link {
     ) -> Result<()> {
         match self.attempt(request, payload, fds)? {
             0 => Ok(()),
-            code => bail!("the back-end refused {request:?} (code {code})"),
+            code => Err(refused(request, code)),
         }
+    }
+
+    /// As [`Self::command`] of each, in this order, but waits for all answers together.
+    /// Returns the first that was refused, and its code.
+    pub(super) fn commands(
+        &mut self,
+        commands: &[Command<'_>],
+    ) -> Result<Option<(FrontendReq, u64)>> {
+        let acknowledged = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        for (request, payload, fds) in commands {
+            let mut header = Header::request((*request).into());
+            if acknowledged {
+                header = header.with_need_reply();
+            }
+            self.send(*request, header, payload, fds)?;
+        }
+        let mut refused = None;
+        for (request, ..) in commands.iter().filter(|_| acknowledged) {
+            let code = self.acknowledgement(*request, self.limits.wait_for(*request))?;
+            if code != 0 && refused.is_none() {
+                refused = Some((*request, code));
+            }
+        }
+        Ok(refused)
     }
 
     /// As [`Self::command`], for what may be refused: returns the back-end's
@@ -179,6 +207,11 @@ impl Link {
             return Ok(0);
         }
         self.send(request, header.with_need_reply(), payload, fds)?;
+        self.acknowledgement(request, wait)
+    }
+
+    /// The code that answers a `request` that was to be acknowledged.
+    fn acknowledgement(&mut self, request: FrontendReq, wait: Wait) -> Result<u64> {
         let reply = self.reply(request, wait)?;
         if !reply.fds.is_empty() {
             bail!("the back-end acknowledged {request:?} with a descriptor");
@@ -324,6 +357,11 @@ impl Link {
         let is_set = |index: usize| fds.get(index).is_some_and(|fd| fd.any() == Some(true));
         Ok((is_set(0), is_set(1)))
     }
+}
+
+/// What is said of a back-end that does not obey.
+pub(super) fn refused(request: FrontendReq, code: u64) -> anyhow::Error {
+    anyhow!("the back-end refused {request:?} (code {code})")
 }
 
 fn without_fds(request: FrontendReq, reply: Message) -> Result<Message> {

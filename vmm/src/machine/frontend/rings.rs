@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::inflight::{self, Inflight};
 use super::limits::Wait;
-use super::link::spoke;
+use super::link::{Command, refused, spoke};
 use super::negotiate::protocol_bit;
 use super::{Agreement, Negotiated, Session, Started, memory};
 use crate::machine::kvm::irq::descriptor;
@@ -237,21 +237,28 @@ impl Session<Started> {
         );
         let size = state(ring.size);
         let base = state(start.base);
-        let link = &mut self.link;
-        let sized = link.command(FrontendReq::SET_VRING_NUM, size.as_slice(), &[]);
-        sized.with_context(|| {
-            let entries = ring.size;
-            format!("a queue of {entries} entries (queue-size= limits what a driver may choose)")
-        })?;
-        link.command(FrontendReq::SET_VRING_BASE, base.as_slice(), &[])?;
-        link.command(FrontendReq::SET_VRING_ADDR, address.as_slice(), &[])?;
         let index = u64::from(ring.index).to_ne_bytes();
-        let error = descriptor(&start.error);
-        link.command(FrontendReq::SET_VRING_ERR, &index, &[error])?;
-        let call = descriptor(&start.call);
-        link.command(FrontendReq::SET_VRING_CALL, &index, &[call])?;
-        let kick = descriptor(&start.kick);
-        link.command(FrontendReq::SET_VRING_KICK, &index, &[kick])
+        let (error, call) = ([descriptor(&start.error)], [descriptor(&start.call)]);
+        let kick = [descriptor(&start.kick)];
+        let commands: [Command<'_>; 6] = [
+            (FrontendReq::SET_VRING_NUM, size.as_slice(), &[]),
+            (FrontendReq::SET_VRING_BASE, base.as_slice(), &[]),
+            (FrontendReq::SET_VRING_ADDR, address.as_slice(), &[]),
+            (FrontendReq::SET_VRING_ERR, &index, &error),
+            (FrontendReq::SET_VRING_CALL, &index, &call),
+            (FrontendReq::SET_VRING_KICK, &index, &kick),
+        ];
+        let Some((request, code)) = self.link.commands(&commands)? else {
+            return Ok(());
+        };
+        let refused = refused(request, code);
+        Err(match request {
+            FrontendReq::SET_VRING_NUM => refused.context(format!(
+                "a queue of {} entries (queue-size= limits what a driver may choose)",
+                ring.size
+            )),
+            _ => refused,
+        })
     }
 
     fn enable(&mut self, index: u16, enable: bool) -> Result<()> {
