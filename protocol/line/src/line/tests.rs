@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt::Linger, sockopt::SndBuf};
 use outboard_protocol::kept::DiskState;
 
-use outboard_protocol::launch::InFlight;
+use outboard_protocol::launch::{InFlight, LONGEST_TEXT};
 
 use super::*;
 
@@ -106,6 +106,31 @@ fn what_it_says_is_heard_in_order_and_its_end_once() {
     );
     assert!(!is_due(&line), "it would be readable for ever");
     assert!(line.attend().is_empty());
+}
+
+#[test]
+fn what_failed_on_the_host_is_heard_and_may_be_tried_again() {
+    let (mut line, theirs) = started(None);
+    theirs.send(&ready(), &[], soon()).unwrap();
+    let failed = |text: &str| FromBackend::IoError {
+        queue: 3,
+        text: text.into(),
+    };
+    say(&theirs, &failed("cannot write"));
+    let heard = line.attend();
+    assert!(
+        matches!(&heard[..], [Heard::Ready { .. }, Heard::IoError { queue: 3, text }] if text == "cannot write"),
+        "{heard:?}"
+    );
+    line.retry();
+    let (told, _) = theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    assert_eq!(told, ToBackend::Retry);
+    // No more is told than fits on a line of ours.
+    say(&theirs, &failed(&"x".repeat(LONGEST_TEXT + 1)));
+    let heard = line.attend();
+    assert!(matches!(&heard[..], [Heard::Nonsense(_)]), "{heard:?}");
+    // Nobody hears this, and nothing comes of it.
+    line.retry();
 }
 
 #[test]

@@ -19,9 +19,10 @@ pub(crate) fn explain(opened: &Opened, is_known: bool, agreed: Agreed) -> Explan
         true => format!("{why}; a second process waits to take over (standby=1)"),
         false => why,
     };
-    let why = match opened.on_failure == OnFailure::Shutdown {
-        true => format!("{why}; but on-failure=shutdown ends the VM instead"),
-        false => why,
+    let why = match opened.on_failure {
+        OnFailure::Restart => why,
+        OnFailure::Pause => format!("{why}; on-failure=pause pauses the VM until it is resumed"),
+        OnFailure::Shutdown => format!("{why}; but on-failure=shutdown ends the VM instead"),
     };
     Explanation {
         device: opened.spec.id.clone(),
