@@ -345,6 +345,9 @@ fn reset() -> Result<()> {
     let after = served.json(&["status"])?;
     ensure!(before["pid"] == after["pid"], "{after}");
     ensure!(before["uptime_ms"].as_u64() < after["uptime_ms"].as_u64());
+    // Of at least 4 runs, and of at most 2.
+    let requests = |vm: &Value| vm["devices"][0]["counters"][0]["requests"].as_u64();
+    ensure!(requests(&after) > requests(&before).map(|before| before + 100));
     served.vm.signal(Signal::SIGTERM)?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

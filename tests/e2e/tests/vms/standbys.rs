@@ -111,14 +111,19 @@ fn serves() -> Result<()> {
     Ok(())
 }
 
-/// The status says that it waits, and then that the device is served by it.
+/// The status says that it waits, and then that the device is served by it, which goes on
+/// to count where the one before ended.
 fn restarts() -> Result<()> {
     let mut storm = begun()?;
+    let mut last = Some(0);
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
         storm.until_a_standby_is_ready()?;
         let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
         ensure!(status["devices"][0]["pid"] == first.as_raw(), "{status}");
+        let requests = status["devices"][0]["counters"][0]["requests"].as_u64();
+        ensure!(requests > last, "{last:?} before: {status}");
+        last = requests;
         storm.strike(first, Blow::Restart)?;
         storm.killer.until_it_goes_on(&mut storm.vm)?;
         let (serves, _) = both(&storm)?;

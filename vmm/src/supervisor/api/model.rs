@@ -137,8 +137,8 @@ pub enum Standby {
     Ready,
 }
 
-/// What one queue has done since its back-end began; what that does not count is
-/// `null`.
+/// What one queue has done since the VM began, over all of its back-ends; what they do
+/// not count is `null`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueCounters {
     /// Requests (of a card: buffers) taken.

@@ -55,6 +55,8 @@ pub(crate) struct Backend<'a> {
     session: SessionNumber,
     /// That of the last process, living or dead.
     counters: Option<Page>,
+    /// What those before it have done, by queue.
+    past: Vec<Counts>,
     /// Which release of its program it is, if it has said so.
     release: Option<String>,
     /// Stands until the I/O of the last process is over, where that may outlive it.
@@ -88,6 +90,7 @@ impl<'a> Backend<'a> {
             line,
             session: 0,
             counters: None,
+            past: Vec::new(),
             release: None,
             fence: None,
             replay: Replay::default(),
@@ -195,7 +198,8 @@ impl<'a> Backend<'a> {
         logging: &Logging,
     ) -> Result<OwnedFd> {
         let (found, id) = (self.found.take(), &self.opened.spec.id);
-        (self.session, self.counters, self.release) = (session, None, None);
+        self.past = self.close_page();
+        (self.session, self.release) = (session, None);
         let replay = std::mem::take(&mut self.replay);
         let (
             Server::Program {
@@ -312,9 +316,32 @@ impl<'a> Backend<'a> {
         self.release.as_deref()
     }
 
+    /// What each queue of its process has done, living or dead, and of those before it;
+    /// nothing if none of them has counted.
+    pub(crate) fn sums(&self) -> Vec<Reading> {
+        let mut queues = self.counts();
+        queues.resize(queues.len().max(self.past.len()), Reading::default());
+        for (queue, past) in queues.iter_mut().zip(&self.past) {
+            queue.counts = queue.counts.with(past);
+        }
+        queues
+    }
+
+    /// It follows this one, whose process is gone.
+    pub(crate) fn follow(&mut self, predecessor: &mut Self) {
+        self.past = predecessor.close_page();
+    }
+
+    /// The sums; from now on there are none.
+    fn close_page(&mut self) -> Vec<Counts> {
+        let sums = self.sums().iter().map(|queue| queue.counts).collect();
+        (self.counters, self.past) = (None, Vec::new());
+        sums
+    }
+
     /// What each queue of its process has done, living or dead; nothing if it does not
     /// count.
-    pub(crate) fn counts(&self) -> Vec<Reading> {
+    fn counts(&self) -> Vec<Reading> {
         let read = self.counters.as_ref().map(Page::read);
         let read = read.and_then(|read| self.readable(read));
         read.unwrap_or_default()

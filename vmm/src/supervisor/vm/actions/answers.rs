@@ -105,7 +105,7 @@ fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
         last_outage_us: standing.last_outage_us,
         refused_requests,
         last_refused,
-        counters: backend.counts().iter().map(counters).collect(),
+        counters: backend.sums().iter().map(counters).collect(),
     }
 }
 

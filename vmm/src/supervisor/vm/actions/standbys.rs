@@ -74,6 +74,7 @@ impl<'a> Hands<'a> {
         let (backend, standby) = backend.zip(standby).context("nobody waits")?;
         let replay = backend.take_order();
         std::mem::swap(backend, standby);
+        backend.follow(standby);
         let opened = backend.opened();
         let restored = restored(kept.as_ref(), opened.server.is_ours());
         // Before the machine lets it serve.
