@@ -72,18 +72,14 @@ impl VmPlan {
         };
         let holds = settings.disk.iter().any(DiskSettings::holds_what_fails);
         let devices = device::plans(&mut settings, cpus)?;
-        let pauses = devices
-            .iter()
-            .any(|plan| plan.on_failure == OnFailure::Pause);
-        if settings.api.is_none() && (holds || pauses) {
-            return Err(format!(
-                "`{}` pauses the VM, and nothing could resume it: add `--api PATH`",
-                if holds {
-                    "on-io-error=pause"
-                } else {
-                    "on-failure=pause"
-                }
-            ));
+        let pauses = |plan: &Plan| plan.on_failure == OnFailure::Pause;
+        let key = match holds {
+            true => Some("on-io-error=pause"),
+            false => devices.iter().any(pauses).then_some("on-failure=pause"),
+        };
+        if let (None, Some(key)) = (&settings.api, key) {
+            let text = "pauses the VM, and nothing could resume it: add `--api PATH`";
+            return Err(format!("`{key}` {text}"));
         }
         let kick_path = settings.kick_path.unwrap_or_default();
         check(&devices, kick_path)?;
