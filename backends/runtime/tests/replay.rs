@@ -34,6 +34,18 @@ use vhost::vhost_user::message::VhostUserInflight;
 
 const SIZE: u16 = 32;
 
+/// How a back-end begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It serves both rings.
+    Serves,
+    /// It is a standby, which takes over.
+    Waits,
+    /// The second ring begins when the first has executed something: else either may be
+    /// the first that has the turn.
+    InTurn,
+}
+
 /// A back-end that serves two queues, and its supervisor's end of the line.
 struct Backend {
     line: Channel,
@@ -45,17 +57,18 @@ struct Backend {
 impl Backend {
     /// With the region of the one before, if there was one, and both rings.
     fn start(guest: &Guest, rings: &mut [Ring; 2], before: Option<&Self>, replay: Replay) -> Self {
-        Self::begin(guest, rings, before, replay, false)
+        Self::begin(guest, rings, before, replay, How::Serves)
     }
 
-    /// The same; `waits`: it is a standby, which takes over.
+    /// The same in another way.
     fn begin(
         guest: &Guest,
         rings: &mut [Ring; 2],
         before: Option<&Self>,
         replay: Replay,
-        waits: bool,
+        how: How,
     ) -> Self {
+        let waits = how == How::Waits;
         let (line, theirs) = Channel::pair().unwrap();
         let (kept, link) = (Kept::Nothing, Link::Up);
         let start = ToBackend::Start {
@@ -92,6 +105,9 @@ impl Backend {
             client
                 .start_ring(index, ring, ring.used_idx().unwrap())
                 .unwrap();
+            if how == How::InTurn {
+                wait(|| !knobs.seen.lock().unwrap().is_empty());
+            }
         }
         let this = Self {
             line,
@@ -193,7 +209,8 @@ fn one_by_one_each_is_named_first_and_nothing_else_is_executed() {
     for mark in [0, 1, 3] {
         fill(&guest, place(mark).0, NOW, mark, 64);
     }
-    let second = Backend::start(&guest, &mut rings, Some(&first), one_by_one(&[]));
+    let order = one_by_one(&[]);
+    let second = Backend::begin(&guest, &mut rings, Some(&first), order, How::InTurn);
     second.knobs.wait_held(1);
     let (mut told, mut named) = (Vec::new(), Vec::new());
     for _ in 0..6 {
@@ -259,7 +276,8 @@ fn a_ring_is_stopped_while_it_replays_one_by_one() {
         submit(&guest, &mut rings[queue], LATER, mark);
         first.knobs.wait_held(usize::from(mark) + 1);
     }
-    let second = Backend::start(&guest, &mut rings, Some(&first), one_by_one(&[]));
+    let order = one_by_one(&[]);
+    let second = Backend::begin(&guest, &mut rings, Some(&first), order, How::InTurn);
     second.knobs.wait_held(1);
     let opens = {
         let knobs = second.knobs.clone();
@@ -285,7 +303,7 @@ fn a_standby_deals_with_them_as_it_is_told_when_it_takes_over() {
     let head = submit(&guest, &mut rings[1], LATER, 0);
     first.knobs.wait_held(1);
     let order = one_by_one(&[request(1, head, 1)]);
-    let second = Backend::begin(&guest, &mut rings, Some(&first), order, true);
+    let second = Backend::begin(&guest, &mut rings, Some(&first), order, How::Waits);
     let found = FromBackend::Found {
         queue: 1,
         requests: vec![(head, 1)],

@@ -12,6 +12,7 @@
 //! ```
 
 mod clearing;
+mod counting;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use nix::poll::PollFlags;
 use outboard_line::{Heard, Line};
-use outboard_protocol::counters::{Counts, Reading};
+use outboard_protocol::counters::Counts;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{
     BACKEND_FD, Handover, IMAGE_ENV, LINE_ENV, OLDEST_VERSION, Replay, SessionNumber, VERSION_ENV,
@@ -29,7 +30,6 @@ use outboard_protocol::launch::{
 use self::clearing::CLOSED;
 use super::counters::Page;
 use super::device::Event;
-use super::look::Examined;
 use crate::supervisor::host::connect::Search;
 use crate::supervisor::host::fence::Fence;
 use crate::supervisor::host::lend::{Opened, Server};
@@ -314,63 +314,6 @@ impl<'a> Backend<'a> {
     /// Which release of its program the last one is, if it has said so.
     pub(crate) fn release(&self) -> Option<&str> {
         self.release.as_deref()
-    }
-
-    /// What each queue of its process has done, living or dead, and of those before it;
-    /// nothing if none of them has counted.
-    pub(crate) fn sums(&self) -> Vec<Reading> {
-        let mut queues = self.counts();
-        queues.resize(queues.len().max(self.past.len()), Reading::default());
-        for (queue, past) in queues.iter_mut().zip(&self.past) {
-            queue.counts = queue.counts.with(past);
-        }
-        queues
-    }
-
-    /// It follows this one, whose process is gone.
-    pub(crate) fn follow(&mut self, predecessor: &mut Self) {
-        self.past = predecessor.close_page();
-    }
-
-    /// The sums; from now on there are none.
-    fn close_page(&mut self) -> Vec<Counts> {
-        let sums = self.sums().iter().map(|queue| queue.counts).collect();
-        (self.counters, self.past) = (None, Vec::new());
-        sums
-    }
-
-    /// What each queue of its process has done, living or dead; nothing if it does not
-    /// count.
-    fn counts(&self) -> Vec<Reading> {
-        let read = self.counters.as_ref().map(Page::read);
-        let read = read.and_then(|read| self.readable(read));
-        read.unwrap_or_default()
-    }
-
-    /// What its process does just now, and what its page says of this queue.
-    pub(crate) fn examine(&self, queue: u16) -> Examined {
-        Examined {
-            is_stopped: self.child.as_ref().is_some_and(Child::is_stopped),
-            page: self.counts().get(usize::from(queue)).copied(),
-        }
-    }
-
-    /// Logs what its process has served, living or dead, if it counts.
-    pub(crate) fn tell_counts(&self) {
-        let total = self.counters.as_ref().map(Page::total);
-        if let Some(total) = total.and_then(|total| self.readable(total)) {
-            let Counts {
-                chains,
-                batches,
-                calls,
-                ..
-            } = total;
-            let (id, name) = (&self.opened.spec.id, self.opened.server.name());
-            log::info!(
-                "{id}: {name} had taken {chains} chains, moved used indices {batches} times and \
-                 made {calls} calls"
-            );
-        }
     }
 
     /// Reaps its process if that has ended: what it had said before, and how it ended.
