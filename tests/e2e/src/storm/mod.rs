@@ -350,13 +350,21 @@ impl Storm {
         }
     }
 
+    /// What the control API says of the VM.
+    ///
+    /// # Errors
+    /// As [`Self::ctl`].
+    pub fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.ctl(&["status"])?)?)
+    }
+
     /// Waits until the second process of the disk is ready to take over.
     ///
     /// # Errors
     /// It does not become so.
     pub fn until_a_standby_is_ready(&self) -> Result<()> {
         let ready = eventually("the standby is ready", || {
-            let status: Value = serde_json::from_str(&self.ctl(&["status"])?)?;
+            let status = self.status()?;
             Ok((status["devices"][0]["standby"] == "ready").then_some(()))
         });
         ready.with_context(|| self.vm.messages())

@@ -26,7 +26,6 @@ use outboard_e2e::slow_disk::{Kind, SlowDisk};
 use outboard_e2e::storm::killer::Blow;
 use outboard_e2e::storm::{IMAGE, Programs, Shape, Storm};
 use outboard_e2e::vm::Run;
-use serde_json::Value;
 
 use crate::storm::seed;
 use crate::{Need, Test, test};
@@ -95,7 +94,7 @@ impl Late {
             if disk.writes_since() > 1 {
                 return Ok(Some(First::Newer));
             }
-            let vm: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+            let vm = storm.status()?;
             if vm["devices"][0]["state"] != "waiting_for_io" {
                 still = None;
             } else if still.get_or_insert_with(Instant::now).elapsed() > STILL {

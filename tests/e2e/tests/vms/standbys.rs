@@ -10,7 +10,6 @@ use outboard_e2e::processes::Process;
 use outboard_e2e::storm::killer::{Aim, Blow};
 use outboard_e2e::storm::{self, Outcome, Pace, Programs, Shape, Storm};
 use outboard_e2e::vm::{Run, Vm};
-use serde_json::Value;
 
 use crate::storm::seed;
 use crate::{KVM, Test, test};
@@ -119,7 +118,7 @@ fn restarts() -> Result<()> {
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
         storm.until_a_standby_is_ready()?;
-        let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+        let status = storm.status()?;
         ensure!(status["devices"][0]["pid"] == first.as_raw(), "{status}");
         let requests = status["devices"][0]["counters"][0]["requests"].as_u64();
         ensure!(requests > last, "{last:?} before: {status}");
@@ -190,7 +189,7 @@ fn paused() -> Result<()> {
         storm.until_a_standby_is_ready()?;
         storm.killer.strike(first, Signal::SIGKILL)?;
         eventually("the VM is paused", || {
-            let status: Value = serde_json::from_str(&storm.ctl(&["status"])?)?;
+            let status = storm.status()?;
             Ok((status["state"] == "paused").then_some(()))
         })?;
         ensure!(storm.killer.all(&storm.vm) == [second]);

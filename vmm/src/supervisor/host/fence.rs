@@ -104,7 +104,8 @@ impl Image {
 
 /// Whether what is read and written without `O_DIRECT` is copied from and to the page
 /// cache by a thread of the process that asks for it, be it one of its io_uring's, and
-/// by nobody else. Of a file system that is not listed this is not known: FUSE, for one,
+/// by nobody else; what is cleared (fallocate(2)) is waited for by that thread, also when
+/// it is killed (Linux, block/blk-lib.c). Of a file system that is not listed this is not known: FUSE, for one,
 /// has files whose every request goes to its server while nobody waits.
 fn is_cached(file: &File) -> bool {
     const KNOWN: [FsType; 5] = [
