@@ -124,9 +124,15 @@ fn restarts() -> Result<()> {
         ensure!(requests > last, "{last:?} before: {status}");
         last = requests;
         storm.strike(first, Blow::Restart)?;
-        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        // The first one serves until it has ended in order, and the guest goes on.
+        eventually("the first is gone", || {
+            let all = storm.killer.all(&storm.vm);
+            Ok((!all.contains(&first)).then_some(()))
+        })?;
         let (serves, _) = both(&storm)?;
         ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+        storm.killer.note();
+        storm.killer.until_it_goes_on(&mut storm.vm)?;
     }
     let explained = storm.ctl(&["explain", "disk0"])?;
     ensure!(explained.contains("standby=1"), "{explained}");
