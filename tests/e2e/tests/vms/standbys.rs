@@ -89,6 +89,19 @@ fn both(storm: &Storm) -> Result<(Pid, Pid)> {
     Ok((first, second))
 }
 
+/// The first serves until it is gone, and in order if it was told to end; then the second
+/// does, and the guest goes on.
+fn is_followed_by(storm: &mut Storm, first: Pid, second: Pid) -> Result<()> {
+    eventually("the first is gone", || {
+        let all = storm.killer.all(&storm.vm);
+        Ok((!all.contains(&first)).then_some(()))
+    })?;
+    let (serves, _) = both(storm)?;
+    ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+    storm.killer.note();
+    storm.killer.until_it_goes_on(&mut storm.vm)
+}
+
 fn ends(mut storm: Storm) -> Result<Outcome> {
     storm.end()?.nothing_is_wrong()
 }
@@ -102,9 +115,7 @@ fn serves() -> Result<()> {
         storm.killer.note();
         storm.killer.until_it_goes_on(&mut storm.vm)?;
         storm.killer.strike(first, Signal::SIGKILL)?;
-        storm.killer.until_it_goes_on(&mut storm.vm)?;
-        let (serves, _) = both(&storm)?;
-        ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
+        is_followed_by(&mut storm, first, second)?;
     }
     ends(storm)?;
     Ok(())
@@ -124,15 +135,7 @@ fn restarts() -> Result<()> {
         ensure!(requests > last, "{last:?} before: {status}");
         last = requests;
         storm.strike(first, Blow::Restart)?;
-        // The first one serves until it has ended in order, and the guest goes on.
-        eventually("the first is gone", || {
-            let all = storm.killer.all(&storm.vm);
-            Ok((!all.contains(&first)).then_some(()))
-        })?;
-        let (serves, _) = both(&storm)?;
-        ensure!(serves == second, "{serves} serves: {}", storm.vm.messages());
-        storm.killer.note();
-        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        is_followed_by(&mut storm, first, second)?;
     }
     let explained = storm.ctl(&["explain", "disk0"])?;
     ensure!(explained.contains("standby=1"), "{explained}");
