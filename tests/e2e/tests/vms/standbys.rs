@@ -111,9 +111,7 @@ fn serves() -> Result<()> {
     let mut storm = begun()?;
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
-        // However far it has come: the guest has gone on by then.
-        storm.killer.note();
-        storm.killer.until_it_goes_on(&mut storm.vm)?;
+        storm.until_a_standby_is_ready()?;
         storm.killer.strike(first, Signal::SIGKILL)?;
         is_followed_by(&mut storm, first, second)?;
     }
