@@ -7,7 +7,7 @@ mod support;
 use std::process::Command;
 
 use outboard_contract::client::{Ack, Client};
-use outboard_contract::program::command;
+use outboard_contract::program::{command, option};
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::soon;
 use outboard_protocol::devices::BlkConfig;
@@ -368,6 +368,28 @@ fn an_image_that_is_served_is_not_served_twice() {
     let _ready = Driver::of(&program, EVERYTHING);
     let second = serve(&program.folder().join("image"), &[]);
     second.ends_with(1, "in use by another process").unwrap();
+}
+
+/// Nobody comes to one that is about to end: what its predecessor has left at the path
+/// of its socket is as it was.
+#[test]
+fn who_cannot_have_the_image_does_not_listen() {
+    let program = start(&[]);
+    let _ready = Driver::of(&program, EVERYTHING);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let (success, said) = run(&[
+        option("--socket-path=", &socket).to_str().unwrap(),
+        option("--blk-file=", &program.folder().join("image"))
+            .to_str()
+            .unwrap(),
+    ]);
+    assert!(
+        !success && said.contains("in use by another process"),
+        "{said}"
+    );
+    assert!(socket.exists());
 }
 
 #[test]

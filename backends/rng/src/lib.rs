@@ -22,7 +22,7 @@ use outboard_runtime::device::OTHER_KIND;
 use outboard_runtime::event::Signal;
 use outboard_runtime::listen::{self, Source};
 use outboard_runtime::manual::after_help;
-use outboard_runtime::program::{self, Capabilities, FrontEnd};
+use outboard_runtime::program::{self, Capabilities, FrontEnd, Opening};
 use outboard_runtime::signals::Stop;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Features;
@@ -99,17 +99,17 @@ impl Cli {
         let rate = (self.max_bytes, Duration::from_millis(self.period.into()));
         let (kind, features) = ("rng", &[][..]);
         let capabilities = Capabilities { kind, features };
-        let serve = move |source, stop, line| serve(source, stop, &line, rate);
+        let serve = move |open, stop, line| serve(open, stop, &line, rate);
         program::start(&self.front_end, capabilities, serve)
     }
 }
 
-fn serve(source: Source, stop: Stop, line: &Supervisor, rate: Rate) -> anyhow::Result<()> {
+fn serve(open: Opening, stop: Stop, line: &Supervisor, rate: Rate) -> anyhow::Result<()> {
     ensure!(*line.kept() == Kept::Nothing, OTHER_KIND);
-    let Source::Listening(listening) = source else {
+    ensure!(drawn(&mut [0]), "getrandom(2) fails");
+    let Source::Listening(listening) = open()? else {
         bail!("cannot serve a connected socket: give one that listens, or --socket-path");
     };
-    ensure!(drawn(&mut [0]), "getrandom(2) fails");
     let listener = listening.blocking().context("cannot share the socket")?;
     line.ready(Kept::Nothing, None);
     std::thread::spawn(move || {

@@ -71,6 +71,10 @@ pub struct Capabilities {
     pub features: &'static [&'static str],
 }
 
+/// Lets front-ends come. A socket at a path is bound only now: who came before there is
+/// anybody to serve it would meet a program that ends.
+pub type Opening = Box<dyn FnOnce() -> anyhow::Result<Source>>;
+
 /// Runs a back-end: prints its capabilities, or makes its device with `build`
 /// and serves it until a signal ([`Stop`]) or the end of an inherited connection.
 ///
@@ -100,26 +104,26 @@ pub fn run_with<D: Device, B: FnOnce() -> anyhow::Result<D>>(
     };
     begin(&args.front_end, capabilities, || {
         let (behind, build) = open()?;
-        let serve = move |source, stop: Stop, supervisor| {
+        let serve = move |open: Opening, stop: Stop, supervisor| {
             let mut host = Host::supervised(build()?, limits, supervisor)?;
-            serve_all(&mut host, source, stop.as_fd())
+            serve_all(&mut host, open()?, stop.as_fd())
         };
         Ok((behind, serve))
     })
 }
 
 /// The same for a program that serves its front-ends by itself: `serve` gets
-/// where they come from, a descriptor that is readable when it is to end, and the
-/// supervisor, whom it tells that it is ready.
+/// where they come from, which it opens once it can serve them, a descriptor that is
+/// readable when it is to end, and the supervisor, whom it tells that it is ready.
 pub fn start(
     front_end: &FrontEnd,
     capabilities: Capabilities,
-    serve: impl FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>,
+    serve: impl FnOnce(Opening, Stop, Supervisor) -> anyhow::Result<()>,
 ) -> ExitCode {
     begin(front_end, capabilities, || Ok((Behind::default(), serve)))
 }
 
-fn begin<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
+fn begin<S: FnOnce(Opening, Stop, Supervisor) -> anyhow::Result<()>>(
     front_end: &FrontEnd,
     capabilities: Capabilities,
     open: impl FnOnce() -> anyhow::Result<(Behind, S)>,
@@ -128,11 +132,7 @@ fn begin<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
     let speaker = Speaker::this(outboard_log::label().as_deref());
     outboard_log::start(speaker, &outboard_log::filters(asked, Level::Info));
     raise_descriptors();
-    let result = match front_end.print_capabilities {
-        true => print(capabilities).map(|()| ExitCode::SUCCESS),
-        false => live(front_end, open),
-    };
-    result.unwrap_or_else(|error| {
+    live(front_end, capabilities, open).unwrap_or_else(|error| {
         outboard_log::say(&format!("{error:#}"));
         match error.is::<Usage>() {
             true => ExitCode::from(2),
@@ -141,14 +141,19 @@ fn begin<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
     })
 }
 
-fn live<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
+fn live<S: FnOnce(Opening, Stop, Supervisor) -> anyhow::Result<()>>(
     front_end: &FrontEnd,
+    capabilities: Capabilities,
     open: impl FnOnce() -> anyhow::Result<(Behind, S)>,
 ) -> anyhow::Result<ExitCode> {
+    if front_end.print_capabilities {
+        println!("{}", serde_json::to_string_pretty(&capabilities)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     check_contract()?;
     // Descriptors before anything else, since a number may be used again.
     let line = supervisor::inherited()?;
-    let source = find(front_end)?;
+    let opening = find(front_end)?;
     let stop = Stop::catch()?;
     let (mut behind, serve) = open()?;
     // Of the two processes, this one's.
@@ -162,13 +167,13 @@ fn live<S: FnOnce(Source, Stop, Supervisor) -> anyhow::Result<()>>(
         None => match behind.part()? {
             Half::Serving(line, child) => (line, Some(child)),
             Half::Outside(outside) => {
-                drop((source, stop, serve));
+                drop((opening, stop, serve));
                 return Ok(outside.attend());
             }
         },
     };
     let supervisor = Supervisor::meet(line, Deadline::after(limits::MESSAGE))?;
-    serve(source, stop, supervisor)?;
+    serve(opening, stop, supervisor)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -185,21 +190,18 @@ fn raise_descriptors() {
     }
 }
 
-fn print(capabilities: Capabilities) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(&capabilities)?);
-    Ok(())
-}
-
-/// Where front-ends come from.
-fn find(front_end: &FrontEnd) -> anyhow::Result<Source> {
+/// Where front-ends come from. What is inherited has been taken when this returns.
+fn find(front_end: &FrontEnd) -> anyhow::Result<Opening> {
     let passed = activation::passed(|name| env::var_os(name), std::process::id())?;
-    match (passed, &front_end.fd, &front_end.socket_path) {
-        (false, Some(number), _) => Source::inherited(inherited::take(*number)?),
-        (false, None, Some(path)) => Source::at(path),
-        (true, None, None) => Source::inherited(inherited::take(activation::PASSED)?),
-        (true, _, _) => Err(Usage(TWICE).into()),
-        (false, None, None) => Err(Usage(NOWHERE).into()),
-    }
+    let number = match (passed, front_end.fd, front_end.socket_path.clone()) {
+        (false, Some(number), _) => number,
+        (false, None, Some(path)) => return Ok(Box::new(move || Source::at(&path))),
+        (true, None, None) => activation::PASSED,
+        (true, _, _) => return Err(Usage(TWICE).into()),
+        (false, None, None) => return Err(Usage(NOWHERE).into()),
+    };
+    let source = Source::inherited(inherited::take(number)?)?;
+    Ok(Box::new(|| Ok(source)))
 }
 
 const NOWHERE: &str = "no front-end to serve: give --socket-path=PATH or --fd=FDNUM; see --help";
