@@ -208,8 +208,9 @@ pub enum FromMachine {
         device: String,
     },
     /// A ring has stood still for half of the device's
-    /// [`hang_timeout`](Device::hang_timeout), and is told again after each further half.
-    /// It need not be anybody's fault.
+    /// [`hang_timeout`](Device::hang_timeout), or an answer of its back-end, which may be
+    /// about any ring, has been waited for as long. It is told again after each further
+    /// half, and need not be anybody's fault.
     Unserved {
         /// The device's id.
         device: String,

@@ -32,6 +32,11 @@ pub fn tests() -> Vec<Test> {
     vec![
         test("a back-end that is stopped is found", KVM, stopped),
         test(
+            "a back-end that is stopped is found by a guest that resets it",
+            KVM,
+            stopped_at_a_reset,
+        ),
+        test(
             "a back-end that hangs is followed by another",
             KVM,
             followed,
@@ -75,6 +80,21 @@ fn stopped() -> Result<()> {
     ended.saying(&["disk0: ", "outboard-blk hangs: its process is stopped"])?;
     vm.check_nothing_is_left()?;
     image.wait_until_free()
+}
+
+/// The guest resets its disk so often that the next reset finds it stopped; the machine
+/// waits for an answer then.
+fn stopped_at_a_reset() -> Result<()> {
+    let image = Image::new(64 * MIB)?;
+    let mut vm = Run::guest("scenario=storm stop=1 report=100 reset_ms=20")?
+        .with("--disk", format!("{},{ENDS}", image.option()))
+        .start()?;
+    vm.console_line("progress")?;
+    let disk = vm.process(Process::is_backend)?;
+    kill(disk.pid, Signal::SIGSTOP)?;
+    let ended = vm.wait()?.with_code(5)?;
+    ended.saying(&["disk0: ", "outboard-blk hangs: its process is stopped"])?;
+    vm.check_nothing_is_left()
 }
 
 fn followed() -> Result<()> {

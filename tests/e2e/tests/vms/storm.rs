@@ -68,11 +68,15 @@ pub fn tests() -> Vec<Test> {
             KVM,
             killed_at_each_step,
         ),
-        test("nothing is wrong after hangs", KVM, || {
-            struck(Blow::Signal(Signal::SIGSTOP), ",hang-timeout=300ms")
+        test("nothing is wrong after hangs", KVM, || struck(&hanging())),
+        test("nothing is wrong after hangs between resets", KVM, || {
+            struck(&hanging().guest("reset_ms=60 overlap=1"))
         }),
         test("nothing is wrong after restarts by the api", KVM, || {
-            struck(Blow::Restart, "")
+            struck(&Shape {
+                blow: Blow::Restart,
+                ..Shape::new(5, seed())
+            })
         }),
         test("nothing is wrong after kills under qemu", QEMU, || {
             under_qemu("", "")
@@ -232,8 +236,16 @@ fn under_qemu(backend: &str, guest: &str) -> Result<()> {
 }
 
 /// Each back-end is struck with something else than SIGKILL, once the guest has gone on.
-fn struck(blow: Blow, disk: &str) -> Result<()> {
-    let mut shape = Shape::new(5, seed()).disk(disk);
-    (shape.blow, shape.pace) = (blow, Pace::OneByOne);
-    killed(&shape)
+fn struck(shape: &Shape) -> Result<()> {
+    killed(&Shape {
+        pace: Pace::OneByOne,
+        ..shape.clone()
+    })
+}
+
+fn hanging() -> Shape {
+    Shape {
+        blow: Blow::Signal(Signal::SIGSTOP),
+        ..Shape::new(5, seed()).disk(",hang-timeout=300ms")
+    }
 }

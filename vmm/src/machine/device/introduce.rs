@@ -1,13 +1,16 @@
 //! A connection to a back-end until it is known to fit: the first words with it.
 //! The driver sees nothing of it before.
 
+use std::sync::Arc;
+
 use anyhow::Result;
-use outboard_protocol::launch::{self, SessionNumber};
+use outboard_protocol::launch::{self, FromMachine, SessionNumber};
 
 use super::kinds;
 use super::kinds::blk::{self, Cache};
 use super::serving::Serving;
-use crate::machine::frontend::{Connected, Interruption, Session};
+use crate::machine::frontend::{Connected, Interruption, Patience, Session};
+use crate::machine::post::Mailbox;
 
 /// What a driver is to see of a back-end.
 #[derive(Debug)]
@@ -19,7 +22,8 @@ pub(crate) struct Offer {
 }
 
 /// Finds out what the back-end is and whether it can be one for this device. Its
-/// session is `number`; `interruption` ends whatever is waited for.
+/// session is `number`; `interruption` ends whatever is waited for, and that it is waited
+/// for is told to `events`.
 ///
 /// # Errors
 /// What does not fit and what to do, or what went wrong.
@@ -28,8 +32,10 @@ pub(crate) fn introduce(
     number: SessionNumber,
     session: Session<Connected>,
     interruption: &Interruption,
+    events: &Arc<Mailbox<FromMachine>>,
 ) -> Result<(Serving, Offer)> {
     let whose = session.whose();
+    let session = session.with(Patience::new(spec, number, events));
     let mut session = session.negotiate(&spec.id, interruption)?;
     let agreement = session.agreement();
     kinds::fits(&agreement, spec)?;

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use outboard_protocol::launch::{SessionNumber, Whose};
+use outboard_protocol::launch::{FromMachine, SessionNumber, Whose};
 
 use super::introduce::{Offer, introduce};
 use super::seat::Seat;
@@ -90,21 +90,27 @@ impl Standby {
     }
 
     /// Begins with a newcomer, in place of any other; [`Self::attend`] tells what becomes
-    /// of it.
+    /// of it, and `events` hears later that it owes an answer.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub(crate) fn begin(&mut self, seat: &Seat, newcomer: Newcomer) -> Result<()> {
+    pub(crate) fn begin(
+        &mut self,
+        seat: &Seat,
+        newcomer: Newcomer,
+        events: &Arc<Mailbox<FromMachine>>,
+    ) -> Result<()> {
         self.leave();
         let (spec, ram) = (seat.spec.clone(), Arc::clone(&seat.ram));
         let interruption = Arc::clone(&self.interruption);
         let prepared = Arc::clone(&self.prepared);
+        let events = Arc::clone(events);
         let Newcomer {
             number, session, ..
         } = newcomer;
         let introduced = move || {
             let whose = session.whose();
-            let (mut serving, offer) = introduce(&spec, number, session, &interruption)?;
+            let (mut serving, offer) = introduce(&spec, number, session, &interruption, &events)?;
             serving.lend_memory(&ram)?;
             Ok(Waiting {
                 serving,

@@ -17,6 +17,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use super::cause::{because, cause_on_the_wire};
 use super::channel::{Channel, Notices};
 use super::limits::{Limits, Wait, may_need_io};
+use super::patience::Patience;
 
 /// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
@@ -38,6 +39,8 @@ pub(crate) struct Link {
     /// What was sent without asking for an answer may need I/O, and a back-end
     /// obeys in order: the next answer may have to wait for it.
     unanswered: Option<Wait>,
+    /// Who is told that an answer is waited for.
+    patience: Option<Patience>,
     /// That a wait for I/O has grown long; a guest can cause it, so it is
     /// rate-limited: logged at powers of two.
     long: Rarely,
@@ -54,6 +57,7 @@ impl Link {
             id: String::new(),
             limits: Limits::default(),
             unanswered: None,
+            patience: None,
             long: Rarely::new(),
         }
     }
@@ -67,6 +71,11 @@ impl Link {
     /// How long it waits.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// While an answer is waited for, that is told.
+    pub(crate) fn set_patience(&mut self, patience: Option<Patience>) {
+        self.patience = patience;
     }
 
     /// It is this device's.
@@ -283,8 +292,11 @@ impl Link {
     fn reply(&mut self, request: FrontendReq, wait: Wait) -> Result<Message> {
         let unanswered = self.unanswered.take();
         let mut wait = unanswered.map_or(wait, |other| wait.or_longer(other));
+        self.patience.iter_mut().for_each(Patience::begin);
         loop {
-            let (main, channel) = self.readable(wait.next())?;
+            let told = self.patience.as_ref().map(Patience::due);
+            let next = told.map_or(wait.next(), |told| told.min(wait.next()));
+            let (main, channel) = self.readable(next)?;
             if channel {
                 self.hear()?;
             }
@@ -299,6 +311,7 @@ impl Link {
                 bail!(because(Cause::Silent, text));
             }
             self.mention(&mut wait);
+            self.patience.iter_mut().for_each(Patience::attend);
         }
         let reply = self.connection.recv(self.within_a_message());
         let reply = reply.map_err(|error| match error {

@@ -22,6 +22,7 @@ mod limits;
 mod link;
 mod memory;
 mod negotiate;
+mod patience;
 mod rings;
 
 use std::os::fd::BorrowedFd;
@@ -41,6 +42,7 @@ pub use self::interruption::Interruption;
 pub(crate) use self::limits::Limits;
 use self::link::Link;
 pub(crate) use self::negotiate::Agreement;
+pub(crate) use self::patience::Patience;
 pub use self::rings::{RingStart, Stopped};
 
 /// Nothing has been heard yet.
@@ -185,6 +187,12 @@ impl Session<Connected> {
     /// The back-end is this one's.
     pub(crate) fn of(mut self, whose: Whose) -> Self {
         self.phase.whose = whose;
+        self
+    }
+
+    /// While it is waited for, that is told.
+    pub(crate) fn with(mut self, patience: Option<Patience>) -> Self {
+        self.link.set_patience(patience);
         self
     }
 

@@ -17,7 +17,7 @@ impl Owner {
         if let Some(former) = self.standby.number() {
             self.post_lost(former, Cause::Gone, "another takes its place".into());
         }
-        if let Err(error) = self.standby.begin(&self.seat, newcomer) {
+        if let Err(error) = self.standby.begin(&self.seat, newcomer, &self.events) {
             self.standby.leave();
             self.post_lost(number, Cause::Gone, format!("{error:#}"));
         }

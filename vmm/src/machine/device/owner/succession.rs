@@ -29,7 +29,13 @@ impl Owner {
         }
         let whose = session.whose();
         let successor = Successor { whose, restored };
-        let met = introduce(&self.seat.spec, number, session, &self.interruption);
+        let met = introduce(
+            &self.seat.spec,
+            number,
+            session,
+            &self.interruption,
+            &self.events,
+        );
         let result = met.and_then(|(serving, offer)| self.employ(serving, successor, &offer));
         self.has_begun(number, result);
     }

@@ -212,3 +212,40 @@ fn a_first_kick_wakes_the_owner_once_and_those_that_follow_do_not() {
     assert!((1..=3).contains(&woken), "{woken} times");
     watched.nothing_is_told();
 }
+
+/// Its owner, who waits, looks at no ring meanwhile.
+#[test]
+fn an_answer_that_does_not_come_is_told_of_every_queue_until_it_comes() {
+    let Some(bench) = Bench::of(launch::Device {
+        hang_timeout: Some(SHORT),
+        ..spec(Kind::blk(), 2, false)
+    }) else {
+        return;
+    };
+    let silent = Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Silence);
+    let fake = bench.attached_within(silent, PATIENT, Whose::Own);
+    bench.drive();
+    bench.write(BAR + 20, 0, 1);
+    fake.wait_for(FrontendReq::GET_VRING_BASE);
+    for (times, queue) in (1..=3).flat_map(|times| [(times, 0), (times, 1)]) {
+        let expected = FromMachine::Unserved {
+            device: "disk0".into(),
+            session: 1,
+            queue,
+            kick: false,
+            times,
+        };
+        assert_eq!(bench.event(), expected);
+    }
+}
+
+#[test]
+fn of_a_device_that_may_hang_no_answer_is_told_to_be_late() {
+    let Some(bench) = Bench::new() else { return };
+    let late = Fault::Late(Duration::from_millis(4 * u64::from(SHORT)));
+    let late = Scripted::disk().on(FrontendReq::GET_VRING_BASE, late);
+    let _fake = bench.attached_within(late, PATIENT, Whose::Own);
+    bench.drive();
+    bench.reset();
+    assert_eq!(bench.told(), []);
+}
