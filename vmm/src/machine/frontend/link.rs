@@ -39,7 +39,7 @@ pub(crate) struct Link {
     /// What was sent without asking for an answer may need I/O, and a back-end
     /// obeys in order: the next answer may have to wait for it.
     unanswered: Option<Wait>,
-    /// Who is told that an answer is waited for.
+    /// Who is told that an answer, or what follows it, is waited for.
     patience: Option<Patience>,
     /// That a wait for I/O has grown long; a guest can cause it, so it is
     /// rate-limited: logged at powers of two.
@@ -261,6 +261,7 @@ impl Link {
         self.readable(moment.min(wait.end()))?;
         self.listen()?;
         self.mention(wait);
+        self.patience.iter_mut().for_each(Patience::attend);
         Ok(!wait.end().passed())
     }
 

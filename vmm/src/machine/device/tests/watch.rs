@@ -227,6 +227,27 @@ fn an_answer_that_does_not_come_is_told_of_every_queue_until_it_comes() {
     bench.drive();
     bench.write(BAR + 20, 0, 1);
     fake.wait_for(FrontendReq::GET_VRING_BASE);
+    tells_of_both_queues(&bench);
+}
+
+/// It has answered, and its requests are not done.
+#[test]
+fn requests_that_a_stopped_ring_still_has_are_told_of_every_queue_until_they_are_done() {
+    let Some(bench) = Bench::of(launch::Device {
+        hang_timeout: Some(SHORT),
+        ..spec(Kind::blk(), 2, false)
+    }) else {
+        return;
+    };
+    let fake = bench.attached_within(Scripted::disk(), PATIENT, Whose::default());
+    bench.drive();
+    bench.uses(u16::MAX);
+    bench.write(BAR + 20, 0, 1);
+    fake.wait_for(FrontendReq::GET_VRING_BASE);
+    tells_of_both_queues(&bench);
+}
+
+fn tells_of_both_queues(bench: &Bench) {
     for (times, queue) in (1..=3).flat_map(|times| [(times, 0), (times, 1)]) {
         let expected = FromMachine::Unserved {
             device: "disk0".into(),
