@@ -48,14 +48,13 @@ impl BackEnd {
 
     /// The kernel gives back what a killed one had in flight, and with it the
     /// lock of the image, a moment after it has gone: until then none lives. One
-    /// listens before it asks for the lock, and has workers only when it has that.
+    /// listens once it has that.
     fn until_it_listens(&mut self) -> Result<()> {
         eventually("the back-end listens", || {
             if self.child.try_wait()?.is_some() {
                 self.child = self.command.spawn().context(BLK)?;
             }
-            let serves = is_listened_on(&self.socket) && has_workers(self.child.id());
-            Ok(serves.then_some(()))
+            Ok(is_listened_on(&self.socket).then_some(()))
         })
     }
 
@@ -103,14 +102,6 @@ impl BackEnd {
                 "vhost-user-blk-pci,disable-legacy=on,chardev=disk,num-queues=2",
             )
     }
-}
-
-fn has_workers(pid: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
-    threads.into_iter().flatten().flatten().any(|thread| {
-        let name = std::fs::read_to_string(thread.path().join("comm"));
-        name.is_ok_and(|name| name.starts_with("queue"))
-    })
 }
 
 impl Drop for BackEnd {

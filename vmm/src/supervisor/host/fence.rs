@@ -105,8 +105,9 @@ impl Image {
 /// Whether what is read and written without `O_DIRECT` is copied from and to the page
 /// cache by a thread of the process that asks for it, be it one of its io_uring's, and
 /// by nobody else; what is cleared (fallocate(2)) is waited for by that thread, also when
-/// it is killed (Linux, block/blk-lib.c). Of a file system that is not listed this is not known: FUSE, for one,
-/// has files whose every request goes to its server while nobody waits.
+/// it is killed (Linux, block/blk-lib.c). Of a file system that is not listed this is not
+/// known: FUSE, for one, has files whose every request goes to its server while nobody
+/// waits.
 fn is_cached(file: &File) -> bool {
     const KNOWN: [FsType; 5] = [
         TMPFS_MAGIC,
