@@ -4,10 +4,14 @@
 //! mappings of memfds: those are the guest's memory, not the process's.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use crate::processes::family;
 use crate::program::{Program, passed};
@@ -17,6 +21,12 @@ use crate::{Other, Products};
 const WAIT: Duration = Duration::from_secs(120);
 /// What each process may have, in KiB.
 const TARGETS: [(&str, u64); 2] = [("machine", 5 * 1024), ("outboard-blk", 3 * 1024)];
+
+/// What a supervisor with a control API may have, in KiB, and how many clients it has.
+const WITH_API: u64 = 2 * 1024;
+const CLIENTS: usize = 1000;
+/// What it does at once has been done by then.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What a VM with a disk does before its processes are looked at. Its rings stay started.
 pub struct Load {
@@ -78,14 +88,70 @@ pub fn run(products: &Products, other: &Other) -> Result<()> {
             println!("    this/another  {:.2}", Spread::new(ratios));
         }
     }
+    with_api(products)?;
     if !missed.is_empty() {
         println!("  missed: {}", missed.join(", "));
     }
     Ok(())
 }
 
+/// Prints what a supervisor holds that has a control API, before, with and after many
+/// clients that never come to the end of what they ask.
+fn with_api(products: &Products) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("api");
+    let (_image, vm) = start(products, &BUSY, Some(&socket))?;
+    println!("private memory of a supervisor with --api, the same VM");
+    let show = |when: &str| {
+        let found = private(vm.pid())?;
+        let verdict = match found < WITH_API {
+            true => "met",
+            false => "MISSED",
+        };
+        println!("  {when:<42} {found:>6} KiB  under {WITH_API}: {verdict}");
+        anyhow::Ok(())
+    };
+    asked(&socket)?;
+    show("idle")?;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = UnixStream::connect(&socket)?;
+        client.write_all(b"GET /api/v1/vm HTTP/1.1\r\n")?;
+        clients.push(client);
+    }
+    // As many are served as can be at once. A request of ours would wait behind the others,
+    // each of which is given up after 10 s.
+    std::thread::sleep(SETTLED);
+    show(&format!("with {CLIENTS} clients, half a request each"))?;
+    drop(clients);
+    asked(&socket)?;
+    show("after them")
+}
+
+/// Asks for the status, and has got it.
+fn asked(socket: &Path) -> Result<()> {
+    let mut client = UnixStream::connect(socket)?;
+    client.set_read_timeout(Some(WAIT))?;
+    client.write_all(b"GET /api/v1/vm HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    client.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    Ok(())
+}
+
 /// One run of a load: each process and its private memory in KiB.
 pub fn once(products: &Products, load: &Load) -> Result<Vec<(String, u64)>> {
+    let (_image, vm) = start(products, load, None)?;
+    let mut found = Vec::new();
+    for pid in family(vm.pid())? {
+        found.push((role(pid)?, private(pid)?));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A VM that has done this, with a control API at a socket or without, and its disk.
+fn start(products: &Products, load: &Load, api: Option<&Path>) -> Result<(TempDir, Program)> {
     let directory = tempfile::tempdir()?;
     let image = directory.path().join("disk.raw");
     fs::File::create(&image)
@@ -105,14 +171,12 @@ pub fn once(products: &Products, load: &Load) -> Result<Vec<(String, u64)>> {
         .arg(&products.guest)
         .arg("--disk")
         .arg(format!("path={},queues={queues}", image.display()));
+    if let Some(socket) = api {
+        command.arg("--api").arg(socket);
+    }
     let mut vm = Program::start(&mut command)?;
     passed(&vm.line(" result=", WAIT)?)?;
-    let mut found = Vec::new();
-    for pid in family(vm.pid())? {
-        found.push((role(pid)?, private(pid)?));
-    }
-    found.sort();
-    Ok(found)
+    Ok((directory, vm))
 }
 
 /// What a process is, by its command line.
