@@ -77,8 +77,10 @@ pub fn marked(mark: &str) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// The children of a process, whichever of its threads has them. As for
-/// [`marked`], one that has ended and is not reaped yet is not among them.
+/// The children of a process, whichever of its threads has them; those of one thread are
+/// in the order in which they were started, which process ids are not, since these begin
+/// anew at the largest (/proc/sys/kernel/pid_max). As for [`marked`], one that has ended
+/// and is not reaped yet is not among them.
 pub fn children(parent: Pid) -> Vec<Process> {
     let threads = fs::read_dir(file(parent, "task")).into_iter().flatten();
     let lists = threads

@@ -107,9 +107,7 @@ impl Killer {
                 && name.is_some_and(|name| names.iter().any(|end| name.ends_with(end)))
         };
         let children = processes::children(vm.pid()).into_iter();
-        let mut found: Vec<_> = children.filter(is).map(|process| process.pid).collect();
-        found.sort_unstable();
-        found
+        children.filter(is).map(|process| process.pid).collect()
     }
 
     /// Waits for a back-end other than this one.

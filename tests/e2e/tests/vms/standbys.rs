@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use outboard_e2e::eventually;
 use outboard_e2e::image::Image;
-use outboard_e2e::processes::Process;
+use outboard_e2e::processes::{self, Process};
 use outboard_e2e::storm::killer::{Aim, Blow};
 use outboard_e2e::storm::{self, Outcome, Pace, Programs, Shape, Storm};
 use outboard_e2e::vm::{Run, Vm};
@@ -222,7 +222,7 @@ fn shut_down() -> Result<()> {
         .start()?;
     vm.console_line("progress")?;
     let pair = eventually("two back-ends are there", || {
-        Ok(<[Pid; 2]>::try_from(back_ends(&mut vm)?).ok())
+        Ok(<[Pid; 2]>::try_from(back_ends(&vm)).ok())
     })?;
     nix::sys::signal::kill(pair[0], Signal::SIGKILL)?;
     vm.wait()?.with_code(5)?.saying(&["disk0", "SIGKILL"])?;
@@ -230,12 +230,11 @@ fn shut_down() -> Result<()> {
     image.wait_until_free()
 }
 
-fn back_ends(vm: &mut Vm) -> Result<Vec<Pid>> {
-    let all = vm.processes()?.into_iter();
+/// The oldest first.
+fn back_ends(vm: &Vm) -> Vec<Pid> {
+    let all = processes::children(vm.pid()).into_iter();
     let back_ends = all.filter(Process::is_backend);
-    let mut found: Vec<_> = back_ends.map(|process| process.pid).collect();
-    found.sort_unstable();
-    Ok(found)
+    back_ends.map(|process| process.pid).collect()
 }
 
 fn reset() -> Result<()> {
@@ -248,7 +247,7 @@ fn reset() -> Result<()> {
     for _ in 0..4 {
         vm.console_line("OUTBOARD verify result=pass")?;
         let now = eventually("others are there", || {
-            let now = back_ends(&mut vm)?;
+            let now = back_ends(&vm);
             let others = now.iter().all(|pid| !before.contains(pid));
             Ok((others && !now.is_empty()).then_some(now))
         })?;
@@ -266,12 +265,12 @@ fn entropy() -> Result<()> {
         .start()?;
     for _ in 0..3 {
         let pair = eventually("two back-ends are there", || {
-            Ok(<[Pid; 2]>::try_from(back_ends(&mut vm)?).ok())
+            Ok(<[Pid; 2]>::try_from(back_ends(&vm)).ok())
         })?;
         std::thread::sleep(std::time::Duration::from_millis(30));
         nix::sys::signal::kill(pair[0], Signal::SIGKILL)?;
         eventually("the second is the first", || {
-            let now = back_ends(&mut vm)?;
+            let now = back_ends(&vm);
             Ok((now.first() == Some(&pair[1]) && now.len() == 2).then_some(()))
         })?;
     }
