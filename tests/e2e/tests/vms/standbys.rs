@@ -10,7 +10,9 @@ use outboard_e2e::processes::{self, Process};
 use outboard_e2e::storm::killer::{Aim, Blow};
 use outboard_e2e::storm::{self, Outcome, Pace, Programs, Shape, Storm};
 use outboard_e2e::vm::{Run, Vm};
+use serde_json::Value;
 
+use crate::api::{ctl, said};
 use crate::storm::seed;
 use crate::{KVM, Test, test};
 
@@ -260,14 +262,21 @@ fn reset() -> Result<()> {
 }
 
 fn entropy() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let api = folder.path().join("api");
     let mut vm = Run::guest("scenario=rng requests=200000 size=64")?
         .with("--rng", "standby=1,max-bytes=100000000")
+        .with("--api", &api)
         .start()?;
     for _ in 0..3 {
         let pair = eventually("two back-ends are there", || {
             Ok(<[Pid; 2]>::try_from(back_ends(&vm)).ok())
         })?;
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        eventually("the standby is ready", || {
+            let status = said(ctl(&api, &["--json", "status"])?)?;
+            let status: Value = serde_json::from_str(&status)?;
+            Ok((status["devices"][0]["standby"] == "ready").then_some(()))
+        })?;
         nix::sys::signal::kill(pair[0], Signal::SIGKILL)?;
         eventually("the second is the first", || {
             let now = back_ends(&vm);
