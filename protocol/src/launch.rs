@@ -24,8 +24,8 @@ pub use self::channel::Channel;
 pub use self::handover::Handover;
 pub use self::line::{FromBackend, LONGEST_TEXT, Link, ToBackend};
 pub use self::messages::{
-    Cause, Ending, FromMachine, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
-    sort_fds,
+    Cause, Ending, FromMachine, Gap, MESSAGES_VERSION, Replaces, Restored, SessionNumber, StartFd,
+    ToMachine, sort_fds,
 };
 pub use self::replay::{InFlight, MOST_TOLD, Replay};
 pub use self::spec::{Device, Doorbell, KickPath, Machine, Whose};

@@ -174,8 +174,10 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
 
     // The kick that every start owes is enough for what is there already.
     make_available(&ram, 0, 100, 1);
+    let rings = [ring_start(0)];
     let mut session = session
-        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
+        .describe(&ram, F_VERSION_1, (1, 64), &mut None, &rings)
+        .and_then(|session| session.enable(&rings))
         .unwrap();
     wait_used(&ram, 1);
     assert_eq!(session.stop_ring(0).unwrap().base, 1);
@@ -208,8 +210,10 @@ fn a_foreign_disk_is_configured_read_written_stopped_and_started_again() {
             .unwrap();
     }
     make_available(&ram, 0, 8, 1);
+    let rings = [ring_start(0)];
     let session = session
-        .start(&ram, F_VERSION_1, (1, 64), &mut None, &[ring_start(0)])
+        .describe(&ram, F_VERSION_1, (1, 64), &mut None, &rings)
+        .and_then(|session| session.enable(&rings))
         .unwrap();
     wait_used(&ram, 1);
     drop(session);

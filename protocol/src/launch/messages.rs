@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::{Device, Machine, Whose};
 
 /// Version of these messages.
-pub const MESSAGES_VERSION: u32 = 6;
+pub const MESSAGES_VERSION: u32 = 7;
 
 /// Which connection of a device is meant: they are counted, so that what is said
 /// of a session that is over is not taken for its successor's.
@@ -72,11 +72,28 @@ pub enum ToMachine {
         device: String,
         /// The session that waits.
         session: SessionNumber,
+        /// As in [`Self::Attach`].
+        asked: bool,
         /// Whose the back-end is.
         whose: Whose,
+        /// It is to replace one that works: it is lost at once, with the reason, if the
+        /// driver would notice.
+        replaces: Option<Replaces>,
+    },
+    /// The back-end of this session is to hand back its rings, and they are served by
+    /// nobody until a promote. Answered by [`FromMachine::HandedBack`];
+    /// [`FromMachine::GoesOn`] if it does not finish in time and serves them again; or
+    /// [`FromMachine::Lost`].
+    HandBack {
+        /// The device's id.
+        device: String,
+        /// The session that serves it.
+        session: SessionNumber,
     },
     /// The back-end that waits is to serve the device from now on. Answered as an
-    /// attach.
+    /// attach; where rings were handed back, by [`FromMachine::GoesOn`] of this session or,
+    /// if it failed before its first ring was enabled, of the one that had handed them
+    /// back. That one may also be named: then it goes on.
     Promote {
         /// The device's id.
         device: String,
@@ -84,6 +101,8 @@ pub enum ToMachine {
         session: SessionNumber,
         /// What it knows of its predecessors.
         restored: Restored,
+        /// Whether its disk may have another capacity than the driver has seen.
+        resizes: bool,
     },
     /// Whoever served that session, and any before, is gone, and its I/O is over:
     /// nothing that it was lent is touched any more.
@@ -101,6 +120,38 @@ pub enum ToMachine {
     Resume,
     /// Stop the vCPUs, end every session, exit.
     Stop,
+}
+
+/// How a back-end that waits is judged which is to replace one that works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaces {
+    /// What it will know of its predecessors.
+    pub restored: Restored,
+    /// Whether its disk may have another capacity than the driver has seen.
+    pub resizes: bool,
+}
+
+/// How long rings that were handed back were not served, in microseconds, by parts that
+/// follow one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// From the first request to stop a ring until the last was answered.
+    pub stop_us: u64,
+    /// Until what had been taken was over, too.
+    pub drain_us: u64,
+    /// Until it was decided who serves them next: as long as the pause was, for a device
+    /// that was paused.
+    pub rest_us: u64,
+    /// Until the last ring was enabled again.
+    pub start_us: u64,
+}
+
+impl Gap {
+    /// The whole of it, in microseconds.
+    pub fn total_us(&self) -> u64 {
+        let parts = [self.stop_us, self.drain_us, self.rest_us, self.start_us];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
 }
 
 /// What a back-end knows of what its predecessors have kept ([`crate::kept`]): what a
@@ -181,6 +232,25 @@ pub enum FromMachine {
         device: String,
         /// That of the prepare.
         session: SessionNumber,
+    },
+    /// The back-end of this session has handed back its rings, and what it had taken is
+    /// over.
+    HandedBack {
+        /// The device's id.
+        device: String,
+        /// That of the hand-back.
+        session: SessionNumber,
+    },
+    /// Rings that were handed back are served again.
+    GoesOn {
+        /// The device's id.
+        device: String,
+        /// By whom: the successor, or the one that had handed them back.
+        session: SessionNumber,
+        /// How long they were not.
+        gap: Gap,
+        /// Why it is that one, and not the successor.
+        why: Option<String>,
     },
     /// Every device is attached and the vCPUs run.
     Running,

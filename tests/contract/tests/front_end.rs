@@ -83,11 +83,13 @@ fn drive_stream(stream: std::os::unix::net::UnixStream, queues: u16) -> anyhow::
     let sizes = (queues, 64);
     let all: Vec<_> = (0..queues).map(ring).collect();
     let (first, late) = all.split_at(1);
-    let session = session.start(&ram, VERSION_1, sizes, &mut None, &all)?;
+    let session = session.describe(&ram, VERSION_1, sizes, &mut None, &all)?;
+    let session = session.enable(&all)?;
     let (mut session, bases) = session.stop()?;
     assert_eq!(bases.len(), usize::from(queues));
     session.reset_device()?;
-    let mut session = session.start(&ram, VERSION_1 | 1 << 29, sizes, &mut None, first)?;
+    let session = session.describe(&ram, VERSION_1 | 1 << 29, sizes, &mut None, first)?;
+    let mut session = session.enable(first)?;
     session.start_rings(late)?;
     let mut session = session.stop()?.0;
     session.reset_device()
@@ -353,7 +355,9 @@ fn memory_in_two_regions_is_lent_by_table_or_by_slots() {
         let session = Session::<Connected>::new(stream)
             .negotiate("some0", &Interruption::default())
             .unwrap();
-        let result = session.start(&ram, VERSION_1, (1, 64), &mut None, &[ring(0)]);
+        let rings = [ring(0)];
+        let described = session.describe(&ram, VERSION_1, (1, 64), &mut None, &rings);
+        let result = described.and_then(|session| session.enable(&rings));
         let result = result.map(drop).map_err(|error| format!("{error:#}"));
         let memory = [R::SET_MEM_TABLE, R::ADD_MEM_REG].map(u32::from);
         let messages = running.messages();

@@ -12,10 +12,13 @@ use nix::sys::socket::{MsgFlags, send};
 use outboard_protocol::Deadline;
 
 use super::failure::Failure;
+use super::show;
 use crate::supervisor::api::model::Error;
 
 /// How long an answer may take: the API may have to see to others before.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long a swap may take: a back-end that has I/O under way finishes that first.
+const SWAP: Duration = Duration::from_secs(150);
 /// Most bytes of a head.
 const MOST_HEAD: usize = 16 << 10;
 /// Most bytes of an answer, or of a line of the event stream.
@@ -78,9 +81,27 @@ impl Client {
     ///
     /// # Errors
     /// What the VM says that is wrong, or that it does not answer.
-    pub(super) fn ask(mut self, method: &str, path: &str) -> Result<Vec<u8>, Failure> {
-        let deadline = Deadline::after(ANSWER);
-        let head = self.begin(method, path, deadline)?;
+    pub(super) fn ask(self, method: &str, path: &str) -> Result<Vec<u8>, Failure> {
+        self.ask_with(method, path, &[], ANSWER)
+    }
+
+    /// Asks for a swap, which may take long, and returns the body of the answer.
+    ///
+    /// # Errors
+    /// Those of [`Self::ask`].
+    pub(super) fn swap(self, path: &str, body: &[u8]) -> Result<Vec<u8>, Failure> {
+        self.ask_with("PUT", path, body, SWAP)
+    }
+
+    fn ask_with(
+        mut self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        patience: Duration,
+    ) -> Result<Vec<u8>, Failure> {
+        let deadline = Deadline::after(patience);
+        let head = self.begin(method, path, body, deadline)?;
         let is_whole = |client: &Self| match head.length {
             Some(length) => client.inbox.len() >= length,
             None => client.ended,
@@ -103,7 +124,7 @@ impl Client {
     /// # Errors
     /// Those of [`Self::ask`].
     pub(super) fn events(mut self) -> Result<Lines, Failure> {
-        let head = self.begin("GET", "/api/v1/events", Deadline::after(ANSWER))?;
+        let head = self.begin("GET", "/api/v1/events", &[], Deadline::after(ANSWER))?;
         match head.status {
             200 => Ok(Lines(self)),
             status => Err(refused(status, &self.inbox)),
@@ -112,11 +133,22 @@ impl Client {
 
     /// Sends a request, and returns the head of the response. What is left of that is
     /// in the inbox.
-    fn begin(&mut self, method: &str, path: &str, deadline: Deadline) -> Result<Head, Failure> {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: outboard\r\n\r\n");
-        // One line has room in a socket that nothing was sent to.
+    fn begin(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        deadline: Deadline,
+    ) -> Result<Head, Failure> {
+        let length = match body.len() {
+            0 => String::new(),
+            length => format!("Content-Length: {length}\r\n"),
+        };
+        let asked = format!("{method} {path} HTTP/1.1\r\nHost: outboard\r\n{length}\r\n");
+        let request = [asked.as_bytes(), body].concat();
+        // That has room in a socket that nothing was sent to.
         let flags = MsgFlags::MSG_NOSIGNAL;
-        send(self.socket.as_raw_fd(), request.as_bytes(), flags).map_err(|_| self.gone())?;
+        send(self.socket.as_raw_fd(), &request, flags).map_err(|_| self.gone())?;
         loop {
             if let Some((head, length)) = head(&self.inbox).map_err(|why| self.nonsense(&why))? {
                 self.inbox.drain(..length.min(self.inbox.len()));
@@ -192,7 +224,7 @@ fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, String> {
 
 fn refused(status: u16, body: &[u8]) -> Failure {
     match serde_json::from_slice::<Error>(body) {
-        Ok(Error { error }) => Failure::Refused(error),
+        Ok(error) => Failure::Refused(show::not_done(&error)),
         Err(_) => Failure::Refused(format!("the VM answers with status {status}")),
     }
 }

@@ -3,6 +3,7 @@
 mod client;
 mod failure;
 mod show;
+mod swap;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -44,6 +45,29 @@ Examples:
     outboard ctl events
     outboard ctl shutdown";
 
+const SWAP_HELP: &str = "\
+The back-end that serves is told to stop once the other is there and fits what the guest knows; \
+before the other has the queues, whatever fails leaves the first one serving.
+
+Examples:
+  Start the program that is installed now, in place of the one that runs:
+    outboard ctl swap disk0
+
+  Move a disk that was given profile=portable to qemu-storage-daemon, and back:
+    qemu-storage-daemon \
+      --blockdev driver=file,node-name=f,filename=disk.img,locking=off \
+      --blockdev driver=raw,node-name=d,file=f \
+      --export type=vhost-user-blk,id=e,node-name=d,writable=on,num-queues=2,\
+addr.type=unix,addr.path=q.sock &
+    outboard ctl swap disk0 socket=q.sock
+    outboard ctl swap disk0
+
+  Put a copy behind the same disk, while the guest waits:
+    outboard ctl pause
+    cp disk.img copy.img
+    outboard ctl swap disk0 path=copy.img
+    outboard ctl resume";
+
 const ENVIRONMENT: &str = "\
 Environment:
   OUTBOARD_API
@@ -79,10 +103,37 @@ enum What {
         /// Id of the device.
         device: String,
     },
-    /// Stop the guest; `resume` lets it go on.
-    Pause,
-    /// Let a guest that was stopped go on.
-    Resume,
+    /// Put another back-end in the place of one that works, while requests are in flight.
+    #[command(after_help = SWAP_HELP)]
+    Swap {
+        /// Id of the device.
+        device: String,
+        /// backend=EXE, socket=PATH or path=FILE; nothing: the program that is installed now
+        #[arg(value_name = "KEY=VALUE")]
+        wanted: Vec<String>,
+        /// Let the disk have another size, and tell the guest
+        #[arg(long)]
+        resize: bool,
+        /// Say whether it could be done, and touch nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Swap a device's back-end for the program that is installed now, and say which releases
+    /// they are.
+    Upgrade {
+        /// Id of the device; `all`: each that has a program, one after another.
+        device: String,
+    },
+    /// Stop the guest, or only one device; `resume` lets it go on.
+    Pause {
+        /// Id of the device, whose back-end then takes nothing.
+        device: Option<String>,
+    },
+    /// Let a guest, or one device, that was stopped go on.
+    Resume {
+        /// Id of the device.
+        device: Option<String>,
+    },
     /// End the VM in order, as SIGTERM does.
     Shutdown,
     /// Show where everything is, and then each change, until the VM ends.
@@ -132,8 +183,20 @@ impl Ctl {
         match self.what {
             What::Status => show(&get("/api/v1/vm")?, self.json, |vm: Vm| show::vm(&vm)),
             What::Restart { device } => put(&of_device(&device, "/restart")?),
-            What::Pause => put("/api/v1/vm/pause"),
-            What::Resume => put("/api/v1/vm/resume"),
+            What::Swap {
+                device,
+                wanted,
+                resize,
+                dry_run,
+            } => {
+                let request = swap::request(&wanted, resize, dry_run)?;
+                swap::swap(connect()?, &device, &request, self.json)
+            }
+            What::Upgrade { device } => swap::upgrade(connect, &device, self.json),
+            What::Pause { device: None } => put("/api/v1/vm/pause"),
+            What::Resume { device: None } => put("/api/v1/vm/resume"),
+            What::Pause { device: Some(id) } => put(&of_device(&id, "/pause")?),
+            What::Resume { device: Some(id) } => put(&of_device(&id, "/resume")?),
             What::Shutdown => put("/api/v1/vm/shutdown"),
             What::Events => events(connect()?, self.json),
             What::Wait {
@@ -201,7 +264,7 @@ fn events(client: Client, json: bool) -> Result<(), Failure> {
         match read::<Event>(&line)?.change {
             Change::Vm { state, .. } => ends = state == VmState::Ending,
             Change::CutOff { reason } => return Err(Failure::Refused(reason)),
-            Change::Device { .. } | Change::Refused { .. } => {}
+            Change::Device { .. } | Change::Refused { .. } | Change::Swapped { .. } => {}
         }
     }
     match ends {

@@ -3,7 +3,8 @@
 use outboard_log::line::OneLine;
 
 use crate::supervisor::api::model::{
-    Change, Device, Event, Exactness, Explanation, QueueCounters, Standby, Vm,
+    Change, Device, Error, Event, Exactness, Explanation, GapTimes, QueueCounters, Served, Standby,
+    SwapStep, Swapped, Vm,
 };
 
 /// A VM and its devices.
@@ -124,9 +125,67 @@ pub(super) fn event(event: &Event) -> String {
         Change::Refused { device, refused } => {
             return format!("{clock}  {device}  refused {refused}\n");
         }
+        Change::Swapped {
+            device,
+            program,
+            gap,
+        } => {
+            let gap = gap.map(|gap| format!(", not served for {}", milliseconds(gap.total_us)));
+            let gap = gap.unwrap_or_default();
+            return format!(
+                "{clock}  {device}  served by {} now{gap}\n",
+                OneLine(program)
+            );
+        }
         Change::CutOff { reason } => ("stream", "cut off".to_owned(), Some(reason)),
     };
     format!("{clock}  {subject}  {state}{}\n", because(reason))
+}
+
+/// A swap that was done, or tried.
+pub(super) fn swapped(swapped: &Swapped) -> String {
+    let Swapped {
+        device,
+        from,
+        to,
+        gap,
+    } = swapped;
+    let name = |served: &Served| match &served.version {
+        Some(version) => format!("{} {}", OneLine(&served.program), OneLine(version)),
+        None => OneLine(&served.program).to_string(),
+    };
+    let (from, to) = (name(from), name(to));
+    match gap {
+        Some(gap) => format!("{device}: {from} -> {to}, {}\n", times(gap)),
+        None => format!("{device}: {from} -> {to}\n"),
+    }
+}
+
+/// Why something was not done; of a swap, how far it had come.
+pub(super) fn not_done(error: &Error) -> String {
+    let Error { error, step, gap } = error;
+    let step = match step {
+        None => return error.clone(),
+        Some(SwapStep::Prepare) => "while the successor was made ready",
+        Some(SwapStep::Stop) => "while the back-end was stopped",
+        Some(SwapStep::Start) => "while the successor was started",
+    };
+    let gap = gap.as_ref().map(times).unwrap_or_default();
+    let comma = if gap.is_empty() { "" } else { ", " };
+    format!("not done, {step}{comma}{gap}: {error}")
+}
+
+/// How long a device was not served.
+pub(super) fn times(gap: &GapTimes) -> String {
+    let parts = [
+        ("stop", gap.stop_us),
+        ("drain", gap.drain_us),
+        ("rest", gap.rest_us),
+        ("start", gap.start_us),
+    ];
+    let parts = parts.map(|(name, micros)| format!("{name} {}", milliseconds(micros)));
+    let total = milliseconds(gap.total_us);
+    format!("not served for {total} ({})", parts.join(", "))
 }
 
 /// A reason behind what it is the reason of.

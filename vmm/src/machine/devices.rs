@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use outboard_protocol::launch::{self, Cause, FromMachine, Restored, SessionNumber};
+use outboard_protocol::launch::{self, Cause, FromMachine, Replaces, SessionNumber};
 
 use super::device::{Device, Surroundings};
 use super::pci;
@@ -70,9 +70,18 @@ impl Devices {
     }
 
     /// The back-end of a device that waits is to serve; as [`Self::attach`].
-    pub(crate) fn promote(&self, id: &str, number: SessionNumber, restored: Restored) {
+    pub(crate) fn promote(&self, id: &str, number: SessionNumber, replaces: Replaces) {
         match self.find(id) {
-            Some(device) => device.promote(number, restored),
+            Some(device) => device.promote(number, replaces),
+            None => self.knows_no(id, number),
+        }
+    }
+
+    /// The back-end of this session of a device is to hand back its rings; as
+    /// [`Self::attach`].
+    pub(crate) fn hand_back(&self, id: &str, number: SessionNumber) {
+        match self.find(id) {
+            Some(device) => device.hand_back(number),
             None => self.knows_no(id, number),
         }
     }

@@ -25,9 +25,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
-use outboard_protocol::launch::{self, Channel, Ending, FromMachine, Restored, ToMachine};
+use outboard_protocol::launch::{
+    self, Channel, Ending, FromMachine, Replaces, Restored, ToMachine,
+};
 
-use super::frontend::Session as Frontend;
+use super::frontend::{Connected, Session as Frontend};
 use super::heap;
 use super::post::Newcomer;
 use super::threads::{KICK_AGAIN, Threads};
@@ -216,36 +218,41 @@ impl Session<'_> {
                 restored,
             } => {
                 let stream = connection(&device, &mut fds)?;
-                let session = match asked {
-                    true => Frontend::asked(stream),
-                    false => Frontend::new(stream),
-                };
                 let newcomer = Newcomer {
                     number,
-                    session: session.of(whose),
+                    session: frontend(stream, asked).of(whose),
                     restored,
+                    replaces: None,
                 };
                 devices.attach(&device, newcomer);
             }
             ToMachine::Prepare {
                 device,
                 session: number,
+                asked,
                 whose,
+                replaces,
             } => {
                 let stream = connection(&device, &mut fds)?;
                 let newcomer = Newcomer {
                     number,
-                    session: Frontend::new(stream).of(whose),
+                    session: frontend(stream, asked).of(whose),
                     // It is told when it takes over.
                     restored: Restored::Nothing,
+                    replaces,
                 };
                 devices.prepare(&device, newcomer);
             }
+            ToMachine::HandBack { device, session } => devices.hand_back(&device, session),
             ToMachine::Promote {
                 device,
                 session,
                 restored,
-            } => devices.promote(&device, session, restored),
+                resizes,
+            } => {
+                let replaces = Replaces { restored, resizes };
+                devices.promote(&device, session, replaces);
+            }
             ToMachine::Vacant { device, session } => devices.is_vacant(&device, session),
             ToMachine::Start { .. } | ToMachine::Pause | ToMachine::Resume | ToMachine::Stop => {}
         }
@@ -290,6 +297,14 @@ impl Session<'_> {
             }
             result => result.context("sending to the supervisor"),
         }
+    }
+}
+
+/// A front-end on a connection; whether its back-end was `asked` for its features.
+fn frontend(stream: UnixStream, asked: bool) -> Frontend<Connected> {
+    match asked {
+        true => Frontend::asked(stream),
+        false => Frontend::new(stream),
     }
 }
 

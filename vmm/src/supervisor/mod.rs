@@ -80,7 +80,7 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
     nix::sys::prctl::set_child_subreaper(true).context("becoming a subreaper failed")?;
     let restarts = config.on_reset == OnReset::Restart;
     let api = config.api.take();
-    let (resources, output) = Resources::open(config)?;
+    let (mut resources, output) = Resources::open(config)?;
     let api = api.as_deref().map(Api::listen).transpose()?;
     let devices = resources.devices.iter().enumerate();
     let devices = devices.map(|(place, opened)| {
@@ -90,7 +90,8 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
             server,
             on_failure,
             standby,
-        } = opened;
+            ..
+        } = &**opened;
         let program = server.is_ours().then_some(*whose);
         let seeks = server.sought().is_some();
         Device::new(place, &spec.id, &server.name(), seeks, program)
@@ -102,7 +103,7 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
     let life = if api.is_some() { life.with_api() } else { life };
     let mut console = Console::new(output);
     let parent = Parent::of_all();
-    let hands = Hands::new(&resources, &mut console, &signals, &parent)?.with_api(api);
+    let hands = Hands::new(&mut resources, &mut console, &signals, &parent)?.with_api(api);
     let verdict = vm::live(life, hands);
     // The terminal is put back before the last word.
     drop(console);

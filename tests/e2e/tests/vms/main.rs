@@ -16,6 +16,7 @@ mod peers;
 mod rng;
 mod standbys;
 mod storm;
+mod swaps;
 mod terminal;
 mod words;
 mod wrong_images;
@@ -155,6 +156,7 @@ fn main() -> ExitCode {
         ("rng", rng::tests()),
         ("standbys", standbys::tests()),
         ("storm", storm::tests()),
+        ("swaps", swaps::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),
         ("peers", peers::tests()),

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VmFd;
-use outboard_protocol::launch::{self, FromMachine, Restored, SessionNumber};
+use outboard_protocol::launch::{self, FromMachine, Replaces, SessionNumber};
 
 use self::owner::Owner;
 use self::seat::Seat;
@@ -141,8 +141,14 @@ impl Device {
 
     /// The back-end that waits, of this session, is to serve. [`FromMachine`] tells what
     /// became of it.
-    pub(crate) fn promote(&self, number: SessionNumber, restored: Restored) {
-        self.commands.post(Command::Promote(number, restored));
+    pub(crate) fn promote(&self, number: SessionNumber, replaces: Replaces) {
+        self.commands.post(Command::Promote(number, replaces));
+    }
+
+    /// The back-end of this session is to hand back its rings. [`FromMachine`] tells what
+    /// became of it.
+    pub(crate) fn hand_back(&self, number: SessionNumber) {
+        self.commands.post(Command::HandBack(number));
     }
 
     /// Whoever served this session, and any before, is gone, and its I/O is over.

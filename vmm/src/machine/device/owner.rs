@@ -20,6 +20,7 @@ mod agreed;
 mod config;
 mod reserve;
 mod succession;
+mod swap;
 mod unserved;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,6 +36,7 @@ use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
 
 use self::agreed::Agreed;
 use self::config::no_longer_fits;
+use self::swap::Rest;
 use super::driver::Driver;
 use super::kinds::blk::{self, Cache};
 use super::mastering::Mastering;
@@ -62,6 +64,8 @@ pub(crate) struct Owner {
     interruption: Arc<Interruption>,
     driver: Driver,
     serving: Option<Serving>,
+    /// Its rings were handed back.
+    rest: Option<Rest>,
     standby: Standby,
     vacancy: Vacancy,
     mastering: Mastering,
@@ -92,6 +96,7 @@ impl Owner {
             interruption,
             driver: Driver::default(),
             serving: None,
+            rest: None,
             standby,
             vacancy: Vacancy::default(),
             mastering: Mastering::Off,
@@ -157,10 +162,11 @@ impl Owner {
                 self.prepare(newcomer);
                 Ok(())
             }
-            Command::Promote(number, restored) => {
-                self.promote(number, restored);
+            Command::Promote(number, replaces) => {
+                self.promote(number, replaces);
                 Ok(())
             }
+            Command::HandBack(number) => self.hand_back(number),
             Command::Vacant(number) => {
                 self.is_vacant(number);
                 Ok(())
@@ -181,7 +187,8 @@ impl Owner {
                 let result = self.reset_backend();
                 self.lose_on_error(result);
                 self.driver.is_gone();
-                if self.serving.is_some() {
+                // While its rings rest it is not known who serves it next.
+                if self.serving.is_some() && self.rest.is_none() {
                     self.driver.is_served();
                 }
                 self.mastering.rested();
@@ -198,6 +205,9 @@ impl Owner {
     /// Starts the rings of the driver, if it is ready, there is a back-end, and
     /// they may be started.
     fn start(&mut self) -> Result<()> {
+        if self.rest.is_some() {
+            return Ok(());
+        }
         let idle = self.serving.as_mut().filter(|serving| serving.is_idle());
         let (Some(serving), Some(features)) = (idle, self.driver.features()) else {
             return Ok(());
@@ -362,7 +372,7 @@ impl Owner {
         if let Some(number) = number {
             self.vacancy.is_lost(number);
         }
-        self.config_stale = None;
+        (self.config_stale, self.rest) = (None, None);
         self.seat.withdraw_all();
         self.interruption.end_session();
         let text = format!("{error:#}");

@@ -8,10 +8,11 @@
 //! are returned in the order in which they were taken, or where there are none.
 
 use anyhow::{Result, bail};
-use outboard_protocol::devices::{BLK, BlkConfig, Kind, NET, NetConfig, RNG};
+use outboard_protocol::devices::{BLK, Kind, NET, NetConfig, RNG};
 use outboard_protocol::launch::{Cause, Restored, Whose};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ};
 
+use super::kinds::blk;
 use super::ring;
 use crate::machine::frontend::because;
 use crate::machine::memory::Ram;
@@ -27,6 +28,8 @@ pub(crate) struct Successor {
     pub(crate) whose: Whose,
     /// What it knows of its predecessors.
     pub(crate) restored: Restored,
+    /// Its disk may have another capacity than the driver has seen.
+    pub(crate) resizes: bool,
 }
 
 /// Checks that a back-end that offers these features and this configuration can serve
@@ -51,14 +54,14 @@ pub(crate) fn fits(
         );
         bail!(because(Cause::DoesNotFit, text));
     }
-    if let Some(at) = difference(kind, features, config, offered_config) {
-        let text = format!(
-            "the back-end's configuration is another than the driver has seen (at byte {at}): use \
-             the program, and the settings, that served before"
-        );
-        bail!(because(Cause::DoesNotFit, text));
+    let clash = match kind.virtio_id {
+        BLK => blk::clash(features, (config, offered_config), successor.resizes),
+        _ => difference(kind, features, config, offered_config),
+    };
+    match clash {
+        Some(text) => bail!(because(Cause::DoesNotFit, text)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What a driver has set in a back-end that is gone, if its successor cannot know it.
@@ -85,18 +88,21 @@ fn lost_state(successor: Successor, kind: &Kind, features: u64) -> Option<String
     ))
 }
 
-/// Where a configuration differs from what the driver has seen, but for what may
-/// change while it looks: a disk's cache byte, a card's link, and its address, which a
-/// driver sets by a command that the machine does not see.
-fn difference(kind: &Kind, features: u64, seen: &[u8], now: &[u8]) -> Option<usize> {
+/// How a configuration differs from what the driver has seen, but for what may change
+/// while it looks: a card's link, and its address, which a driver sets by a command that
+/// the machine does not see.
+fn difference(kind: &Kind, features: u64, seen: &[u8], now: &[u8]) -> Option<String> {
     let sets_address = features & SETS_ADDRESS != 0;
     let may_change = |at: usize| match kind.virtio_id {
-        BLK => at == BlkConfig::WRITEBACK as usize,
         NET => NetConfig::STATUS.contains(&at) || sets_address && NetConfig::MAC.contains(&at),
         _ => false,
     };
     let length = seen.len().max(now.len());
-    (0..length).find(|at| seen.get(*at) != now.get(*at) && !may_change(*at))
+    let at = (0..length).find(|at| seen.get(*at) != now.get(*at) && !may_change(*at))?;
+    Some(format!(
+        "the back-end's configuration is another than the driver has seen (at byte {at}): use the \
+         program, and the settings, that served before"
+    ))
 }
 
 /// The index at which a ring goes on that was lost with a back-end; `tracked`: the

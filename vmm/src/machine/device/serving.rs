@@ -7,13 +7,16 @@
 //!   └──────take back──────┘        after any error there is no session
 //! ```
 
+mod stopping;
+
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Context, Result, bail};
-use outboard_log::rarely;
-use outboard_protocol::launch::{self, Cause, SessionNumber, Whose};
+use anyhow::Result;
+use outboard_protocol::launch::{self, SessionNumber, Whose};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
+pub(crate) use self::stopping::Keeping;
+use self::stopping::wait_drained;
 use super::backend::Backend;
 use super::driver::Driver;
 use super::errors::RingErrors;
@@ -21,7 +24,7 @@ use super::kinds::blk::{self, Cache};
 use super::seat::Seat;
 use super::watch::Nature;
 use super::{kinds, resume, ring};
-use crate::machine::frontend::{Negotiated, Notices, RingStart, Session, Stopped, because};
+use crate::machine::frontend::{Limits, Negotiated, Notices, RingStart, Session};
 use crate::machine::memory::Ram;
 use crate::machine::virtio::Ring;
 
@@ -34,18 +37,8 @@ pub(crate) struct Serving {
     served: u16,
     backend: Backend,
     errors: RingErrors,
-}
-
-/// What becomes of a card's back-end that keeps what it has taken to receive into
-/// after it has stopped the ring, or of one of a kind that is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keeping {
-    /// It must not touch that any more (vhost-user, "Suspended device state"), so
-    /// it is said and believed.
-    Believed,
-    /// Its session is over: the guest turned bus mastering off, and nobody else
-    /// may have the memory before.
-    Refused,
+    /// A ring of it may have begun since they were started last.
+    has_begun: bool,
 }
 
 impl Serving {
@@ -62,6 +55,7 @@ impl Serving {
             served,
             backend: Backend::Idle(session),
             errors: RingErrors::default(),
+            has_begun: false,
         }
     }
 
@@ -108,6 +102,22 @@ impl Serving {
                 .protocol
                 .contains(Protocol::INFLIGHT_SHMFD),
             Backend::Running(_) | Backend::Lost => false,
+        }
+    }
+
+    /// Whether a ring may have begun since it was started last: nobody else can be given it
+    /// as it was.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// While its rings are started the guest waits, and somebody else can serve them:
+    /// waits no longer than this.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        match &mut self.backend {
+            Backend::Lost => {}
+            Backend::Idle(session) => session.set_limits(limits),
+            Backend::Running(session) => session.set_limits(limits),
         }
     }
 
@@ -220,8 +230,11 @@ impl Serving {
             }
         };
         let queues = (self.served, seat.spec.queue_size);
-        let session = session.start(&seat.ram, features, queues, driver.inflight(), &starts)?;
-        self.backend = Backend::Running(session);
+        // One that knows no protocol features may begin with a ring that is described.
+        self.has_begun = !session.agreement().has_protocol();
+        let session = session.describe(&seat.ram, features, queues, driver.inflight(), &starts)?;
+        self.has_begun = true;
+        self.backend = Backend::Running(session.enable(&starts)?);
         starts.into_iter().for_each(|start| self.watch(start));
         Ok(())
     }
@@ -267,61 +280,6 @@ impl Serving {
         self.start_ring(seat, ring, stopped.base)
     }
 
-    /// Takes all rings back, and waits until what the back-end had taken of them
-    /// has been returned. The driver's go on where they were; one that has broken
-    /// does not: it was given up, and its used index is not where the back-end came
-    /// to. Returns whether any has broken that nobody was told of.
-    ///
-    /// # Errors
-    /// A ring is not handed back, or what was taken of it not returned.
-    pub(crate) fn take_back(
-        &mut self,
-        seat: &Seat,
-        driver: &mut Driver,
-        keeping: Keeping,
-    ) -> Result<bool> {
-        let session = match std::mem::take(&mut self.backend) {
-            Backend::Running(session) => session,
-            other => {
-                self.backend = other;
-                return Ok(false);
-            }
-        };
-        let (mut session, stopped) = session.stop()?;
-        let drained = self.wait_for_all(&mut session, (seat, driver), &stopped, keeping);
-        match keeping {
-            Keeping::Refused => drained.context("the guest turned bus mastering off")?,
-            Keeping::Believed => drained?,
-        }
-        self.backend = Backend::Idle(session);
-        let has_broken = self.errors.take_broken();
-        driver.gives_up(|queue| self.errors.is_broken(queue));
-        stopped.iter().for_each(|stopped| driver.rests(stopped));
-        self.errors.clear();
-        Ok(has_broken)
-    }
-
-    /// As [`wait_drained`], of all rings that were stopped. One that its back-end
-    /// has given up is stopped by its word alone: where it came to is not told by
-    /// the used index.
-    fn wait_for_all(
-        &self,
-        session: &mut Session<Negotiated>,
-        (seat, driver): (&Seat, &Driver),
-        stopped: &[Stopped],
-        keeping: Keeping,
-    ) -> Result<()> {
-        let whose = (&seat.spec, self.whose);
-        for stopped in stopped {
-            if let Some(ring) = driver.ring(stopped.queue)
-                && !self.errors.is_broken(ring.index)
-            {
-                wait_drained(session, whose, stopped, (&ring, &seat.ram), keeping)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Tells the back-end that the driver has gone, whose rings have been taken
     /// back.
     ///
@@ -333,40 +291,4 @@ impl Serving {
             Backend::Running(_) | Backend::Lost => Ok(()),
         }
     }
-}
-
-/// Waits until the back-end has returned what it had taken of a ring before it
-/// stopped that. Ours have when they say so; others may be late. A disk's goes no
-/// further before that, since it would write into what the guest uses for other
-/// things by then.
-///
-/// # Errors
-/// It does not finish, or has gone.
-fn wait_drained<P>(
-    session: &mut Session<P>,
-    (spec, whose): (&launch::Device, Whose),
-    stopped: &Stopped,
-    (ring, ram): (&Ring, &Ram),
-    keeping: Keeping,
-) -> Result<()> {
-    let Whose::Foreign { .. } = whose else {
-        return Ok(());
-    };
-    let may_hold = kinds::may_hold(&spec.kind);
-    let under_way = || ring::is_under_way(ring, stopped.base, ram);
-    if session.wait_drained(stopped, may_hold, under_way)? {
-        return Ok(());
-    }
-    let queue = stopped.queue;
-    if kinds::must_finish(&spec.kind) || keeping == Keeping::Refused {
-        let text =
-            format!("the back-end stopped queue {queue} and did not finish its requests in time");
-        bail!(because(Cause::Silent, text));
-    }
-    let id = &spec.id;
-    rarely!(
-        warn,
-        "{id}: its back-end stopped queue {queue} and kept what it had taken"
-    );
-    Ok(())
 }

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use outboard_protocol::launch::{FromMachine, SessionNumber, Whose};
+use outboard_protocol::launch::{FromMachine, Replaces, SessionNumber, Whose};
 
 use super::introduce::{Offer, introduce};
 use super::seat::Seat;
@@ -33,6 +33,8 @@ pub(crate) struct Waiting {
     pub(crate) whose: Whose,
     /// What it offered when it was introduced.
     pub(crate) offer: Offer,
+    /// It is to replace one that works, if it can.
+    pub(crate) replaces: Option<Replaces>,
 }
 
 /// What became of the introduction of one.
@@ -106,7 +108,10 @@ impl Standby {
         let prepared = Arc::clone(&self.prepared);
         let events = Arc::clone(events);
         let Newcomer {
-            number, session, ..
+            number,
+            session,
+            replaces,
+            ..
         } = newcomer;
         let introduced = move || {
             let whose = session.whose();
@@ -116,6 +121,7 @@ impl Standby {
                 serving,
                 whose,
                 offer,
+                replaces,
             })
         };
         let thread = std::thread::Builder::new().name("standby".into());
@@ -150,6 +156,14 @@ impl Standby {
         news
     }
 
+    /// Who waits.
+    pub(crate) fn waiting(&mut self) -> Option<&mut Waiting> {
+        match &mut self.state {
+            State::Waits(waiting) => Some(waiting),
+            State::Nobody | State::Introduced(_) => None,
+        }
+    }
+
     /// Nobody waits any more.
     pub(crate) fn leave(&mut self) {
         self.state = State::Nobody;
@@ -173,5 +187,11 @@ impl Standby {
             }
             State::Nobody | State::Introduced(_) => None,
         }
+    }
+
+    /// Who was taken cannot serve: `interruption` is as it was before.
+    pub(crate) fn return_to(&mut self, interruption: &mut Arc<Interruption>) {
+        std::mem::swap(&mut self.interruption, interruption);
+        self.leave();
     }
 }

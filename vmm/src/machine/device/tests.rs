@@ -45,6 +45,7 @@ const USED: u64 = 0x3000;
 fn newcomer(number: u64, session: Session<Connected>) -> Newcomer {
     let restored = Restored::Nothing;
     Newcomer {
+        replaces: None,
         number,
         session,
         restored,

@@ -16,6 +16,15 @@ pub(crate) struct Limits {
     pub(crate) answer: Duration,
 }
 
+impl Limits {
+    /// Those of a successor that is started while the rings of another rest: that one
+    /// goes on if it is not faster, so nothing is lost by it.
+    pub(crate) const OF_A_SUCCESSOR: Self = Self {
+        message: Duration::from_secs(2),
+        answer: Duration::from_secs(2),
+    };
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -62,8 +62,7 @@ impl Link {
         }
     }
 
-    /// Waits no longer than this.
-    #[cfg(test)]
+    /// Waits no longer than this from now on.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }

@@ -4,9 +4,9 @@
 //! has come, so that an order which the specification forbids does not compile:
 //!
 //! ```text
-//!  Session<Connected> ──negotiate──▶ Session<Negotiated> ──start──▶ Session<Started>
-//!                                            ▲                            │
-//!                                            └────────────stop────────────┘
+//!  Session<Connected> ──negotiate──▶ Session<Negotiated> ──describe──▶ Session<Described>
+//!                                            ▲                            │ enable
+//!                                            └──────stop── Session<Started> ◀┘
 //! ```
 //!
 //! Any error ends a session: it is dropped, which closes the connection. The
@@ -38,7 +38,6 @@ pub(crate) use self::cause::{because, cause_of};
 pub(crate) use self::channel::Notices;
 pub(crate) use self::inflight::Inflight;
 pub use self::interruption::Interruption;
-#[cfg(test)]
 pub(crate) use self::limits::Limits;
 use self::link::Link;
 pub(crate) use self::negotiate::Agreement;
@@ -59,6 +58,11 @@ pub struct Negotiated {
     agreement: Agreement,
     memory_lent: bool,
 }
+
+/// Rings are described, and none is enabled: the back-end has not touched any, if it knows
+/// protocol features.
+#[derive(Debug)]
+pub struct Described(Started);
 
 /// Rings have been started.
 #[derive(Debug)]
@@ -88,6 +92,11 @@ impl<P> Session<P> {
     /// The back-end has gone, or broke the specification.
     pub fn listen(&mut self) -> Result<()> {
         self.link.listen()
+    }
+
+    /// Waits no longer than this from now on.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.link.set_limits(limits);
     }
 
     /// The notices that have come since the last call.

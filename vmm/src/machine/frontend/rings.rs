@@ -14,7 +14,7 @@ use super::inflight::{self, Inflight};
 use super::limits::Wait;
 use super::link::{Command, refused, spoke};
 use super::negotiate::protocol_bit;
-use super::{Agreement, Negotiated, Session, Started, memory};
+use super::{Agreement, Described, Negotiated, Session, Started, memory};
 use crate::machine::kvm::irq::descriptor;
 use crate::machine::memory::Ram;
 use crate::machine::signal::signal;
@@ -74,21 +74,21 @@ impl Session<Negotiated> {
         Ok(())
     }
 
-    /// Starts rings for a driver that acknowledged `features`. `inflight` is lent:
+    /// Describes rings for a driver that acknowledged `features`. `inflight` is lent:
     /// the region from before is handed on, or a fresh one is asked for and left
-    /// there, if the back-end keeps one; it is there also when the start fails.
+    /// there, if the back-end keeps one; it is there also when this fails.
     /// `queues` are how many there are and the size of the largest.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
-    pub fn start(
+    pub fn describe(
         mut self,
         ram: &Ram,
         features: u64,
         queues: (u16, u16),
         inflight: &mut Option<Inflight>,
         rings: &[RingStart],
-    ) -> Result<Session<Started>> {
+    ) -> Result<Session<Described>> {
         let agreement = self.phase.agreement;
         let features = features | agreement.features & protocol_bit();
         let bits = features.to_ne_bytes();
@@ -102,8 +102,11 @@ impl Session<Negotiated> {
             },
         };
         inflight::share(&mut session.link, inflight, queues)?;
-        session.start_rings(rings)?;
-        Ok(session)
+        session.describe_rings(rings)?;
+        Ok(Session {
+            link: session.link,
+            phase: Described(session.phase),
+        })
     }
 
     /// Tells a back-end that can be told that the driver reset the device
@@ -147,21 +150,46 @@ impl<P> Session<P> {
     }
 }
 
+impl Session<Described> {
+    /// Lets the back-end begin with these rings, which have been described.
+    ///
+    /// # Errors
+    /// The back-end refuses or has gone.
+    pub fn enable(self, rings: &[RingStart]) -> Result<Session<Started>> {
+        let mut session = Session {
+            link: self.link,
+            phase: self.phase.0,
+        };
+        session.enable_rings(rings)?;
+        Ok(session)
+    }
+}
+
 impl Session<Started> {
-    /// Starts rings: describes each, enables them when all are described, and then
-    /// kicks each once more. The first kick, which is in the eventfd from the start,
-    /// is lost on a back-end that reads it before it learns that the ring is enabled
-    /// (`vhost-user-backend`, if its thread is faster than our next message). This
-    /// one comes when the answer to a query shows that it has learnt that.
+    /// Starts rings beside those that run: describes each, and enables them when all are
+    /// described.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
     pub fn start_rings(&mut self, rings: &[RingStart]) -> Result<()> {
+        self.describe_rings(rings)?;
+        self.enable_rings(rings)
+    }
+
+    fn describe_rings(&mut self, rings: &[RingStart]) -> Result<()> {
         for start in rings {
             self.start_ring(start)
                 .with_context(|| format!("starting queue {}", start.ring.index))?;
             self.phase.rings.push(start.ring.index);
         }
+        Ok(())
+    }
+
+    /// Enables rings, and then kicks each once more. The first kick, which is in the
+    /// eventfd from the start, is lost on a back-end that reads it before it learns that
+    /// the ring is enabled (`vhost-user-backend`, if its thread is faster than our next
+    /// message). This one comes when the answer to a query shows that it has learnt that.
+    fn enable_rings(&mut self, rings: &[RingStart]) -> Result<()> {
         for start in rings {
             self.enable(start.ring.index, true)?;
         }

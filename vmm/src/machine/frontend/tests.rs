@@ -45,7 +45,8 @@ fn drive(stream: std::os::unix::net::UnixStream) -> Result<()> {
     assert_eq!(config[..2], [0, 8]);
     session.write_config(32, &[1])?;
     let rings = [ring_start(0), ring_start(1)];
-    let session = session.start(&ram, 1 << 32, (2, 64), &mut None, &rings)?;
+    let session = session.describe(&ram, 1 << 32, (2, 64), &mut None, &rings)?;
+    let session = session.enable(&rings)?;
     assert_eq!(session.rings(), [0, 1]);
     let (mut session, stopped) = session.stop()?;
     let stopped: Vec<_> = stopped.iter().map(|ring| (ring.queue, ring.base)).collect();
@@ -173,8 +174,10 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
         .unwrap();
     assert_eq!(session.read_config(0).unwrap(), None);
     session.reset_device().unwrap();
+    let rings = [ring_start(0)];
     let session = session
-        .start(&ram, 1 << 32, (1, 64), &mut None, &[ring_start(0)])
+        .describe(&ram, 1 << 32, (1, 64), &mut None, &rings)
+        .and_then(|session| session.enable(&rings))
         .unwrap();
     session.stop().unwrap();
     let seen: Vec<_> = fake.seen.iter().collect();

@@ -1,7 +1,7 @@
 //! What the owner of a device is asked. (What it tells is what the supervisor is to
 //! hear: `launch::FromMachine`.)
 
-use outboard_protocol::launch::{Restored, SessionNumber};
+use outboard_protocol::launch::{Replaces, Restored, SessionNumber};
 
 use super::mailbox::Mailbox;
 use crate::machine::frontend::{Connected, Session};
@@ -21,6 +21,8 @@ pub(crate) struct Newcomer {
     pub(crate) session: Session<Connected>,
     /// What it knows of its predecessors.
     pub(crate) restored: Restored,
+    /// It is to replace one that works, if it can.
+    pub(crate) replaces: Option<Replaces>,
 }
 
 /// What a device's owner is asked to do.
@@ -38,8 +40,11 @@ pub(crate) enum Command {
     Attach(Newcomer),
     /// Here is a connection to a back-end that is to wait.
     Prepare(Newcomer),
-    /// The back-end that waits is to serve, and knows this of its predecessors.
-    Promote(SessionNumber, Restored),
+    /// The back-end that waits is to serve, and knows this of its predecessors; or that
+    /// of the session which has handed back its rings goes on.
+    Promote(SessionNumber, Replaces),
+    /// The back-end of this session is to hand back its rings.
+    HandBack(SessionNumber),
     /// Whoever served this session, and any before, is gone, and its I/O is over.
     Vacant(SessionNumber),
     /// End.

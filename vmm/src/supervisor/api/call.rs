@@ -1,6 +1,6 @@
 //! What the API asks of the VM, and what the VM answers.
 
-use super::model::{Explanation, Vm};
+use super::model::{Explanation, GapTimes, SwapRequest, SwapStep, Swapped, Vm};
 
 /// The number of a call, which its answer bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +29,12 @@ pub(crate) enum Call {
     Resume,
     /// To end the VM, as a signal would.
     Shutdown,
+    /// To stop the back-end of this device from taking anything.
+    PauseDevice(String),
+    /// To let it go on.
+    ResumeDevice(String),
+    /// To put another in its place while it works.
+    Swap(String, SwapRequest),
     /// Whether this device can be taken over exactly.
     Explain(String),
 }
@@ -40,6 +46,8 @@ pub(crate) enum Reply {
     Status(Box<Vm>),
     /// What was asked for.
     Explanation(Explanation),
+    /// Another serves, or would.
+    Swapped(Swapped),
     /// It is done, or has begun.
     Done,
     /// It is not.
@@ -53,4 +61,7 @@ pub(crate) enum Refusal {
     NoSuchDevice(String, Vec<String>),
     /// It does not fit what the VM or the device does now: why, and what to do.
     NotNow(String),
+    /// It was tried, and nothing was changed by it: why, at which step, and how long nobody
+    /// served the device for it.
+    NotSwapped(String, SwapStep, Option<GapTimes>),
 }

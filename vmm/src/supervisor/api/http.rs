@@ -186,7 +186,8 @@ impl Response {
     /// An [`Error`].
     pub(super) fn error(status: u16, text: impl Into<String>) -> Self {
         let error = text.into();
-        Self::json(status, &Error { error })
+        let (step, gap) = (None, None);
+        Self::json(status, &Error { error, step, gap })
     }
 
     /// The error that there is no such method here, but these.

@@ -36,7 +36,7 @@ use outboard_line::bound::{self, SocketFile};
 use self::call::{Call, Refusal, Reply, Ticket};
 use self::connection::{Connection, Waits};
 use self::http::{Request, Response};
-use self::model::{Change, Event, NoFields, Vm};
+use self::model::{Change, Event, NoFields, SwapRequest, Vm};
 use self::route::Route;
 
 /// Most clients at once.
@@ -195,7 +195,9 @@ impl Api {
         let readers = readers.count();
         let connection = self.connections.get_mut(place)?;
         let (route, device) = match route::find(request).and_then(|found| {
-            check_body(request)?;
+            if found.0 != Route::Swap {
+                check_body(request)?;
+            }
             Ok(found)
         }) {
             Ok(found) => found,
@@ -210,6 +212,22 @@ impl Api {
             Route::Resume => Call::Resume,
             Route::Shutdown => Call::Shutdown,
             Route::Restart => Call::Restart(device.to_owned()),
+            Route::PauseDevice => Call::PauseDevice(device.to_owned()),
+            Route::ResumeDevice => Call::ResumeDevice(device.to_owned()),
+            Route::Swap => {
+                let read = match request.body.is_empty() {
+                    true => Ok(SwapRequest::default()),
+                    false => serde_json::from_slice(&request.body),
+                };
+                match read {
+                    Ok(swap) => Call::Swap(device.to_owned(), swap),
+                    Err(error) => {
+                        let text = format!("the body is not as it should be: {error}");
+                        connection.reply(&Response::error(400, text), now);
+                        return None;
+                    }
+                }
+            }
             Route::Explain => Call::Explain(device.to_owned()),
             Route::OpenApi => {
                 connection.reply(&Response::json(200, &openapi::description()), now);
@@ -275,9 +293,14 @@ fn response(waits: &Waits, reply: Reply) -> Response {
     match reply {
         Reply::Status(vm) => status(waits, *vm),
         Reply::Explanation(explanation) => Response::json(200, &explanation),
+        Reply::Swapped(swapped) => Response::json(200, &swapped),
         Reply::Done => Response::done(),
         Reply::Refused(Refusal::NoSuchDevice(id, there)) => no_such_device(&id, &there),
         Reply::Refused(Refusal::NotNow(why)) => Response::error(409, why),
+        Reply::Refused(Refusal::NotSwapped(error, step, gap)) => {
+            let step = Some(step);
+            Response::json(409, &model::Error { error, step, gap })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::metrics;
-use super::model::{Device, Error, Event, Explanation, NoFields, Vm};
+use super::model::{Device, Error, Event, Explanation, NoFields, SwapRequest, Swapped, Vm};
 use super::route::{ROWS, Route, Row};
 use super::stream;
 
@@ -65,7 +65,11 @@ fn operation(row: &Row, schemas: &mut SchemaGenerator) -> Value {
         say("parameters", json!([id]));
     }
     if row.method == "PUT" {
-        let body = content("application/json", &schemas.subschema_for::<NoFields>());
+        let schema = match row.route {
+            Route::Swap => schemas.subschema_for::<SwapRequest>(),
+            _ => schemas.subschema_for::<NoFields>(),
+        };
+        let body = content("application/json", &schema);
         say("requestBody", json!({ "required": false, "content": body }));
     }
     operation.into()
@@ -74,13 +78,19 @@ fn operation(row: &Row, schemas: &mut SchemaGenerator) -> Value {
 /// The status of what went well, and what is answered.
 fn response(route: Route, schemas: &mut SchemaGenerator) -> (&'static str, Value) {
     let (kind, schema) = match route {
-        Route::Pause | Route::Resume | Route::Shutdown | Route::Restart => {
+        Route::Pause
+        | Route::Resume
+        | Route::Shutdown
+        | Route::Restart
+        | Route::PauseDevice
+        | Route::ResumeDevice => {
             let done = json!({ "description": "It is done, or has begun" });
             return ("204", done);
         }
         Route::Vm => (JSON, schemas.subschema_for::<Vm>()),
         Route::Devices => (JSON, schemas.subschema_for::<Vec<Device>>()),
         Route::Device => (JSON, schemas.subschema_for::<Device>()),
+        Route::Swap => (JSON, schemas.subschema_for::<Swapped>()),
         Route::Explain => (JSON, schemas.subschema_for::<Explanation>()),
         // Of each line.
         Route::Events => (stream::CONTENT, schemas.subschema_for::<Event>()),

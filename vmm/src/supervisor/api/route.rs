@@ -13,6 +13,9 @@ pub(super) enum Route {
     Devices,
     Device,
     Restart,
+    PauseDevice,
+    ResumeDevice,
+    Swap,
     Explain,
     Events,
     Metrics,
@@ -56,6 +59,25 @@ pub(super) const ROWS: &[Row] = &[
         "/api/v1/devices/{id}/restart",
         Route::Restart,
         "Replace the back-end of a device; answered when that has begun",
+    ),
+    row(
+        "PUT",
+        "/api/v1/devices/{id}/swap",
+        Route::Swap,
+        "Put another back-end in the place of one that works; answered when it serves, or the \
+         former does again",
+    ),
+    row(
+        "PUT",
+        "/api/v1/devices/{id}/pause",
+        Route::PauseDevice,
+        "Stop the back-end of a device from taking anything; answered when it rests",
+    ),
+    row(
+        "PUT",
+        "/api/v1/devices/{id}/resume",
+        Route::ResumeDevice,
+        "Let the back-end of a device go on",
     ),
     row(
         "GET",

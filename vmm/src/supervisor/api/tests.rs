@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::call::{Call, Refusal, Reply, Ticket};
 use super::model::{
-    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Standby, Vm,
-    VmState,
+    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Standby, SwapStep,
+    Vm, VmState,
 };
 use super::{Api, openapi};
 
@@ -228,7 +228,14 @@ fn reply(call: Call) -> Reply {
             recovery: exactness(true),
             swap: exactness(false),
         }),
-        Call::Restart(_) | Call::Shutdown => Reply::Done,
+        Call::Swap(..) => Reply::Refused(Refusal::NotSwapped(
+            "it does not fit".into(),
+            SwapStep::Prepare,
+            None,
+        )),
+        Call::Restart(_) | Call::Shutdown | Call::PauseDevice(_) | Call::ResumeDevice(_) => {
+            Reply::Done
+        }
         Call::Pause => Reply::Refused(Refusal::NotNow("not yet".into())),
         Call::Resume => Reply::Refused(Refusal::NotNow("it runs".into())),
     }

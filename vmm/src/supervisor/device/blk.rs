@@ -17,7 +17,7 @@ use crate::supervisor::text::options::switch;
 use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves a disk if no other is named.
-const OWN: Executable = Executable::Own {
+pub(super) const OWN: Executable = Executable::Own {
     name: "outboard-blk",
     threads: true,
 };

@@ -9,6 +9,7 @@ pub(crate) mod net;
 pub(crate) mod other;
 pub(crate) mod plan;
 pub(crate) mod rng;
+mod swap;
 
 use std::mem::take;
 

@@ -18,7 +18,7 @@ use super::plan::{
 use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves a card if no other is named.
-const OWN: Executable = Executable::Own {
+pub(super) const OWN: Executable = Executable::Own {
     name: "outboard-net",
     threads: true,
 };

@@ -11,7 +11,7 @@ use crate::supervisor::text::options;
 use crate::supervisor::text::units::{HangTimeout, Wait};
 
 /// The back-end that serves an entropy device if no other is named.
-const OWN: Executable = Executable::Own {
+pub(super) const OWN: Executable = Executable::Own {
     name: "outboard-rng",
     threads: false,
 };

@@ -26,6 +26,7 @@ use std::hash::BuildHasher;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::rc::Rc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::statfs::{
@@ -33,6 +34,8 @@ use nix::sys::statfs::{
     fstatfs,
 };
 use outboard_protocol::launch::SessionNumber;
+
+use super::image::Claim;
 
 /// First of the bytes that are locked: far behind the end of any image.
 const FIRST: i64 = 1 << 62;
@@ -46,6 +49,8 @@ pub(crate) struct Image {
     file: File,
     /// Where the locks of this VM begin.
     first: i64,
+    /// That it is this device's.
+    _claim: Option<Rc<Claim>>,
 }
 
 impl Image {
@@ -56,6 +61,15 @@ impl Image {
         Self {
             file,
             first: FIRST.saturating_add(vm),
+            _claim: None,
+        }
+    }
+
+    /// The same, which a device has claimed.
+    pub(crate) fn claimed((file, claim): (File, Rc<Claim>)) -> Self {
+        Self {
+            _claim: Some(claim),
+            ..Self::new(file)
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::rc::{Rc, Weak};
 
 use anyhow::{Context, Result, anyhow, bail};
 use outboard_protocol::image_blocks::{self, Asked, Blocks, Unfit};
@@ -20,10 +21,18 @@ pub(crate) struct Identity {
     inode: u64,
 }
 
+/// That a device has an image, as long as this is kept.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    image: Identity,
+    id: String,
+    readonly: bool,
+}
+
 /// The images of one VM.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
-    known: Vec<(Identity, String, bool)>,
+    known: Vec<Weak<Claim>>,
 }
 
 impl Images {
@@ -31,7 +40,12 @@ impl Images {
     ///
     /// # Errors
     /// A message that names the image and says what to do.
-    pub(crate) fn open(&mut self, id: &str, path: &Path, usage: Usage) -> Result<File> {
+    pub(crate) fn open(
+        &mut self,
+        id: &str,
+        path: &Path,
+        usage: Usage,
+    ) -> Result<(File, Rc<Claim>)> {
         let shown = path.display();
         let Usage {
             readonly, direct, ..
@@ -63,7 +77,11 @@ impl Images {
         let opened = Identity::of(&file.metadata()?);
         self.refuse_twice(id, opened, readonly)
             .with_context(|| format!("the image {shown}"))?;
-        self.known.push((opened, id.to_owned(), readonly));
+        let claim = Rc::new(Claim {
+            image: opened,
+            id: id.to_owned(),
+            readonly,
+        });
         // Before its size, which is not that of a disk if it is no raw image.
         if !usage.raw {
             refuse_format(&file, path)?;
@@ -82,24 +100,31 @@ impl Images {
             false => Access::Write,
         };
         image_lock::lock(&file, access).with_context(|| format!("the image {shown}"))?;
-        Ok(file)
+        self.known.retain(|known| known.strong_count() > 0);
+        self.known.push(Rc::downgrade(&claim));
+        Ok((file, claim))
     }
 
     /// The device that has this image.
-    pub(crate) fn holder(&self, image: Identity) -> Option<&str> {
-        let mut known = self.known.iter();
-        known.find_map(|(known, id, _)| (*known == image).then_some(id.as_str()))
+    pub(crate) fn holder(&self, image: Identity) -> Option<String> {
+        let mut known = self.known.iter().filter_map(Weak::upgrade);
+        known.find_map(|known| (known.image == image).then(|| known.id.clone()))
     }
 
     /// Refuses an image that this VM already has, if either may write.
     fn refuse_twice(&self, id: &str, image: Identity, readonly: bool) -> Result<()> {
-        for (known, other, other_readonly) in &self.known {
-            if *known == image && !(readonly && *other_readonly) {
-                bail!(
-                    "it is given twice, to {other} and {id}, and one may write; \
-                     make both `readonly`, or use a copy"
-                );
+        for known in self.known.iter().filter_map(Weak::upgrade) {
+            if known.image != image || readonly && known.readonly {
+                continue;
             }
+            let other = &known.id;
+            if other == id {
+                bail!("{id} has it already; leave out `path` to keep it");
+            }
+            bail!(
+                "it is given twice, to {other} and {id}, and one may write; \
+                 make both `readonly`, or use a copy"
+            );
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use outboard_line::Line;
@@ -17,6 +18,7 @@ use super::fence::{Fence, Image};
 use super::image::Images;
 use super::program::Program;
 use super::tap::TapQueues;
+use crate::supervisor::api::model::SwapRequest;
 use crate::supervisor::device::plan::{Executable, Lend, OnFailure, Plan, ServedBy};
 use crate::supervisor::text::units::Wait;
 
@@ -33,6 +35,11 @@ pub(crate) struct Opened {
     pub(crate) on_failure: OnFailure,
     /// A second process waits beside the one that serves.
     pub(crate) standby: bool,
+    /// By which it was opened.
+    pub(crate) plan: Plan,
+    /// The last program that was started for it, and what that is lent: both stay while it
+    /// is served at a socket.
+    pub(crate) home: Option<(Plan, Rc<Lent>)>,
 }
 
 /// Who serves a device.
@@ -45,7 +52,7 @@ pub(crate) enum Server {
         /// What it is told.
         args: Vec<String>,
         /// What it is lent.
-        lent: Lent,
+        lent: Rc<Lent>,
     },
     /// Whoever listens at a socket.
     Socket {
@@ -96,7 +103,19 @@ impl Server {
         let Self::Program { lent, .. } = self else {
             return false;
         };
-        matches!(lent, Lent::Image(_))
+        matches!(**lent, Lent::Image(_))
+    }
+
+    /// Whether it must be told to wait: as it starts it sets up what it is lent, or has a
+    /// peer that serves one.
+    pub(crate) fn must_wait(&self) -> bool {
+        let Self::Program { lent, .. } = self else {
+            return false;
+        };
+        matches!(
+            **lent,
+            Lent::Tap(_) | Lent::Listening { .. } | Lent::Peer { .. }
+        )
     }
 
     /// Whether its process is ours.
@@ -108,11 +127,10 @@ impl Server {
     pub(crate) fn sought(&self) -> Option<(Whom, &Path, Wait)> {
         match self {
             Self::Socket { path, wait } => Some((Whom::BackEnd, path, *wait)),
-            Self::Program {
-                lent: Lent::Peer { path, wait },
-                ..
-            } => Some((Whom::Peer, path, *wait)),
-            Self::Program { .. } => None,
+            Self::Program { lent, .. } => match &**lent {
+                Lent::Peer { path, wait } => Some((Whom::Peer, path, *wait)),
+                _ => None,
+            },
         }
     }
 }
@@ -169,35 +187,59 @@ impl Lent {
 /// # Errors
 /// A message that names the option, the device and the thing, and says what to do.
 pub(crate) fn open(plan: Plan, images: &mut Images) -> Result<Opened> {
-    let Plan {
-        option,
-        spec,
-        served_by,
-        on_failure,
-        standby,
-    } = plan;
-    let whose = served_by.whose();
-    let server = match served_by {
-        ServedBy::Socket { path, wait } => Server::Socket { path, wait },
+    with(plan, None, images)
+}
+
+/// The same device, served as is wanted instead; what it was lent is kept where that does
+/// not change.
+///
+/// # Errors
+/// A message that says what cannot be had, and what to do.
+pub(crate) fn instead(
+    former: &Opened,
+    wanted: &SwapRequest,
+    images: &mut Images,
+) -> Result<Opened> {
+    let home = former.home.as_ref();
+    let plan = former.plan.with(home.map(|(plan, _)| plan), wanted);
+    with(plan.map_err(anyhow::Error::msg)?, home, images)
+}
+
+fn with(plan: Plan, home: Option<&(Plan, Rc<Lent>)>, images: &mut Images) -> Result<Opened> {
+    let option = plan.option;
+    let id = &plan.spec.id;
+    let (server, home) = match &plan.served_by {
+        ServedBy::Socket { path, wait } => {
+            let (path, wait) = (path.clone(), *wait);
+            (Server::Socket { path, wait }, home.cloned())
+        }
         ServedBy::Program {
             executable,
             lend,
             args,
         } => {
-            let named = || format!("--{option} {}", spec.id);
-            Server::Program {
-                program: program(&executable).with_context(named)?,
-                args,
-                lent: lent(lend, &spec.id, images).with_context(named)?,
-            }
+            let named = || format!("--{option} {id}");
+            let same = home.filter(|(home, _)| home.lends() == Some(lend));
+            let lent = match same {
+                Some((_, lent)) => Rc::clone(lent),
+                None => Rc::new(lent(lend.clone(), id, images).with_context(named)?),
+            };
+            let server = Server::Program {
+                program: program(executable).with_context(named)?,
+                args: args.clone(),
+                lent: Rc::clone(&lent),
+            };
+            (server, Some((plan.clone(), lent)))
         }
     };
     Ok(Opened {
-        spec,
-        whose,
+        spec: plan.spec.clone(),
+        whose: plan.served_by.whose(),
         server,
-        on_failure,
-        standby,
+        on_failure: plan.on_failure,
+        standby: plan.standby,
+        plan,
+        home,
     })
 }
 
@@ -211,7 +253,7 @@ fn program(executable: &Executable) -> Result<Program> {
 fn lent(lend: Lend, id: &str, images: &mut Images) -> Result<Lent> {
     Ok(match lend {
         Lend::Nothing => Lent::Nothing,
-        Lend::Image { path, usage } => Lent::Image(Image::new(images.open(id, &path, usage)?)),
+        Lend::Image { path, usage } => Lent::Image(Image::claimed(images.open(id, &path, usage)?)),
         Lend::Tap { name, pairs } => Lent::Tap(TapQueues::open(&name, pairs)?),
         Lend::Connect { path, wait } => Lent::Peer { path, wait },
         Lend::Listen { path } => {
@@ -219,4 +261,45 @@ fn lent(lend: Lend, id: &str, images: &mut Images) -> Result<Lent> {
             Lent::Listening { socket, _file }
         }
     })
+}
+
+#[cfg(test)]
+impl Opened {
+    /// A device of ours whose program was opened by the caller.
+    pub(crate) fn served_by(
+        spec: launch::Device,
+        program: Program,
+        args: Vec<String>,
+        lent: Lent,
+    ) -> Rc<Self> {
+        let executable = Executable::Own {
+            name: "outboard-blk",
+            threads: false,
+        };
+        let plan = Plan {
+            option: "disk",
+            spec: spec.clone(),
+            served_by: ServedBy::Program {
+                executable,
+                lend: Lend::Nothing,
+                args: args.clone(),
+            },
+            on_failure: OnFailure::default(),
+            standby: false,
+        };
+        let lent = Rc::new(lent);
+        Rc::new(Self {
+            spec,
+            whose: Whose::Own,
+            on_failure: plan.on_failure,
+            standby: plan.standby,
+            home: Some((plan.clone(), Rc::clone(&lent))),
+            plan,
+            server: Server::Program {
+                program,
+                args,
+                lent,
+            },
+        })
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Result, bail};
 use outboard_protocol::launch;
@@ -31,7 +32,9 @@ pub(crate) struct Resources {
     /// The initial RAM disk.
     pub(crate) initrd: Option<File>,
     /// Its devices, in slot order.
-    pub(crate) devices: Vec<Opened>,
+    pub(crate) devices: Vec<Rc<Opened>>,
+    /// The images that they have.
+    pub(crate) images: Images,
 }
 
 impl Resources {
@@ -53,7 +56,7 @@ impl Resources {
         let devices = vm
             .devices
             .into_iter()
-            .map(|plan| lend::open(plan, &mut images))
+            .map(|plan| lend::open(plan, &mut images).map(Rc::new))
             .collect::<Result<_>>()?;
         let resources = Self {
             program: Program::this()?,
@@ -63,22 +66,23 @@ impl Resources {
             kernel,
             initrd,
             devices,
+            images,
         };
         let output = output::open(vm.console)?;
         if let Output::File(console) = &output {
-            resources.apart_from(console, &images)?;
+            resources.apart_from(console)?;
         }
         Ok((resources, output))
     }
 
     /// What the console appends to must be nothing that the guest is made of.
-    fn apart_from(&self, console: &File, images: &Images) -> Result<()> {
+    fn apart_from(&self, console: &File) -> Result<()> {
         let console = Identity::of(&console.metadata()?);
         let is = |file: &File| {
             file.metadata()
                 .is_ok_and(|other| Identity::of(&other) == console)
         };
-        let other = match images.holder(console) {
+        let other = match self.images.holder(console) {
             Some(id) => format!("the image of {id}"),
             None if is(&self.kernel) => "the kernel".to_owned(),
             None if self.initrd.as_ref().is_some_and(is) => "the initrd".to_owned(),
@@ -136,8 +140,9 @@ mod tests {
             kernel: open("kernel"),
             initrd: Some(open("initrd")),
             devices: Vec::new(),
+            images,
         };
-        let console = |name: &str| resources.apart_from(&open(name), &images);
+        let console = |name: &str| resources.apart_from(&open(name));
         for (name, words) in [
             ("disk", "written to the image of disk0; give it"),
             ("link", "written to the image of disk0; give it"),

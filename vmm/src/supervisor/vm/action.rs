@@ -7,7 +7,7 @@ use outboard_protocol::launch::{Replay, SessionNumber};
 use super::answer::Answer;
 use super::look::Unserved;
 use crate::supervisor::api::call::Ticket;
-use crate::supervisor::api::model::Change;
+use crate::supervisor::api::model::{Change, SwapRequest};
 
 /// A process of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,15 @@ pub(crate) enum Who {
     Device(usize),
     /// That of the standby of the device at this place.
     Standby(usize),
+}
+
+/// What a successor of a back-end that works will be told, and how it is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Heir {
+    /// What its predecessor has left, if that is known.
+    pub(crate) kept: Option<Kept>,
+    /// Its disk may have another capacity.
+    pub(crate) resizes: bool,
 }
 
 /// What is to be done. None of it waits.
@@ -37,12 +46,24 @@ pub(crate) enum Action {
     /// The next program of this device, which is attached next, is to deal so with
     /// requests that it finds in flight.
     Order(usize, Replay),
-    /// Start the program of this device once more, as one that waits, and hand its
-    /// connection to the machine, as this session.
-    Prepare(usize, SessionNumber),
-    /// What waits is the device's back-end from now on, as this session: tell it what its
-    /// predecessor has left, if that is known, and the machine to let it serve.
-    TakeOver(usize, SessionNumber, Option<Kept>),
+    /// Open what is wanted in place of this device's back-end, for this session, and look
+    /// for whom that needs.
+    Open(usize, SessionNumber, Box<SwapRequest>),
+    /// Start the program of this device once more, or what was opened, as one that waits,
+    /// and hand its connection to the machine, as this session.
+    Prepare(usize, SessionNumber, Option<Heir>),
+    /// Tell the machine that the back-end of this session is to hand back its rings.
+    HandBack(usize, SessionNumber),
+    /// Tell the machine that it goes on with them.
+    GoOn(usize, SessionNumber),
+    /// What waits has the place of the device's back-end from now on, as this session, and
+    /// that has its place: tell it what that has left, if it is known, and the machine to
+    /// let it serve; its disk may have another capacity, if so.
+    TakeOver(usize, SessionNumber, Option<Kept>, bool),
+    /// Each has its former place again.
+    Undo(usize),
+    /// Nothing is left of a session that was part of a swap.
+    Forget(usize),
     /// See to it that nothing is left of this device's back-end: kill its process, or
     /// end our connection to it, and tell when it is gone and its I/O over.
     Clear(usize),

@@ -7,6 +7,7 @@ mod standbys;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,7 @@ use super::event::Event;
 use super::machine_line::MachineLine;
 use super::{device, machine};
 use crate::supervisor::api::Api;
+use crate::supervisor::api::model::Served;
 use crate::supervisor::console::Console;
 use crate::supervisor::host::resources::Resources;
 use crate::supervisor::process::child::{Child, Parent};
@@ -38,7 +40,7 @@ struct Machine {
 
 /// All that a VM holds of the host while it lives.
 pub(crate) struct Hands<'a> {
-    resources: &'a Resources,
+    resources: &'a mut Resources,
     console: &'a mut Console,
     signals: &'a Signals,
     parent: &'a Parent,
@@ -48,9 +50,11 @@ pub(crate) struct Hands<'a> {
     /// Whatever was to be started since the machine process was.
     is_whole: bool,
     /// Each at its device's place.
-    backends: Vec<Backend<'a>>,
-    /// Those that wait, likewise; `None` where there is to be none.
-    standbys: Vec<Option<Backend<'a>>>,
+    backends: Vec<Backend>,
+    /// Those that wait, likewise, as standbys or in a swap; `None` where there is none.
+    standbys: Vec<Option<Backend>>,
+    /// Who served each device when its last swap began.
+    formers: Vec<Option<Served>>,
 }
 
 impl<'a> Hands<'a> {
@@ -59,7 +63,7 @@ impl<'a> Hands<'a> {
     /// # Errors
     /// Those of [`Backend::new`].
     pub(crate) fn new(
-        resources: &'a Resources,
+        resources: &'a mut Resources,
         console: &'a mut Console,
         signals: &'a Signals,
         parent: &'a Parent,
@@ -72,6 +76,7 @@ impl<'a> Hands<'a> {
         Ok(Self {
             backends: backends.collect::<Result<_>>()?,
             standbys: standbys.collect::<Result<_>>()?,
+            formers: vec![None; resources.devices.len()],
             resources,
             console,
             signals,
@@ -103,9 +108,17 @@ impl<'a> Hands<'a> {
                 }
             }
             Action::Order(place, replay) => self.backend(place, |backend| backend.order(replay)),
-            Action::Prepare(place, session) => return self.prepare(place, session),
-            Action::TakeOver(place, session, kept) => {
-                if let Err(error) = self.take_over(place, session, kept) {
+            Action::Open(place, session, request) => return self.open(place, session, &request),
+            Action::Prepare(place, session, heir) => return self.prepare(place, session, heir),
+            Action::HandBack(place, session) => {
+                let device = self.id(place)?;
+                self.send(ToMachine::HandBack { device, session }, Vec::new());
+            }
+            Action::GoOn(place, session) => self.go_on(place, session),
+            Action::Undo(place) => self.exchange(place),
+            Action::Forget(place) => self.forget_standby(place),
+            Action::TakeOver(place, session, kept, resizes) => {
+                if let Err(error) = self.take_over(place, session, kept, resizes) {
                     let text = format!("{error:#}");
                     return Some(Event::Device(place, device::Event::CannotBegin(text)));
                 }
@@ -115,7 +128,7 @@ impl<'a> Hands<'a> {
                 return backend.clear().map(|event| Event::Device(place, event));
             }
             Action::Vacate(place, session) => {
-                let device = self.backends.get(place)?.opened().spec.id.clone();
+                let device = self.id(place)?;
                 self.send(ToMachine::Vacant { device, session }, Vec::new());
             }
             Action::PauseMachine => self.send(ToMachine::Pause, Vec::new()),
@@ -142,7 +155,11 @@ impl<'a> Hands<'a> {
         None
     }
 
-    fn backend(&mut self, place: usize, act: impl FnOnce(&mut Backend<'a>)) {
+    fn id(&self, place: usize) -> Option<String> {
+        Some(self.backends.get(place)?.opened().spec.id.clone())
+    }
+
+    fn backend(&mut self, place: usize, act: impl FnOnce(&mut Backend)) {
         if let Some(backend) = self.backends.get_mut(place) {
             act(backend);
         }
@@ -176,7 +193,7 @@ impl<'a> Hands<'a> {
     }
 
     fn start_machine(&mut self) -> Result<()> {
-        let resources = self.resources;
+        let resources = &*self.resources;
         let (channel, theirs) = Channel::pair().context("a socket pair")?;
         let args = ["machine".to_owned()];
         let environment = resources.logging.environment(None);
@@ -220,7 +237,7 @@ impl<'a> Hands<'a> {
     fn attach(&mut self, place: usize, session: SessionNumber, kept: Option<Kept>) -> Result<()> {
         let backend = self.backends.get_mut(place);
         let backend = backend.context("there is no such device")?;
-        let opened = backend.opened();
+        let opened = Rc::clone(backend.opened());
         let device = opened.spec.id.clone();
         if !self.is_whole {
             bail!("{device}: not started, as another part of the VM was not");
@@ -274,6 +291,7 @@ impl<'a> Hands<'a> {
         }
         events.extend(self.reap(&dead));
         events.extend(self.of_each(Backend::look));
+        events.extend(self.of_standbys(|standby| standby.look().into_iter().collect()));
         events.extend(self.calls());
         events.push(Event::Tick);
         events
@@ -282,7 +300,7 @@ impl<'a> Hands<'a> {
     /// What there is of every back-end.
     fn of_each<I: IntoIterator<Item = device::Event>>(
         &mut self,
-        ask: impl Fn(&mut Backend<'a>) -> I,
+        ask: impl Fn(&mut Backend) -> I,
     ) -> Vec<Event> {
         let backends = self.backends.iter_mut().enumerate();
         let events = backends.flat_map(|(place, backend)| {
@@ -316,7 +334,7 @@ impl<'a> Hands<'a> {
             .iter()
             .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
             .collect();
-        let searches = self.backends.iter().filter_map(Backend::due);
+        let searches = self.everybody().filter_map(|(_, backend)| backend.due());
         let clients = self.api.as_ref().and_then(Api::due);
         let next = searches.chain(clients).chain(due).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| Deadline::at(next).poll_timeout());

@@ -1,7 +1,7 @@
 //! What a VM answers to whom asks it by the control API, as far as its states tell.
 
 use crate::supervisor::api::call::Reply;
-use crate::supervisor::api::model::{DeviceState, Refused, Standby, VmState};
+use crate::supervisor::api::model::{DeviceState, GapTimes, Refused, Standby, VmState};
 
 /// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,15 @@ pub(crate) enum Answer {
     /// How everything is: to this, what processes and pages of counters tell is to be
     /// added.
     Status(Standing),
+    /// Another serves the device at this place, or would if it was only tried.
+    Swapped {
+        /// See there.
+        place: usize,
+        /// How long nobody served it.
+        gap: Option<GapTimes>,
+        /// It was only tried.
+        dry_run: bool,
+    },
     /// Whether the device at this place can be taken over exactly.
     Explain {
         /// See there.

@@ -16,6 +16,7 @@ mod counting;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -43,8 +44,8 @@ const LAST_WORDS: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Backend<'a> {
-    opened: &'a Opened,
+pub(crate) struct Backend {
+    opened: Rc<Opened>,
     search: Option<Search>,
     /// A connection to whom was looked for.
     found: Option<OwnedFd>,
@@ -69,12 +70,12 @@ pub(crate) struct Backend<'a> {
     clearing: Option<(Instant, Instant)>,
 }
 
-impl<'a> Backend<'a> {
+impl Backend {
     /// Of this device; nothing is started yet.
     ///
     /// # Errors
     /// A message that names the device; see [`Line::new`].
-    pub(crate) fn new(opened: &'a Opened) -> Result<Self> {
+    pub(crate) fn new(opened: &Rc<Opened>) -> Result<Self> {
         let line = match &opened.server {
             Server::Program { lent, .. } => {
                 let line = lent.line();
@@ -83,7 +84,7 @@ impl<'a> Backend<'a> {
             Server::Socket { .. } => None,
         };
         Ok(Self {
-            opened,
+            opened: Rc::clone(opened),
             search: None,
             found: None,
             child: None,
@@ -100,8 +101,8 @@ impl<'a> Backend<'a> {
     }
 
     /// The device.
-    pub(crate) fn opened(&self) -> &'a Opened {
-        self.opened
+    pub(crate) fn opened(&self) -> &Rc<Opened> {
+        &self.opened
     }
 
     /// Its process, as long as it has not been reaped.
@@ -151,6 +152,11 @@ impl<'a> Backend<'a> {
         });
     }
 
+    /// It is looked for whom it needs for this session, of which nothing is begun yet.
+    pub(crate) fn is_for(&mut self, session: SessionNumber) {
+        self.session = session;
+    }
+
     /// Looks no more.
     pub(crate) fn stop_seeking(&mut self) {
         self.search = None;
@@ -197,7 +203,9 @@ impl<'a> Backend<'a> {
         parent: &Parent,
         logging: &Logging,
     ) -> Result<OwnedFd> {
-        let (found, id) = (self.found.take(), &self.opened.spec.id);
+        let found = self.found.take();
+        let opened = Rc::clone(&self.opened);
+        let id = &opened.spec.id;
         self.past = self.close_page();
         (self.session, self.release) = (session, None);
         let replay = std::mem::take(&mut self.replay);
@@ -208,7 +216,7 @@ impl<'a> Backend<'a> {
                 lent,
             },
             Some(line),
-        ) = (&self.opened.server, &mut self.line)
+        ) = (&opened.server, &mut self.line)
         else {
             let found = found.context("nobody was found")?;
             let copy = found.try_clone();
@@ -228,7 +236,7 @@ impl<'a> Backend<'a> {
             let mut environment = logging.environment(Some(id));
             environment.push((VERSION_ENV, OLDEST_VERSION.to_string()));
             environment.push((LINE_ENV, number.to_string()));
-            let apart = lent.apart(session, self.opened.whose)?;
+            let apart = lent.apart(session, opened.whose)?;
             let fence = apart.and_then(|(image, fence)| {
                 fds.push(image);
                 environment.push((IMAGE_ENV, number.saturating_add(1).to_string()));
@@ -263,7 +271,10 @@ impl<'a> Backend<'a> {
     /// # Errors
     /// It has not been told.
     pub(crate) fn take_over(&mut self, kept: Kept, replay: Replay) -> Result<()> {
-        let line = self.line.as_mut().context("there is no line")?;
+        // Who listens at a socket is told by the machine alone.
+        let Some(line) = &mut self.line else {
+            return Ok(());
+        };
         let told = line.take_over(kept, replay).inspect_err(|_| {
             self.child.iter().for_each(Child::signal_kill);
         });

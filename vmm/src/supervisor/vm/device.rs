@@ -41,6 +41,7 @@ mod recovery;
 mod standby;
 mod state;
 mod suspects;
+mod swap;
 
 use std::time::Instant;
 
@@ -55,6 +56,8 @@ use self::line::Line;
 use self::standby::Standby;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
+use self::swap::Swap;
+pub(crate) use self::swap::{NotDone, Report, Server};
 use super::action::{Action, Who};
 use super::answer::Agreed;
 use crate::supervisor::api::model::Refused;
@@ -78,6 +81,7 @@ pub(crate) struct Device {
     /// The last number that was given to a session: this one's, or a standby's.
     numbered: SessionNumber,
     standby: Standby,
+    swap: Swap,
     line: Line,
     suspicion: Suspicion,
     /// Its back-end holds back what has failed.
@@ -130,6 +134,7 @@ impl Device {
             session: 0,
             numbered: 0,
             standby: Standby::default(),
+            swap: Swap::default(),
             line: Line::Silent,
             suspicion: Suspicion::default(),
             holds: false,
@@ -211,10 +216,17 @@ impl Device {
     /// Takes an event; returns what becomes of it.
     pub(crate) fn step(&mut self, event: Event, now: Instant) -> Vec<Outcome> {
         let mut out = Vec::new();
-        let event = self.reserve(event, now, &mut out);
-        let event = event.and_then(|event| self.hear(event, now, &mut out));
-        let Some(event) = event.and_then(|event| self.suspect(event, &mut out)) else {
-            return out;
+        self.take(event, now, &mut out);
+        self.settle_swap(now, &mut out);
+        out
+    }
+
+    fn take(&mut self, event: Event, now: Instant, out: &mut Vec<Outcome>) {
+        let event = self.exchange(event, now, out);
+        let event = event.and_then(|event| self.reserve(event, now, out));
+        let event = event.and_then(|event| self.hear(event, now, out));
+        let Some(event) = event.and_then(|event| self.suspect(event, out)) else {
+            return;
         };
         match &event {
             // A guest that is started anew, or resets the device, has new drivers.
@@ -227,11 +239,11 @@ impl Device {
             }
             Event::Agreed(agreed) => {
                 self.agreed = *agreed;
-                return out;
+                return;
             }
             Event::Died(death) => {
                 self.shares &= *death != Death::Exited(0);
-                self.blame(death, &mut out);
+                self.blame(death, out);
                 self.gone();
             }
             Event::CannotBegin(_) => self.gone(),
@@ -239,20 +251,17 @@ impl Device {
         }
         let state = std::mem::replace(&mut self.state, State::Down);
         self.state = match state {
-            State::Down | State::Seeking | State::Found => self.before(state, event, now, &mut out),
-            State::Attaching | State::Serving => self.serving(state, event, now, &mut out),
-            State::Lost { .. } | State::Left { .. } => self.doubtful(state, event, now, &mut out),
-            State::Over => self.over(event, now, &mut out),
+            State::Down | State::Seeking | State::Found => self.before(state, event, now, out),
+            State::Attaching | State::Serving => self.serving(state, event, now, out),
+            State::Lost { .. } | State::Left { .. } => self.doubtful(state, event, now, out),
+            State::Over => self.over(event, now, out),
             State::Clearing { .. }
             | State::Resting { .. }
             | State::Held
             | State::Out(_)
-            | State::Stopping { .. } => self.recovering(state, event, now, &mut out),
-            State::Leaving { .. } | State::Killed { .. } => {
-                self.ending(state, event, now, &mut out)
-            }
+            | State::Stopping { .. } => self.recovering(state, event, now, out),
+            State::Leaving { .. } | State::Killed { .. } => self.ending(state, event, now, out),
         };
-        out
     }
 
     fn next_session(&mut self) -> SessionNumber {

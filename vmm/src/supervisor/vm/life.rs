@@ -133,6 +133,8 @@ impl Life {
                 | FromMachine::Free { .. }
                 | FromMachine::Agreed { .. }
                 | FromMachine::Unserved { .. }
+                | FromMachine::HandedBack { .. }
+                | FromMachine::GoesOn { .. }
                 | FromMachine::Paused
                 | FromMachine::Resumed,
             ) => {}
@@ -205,6 +207,15 @@ impl Life {
                     let unserved = Unserved { queue, kick, times };
                     Step::Device(place, device::Event::Unserved(session, unserved))
                 }),
+                FromMachine::HandedBack { device, session } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::HandedBack(session))),
+                FromMachine::GoesOn {
+                    device,
+                    session,
+                    gap,
+                    why,
+                } => place(&device)
+                    .map(|place| Step::Device(place, device::Event::GoesOn(session, gap, why))),
                 FromMachine::Free { device } => {
                     place(&device).map(|place| Step::Device(place, device::Event::Free))
                 }

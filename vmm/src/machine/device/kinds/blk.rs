@@ -9,12 +9,15 @@
 //! CONFIG_WCE is not offered: a driver then takes the cache for on where it can
 //! flush, and goes by FLUSH.
 
+mod clash;
+
 use anyhow::{Context, Result};
 use outboard_log::rarely;
 use outboard_protocol::devices::{BLK, BlkConfig};
 use outboard_protocol::launch::{self, Whose};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO};
 
+pub(crate) use self::clash::clash;
 use crate::machine::frontend::{Negotiated, Session};
 
 const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;

@@ -1,10 +1,11 @@
 //! A back-end that waits beside the one that serves: what becomes of it is told, and
 //! changes nothing else.
 
-use anyhow::{Context, Error};
-use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
+use anyhow::{Context, Error, Result};
+use outboard_protocol::launch::{Cause, FromMachine, Replaces, SessionNumber};
 
 use super::Owner;
+use super::succession::Welcome;
 use crate::machine::device::resume::Successor;
 use crate::machine::device::standby::Waiting;
 use crate::machine::frontend::cause_of;
@@ -26,19 +27,51 @@ impl Owner {
     /// Whether it fits, and is still there.
     pub(super) fn attend_standby(&mut self) {
         for (session, result) in self.standby.attend() {
-            match result {
+            match result.and_then(|()| self.judge()) {
                 Ok(()) => self.post(FromMachine::Prepared {
                     device: self.seat.spec.id.clone(),
                     session,
                 }),
-                Err(error) => self.tell_of_standby(session, &error),
+                Err(error) => {
+                    self.standby.leave();
+                    self.tell_of_standby(session, &error);
+                }
             }
         }
     }
 
+    /// Whether the one that waits can replace the one that works, if it is to: nothing
+    /// of that is touched.
+    fn judge(&mut self) -> Result<()> {
+        let Owner {
+            standby,
+            driver,
+            seat,
+            ..
+        } = self;
+        let Some(waiting) = standby.waiting() else {
+            return Ok(());
+        };
+        let Some(replaces) = waiting.replaces else {
+            return Ok(());
+        };
+        let successor = Successor {
+            whose: waiting.whose,
+            restored: replaces.restored,
+            resizes: replaces.resizes,
+        };
+        let welcome = Welcome { seat, driver };
+        welcome
+            .of(&mut waiting.serving, successor, &waiting.offer)
+            .map(drop)
+    }
+
     /// It is to serve from now on, as one does that is attached.
-    pub(super) fn promote(&mut self, number: SessionNumber, restored: Restored) {
+    pub(super) fn promote(&mut self, number: SessionNumber, replaces: Replaces) {
         if self.is_served() {
+            if let Some(rest) = self.rest.take() {
+                return self.follow(rest, number, replaces);
+            }
             let text = "the device has a back-end already";
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
@@ -47,19 +80,29 @@ impl Owner {
             let text = "there is no back-end that waits";
             return self.post_lost(number, Cause::Gone, text.into());
         };
+        let result = self.employ_waiting(waiting, replaces);
+        self.has_begun(number, result);
+    }
+
+    /// One that has waited serves from now on.
+    ///
+    /// # Errors
+    /// Those of [`Self::employ`].
+    pub(super) fn employ_waiting(&mut self, waiting: Waiting, replaces: Replaces) -> Result<()> {
         let Waiting {
             mut serving,
             whose,
             mut offer,
+            ..
         } = waiting;
         let config = serving.read_config(&self.seat.spec);
-        let result = config
-            .context("the back-end that has waited")
-            .and_then(|config| {
-                offer.config = config;
-                self.employ(serving, Successor { whose, restored }, &offer)
-            });
-        self.has_begun(number, result);
+        offer.config = config.context("the back-end that has waited")?;
+        let successor = Successor {
+            whose,
+            restored: replaces.restored,
+            resizes: replaces.resizes,
+        };
+        self.employ(serving, successor, &offer)
     }
 
     fn tell_of_standby(&self, number: SessionNumber, error: &Error) {

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
 
 use super::Owner;
+use crate::machine::device::driver::Driver;
 use crate::machine::device::introduce::{Offer, introduce};
 use crate::machine::device::kinds;
 use crate::machine::device::resume::{self, Successor};
@@ -22,13 +23,19 @@ impl Owner {
             number,
             session,
             restored,
+            ..
         } = newcomer;
         if self.is_served() {
             let text = "the device has a back-end already";
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
         let whose = session.whose();
-        let successor = Successor { whose, restored };
+        let resizes = false;
+        let successor = Successor {
+            whose,
+            restored,
+            resizes,
+        };
         let met = introduce(
             &self.seat.spec,
             number,
@@ -65,41 +72,21 @@ impl Owner {
     /// device goes on where it was, and any other finds out what it is offered.
     ///
     /// # Errors
-    /// It cannot go on where its predecessor was lost, or has gone.
+    /// It cannot go on where its predecessor was lost, or has gone. Nothing is shown to the
+    /// driver then.
     pub(super) fn employ(
         &mut self,
         mut serving: Serving,
         successor: Successor,
         offer: &Offer,
     ) -> Result<()> {
-        let Seat { spec, function, .. } = &self.seat;
-        let kind = &spec.kind;
-        let (features, seen, shown) = function.with_registers(|registers| {
-            let seen = registers.config().to_vec();
-            let shown = kinds::shown_cache(kind, registers.offered(), &seen);
-            (registers.driver_features(), seen, shown)
-        });
-        let heir = self.heir(successor);
-        let mut config = offer.config.clone();
-        if heir.restored != successor.restored && successor.restored == Restored::Kept {
-            serving.reset_device()?;
-            config = serving.read_config(spec)?;
-        }
-        if self.driver.uses_the_device() {
-            let offered = (offer.features, config.as_slice());
-            resume::fits(heir, kind, (features, &seen), offered)?;
-        }
-        let has = kinds::shown_cache(kind, offer.features, &config);
-        if let Some(byte) = shown.filter(|_| has != shown) {
-            let is_so = serving.set_cache(spec, byte)?;
-            if !is_so && kinds::shown_cache(kind, features, &seen).is_some() {
-                let text = "the back-end does not let its write cache be set to what the guest \
-                            goes by: the guest must reset the device";
-                bail!(because(Cause::NotRecoverable, text));
-            }
-            self.driver.has_configured();
-            config = serving.read_config(spec)?;
-        }
+        let Owner { seat, driver, .. } = self;
+        let config = Welcome { seat, driver }.of(&mut serving, successor, offer)?;
+        self.agreed.is_served_by(&serving);
+        self.serving = Some(serving);
+        self.driver.is_served();
+        self.start()?;
+        let function = &self.seat.function;
         let changed = function.with_registers(|registers| {
             registers.offer(offer.features);
             registers.set_config(&config)
@@ -107,24 +94,7 @@ impl Owner {
         if changed {
             function.interrupts.config_changed();
         }
-        self.agreed.is_served_by(&serving);
-        self.serving = Some(serving);
-        self.driver.is_served();
-        self.start()
-    }
-
-    /// A successor as one of this driver's back-ends. A driver that came while nobody
-    /// served has set nothing in any: what was kept was of the one before, which has reset
-    /// the device, perhaps after this successor was told.
-    fn heir(&self, successor: Successor) -> Successor {
-        let restored = match self.driver.was_served() {
-            true => successor.restored,
-            false => Restored::Nothing,
-        };
-        Successor {
-            restored,
-            ..successor
-        }
+        Ok(())
     }
 
     /// Whoever served this session is gone, and nothing is written any more of what it
@@ -159,5 +129,71 @@ impl Owner {
                 self.post(FromMachine::Free { device });
             }
         }
+    }
+}
+
+/// A newcomer is made such as the driver can go on with.
+#[derive(Debug)]
+pub(super) struct Welcome<'a> {
+    pub(super) seat: &'a Seat,
+    pub(super) driver: &'a mut Driver,
+}
+
+impl Welcome<'_> {
+    /// Checks that it can serve the driver, and sets its cache to what that goes by.
+    /// Returns its configuration.
+    ///
+    /// # Errors
+    /// It cannot, or has gone.
+    pub(super) fn of(
+        self,
+        serving: &mut Serving,
+        successor: Successor,
+        offer: &Offer,
+    ) -> Result<Vec<u8>> {
+        let Self { seat, driver } = self;
+        let Seat { spec, function, .. } = seat;
+        let kind = &spec.kind;
+        let (features, seen, shown) = function.with_registers(|registers| {
+            let seen = registers.config().to_vec();
+            let shown = kinds::shown_cache(kind, registers.offered(), &seen);
+            (registers.driver_features(), seen, shown)
+        });
+        let heir = heir(driver, successor);
+        let mut config = offer.config.clone();
+        if heir.restored != successor.restored && successor.restored == Restored::Kept {
+            serving.reset_device()?;
+            config = serving.read_config(spec)?;
+        }
+        if driver.uses_the_device() {
+            let offered = (offer.features, config.as_slice());
+            resume::fits(heir, kind, (features, &seen), offered)?;
+        }
+        let has = kinds::shown_cache(kind, offer.features, &config);
+        if let Some(byte) = shown.filter(|_| has != shown) {
+            let is_so = serving.set_cache(spec, byte)?;
+            if !is_so && kinds::shown_cache(kind, features, &seen).is_some() {
+                let text = "the back-end does not let its write cache be set to what the guest \
+                            goes by: the guest must reset the device";
+                bail!(because(Cause::NotRecoverable, text));
+            }
+            driver.has_configured();
+            config = serving.read_config(spec)?;
+        }
+        Ok(config)
+    }
+}
+
+/// A successor as one of this driver's back-ends. A driver that came while nobody
+/// served has set nothing in any: what was kept was of the one before, which has reset
+/// the device, perhaps after this successor was told.
+fn heir(driver: &Driver, successor: Successor) -> Successor {
+    let restored = match driver.was_served() {
+        true => successor.restored,
+        false => Restored::Nothing,
+    };
+    Successor {
+        restored,
+        ..successor
     }
 }

@@ -29,6 +29,7 @@ fn makes_available(bench: &Bench, index: u16) {
 fn attach(bench: &Bench, fake: Scripted, whose: Whose, restored: Restored) -> Running {
     let (stream, running) = fake.start();
     bench.device.attach(Newcomer {
+        replaces: None,
         number: 2,
         session: Session::new(stream).of(whose),
         restored,
@@ -152,7 +153,8 @@ fn one_that_is_not_what_the_driver_knows_is_refused() {
     is_refused(&bench, Cause::DoesNotFit, "features 0x200");
     other(&mut config);
     let _fake = comes(&bench, disk(&config).with(1 << 9));
-    is_refused(&bench, Cause::DoesNotFit, "at byte 0");
+    let words = "has 1049088 bytes, and the driver knows 1048576";
+    is_refused(&bench, Cause::DoesNotFit, words);
     other(&mut config);
     let _fake = comes(&bench, disk(&config).with(1 << 9));
     is_attached(&bench);
@@ -402,6 +404,7 @@ fn one_that_is_vacated_before_its_end_was_seen_is_lost() {
 #[test]
 fn a_card_s_address_is_another_only_for_a_driver_that_may_have_set_it() {
     let successor = Successor {
+        resizes: false,
         whose: Whose::Own,
         restored: Restored::Kept,
     };

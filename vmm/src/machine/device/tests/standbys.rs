@@ -1,5 +1,7 @@
 //! A back-end waits beside the one that serves, and serves when that is lost.
 
+use outboard_protocol::launch::Replaces;
+
 use super::*;
 
 fn prepare(bench: &Bench, number: u64, fake: Scripted) -> Running {
@@ -45,7 +47,11 @@ fn seen(fake: &Running) -> Vec<FrontendReq> {
 }
 
 fn promote(bench: &Bench, number: u64) {
-    bench.device.promote(number, Restored::Nothing);
+    let replaces = Replaces {
+        restored: Restored::Nothing,
+        resizes: false,
+    };
+    bench.device.promote(number, replaces);
 }
 
 #[test]

@@ -28,7 +28,8 @@ impl Bench {
 
     fn start_again(&mut self, session: Session<Negotiated>) -> Result<Session<Started>> {
         let rings = [ring_start(0)];
-        session.start(&self.ram, 1 << 32, (1, 64), &mut self.region, &rings)
+        let session = session.describe(&self.ram, 1 << 32, (1, 64), &mut self.region, &rings)?;
+        session.enable(&rings)
     }
 }
 

@@ -142,6 +142,11 @@ fn every_route_is_described_and_every_schema_is_there() {
         "Event",
         "Error",
         "NoFields",
+        "SwapRequest",
+        "Swapped",
+        "Served",
+        "GapTimes",
+        "SwapStep",
     ];
     let schemas = description["components"]["schemas"].as_object().unwrap();
     for name in names {

@@ -6,8 +6,9 @@ use std::time::Instant;
 use outboard_protocol::counters::Reading;
 
 use super::Hands;
+use super::standbys::served;
 use crate::supervisor::api::call::{Reply, Ticket};
-use crate::supervisor::api::model::{Change, Device, QueueCounters, Vm};
+use crate::supervisor::api::model::{Change, Device, GapTimes, QueueCounters, Swapped, Vm};
 use crate::supervisor::api::{Api, call};
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
 use crate::supervisor::vm::backend::Backend;
@@ -37,6 +38,14 @@ impl Hands<'_> {
         let reply = match answer {
             Answer::Reply(reply) => reply,
             Answer::Status(standing) => Reply::Status(Box::new(self.status(standing))),
+            Answer::Swapped {
+                place,
+                gap,
+                dry_run,
+            } => match self.swapped(place, gap, dry_run) {
+                Some(swapped) => Reply::Swapped(swapped),
+                None => return,
+            },
             Answer::Explain {
                 place,
                 is_known,
@@ -49,6 +58,19 @@ impl Hands<'_> {
         if let Some(api) = &mut self.api {
             api.answer(ticket, reply, Instant::now());
         }
+    }
+
+    fn swapped(&mut self, place: usize, gap: Option<GapTimes>, dry_run: bool) -> Option<Swapped> {
+        let to = match dry_run {
+            true => self.standbys.get(place)?.as_ref(),
+            false => self.backends.get(place),
+        };
+        Some(Swapped {
+            to: to.map(served)?,
+            from: self.formers.get(place)?.clone()?,
+            device: self.id(place)?,
+            gap,
+        })
     }
 
     /// Tells who reads the event stream.
@@ -86,7 +108,7 @@ impl Hands<'_> {
     }
 }
 
-fn device(backend: &Backend<'_>, standing: DeviceStanding) -> Device {
+fn device(backend: &Backend, standing: DeviceStanding) -> Device {
     let opened = backend.opened();
     let (refused_requests, last_refused) = standing.refused;
     Device {

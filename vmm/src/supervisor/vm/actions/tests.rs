@@ -7,11 +7,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use outboard_protocol::Deadline;
 use outboard_protocol::devices::Kind;
-use outboard_protocol::launch::{self, FromMachine, Whose};
+use outboard_protocol::launch::{self, FromMachine};
 
 use super::*;
-use crate::supervisor::device::plan::OnFailure;
-use crate::supervisor::host::lend::{Lent, Opened, Server};
+use crate::supervisor::host::image::Images;
+use crate::supervisor::host::lend::{Lent, Opened};
 use crate::supervisor::host::output::Output;
 use crate::supervisor::host::program::Program;
 use crate::supervisor::plan::VmPlan;
@@ -43,9 +43,8 @@ fn resources(program: Program, back_end: Program) -> Resources {
         kvm: null(),
         kernel: null(),
         initrd: None,
-        devices: vec![Opened {
-            standby: false,
-            spec: launch::Device {
+        devices: vec![Opened::served_by(
+            launch::Device {
                 id: "disk0".into(),
                 kind: Kind::blk(),
                 queues: 1,
@@ -53,14 +52,11 @@ fn resources(program: Program, back_end: Program) -> Resources {
                 queue_size: 256,
                 hang_timeout: None,
             },
-            whose: Whose::Own,
-            server: Server::Program {
-                program: back_end,
-                args: Vec::new(),
-                lent: Lent::Nothing,
-            },
-            on_failure: OnFailure::default(),
-        }],
+            back_end,
+            Vec::new(),
+            Lent::Nothing,
+        )],
+        images: Images::default(),
     }
 }
 
@@ -75,13 +71,13 @@ fn of_one_turn_a_back_end_s_words_come_before_the_machine_s_and_those_before_a_d
     let machine = format!("read x <{ready:?}; printf '{said}' >&3");
     let said = r#"{"message":"ready","version":2,"sandbox":{}}"#;
     let back_end = format!("printf '{said}' >&$OUTBOARD_LINE; echo x >{ready:?}");
-    let resources = resources(
+    let mut resources = resources(
         script(folder.path(), "machine", &machine),
         script(folder.path(), "back-end", &back_end),
     );
     let (signals, parent) = (Signals::block().unwrap(), Parent::of_all());
     let mut console = Console::new(Output::File(File::open("/dev/null").unwrap()));
-    let mut hands = Hands::new(&resources, &mut console, &signals, &parent).unwrap();
+    let mut hands = Hands::new(&mut resources, &mut console, &signals, &parent).unwrap();
     assert_eq!(hands.perform(Action::StartMachine), None);
     assert_eq!(
         hands.perform(Action::Attach(0, 1, Some(Kept::Nothing))),

@@ -19,7 +19,7 @@ pub(super) const CLOSED: PollFlags = PollFlags::empty();
 const LOOK: Duration = Duration::from_millis(1);
 const LONG_LOOK: Duration = Duration::from_millis(50);
 
-impl Backend<'_> {
+impl Backend {
     /// Sees to it that nothing is left of it. Returns that nothing is, if that is so
     /// already; else [`Self::look`] tells.
     pub(crate) fn clear(&mut self) -> Option<Event> {

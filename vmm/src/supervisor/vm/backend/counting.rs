@@ -7,7 +7,7 @@ use crate::supervisor::process::child::Child;
 use crate::supervisor::vm::counters::Page;
 use crate::supervisor::vm::look::Examined;
 
-impl Backend<'_> {
+impl Backend {
     /// What each queue of its process has done, living or dead, and of those before it;
     /// nothing if none of them has counted.
     pub(crate) fn sums(&self) -> Vec<Reading> {
@@ -19,9 +19,13 @@ impl Backend<'_> {
         queues
     }
 
-    /// It follows this one, whose process is gone.
-    pub(crate) fn follow(&mut self, predecessor: &mut Self) {
-        self.past = predecessor.close_page();
+    /// It follows this one, which serves nothing any more, and counts on from there.
+    pub(crate) fn follow(&mut self, predecessor: &Self) {
+        self.past = predecessor
+            .sums()
+            .iter()
+            .map(|queue| queue.counts)
+            .collect();
     }
 
     /// The sums; from now on there are none.

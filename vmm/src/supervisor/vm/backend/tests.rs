@@ -13,10 +13,9 @@ use outboard_protocol::Deadline;
 use outboard_protocol::counters::{MAGIC, bytes};
 use outboard_protocol::devices::Kind;
 use outboard_protocol::kept::DiskState;
-use outboard_protocol::launch::{Device, Whose};
+use outboard_protocol::launch::Device;
 
 use super::*;
-use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::host::fence::Image;
 use crate::supervisor::host::lend::Lent;
 use crate::supervisor::host::program::Program;
@@ -29,28 +28,22 @@ const READY: &str =
 const LONG: Duration = Duration::from_secs(60);
 
 /// A disk of two queues that is served by this script, which is lent one file.
-fn served_by(script: &str) -> Opened {
-    Opened {
-        standby: false,
-        spec: Device {
-            id: "disk0".into(),
-            kind: Kind::blk(),
-            queues: 2,
-            fewer: false,
-            queue_size: 256,
-            hang_timeout: None,
-        },
-        whose: Whose::Own,
-        server: Server::Program {
-            program: Program::open(Path::new("/bin/sh")).unwrap(),
-            args: vec!["-c".into(), script.into()],
-            lent: Lent::Image(Image::new(tempfile::tempfile().unwrap())),
-        },
-        on_failure: OnFailure::default(),
-    }
+fn served_by(script: &str) -> Rc<Opened> {
+    let spec = Device {
+        id: "disk0".into(),
+        kind: Kind::blk(),
+        queues: 2,
+        fewer: false,
+        queue_size: 256,
+        hang_timeout: None,
+    };
+    let program = Program::open(Path::new("/bin/sh")).unwrap();
+    let args = vec!["-c".into(), script.into()];
+    let lent = Lent::Image(Image::new(tempfile::tempfile().unwrap()));
+    Opened::served_by(spec, program, args, lent)
 }
 
-fn start(backend: &mut Backend<'_>, session: SessionNumber, kept: Kept) -> UnixStream {
+fn start(backend: &mut Backend, session: SessionNumber, kept: Kept) -> UnixStream {
     let front = backend.start(session, Some(kept), &Parent::of_all(), &Logging::default());
     let front = UnixStream::from(front.unwrap());
     front.set_read_timeout(Some(LONG)).unwrap();
@@ -63,7 +56,7 @@ fn wait_for(fds: &mut [PollFd<'_>]) {
 }
 
 /// Attends to its line until this many events have come.
-fn heard(backend: &mut Backend<'_>, count: usize) -> Vec<Event> {
+fn heard(backend: &mut Backend, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
         let fds = backend.watched();
@@ -76,7 +69,7 @@ fn heard(backend: &mut Backend<'_>, count: usize) -> Vec<Event> {
 
 /// What is heard of it once its process is dead, and its end of the line closed: a child
 /// of another test may have a copy of that until it has become its program.
-fn ended(backend: &mut Backend<'_>) -> Vec<Event> {
+fn ended(backend: &mut Backend) -> Vec<Event> {
     let mut events = heard(backend, 1);
     while !matches!(events.last(), Some(Event::HungUp(_))) {
         events.extend(heard(backend, 1));
@@ -86,7 +79,7 @@ fn ended(backend: &mut Backend<'_>) -> Vec<Event> {
 }
 
 /// What is heard of it once its process is dead.
-fn reaped(backend: &mut Backend<'_>) -> Vec<Event> {
+fn reaped(backend: &mut Backend) -> Vec<Event> {
     let mut fds = [PollFd::new(backend.pidfd().unwrap(), PollFlags::POLLIN)];
     wait_for(&mut fds);
     backend.reap()

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use outboard_line::Told;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Cause, SessionNumber};
+use outboard_protocol::launch::{Cause, Gap, SessionNumber};
 
 use super::suspects::Doing;
+use super::swap::Server;
+use crate::supervisor::api::model::SwapRequest;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::Agreed;
@@ -29,8 +31,22 @@ pub(crate) enum Event {
     Attached(SessionNumber),
     /// What the driver and a back-end have agreed on has become this.
     Agreed(Agreed),
-    /// The machine has this session of a standby.
+    /// The machine has this session of a standby, or of a successor.
     Prepared(SessionNumber),
+    /// Another is to take its back-end's place while that works; under this number it is told
+    /// what has become of it ([`super::Device::report`]).
+    Swap(u64, SwapRequest),
+    /// Its back-end is to take nothing until a resume; likewise.
+    PauseDevice(u64),
+    /// It is to go on; likewise.
+    ResumeDevice(u64),
+    /// It is known who a successor is.
+    Opened(Box<Server>),
+    /// The back-end of this session has handed back its rings.
+    HandedBack(SessionNumber),
+    /// Rings that were handed back are served by this session, after this gap; why it is not
+    /// a successor.
+    GoesOn(SessionNumber, Gap, Option<String>),
     /// This has happened to the process of a standby, which was started for this session:
     /// what is heard on its line, that it was not started, or that it has ended.
     Standby(SessionNumber, Box<Event>),

@@ -38,6 +38,12 @@ impl Health {
         self.served = Some(now);
     }
 
+    /// Another serves it, and nothing had failed.
+    pub(super) fn is_swapped(&mut self, now: Instant) {
+        self.restarts = self.restarts.saturating_add(1);
+        self.served = Some(now);
+    }
+
     /// It is not served any more; the next start is at once.
     pub(super) fn is_lost(&mut self, now: Instant) {
         self.wait = Duration::ZERO;

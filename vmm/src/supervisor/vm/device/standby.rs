@@ -50,14 +50,31 @@ pub(super) enum State {
     Starting { session: SessionNumber, ready: bool },
     /// It waits.
     Ready { session: SessionNumber },
-    /// It was killed; it is left alone then. `early`: it never was ready.
+    /// There is none: its place is that of this session, which is part of a swap
+    /// (`swap.rs`), which has a process or not.
+    Swapped { session: SessionNumber, lives: bool },
+    /// It was killed, or, if it has served (`why`), told to go; then it is killed, or left
+    /// alone.
     Leaving {
         session: SessionNumber,
         until: Instant,
-        early: bool,
+        why: Leaves,
     },
     /// There will be none.
     Refused,
+}
+
+/// Why a process leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// A standby that was ready is not needed any more.
+    Standby,
+    /// One that never was.
+    Early,
+    /// It was part of a swap, and was told to go.
+    Swap,
+    /// It was, and was killed.
+    SwapKilled,
 }
 
 impl Default for State {
@@ -72,6 +89,7 @@ impl Standby {
         match self.state {
             State::Starting { session, .. }
             | State::Ready { session }
+            | State::Swapped { session, .. }
             | State::Leaving { session, .. } => Some(session),
             State::Resting { .. } | State::Refused => None,
         }
@@ -109,7 +127,10 @@ impl Device {
         match self.standby.state {
             State::Starting { .. } => model::Standby::Starting,
             State::Ready { .. } => model::Standby::Ready,
-            State::Resting { .. } | State::Leaving { .. } | State::Refused => model::Standby::None,
+            State::Resting { .. }
+            | State::Swapped { .. }
+            | State::Leaving { .. }
+            | State::Refused => model::Standby::None,
         }
     }
 
@@ -175,17 +196,56 @@ impl Device {
 
     /// Its standby, if there is one, is not needed any more.
     pub(super) fn dismiss(&mut self, now: Instant, out: &mut Vec<Outcome>) {
-        let (session, early) = match self.standby.state {
-            State::Starting { session, ready } => (session, !ready),
-            State::Ready { session } => (session, false),
+        let (session, why) = match self.standby.state {
+            State::Starting { session, ready } => match ready {
+                true => (session, Leaves::Standby),
+                false => (session, Leaves::Early),
+            },
+            State::Ready { session } => (session, Leaves::Standby),
+            State::Swapped {
+                session,
+                lives: false,
+            } => return self.has_left(session, out),
+            State::Swapped { session, .. } => (session, Leaves::SwapKilled),
             State::Resting { .. } | State::Leaving { .. } | State::Refused => return,
         };
         out.push(Outcome::Do(Action::Kill(Who::Standby(self.place))));
         self.standby.state = State::Leaving {
             session,
             until: now + limits::KILLED,
-            early,
+            why,
         };
+    }
+
+    /// There is no standby for now: its place is that of this session of a swap, whose
+    /// process `lives`, or is not there yet, or not any more.
+    pub(super) fn give_place_to(&mut self, session: SessionNumber, lives: bool) {
+        self.standby.state = State::Swapped { session, lives };
+    }
+
+    /// Whoever has its place for a swap is told to go.
+    pub(super) fn leaves(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        let State::Swapped { session, lives } = self.standby.state else {
+            return;
+        };
+        if !lives {
+            return self.has_left(session, out);
+        }
+        out.push(Outcome::Do(Action::Terminate(Who::Standby(self.place))));
+        self.standby.state = State::Leaving {
+            session,
+            until: now + limits::TELL,
+            why: Leaves::Swap,
+        };
+    }
+
+    /// Nothing is left of a session of a swap.
+    fn has_left(&mut self, session: SessionNumber, out: &mut Vec<Outcome>) {
+        out.push(Outcome::Do(Action::Forget(self.place)));
+        if session < self.session {
+            out.push(Outcome::Do(Action::Vacate(self.place, session)));
+        }
+        self.standby.state = State::default();
     }
 
     /// Its standby serves from now on, as `session`.
@@ -200,7 +260,8 @@ impl Device {
         self.line = Line::Ready;
         self.order(out);
         let kept = self.kept.clone();
-        out.push(Outcome::Do(Action::TakeOver(self.place, session, kept)));
+        let place = self.place;
+        out.push(Outcome::Do(Action::TakeOver(place, session, kept, false)));
         super::State::Attaching
     }
 
@@ -208,11 +269,12 @@ impl Device {
         let State::Resting { until } = self.standby.state else {
             return;
         };
-        if !self.standby.is_wanted || until.is_some_and(|until| now < until) {
+        let is_wanted = self.standby.is_wanted && self.program.is_some();
+        if !is_wanted || until.is_some_and(|until| now < until) {
             return;
         }
         let session = self.next_session();
-        out.push(Outcome::Do(Action::Prepare(self.place, session)));
+        out.push(Outcome::Do(Action::Prepare(self.place, session, None)));
         let ready = false;
         self.standby.state = State::Starting { session, ready };
     }
@@ -221,6 +283,26 @@ impl Device {
         match self.standby.state {
             State::Resting { .. } if self.state == super::State::Serving => {
                 self.start_standby(now, out);
+            }
+            State::Leaving {
+                session,
+                until,
+                why: Leaves::Swap,
+            } if now >= until => {
+                out.push(Outcome::Do(Action::Kill(Who::Standby(self.place))));
+                self.standby.state = State::Leaving {
+                    session,
+                    until: now + limits::KILLED,
+                    why: Leaves::SwapKilled,
+                };
+            }
+            State::Leaving {
+                session,
+                until,
+                why: Leaves::SwapKilled,
+            } if now >= until => {
+                out.push(Outcome::Do(Action::Abandon(Who::Standby(self.place))));
+                self.has_left(session, out);
             }
             State::Leaving { until, .. } if now >= until => {
                 out.push(Outcome::Do(Action::Abandon(Who::Standby(self.place))));
@@ -286,7 +368,12 @@ impl Device {
     fn standby_is_gone(&mut self, death: &Death, now: Instant, out: &mut Vec<Outcome>) {
         let early = match self.standby.state {
             State::Starting { ready, .. } => !ready,
-            State::Leaving { early, .. } => early,
+            State::Leaving {
+                session,
+                why: Leaves::Swap | Leaves::SwapKilled,
+                ..
+            } => return self.has_left(session, out),
+            State::Leaving { why, .. } => why == Leaves::Early,
             _ => false,
         };
         if !matches!(self.standby.state, State::Leaving { .. }) {

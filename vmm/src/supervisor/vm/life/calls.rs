@@ -9,7 +9,7 @@ use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, VmState};
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
-use crate::supervisor::vm::device::{self, Device};
+use crate::supervisor::vm::device::{self, Device, NotDone};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::pause::Why;
 use crate::supervisor::vm::{end, machine};
@@ -23,6 +23,8 @@ pub(super) struct Calls {
     asked: Vec<(Ticket, Asked)>,
     /// What was told last.
     told: Vec<Change>,
+    /// The number of the last thing that was asked of a device.
+    numbered: u64,
     /// Why each device has lost its last back-end, at its place.
     errors: BTreeMap<usize, String>,
 }
@@ -44,7 +46,18 @@ enum Asked {
     Paused,
     /// That the guest goes on, as soon as it does.
     Resumed,
+    /// What has become of what was asked of the device at this place under this number.
+    OfDevice(usize, u64, What),
     Other(Answer),
+}
+
+/// What was asked of a device.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// That it rests, or goes on.
+    Rest,
+    /// A swap, or, if so, whether it could be done.
+    Swap { dry_run: bool },
 }
 
 impl Life {
@@ -63,7 +76,14 @@ impl Life {
                 self.take(Event::Asked);
                 Answer::Reply(Reply::Done)
             }
-            Call::Pause | Call::Resume | Call::Restart(_) if self.state().0 == VmState::Ending => {
+            Call::Pause
+            | Call::Resume
+            | Call::Restart(_)
+            | Call::PauseDevice(_)
+            | Call::ResumeDevice(_)
+            | Call::Swap(..)
+                if self.state().0 == VmState::Ending =>
+            {
                 refused(Refusal::NotNow("the VM is being ended".into()))
             }
             Call::Pause => {
@@ -81,6 +101,17 @@ impl Life {
                 Ok(place) => self.restart(place),
                 Err(refusal) => refused(refusal),
             },
+            Call::PauseDevice(id) => {
+                return self.of_device(ticket, id, What::Rest, device::Event::PauseDevice);
+            }
+            Call::ResumeDevice(id) => {
+                return self.of_device(ticket, id, What::Rest, device::Event::ResumeDevice);
+            }
+            Call::Swap(id, request) => {
+                let dry_run = request.dry_run;
+                let swap = |number| device::Event::Swap(number, request);
+                return self.of_device(ticket, id, What::Swap { dry_run }, swap);
+            }
             Call::Explain(id) => match self.place(id) {
                 Ok(place) => {
                     let device = self.devices.get(place);
@@ -93,6 +124,48 @@ impl Life {
                 Err(refusal) => refused(refusal),
             },
         };
+        self.calls.asked.push((ticket, Asked::Other(answer)));
+    }
+
+    /// Something is asked of a device that it reports on.
+    fn of_device(
+        &mut self,
+        ticket: Ticket,
+        id: String,
+        what: What,
+        event: impl FnOnce(u64) -> device::Event,
+    ) {
+        let place = match self.place(id) {
+            Ok(place) => place,
+            Err(refusal) => return self.refuse(ticket, refusal),
+        };
+        let number = self.calls.numbered.wrapping_add(1);
+        let event = event(number);
+        let Some(device) = self.devices.get(place) else {
+            return;
+        };
+        let why = device
+            .why_not_now()
+            .or_else(|| match (&event, device.rests()) {
+                (device::Event::PauseDevice(_), true) => Some("it is paused already".into()),
+                (device::Event::ResumeDevice(_), false) => Some("it is not paused".into()),
+                _ if self.state().0 == VmState::Starting => {
+                    Some("the VM is still being started; try again then".into())
+                }
+                _ => None,
+            });
+        if let Some(why) = why {
+            let text = format!("{}: {why}", device.id());
+            return self.refuse(ticket, Refusal::NotNow(text));
+        }
+        self.calls.numbered = number;
+        self.steps.push_back(Step::Device(place, event));
+        let asked = Asked::OfDevice(place, number, what);
+        self.calls.asked.push((ticket, asked));
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        let answer = Answer::Reply(Reply::Refused(refusal));
         self.calls.asked.push((ticket, Asked::Other(answer)));
     }
 
@@ -110,6 +183,10 @@ impl Life {
             Some(
                 device::State::Attaching | device::State::Serving | device::State::Resting { .. },
             ) => {
+                let why = self.devices.get(place).and_then(Device::is_being_swapped);
+                if let Some(why) = why {
+                    return not_now(why.into());
+                }
                 let restart = Step::Device(place, device::Event::Restart);
                 self.steps.push_back(restart);
             }
@@ -154,6 +231,10 @@ impl Life {
             Asked::Status => return Some(Answer::Status(standing.clone())),
             Asked::Other(answer) => return Some(answer.clone()),
             Asked::Paused | Asked::Resumed if is_over => not_now("the VM is being ended"),
+            Asked::OfDevice(place, number, what) => {
+                let device = self.devices.get(*place)?;
+                return Some(reported(*place, device.report(*number)?, *what));
+            }
             Asked::Paused if self.machine.is_paused() => Reply::Done,
             Asked::Paused if self.machine.reasons().is_empty() => {
                 not_now("the VM was resumed before it was paused")
@@ -242,6 +323,7 @@ fn device_state(device: &Device, error: Option<&String>) -> (DeviceState, Option
             let waited = "whoever listens at its socket is waited for".to_owned();
             (beginning, error.or(Some(waited)))
         }
+        device::State::Serving if device.rests() => (DeviceState::Paused, None),
         device::State::Serving => (DeviceState::Running, None),
         device::State::Lost { text, .. } => (DeviceState::Down, Some(text.clone())),
         device::State::Left { death, .. } => {
@@ -259,6 +341,23 @@ fn device_state(device: &Device, error: Option<&String>) -> (DeviceState, Option
         }
         device::State::Out(why) => (DeviceState::Down, Some(why.clone())),
         device::State::Leaving { .. } | device::State::Killed { .. } => (DeviceState::Ending, None),
+    }
+}
+
+/// What is answered to who has asked that of the device at this place.
+fn reported(place: usize, report: &device::Report, what: What) -> Answer {
+    match (report, what) {
+        (Ok(_), What::Rest) => Answer::Reply(Reply::Done),
+        (Ok(gap), What::Swap { dry_run }) => Answer::Swapped {
+            place,
+            gap: gap.map(Into::into),
+            dry_run,
+        },
+        (Err(not_done), _) => {
+            let NotDone { step, why, gap } = not_done.clone();
+            let gap = gap.map(Into::into);
+            Answer::Reply(Reply::Refused(Refusal::NotSwapped(why, step, gap)))
+        }
     }
 }
 

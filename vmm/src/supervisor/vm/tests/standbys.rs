@@ -20,7 +20,7 @@ fn running_of(disk: Device) -> Story {
     let mut story = Story::of(vec![disk.with_standby(true)], true);
     story.on(Event::Begin);
     story.device(0, device::Event::Ready(1));
-    assert_eq!(story.attached(0, 1), [Action::Prepare(0, 2)]);
+    assert_eq!(story.attached(0, 1), [Action::Prepare(0, 2, None)]);
     story.on(Event::Said(FromMachine::Running));
     story
 }
@@ -48,7 +48,7 @@ fn standby(story: &Story) -> Standby {
 }
 
 fn take_over(session: u64) -> Action {
-    Action::TakeOver(0, session, Some(Kept::Nothing))
+    Action::TakeOver(0, session, Some(Kept::Nothing), false)
 }
 
 fn attach(session: u64) -> Action {
@@ -66,7 +66,7 @@ fn it_serves_once_nothing_is_left_of_the_first_and_another_is_started_then() {
     let actions = story.device(0, CLEAR);
     assert_eq!(actions, [Action::Vacate(0, 1), take_over(2)]);
     assert_eq!(standby(&story), Standby::None);
-    assert_eq!(story.attached(0, 2), [Action::Prepare(0, 3)]);
+    assert_eq!(story.attached(0, 2), [Action::Prepare(0, 3, None)]);
     let device = &story.life.devices()[0];
     assert_eq!(*device.state(), State::Serving);
     assert_eq!(device.health().restarts(), 1);
@@ -93,14 +93,14 @@ fn it_is_told_what_was_kept_when_it_takes_over_and_what_it_says_before_counts_fo
     story.device(0, device::Event::Keeps(1, kept(true)));
     waiting(&mut story, 2, device::Event::Keeps(2, kept(false)));
     story.device(0, device::Event::Died(KILLED));
-    let told = Action::TakeOver(0, 2, Some(kept(true)));
+    let told = Action::TakeOver(0, 2, Some(kept(true)), false);
     assert_eq!(story.device(0, CLEAR), [Action::Vacate(0, 1), told]);
     // What nobody knows is not made up.
     let mut story = running();
     is_prepared(&mut story, 2);
     story.device(0, device::Event::Nonsense(1, "a poem".into()));
     story.device(0, device::Event::Died(KILLED));
-    let told = Action::TakeOver(0, 2, None);
+    let told = Action::TakeOver(0, 2, None, false);
     assert_eq!(story.device(0, CLEAR), [Action::Vacate(0, 1), told]);
 }
 
@@ -114,7 +114,7 @@ fn one_that_is_not_ready_when_it_is_needed_is_not_waited_for() {
     story.device(0, device::Event::Ready(3));
     assert_eq!(story.attached(0, 3), []);
     assert_eq!(waiting(&mut story, 2, device::Event::Died(KILLED)), []);
-    assert_eq!(story.tick(Duration::ZERO), [Action::Prepare(0, 4)]);
+    assert_eq!(story.tick(Duration::ZERO), [Action::Prepare(0, 4, None)]);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn its_own_death_disturbs_nobody_and_the_next_is_started_by_the_same_back_off() 
             assert_eq!(story.tick(now + Duration::from_millis(wait - 1)), []);
             now += Duration::from_millis(wait);
         }
-        assert_eq!(story.tick(now), [Action::Prepare(0, session + 1)]);
+        assert_eq!(story.tick(now), [Action::Prepare(0, session + 1, None)]);
     }
     // One that the machine has lost goes as well.
     is_prepared(&mut story, 5);
@@ -154,14 +154,14 @@ fn it_serves_without_a_wait_and_the_one_after_it_waits_instead() {
     is_prepared(&mut story, 2);
     story.device(0, device::Event::Died(KILLED));
     story.device(0, CLEAR);
-    assert_eq!(story.attached(0, 2), [Action::Prepare(0, 3)]);
+    assert_eq!(story.attached(0, 2), [Action::Prepare(0, 3, None)]);
     is_prepared(&mut story, 3);
     story.device(0, device::Event::Died(KILLED));
     assert!(story.device(0, CLEAR).contains(&take_over(3)));
     assert_eq!(story.attached(0, 3), []);
     let ten = Duration::from_millis(10);
     assert_eq!(story.tick(ten - Duration::from_millis(1)), []);
-    assert_eq!(story.tick(ten), [Action::Prepare(0, 4)]);
+    assert_eq!(story.tick(ten), [Action::Prepare(0, 4, None)]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn it_ends_with_the_vm_and_a_guest_that_is_started_anew_has_another() {
     assert!(actions.contains(&Action::Clear(0)), "{actions:?}");
     assert!(story.device(0, CLEAR).ends_with(&[attach(3)]));
     story.device(0, device::Event::Ready(3));
-    assert_eq!(story.attached(0, 3), [Action::Prepare(0, 4)]);
+    assert_eq!(story.attached(0, 3), [Action::Prepare(0, 4, None)]);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn a_program_that_cannot_wait_is_not_started_for_ever_and_that_is_said_once() {
         }
         now += Duration::from_secs(5);
         session += 1;
-        assert_eq!(story.tick(now), [Action::Prepare(0, session)]);
+        assert_eq!(story.tick(now), [Action::Prepare(0, session, None)]);
     }
     assert_eq!(session, 4, "three times");
     assert_eq!(story.tick(now + Duration::from_secs(100)), []);

@@ -8,10 +8,11 @@ use outboard_line::Told;
 use outboard_protocol::counters::{Doing, Pulse, Reading};
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::{DiskState, Kept};
-use outboard_protocol::launch::{Cause, Ending, FromMachine, InFlight, Whose};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, Gap, InFlight, Whose};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::supervisor::api::model::{Change, SwapRequest};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
@@ -156,6 +157,15 @@ struct Slot {
     told: bool,
     /// It holds back what has failed.
     holds: bool,
+    /// A successor that was opened: its session, and whether it has a program.
+    candidate: Option<(u64, bool)>,
+    /// The rings were asked back, and nobody was told to have them since.
+    asked_back: bool,
+    /// They were handed back, and then who has handed them back was told to go on.
+    handed: bool,
+    goes_on: bool,
+    /// Who had them before a successor was told to have them.
+    former: Option<u64>,
 }
 
 /// What a VM has done to a world of processes that live and die as they please.
@@ -207,6 +217,32 @@ impl World {
             slots,
         };
         world.happens(Event::Begin, dice);
+        world
+    }
+
+    /// One whose guest runs, and whose devices are served, if nothing goes wrong.
+    fn running(dice: &mut Dice) -> Self {
+        let mut world = Self::new(dice);
+        for place in 0..world.slots.len() {
+            if std::mem::replace(&mut world.slots[place].sought, false) {
+                world.happens(Event::Device(place, device::Event::Found), dice);
+            }
+        }
+        for place in 0..world.slots.len() {
+            let session = world.slots[place].session;
+            if world.slots[place].is_ours && world.slots[place].lives {
+                let ready = device::Event::Ready(session);
+                world.happens(Event::Device(place, ready), dice);
+            }
+            if world.speaks {
+                let device = format!("d{place}");
+                let attached = FromMachine::Attached { device, session };
+                world.happens(Event::Said(attached), dice);
+            }
+        }
+        if world.speaks {
+            world.happens(Event::Said(FromMachine::Running), dice);
+        }
         world
     }
 
@@ -286,7 +322,64 @@ impl World {
             Action::Order(place, order) => {
                 assert!(!self.slots[place].lives && !order.is_plain());
             }
-            Action::Prepare(place, session) => {
+            Action::Open(place, session, _) => return Some(self.open(place, session, dice)),
+            Action::Prepare(place, session, Some(_)) => {
+                let slot = &mut self.slots[place];
+                let (candidate, is_ours) = slot.candidate.unwrap();
+                assert!(candidate == session && slot.standby.is_none());
+                if is_ours && dice.one(10) {
+                    let failed = device::Event::CannotBegin("no fork".into());
+                    return Some(of_waiting(place, session, failed));
+                }
+                (slot.standby, slot.standby_killed) = (is_ours.then_some(session), false);
+            }
+            Action::HandBack(place, session) => {
+                let slot = &mut self.slots[place];
+                assert!(session == slot.session && !slot.asked_back);
+                (slot.asked_back, slot.handed, slot.goes_on) = (true, false, false);
+            }
+            Action::GoOn(place, session) => {
+                let slot = &mut self.slots[place];
+                assert!(session == slot.session && slot.handed);
+                slot.goes_on = true;
+            }
+            Action::Undo(place) => {
+                let slot = &mut self.slots[place];
+                let former = slot.former.take().unwrap();
+                let waiting = slot.lives.then_some(slot.session);
+                slot.lives = slot.standby == Some(former);
+                (slot.session, slot.standby) = (former, waiting);
+                (slot.standby_killed, slot.killed) = (false, false);
+            }
+            Action::Forget(place) => {
+                let slot = &mut self.slots[place];
+                assert_eq!((slot.standby, slot.former), (None, None));
+                slot.candidate = None;
+            }
+            Action::Tell(Change::Swapped { device, .. }) => {
+                let place: usize = device[1..].parse().unwrap();
+                let slot = &mut self.slots[place];
+                let (session, is_ours) = slot.candidate.unwrap();
+                assert!(slot.former.take().is_some() && session == slot.session);
+                (slot.is_ours, slot.told, slot.asked_back) = (is_ours, false, false);
+            }
+            Action::TakeOver(place, session, _, _)
+                if self.slots[place].candidate.map(|it| it.0) == Some(session) =>
+            {
+                let slot = &mut self.slots[place];
+                assert!(slot.asked_back && slot.former.is_none());
+                assert!(session > slot.session && !slot.standby_killed);
+                let former = (slot.session, slot.lives);
+                slot.lives = slot.standby == Some(session);
+                (slot.session, slot.former) = (session, Some(former.0));
+                slot.standby = former.1.then_some(former.0);
+                (slot.killed, slot.holds) = (false, false);
+                if dice.one(10) {
+                    let text = "it does not hear".into();
+                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
+                }
+            }
+            Action::Prepare(place, session, None) => {
                 let slot = &mut self.slots[place];
                 assert!(slot.has_standby && slot.standby.is_none(), "two wait");
                 assert!(slot.lives && session > slot.session, "nobody serves");
@@ -297,7 +390,7 @@ impl World {
                 }
                 (slot.standby, slot.standby_killed) = (Some(session), false);
             }
-            Action::TakeOver(place, session, _) => {
+            Action::TakeOver(place, session, _, _) => {
                 let slot = &mut self.slots[place];
                 assert!(
                     !slot.lives && !slot.clearing && slot.cleared,
@@ -316,13 +409,15 @@ impl World {
             Action::Clear(place) => {
                 let slot = &mut self.slots[place];
                 (slot.clearing, slot.killed) = (true, true);
+                slot.asked_back = false;
                 if !slot.lives && dice.one(2) {
                     return Some(self.clear(place, dice));
                 }
             }
             Action::Vacate(place, session) => {
                 let slot = &self.slots[place];
-                assert!(!slot.lives && slot.cleared && session == slot.session);
+                let is_former = session < slot.session && slot.standby.is_none();
+                assert!(is_former || !slot.lives && slot.cleared && session == slot.session);
             }
             Action::Terminate(who) => assert!(self.lives(who)),
             Action::Kill(Who::Machine) => {
@@ -422,7 +517,9 @@ impl World {
                     !slot.lives && slot.cleared
                 }
                 device::State::Stopping { .. } => slot.lives,
-                device::State::Attaching | device::State::Serving => slot.lives == slot.is_ours,
+                device::State::Attaching | device::State::Serving => {
+                    slot.former.is_some() || slot.lives == slot.is_ours
+                }
                 device::State::Lost { .. } => slot.lives,
                 device::State::Left { .. } => !slot.lives,
                 device::State::Down => self.is_over() || !slot.lives,
@@ -496,6 +593,9 @@ impl World {
             if slot.clearing && !slot.lives && dice.one(2) {
                 return self.clear(place, dice);
             }
+            if let Some(event) = self.of_a_swap(place, dice) {
+                return event;
+            }
             if let Some(session) = slot.standby
                 && dice.one(2)
             {
@@ -560,6 +660,96 @@ impl World {
             return Event::Machine(machine::Event::Died(dice.death()));
         }
         Event::Tick
+    }
+
+    fn open(&mut self, place: usize, session: u64, dice: &mut Dice) -> Event {
+        let slot = &mut self.slots[place];
+        assert!(slot.standby.is_none() && session > slot.session);
+        if dice.one(8) {
+            let failed = device::Event::CannotBegin("no such file".into());
+            return of_waiting(place, session, failed);
+        }
+        let is_ours = !dice.one(3);
+        slot.candidate = Some((session, is_ours));
+        let whose = whose(is_ours);
+        let server = device::Server {
+            name: "other".into(),
+            seeks: !is_ours,
+            program: is_ours.then_some(whose),
+            whose,
+            has_image: dice.one(2),
+            must_wait: dice.one(2),
+        };
+        of_waiting(place, session, device::Event::Opened(Box::new(server)))
+    }
+
+    /// Something that can happen in a swap, or begin one.
+    fn of_a_swap(&mut self, place: usize, dice: &mut Dice) -> Option<Event> {
+        let device = self.life.devices().get(place)?;
+        let slot = self.slots[place];
+        if *device.state() != device::State::Serving || dice.one(3) {
+            return None;
+        }
+        if device.why_not_now().is_none() {
+            let event = match (dice.throw(3), device.rests()) {
+                (0, false) => device::Event::PauseDevice(7),
+                (0, true) => device::Event::ResumeDevice(8),
+                (1, _) => device::Event::Swap(9, SwapRequest::default()),
+                _ => return None,
+            };
+            return Some(Event::Device(place, event));
+        }
+        let id = format!("d{place}");
+        if let Some((session, is_ours)) = slot.candidate
+            && slot.session != session
+            && !slot.asked_back
+        {
+            if !is_ours && slot.standby.is_none() {
+                let found = match dice.one(4) {
+                    true => device::Event::CannotBegin("nobody listens".into()),
+                    false => device::Event::Found,
+                };
+                if dice.one(2) {
+                    return Some(of_waiting(place, session, found));
+                }
+            }
+            let device = id;
+            return self
+                .speaks
+                .then_some(Event::Said(FromMachine::Prepared { device, session }));
+        }
+        if !self.speaks || !slot.asked_back {
+            return None;
+        }
+        let (device, session, gap) = (id, slot.session, Gap::default());
+        let said = match (slot.former, dice.throw(4)) {
+            (None, _) if slot.handed && !slot.goes_on => return None,
+            (None, which) if which == 0 || slot.handed => FromMachine::GoesOn {
+                device,
+                session,
+                gap,
+                why: Some("late".into()),
+            },
+            (None, _) => FromMachine::HandedBack { device, session },
+            (Some(former), 0) => FromMachine::GoesOn {
+                device,
+                session: former,
+                gap,
+                why: Some("it failed".into()),
+            },
+            (Some(_), 1) => FromMachine::Attached { device, session },
+            (Some(_), _) => FromMachine::GoesOn {
+                device,
+                session,
+                gap,
+                why: None,
+            },
+        };
+        self.slots[place].handed = true;
+        if matches!(&said, FromMachine::GoesOn { .. }) {
+            self.slots[place].asked_back = false;
+        }
+        Some(Event::Said(said))
     }
 
     /// Something that can happen to one that waits.
@@ -627,6 +817,11 @@ impl World {
         }
         panic!("it does not end: {:?}", self.life);
     }
+}
+
+/// An event of one that waits.
+fn of_waiting(place: usize, session: u64, event: device::Event) -> Event {
+    Event::Device(place, device::Event::Standby(session, Box::new(event)))
 }
 
 /// An event of a device, whatever state it is in.
@@ -727,6 +922,27 @@ proptest! {
     }
 
     #[test]
+    fn a_swap_leaves_a_device_with_one_back_end_that_is_known(walk in throws()) {
+        let mut walk = walk.into_iter().map(Dice);
+        let mut world = World::running(&mut walk.next().unwrap_or(Dice(0)));
+        for mut dice in walk {
+            if world.is_over() {
+                break;
+            }
+            let place = dice.throw(world.slots.len().max(1) as u32) as usize;
+            let of_a_swap = match dice.one(8) {
+                true => None,
+                false => world.of_a_swap(place, &mut dice),
+            };
+            let event = of_a_swap.unwrap_or_else(|| world.event(&mut dice));
+            world.happens(event, &mut dice);
+        }
+        if !world.is_over() {
+            world.end(&mut Dice(0));
+        }
+    }
+
+    #[test]
     fn a_device_starts_nothing_while_something_lives_and_has_a_way_down(
         walk in throws(),
         seeks: bool,
@@ -802,11 +1018,11 @@ proptest! {
                     device::Outcome::Do(Action::Retry(_)) => {
                         assert!(lives && std::mem::replace(&mut holds, false));
                     }
-                    device::Outcome::Do(Action::Prepare(_, session)) => {
+                    device::Outcome::Do(Action::Prepare(_, session, _)) => {
                         assert!(lives && standby.is_none() && session > numbered);
                         (standby, numbered) = (Some(session), session);
                     }
-                    device::Outcome::Do(Action::TakeOver(_, session, kept)) => {
+                    device::Outcome::Do(Action::TakeOver(_, session, kept, _)) => {
                         assert!(!lives && standby == Some(session));
                         assert_eq!(kept.as_ref(), device.kept());
                         (lives, last, ready, standby) = (true, session, true, None);

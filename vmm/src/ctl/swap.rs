@@ -1,0 +1,106 @@
+//! `outboard ctl swap` and `upgrade`: another back-end for a device that works.
+
+use std::path::{Path, PathBuf};
+
+use super::client::Client;
+use super::failure::Failure;
+use super::{of_device, print, read, show};
+use crate::supervisor::api::model::{Served, SwapRequest, Swapped, Vm};
+
+/// What a user has written of a swap: `key=value`, in any order.
+///
+/// # Errors
+/// Which of it is wrong, and what there is.
+pub(super) fn request(
+    words: &[String],
+    resize: bool,
+    dry_run: bool,
+) -> Result<SwapRequest, Failure> {
+    let mut request = SwapRequest {
+        resize,
+        dry_run,
+        ..SwapRequest::default()
+    };
+    for word in words {
+        let usage = |text: &str| Err(Failure::Usage(format!("`{word}`: {text}")));
+        let Some((key, value)) = word.split_once('=').filter(|(_, value)| !value.is_empty()) else {
+            return usage("give backend=EXE, socket=PATH or path=FILE");
+        };
+        let (place, value) = match key {
+            // One of Outboard's own is named, and found beside it.
+            "backend" if !value.contains('/') => (&mut request.backend, PathBuf::from(value)),
+            "backend" => (&mut request.backend, absolute(value)?),
+            "socket" => (&mut request.socket, absolute(value)?),
+            "path" => (&mut request.path, absolute(value)?),
+            _ => return usage("the keys are backend, socket and path"),
+        };
+        if place.replace(value).is_some() {
+            return usage("it is given twice");
+        }
+    }
+    Ok(request)
+}
+
+/// The VM's working directory may be another.
+fn absolute(path: &str) -> Result<PathBuf, Failure> {
+    std::path::absolute(Path::new(path))
+        .map_err(|error| Failure::Usage(format!("`{path}` is not understood: {error}")))
+}
+
+/// Swaps, and says what has come of it.
+///
+/// # Errors
+/// Why nothing has.
+pub(super) fn swap(
+    client: Client,
+    device: &str,
+    request: &SwapRequest,
+    json: bool,
+) -> Result<(), Failure> {
+    let answer = ask(client, device, request)?;
+    super::show(&answer, json, |swapped: Swapped| show::swapped(&swapped))
+}
+
+fn ask(client: Client, device: &str, request: &SwapRequest) -> Result<Vec<u8>, Failure> {
+    let body = serde_json::to_vec(request)
+        .map_err(|error| Failure::Usage(format!("a path cannot be sent: {error}")))?;
+    client.swap(&of_device(device, "/swap")?, &body)
+}
+
+/// Swaps the back-end of this device, or of `all` that have a program, for the program that is
+/// installed now.
+///
+/// # Errors
+/// The first that was not done. Those before it were.
+pub(super) fn upgrade(
+    connect: impl Fn() -> Result<Client, Failure>,
+    device: &str,
+    json: bool,
+) -> Result<(), Failure> {
+    let devices = match device {
+        "all" => {
+            let vm: Vm = read(&connect()?.ask("GET", "/api/v1/vm")?)?;
+            let own = vm.devices.into_iter().filter(|device| device.pid.is_some());
+            own.map(|device| device.id).collect()
+        }
+        one => vec![one.to_owned()],
+    };
+    for device in devices {
+        let body = ask(connect()?, &device, &SwapRequest::default())?;
+        if json {
+            print(&body)?;
+            continue;
+        }
+        let Swapped { from, to, gap, .. } = read(&body)?;
+        let version = |served: &Served| match &served.version {
+            Some(version) => version.clone(),
+            None => "an unknown release".into(),
+        };
+        let (before, after) = (version(&from), version(&to));
+        let gap = gap.map(|gap| format!(", {}", show::times(&gap)));
+        let gap = gap.unwrap_or_default();
+        let text = format!("{device}: {} {before} -> {after}{gap}\n", to.program);
+        print(text.as_bytes())?;
+    }
+    Ok(())
+}

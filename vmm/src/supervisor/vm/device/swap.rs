@@ -1,0 +1,589 @@
+//! A back-end that works is replaced by another on command, or only told to rest.
+//!
+//! ```text
+//!       Swap     the standby is gone      it is ready, and fits              HandedBack
+//!  Idle ───▶ Clearing ─────────▶ Preparing ───────────▶ Stopping ───────────▶ Starting
+//!   ▲ ▲                             │ it does not           │ it is lost, meanwhile   │
+//!   │ └─────── the former serves ───┘                       ▼                         │
+//!   │ ◀───────────────────────── Resuming ◀─ HandedBack ─ CalledOff                   │
+//!   │ ◀───────── GoesOn: the former, since this is late, or cannot be done ───────────┤
+//!   └─ GoesOn: the successor, and the former is told to go ───────────────────────────┘
+//! ```
+//! The successor is a process that waits, as a standby does (`standby.rs`), whose place it
+//! takes meanwhile. Until the machine says that it has the rings, the former is there and
+//! can be put back. From then on it is the device's back-end, and what happens to it is a
+//! fault of that.
+//!
+//! A device that is to rest (`Pausing`) hands back its rings, too, and `Resuming` gives
+//! them back. It may be swapped meanwhile, and is resumed with that.
+
+use std::time::Instant;
+
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{Gap, SessionNumber, Whose};
+
+use super::line::Line;
+use super::{Device, Event, Outcome, State};
+use crate::supervisor::api::model::{Change, SwapRequest, SwapStep};
+use crate::supervisor::process::child::Death;
+use crate::supervisor::vm::action::{Action, Heir};
+
+/// What has become of a swap, or of a pause or resume of a device.
+pub(crate) type Report = Result<Option<Gap>, NotDone>;
+
+/// Why nothing has come of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotDone {
+    /// How far it had come.
+    pub(crate) step: SwapStep,
+    /// What went wrong, and what to do.
+    pub(crate) why: String,
+    /// How long the device was not served, if it was not.
+    pub(crate) gap: Option<Gap>,
+}
+
+/// Who serves a device, or is to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// What it is called: a program's name, or a socket's path.
+    pub(crate) name: String,
+    /// Whether somebody must be found before it can begin.
+    pub(crate) seeks: bool,
+    /// Whose program is started for it, if one is.
+    pub(crate) program: Option<Whose>,
+    /// Whose it is, as the machine is told.
+    pub(crate) whose: Whose,
+    /// It is lent an image.
+    pub(crate) has_image: bool,
+    /// It can be told to wait only by its line: it sets up, as it starts, what is behind the
+    /// device.
+    pub(crate) must_wait: bool,
+}
+
+/// What somebody has asked of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Asked {
+    /// Which of what was asked of it.
+    number: u64,
+    request: SwapRequest,
+}
+
+/// Where a swap is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    Idle,
+    Clearing(Asked),
+    Preparing(Asked, Candidate),
+    Stopping(Asked, Candidate),
+    /// For this reason.
+    CalledOff(u64, String),
+    Starting(Starting),
+    Pausing(u64),
+    /// If there was to be a successor, for this reason there is none.
+    Resuming(u64, Option<String>),
+}
+
+/// A successor that is made ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Candidate {
+    session: SessionNumber,
+    server: Option<Server>,
+    /// The machine was given it.
+    is_introduced: bool,
+    /// It has said on its line that it waits.
+    is_ready: bool,
+}
+
+/// A successor that is being given the rings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Starting {
+    number: u64,
+    server: Server,
+    /// Its process has ended meanwhile.
+    died: Option<Death>,
+    former: Former,
+}
+
+/// What there was before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Former {
+    session: SessionNumber,
+    line: Line,
+    kept: Option<Kept>,
+    lives: bool,
+    /// Its process has ended since.
+    died: Option<Death>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Swap {
+    step: Step,
+    /// Its rings were handed back, and rest.
+    rests: bool,
+    report: Option<(u64, Report)>,
+}
+
+impl Device {
+    /// What has become of what was asked of it under this number.
+    pub(crate) fn report(&self, number: u64) -> Option<&Report> {
+        let (known, report) = self.swap.report.as_ref()?;
+        (*known == number).then_some(report)
+    }
+
+    /// Why nothing of the kind can be begun just now, if that is so.
+    pub(crate) fn why_not_now(&self) -> Option<String> {
+        if self.state != State::Serving {
+            let text = "it is not served just now, and is being recovered or started; try again \
+                        when it is running";
+            return Some(text.into());
+        }
+        if let Some(why) = self.is_being_swapped() {
+            return Some(why.into());
+        }
+        self.holds.then(|| {
+            "it holds back a request that has failed, which would be reported to the guest then: \
+             resume the VM first"
+                .into()
+        })
+    }
+
+    /// That something of the kind is under way, if it is.
+    pub(crate) fn is_being_swapped(&self) -> Option<&'static str> {
+        let is_idle = self.swap.step == Step::Idle;
+        (!is_idle).then_some("another swap, pause or resume of it is under way")
+    }
+
+    /// Whether its back-end has handed back its rings, and nobody serves them.
+    pub(crate) fn rests(&self) -> bool {
+        self.swap.rests
+    }
+
+    /// Takes what concerns a swap; gives anything else back.
+    pub(super) fn exchange(
+        &mut self,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> Option<Event> {
+        let session = self.candidate();
+        match event {
+            Event::Swap(number, request) => {
+                self.dismiss(now, out);
+                self.swap.step = Step::Clearing(Asked { number, request });
+            }
+            Event::PauseDevice(number) => {
+                out.push(Outcome::Do(Action::HandBack(self.place, self.session)));
+                self.swap.step = Step::Pausing(number);
+            }
+            Event::ResumeDevice(number) => self.let_go_on(number, None, out),
+            Event::HandedBack(number) if number == self.session => self.handed_back(out),
+            Event::GoesOn(number, gap, why) => self.goes_on(number, gap, why, now, out),
+            Event::HandedBack(_) => {}
+            Event::Prepared(number) if session == Some(number) => self.is_prepared(now, out),
+            Event::Lost(number, _, why) if session == Some(number) => {
+                self.lose_candidate(why, now, out);
+            }
+            Event::Standby(number, event) if session == Some(number) => {
+                self.candidate_hears(*event, now, out);
+            }
+            other => return self.while_starting(other, now, out),
+        }
+        None
+    }
+
+    /// After an event: what follows from where everything is now.
+    pub(super) fn settle_swap(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        if matches!(self.state, State::Serving) {
+            if matches!(self.swap.step, Step::Clearing(_)) && self.has_no_standby() {
+                self.open_candidate(out);
+            }
+            return;
+        }
+        self.swap.rests = false;
+        let why = "its back-end was lost meanwhile, or the VM ends";
+        let (number, step) = match std::mem::take(&mut self.swap.step) {
+            Step::Idle => return,
+            Step::Clearing(asked) | Step::Preparing(asked, _) => (asked.number, SwapStep::Prepare),
+            Step::Stopping(asked, _) => (asked.number, SwapStep::Stop),
+            Step::CalledOff(number, _) | Step::Pausing(number) | Step::Resuming(number, _) => {
+                (number, SwapStep::Stop)
+            }
+            // What ends that has been heard there.
+            Step::Starting(starting) => (starting.number, SwapStep::Start),
+        };
+        self.dismiss(now, out);
+        self.fail(number, step, why.into(), None);
+    }
+
+    /// The session of the successor that is made ready.
+    fn candidate(&self) -> Option<SessionNumber> {
+        match &self.swap.step {
+            Step::Preparing(_, candidate) | Step::Stopping(_, candidate) => Some(candidate.session),
+            _ => None,
+        }
+    }
+
+    fn open_candidate(&mut self, out: &mut Vec<Outcome>) {
+        let Step::Clearing(asked) = std::mem::take(&mut self.swap.step) else {
+            return;
+        };
+        let session = self.next_session();
+        let request = Box::new(asked.request.clone());
+        out.push(Outcome::Do(Action::Open(self.place, session, request)));
+        self.give_place_to(session, false);
+        let candidate = Candidate {
+            session,
+            server: None,
+            is_introduced: false,
+            is_ready: false,
+        };
+        self.swap.step = Step::Preparing(asked, candidate);
+    }
+
+    /// Something has happened to the process of the successor, or to who is looked for.
+    fn candidate_hears(&mut self, event: Event, now: Instant, out: &mut Vec<Outcome>) {
+        match event {
+            Event::Opened(server) => self.is_opened(*server, now, out),
+            Event::Found => self.introduce(out),
+            Event::CannotBegin(text) => self.candidate_is_gone(text, now, out),
+            Event::Ready(_) => {
+                if let Step::Preparing(_, candidate) = &mut self.swap.step {
+                    candidate.is_ready = true;
+                }
+            }
+            Event::Nonsense(_, why) => {
+                let text = format!("it says what nobody says who waits ({why})");
+                self.lose_candidate(text, now, out);
+            }
+            Event::HungUp(_) => {
+                self.lose_candidate("it has closed its line".into(), now, out);
+            }
+            Event::Died(death) => {
+                let name = self.candidate_name();
+                self.candidate_is_gone(format!("{name} {death}"), now, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// It is known who it is: what would be in its way whatever it says.
+    fn is_opened(&mut self, server: Server, now: Instant, out: &mut Vec<Outcome>) {
+        let Step::Preparing(_, candidate) = &mut self.swap.step else {
+            return;
+        };
+        let seeks = server.seeks;
+        let is_own = server.whose == Whose::Own;
+        candidate.server = Some(server);
+        if self.sync_failed && !is_own {
+            let text = "a sync of its image has failed, and only a back-end of Outboard's would go \
+                        on saying so to the guest";
+            return self.lose_candidate(text.into(), now, out);
+        }
+        if !seeks {
+            self.introduce(out);
+        }
+    }
+
+    fn introduce(&mut self, out: &mut Vec<Outcome>) {
+        let Step::Preparing(asked, candidate) = &mut self.swap.step else {
+            return;
+        };
+        candidate.is_introduced = true;
+        let (session, resizes) = (candidate.session, asked.request.resize);
+        let lives = candidate
+            .server
+            .as_ref()
+            .is_some_and(|it| it.program.is_some());
+        let heir = Heir {
+            kept: self.kept_for_a_swap(),
+            resizes,
+        };
+        self.give_place_to(session, lives);
+        out.push(Outcome::Do(Action::Prepare(
+            self.place,
+            session,
+            Some(heir),
+        )));
+    }
+
+    /// The machine has it, and it fits.
+    fn is_prepared(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        let (asked, candidate) = match std::mem::take(&mut self.swap.step) {
+            Step::Preparing(asked, candidate) if candidate.is_introduced => (asked, candidate),
+            other => return self.swap.step = other,
+        };
+        let number = asked.number;
+        let must_wait = candidate.server.as_ref().is_some_and(|it| it.must_wait);
+        if must_wait && !candidate.is_ready {
+            self.swap.step = Step::Preparing(asked, candidate);
+            let text = "it does not say that it waits (version 1 of the launch contract), so it \
+                        may have set up the interface already that its predecessor uses";
+            self.lose_candidate(text.into(), now, out);
+        } else if asked.request.dry_run {
+            self.dismiss(now, out);
+            self.swap.report = Some((number, Ok(None)));
+        } else if let Some(why) = self
+            .holds
+            .then_some("a request has failed and is held back")
+        {
+            self.dismiss(now, out);
+            let text = format!("{why}: resume the VM first");
+            self.fail(number, SwapStep::Prepare, text, None);
+        } else if self.swap.rests {
+            self.start_candidate(asked, candidate, out);
+        } else {
+            out.push(Outcome::Do(Action::HandBack(self.place, self.session)));
+            self.swap.step = Step::Stopping(asked, candidate);
+        }
+    }
+
+    /// It cannot serve, for this reason.
+    fn lose_candidate(&mut self, why: String, now: Instant, out: &mut Vec<Outcome>) {
+        match std::mem::take(&mut self.swap.step) {
+            Step::Preparing(asked, _) => {
+                self.fail(asked.number, SwapStep::Prepare, why, None);
+            }
+            Step::Stopping(asked, _) => self.swap.step = Step::CalledOff(asked.number, why),
+            other => self.swap.step = other,
+        }
+        self.dismiss(now, out);
+    }
+
+    /// It has no process, or none any more.
+    fn candidate_is_gone(&mut self, why: String, now: Instant, out: &mut Vec<Outcome>) {
+        if let Some(session) = self.candidate() {
+            self.give_place_to(session, false);
+        }
+        self.lose_candidate(why, now, out);
+    }
+
+    fn candidate_name(&self) -> &str {
+        let (Step::Preparing(_, candidate) | Step::Stopping(_, candidate)) = &self.swap.step else {
+            return "";
+        };
+        candidate.server.as_ref().map_or("", |it| &it.name)
+    }
+
+    /// The back-end has handed back its rings.
+    fn handed_back(&mut self, out: &mut Vec<Outcome>) {
+        match std::mem::take(&mut self.swap.step) {
+            Step::Stopping(asked, candidate) => self.start_candidate(asked, candidate, out),
+            Step::CalledOff(number, why) => self.let_go_on(number, Some(why), out),
+            Step::Pausing(number) => {
+                self.swap.rests = true;
+                self.swap.report = Some((number, Ok(None)));
+            }
+            other => self.swap.step = other,
+        }
+    }
+
+    fn let_go_on(&mut self, number: u64, why: Option<String>, out: &mut Vec<Outcome>) {
+        out.push(Outcome::Do(Action::GoOn(self.place, self.session)));
+        self.swap.step = Step::Resuming(number, why);
+    }
+
+    /// The successor is given the rings. From now on it has the device's place, and the
+    /// former that of who waits.
+    fn start_candidate(&mut self, asked: Asked, candidate: Candidate, out: &mut Vec<Outcome>) {
+        let Some(server) = candidate.server else {
+            return;
+        };
+        let kept = self.kept_for_a_swap();
+        let session = candidate.session;
+        let take_over = Action::TakeOver(self.place, session, kept, asked.request.resize);
+        let former = Former {
+            session: self.session,
+            line: self.line,
+            kept: self.kept.clone(),
+            lives: self.lives,
+            died: None,
+        };
+        self.give_place_to(former.session, former.lives);
+        self.suspects_nothing(session);
+        // What the former held back has ended in its error when its rings were stopped.
+        (self.lives, self.holds) = (server.program.is_some(), false);
+        self.line = match candidate.is_ready {
+            true => Line::Ready,
+            false => Line::Silent,
+        };
+        out.push(Outcome::Do(take_over));
+        self.swap.step = Step::Starting(Starting {
+            number: asked.number,
+            server,
+            died: None,
+            former,
+        });
+    }
+
+    /// What happens to either while the machine gives the rings to the successor: it says
+    /// what comes of that.
+    fn while_starting(
+        &mut self,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) -> Option<Event> {
+        let Step::Starting(starting) = &mut self.swap.step else {
+            return Some(event);
+        };
+        match event {
+            Event::Died(death) => starting.died = Some(death),
+            Event::Standby(number, event) if number == starting.former.session => {
+                if let Event::Died(death) = *event {
+                    starting.former.died = Some(death);
+                    self.give_place_to(number, false);
+                }
+            }
+            Event::Unserved(..) | Event::Examined(..) | Event::Hangs(..) | Event::Restart => {}
+            Event::CannotBegin(why) => {
+                let number = starting.number;
+                self.undo(now, out);
+                self.let_go_on(number, Some(why), out);
+            }
+            // The former was lost before the successor had the rings.
+            Event::Attached(session) | Event::Lost(session, ..) if session == self.session => {
+                let Step::Starting(starting) = std::mem::take(&mut self.swap.step) else {
+                    return Some(event);
+                };
+                self.succeed(starting, None, now, out);
+                return Some(event);
+            }
+            Event::VmEnds => {
+                if let Step::Starting(starting) = std::mem::take(&mut self.swap.step) {
+                    let number = starting.number;
+                    self.succeed(starting, None, now, out);
+                    self.fail(number, SwapStep::Start, "the VM ends".into(), None);
+                }
+                return Some(event);
+            }
+            Event::Lost(..) => {}
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// The rings are served again, by this session.
+    fn goes_on(
+        &mut self,
+        session: SessionNumber,
+        gap: Gap,
+        why: Option<String>,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) {
+        let late = || why.clone().unwrap_or_else(|| "it goes on".into());
+        match std::mem::take(&mut self.swap.step) {
+            Step::Starting(starting) if session == self.session => {
+                self.succeed(starting, Some(gap), now, out);
+            }
+            Step::Starting(starting) if session == starting.former.session => {
+                let number = starting.number;
+                self.swap.step = Step::Starting(starting);
+                self.undo(now, out);
+                self.swap.rests = false;
+                self.fail(number, SwapStep::Start, late(), Some(gap));
+            }
+            Step::Stopping(asked, _) if session == self.session => {
+                self.dismiss(now, out);
+                self.fail(asked.number, SwapStep::Stop, late(), Some(gap));
+            }
+            Step::CalledOff(number, why) if session == self.session => {
+                self.fail(number, SwapStep::Stop, why, Some(gap));
+            }
+            Step::Pausing(number) if session == self.session => {
+                self.fail(number, SwapStep::Stop, late(), Some(gap));
+            }
+            Step::Resuming(number, why) if session == self.session => {
+                self.swap.rests = false;
+                match why {
+                    Some(why) => self.fail(number, SwapStep::Stop, why, Some(gap)),
+                    None => self.swap.report = Some((number, Ok(Some(gap)))),
+                }
+            }
+            other => self.swap.step = other,
+        }
+    }
+
+    /// The successor is the device's back-end, and the former is told to go.
+    fn succeed(
+        &mut self,
+        starting: Starting,
+        gap: Option<Gap>,
+        now: Instant,
+        out: &mut Vec<Outcome>,
+    ) {
+        let Starting {
+            number,
+            server,
+            died,
+            ..
+        } = starting;
+        self.swap.rests = false;
+        self.is_served_by(server);
+        out.push(Outcome::Do(Action::Tell(Change::Swapped {
+            device: self.id.clone(),
+            program: self.name.clone(),
+            gap: gap.map(Into::into),
+        })));
+        self.forget_requests();
+        self.health.is_swapped(now);
+        self.check_version(out);
+        self.leaves(now, out);
+        self.swap.report = Some((number, Ok(gap)));
+        self.hear_death(died, now, out);
+    }
+
+    /// The former has its place again, and the successor is killed.
+    fn undo(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        let Step::Starting(starting) = std::mem::take(&mut self.swap.step) else {
+            return;
+        };
+        let Former {
+            session,
+            line,
+            kept,
+            lives,
+            died,
+        } = starting.former;
+        let candidate_lives = self.lives && starting.died.is_none();
+        out.push(Outcome::Do(Action::Undo(self.place)));
+        self.give_place_to(self.session, candidate_lives);
+        self.suspects_nothing(session);
+        (self.line, self.kept, self.lives) = (line, kept, lives);
+        self.dismiss(now, out);
+        self.hear_death(died, now, out);
+    }
+
+    /// What was heard of a death while it was not known whose place that was.
+    fn hear_death(&mut self, died: Option<Death>, now: Instant, out: &mut Vec<Outcome>) {
+        if let Some(death) = died {
+            self.take(Event::Died(death), now, out);
+        }
+    }
+
+    fn is_served_by(&mut self, server: Server) {
+        let Server {
+            name,
+            seeks,
+            program,
+            has_image,
+            ..
+        } = server;
+        (self.name, self.seeks, self.program) = (name, seeks, program);
+        self.has_image = has_image;
+        self.told_version = false;
+    }
+
+    fn fail(&mut self, number: u64, step: SwapStep, why: String, gap: Option<Gap>) {
+        self.swap.report = Some((number, Err(NotDone { step, why, gap })));
+    }
+
+    /// What a successor is told of what its predecessor, which works, has kept. Where nobody
+    /// knows what a disk's was it has no state but its cache, which the machine sets.
+    fn kept_for_a_swap(&self) -> Option<Kept> {
+        let anyway = || self.has_image.then(|| self.kept_anyway());
+        self.kept.clone().or_else(anyway)
+    }
+}
