@@ -8,6 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use log::Level::{Debug, Error};
 use nix::errno::Errno;
 use outboard_log::{Rarely, rarely};
 use outboard_protocol::devices::NetConfig;
@@ -21,6 +22,7 @@ pub use crate::features::Settings;
 use crate::link::Link;
 use crate::peer::{Connection, Peer};
 use crate::tap::Tap;
+pub use driver::Service;
 use driver::State;
 
 /// What is behind a card.
@@ -39,6 +41,8 @@ pub struct Card {
     settings: Settings,
     state: Mutex<State>,
     link: Link,
+    /// Another process serves the card, and nothing behind it is to be touched.
+    waits: AtomicBool,
     /// The tap cannot be used any more.
     tap_gone: AtomicBool,
     /// What the host has made of the tap's interface.
@@ -52,7 +56,18 @@ pub struct Card {
 impl Card {
     /// Puts a card together.
     pub fn new(port: Port, settings: Settings) -> Self {
+        Self::make(port, settings, false)
+    }
+
+    /// A card that another process serves until [`Self::takes_over`]; so its port was made
+    /// to wait, too.
+    pub fn waiting(port: Port, settings: Settings) -> Self {
+        Self::make(port, settings, true)
+    }
+
+    fn make(port: Port, settings: Settings, waits: bool) -> Self {
         let card = Self {
+            waits: AtomicBool::new(waits),
             port,
             settings,
             state: Mutex::default(),
@@ -65,7 +80,7 @@ impl Card {
         };
         card.link.set(|| match &card.port {
             Port::Tap(_) => true,
-            Port::Peer(peer) => peer.connection().is_some(),
+            Port::Peer(peer) => peer.is_up(),
         });
         card.attend();
         card
@@ -149,8 +164,23 @@ impl Card {
     fn want_peer(&self) {
         if let (Port::Peer(peer), Some(supervisor)) = (&self.port, self.supervisor.get())
             && peer.is_wanted()
+            && !self.waits()
         {
             supervisor.wants_peer();
+        }
+    }
+
+    fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// The process that served the card is gone, and this one serves it. A tap is set up
+    /// when the first ring begins, and a peer is wanted now.
+    pub fn takes_over(&self) {
+        self.waits.store(false, Ordering::Release);
+        self.want_peer();
+        if let Port::Peer(peer) = &self.port {
+            peer.hurry();
         }
     }
 
@@ -169,7 +199,7 @@ impl Card {
                 self.look(tap);
             }
             (Port::Peer(peer), News::Peer(socket)) => {
-                if peer.meet(socket) && self.link.set(|| peer.connection().is_some()) {
+                if peer.meet(socket) && self.link.set(|| peer.is_up()) {
                     self.peer_came(peer);
                 }
             }
@@ -216,6 +246,8 @@ impl Card {
         // Who was told that it is down is told that it is up again.
         let before = self.outage.swap(!up, Ordering::AcqRel);
         match host {
+            // The process that serves it says so.
+            _ if self.waits() => {}
             Host::Up if before => {
                 log::warn!("tap {name}: it is up again, the guest sees its link up")
             }
@@ -238,7 +270,10 @@ impl Card {
             && !self.tap_gone.swap(true, Ordering::AcqRel)
         {
             self.link.set(|| false);
-            log::error!(
+            // While this process waits, the one that serves says so.
+            let level = if self.waits() { Debug } else { Error };
+            log::log!(
+                level,
                 "tap {}: {error}: it was deleted, or cannot be used any more; the guest sees its \
                  link down: make the tap again, then start again what uses it",
                 tap.name()
@@ -251,10 +286,21 @@ impl Card {
         let Port::Peer(peer) = &self.port else {
             return;
         };
-        if !peer.disconnect(connection) {
-            return;
+        if peer.disconnect(connection) {
+            self.peer_is_missing(peer, why);
+            self.want_peer();
         }
-        if self.link.set(|| peer.connection().is_some()) {
+    }
+
+    /// There is no peer; one that was expected may be overdue.
+    pub fn peer_is_awaited(&self, peer: &Peer) {
+        if peer.is_overdue() {
+            self.peer_is_missing(peer, &"none has come since this process has taken over");
+        }
+    }
+
+    fn peer_is_missing(&self, peer: &Peer, why: &dyn std::fmt::Display) {
+        if self.link.set(|| peer.is_up()) {
             static GONE: Rarely = Rarely::new();
             if let Some(times) = GONE.again() {
                 self.outage.store(true, Ordering::Release);
@@ -265,7 +311,6 @@ impl Card {
                 );
             }
         }
-        self.want_peer();
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{ArgGroup, Parser};
 use outboard_protocol::launch;
 use outboard_protocol::tap::{MAX_QUEUES, Mac, parse_mac};
+use outboard_runtime::Supervisor;
 use outboard_runtime::inherited;
 use outboard_runtime::manual::after_help;
 use outboard_runtime::outside::Behind;
@@ -115,7 +116,13 @@ impl Cli {
                 queue_size: self.queue_size,
             };
             let (behind, inside) = self.open(taps, peer)?;
-            let build = move || Ok(Net::new(Card::new(inside.port()?, settings)));
+            let build = move |supervisor: &Supervisor| {
+                let port = inside.port(supervisor.waits())?;
+                Ok(Net::new(match supervisor.waits() {
+                    true => Card::waiting(port, settings),
+                    false => Card::new(port, settings),
+                }))
+            };
             Ok((behind, build))
         })
     }

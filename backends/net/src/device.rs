@@ -11,7 +11,7 @@ use outboard_runtime::{News, Notifier, Supervisor};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 
-use crate::card::Card;
+use crate::card::{Card, Service};
 use crate::control::ControlQueue;
 use crate::header::has;
 use crate::rx::RxQueue;
@@ -78,6 +78,10 @@ impl Device for Net {
         self.0.hear(news);
     }
 
+    fn takes_over(&self) {
+        self.0.takes_over();
+    }
+
     fn attend(&self) {
         self.0.attend();
     }
@@ -138,8 +142,12 @@ impl Device for Net {
 
     fn queue(&self, index: u16) -> io::Result<NetQueue> {
         let card = self.0.clone();
-        let role = Box::new(Unused);
-        Ok(NetQueue { card, index, role })
+        Ok(NetQueue {
+            card,
+            index,
+            role: Box::new(Unused),
+            service: None,
+        })
     }
 }
 
@@ -151,6 +159,8 @@ pub struct NetQueue {
     index: u16,
     /// [`Unused`] without a ring.
     role: Box<dyn Served>,
+    /// While there is a ring; let go after the role, which still has the tap.
+    service: Option<Service>,
 }
 
 /// What a queue of a card can be.
@@ -175,12 +185,15 @@ impl Queue for Unused {
 impl Queue for NetQueue {
     fn begin(&mut self, features: u64) -> io::Result<()> {
         let card = self.card.clone();
+        // Before anything is taken from the tap, or given to it.
+        let service = card.begin(features);
         self.role = match Role::of(&card, self.index, features) {
             Role::Receive(pair) => Box::new(RxQueue::new(card, pair, features)?),
             Role::Transmit(pair) => Box::new(TxQueue::new(card, pair, features)?),
             Role::Control => Box::new(ControlQueue::new(card, features)),
             Role::Unused => Box::new(Unused),
         };
+        self.service = Some(service);
         Ok(())
     }
 
@@ -230,5 +243,6 @@ impl Queue for NetQueue {
 
     fn end(&mut self) {
         self.role = Box::new(Unused);
+        self.service = None;
     }
 }

@@ -9,6 +9,7 @@
 //! - [`outside`]: what a supervisor has to do with of them;
 //! - [`rx`], [`tx`], [`control`]: the three kinds of queue;
 //! - [`card`], [`device`]: all of it together, and as the runtime's `Device`;
+//! - [`kernel`]: which Linux this is;
 //! - [`waiter`]: how a queue waits for a socket;
 //! - [`link`], [`counters`]: what a card tells the driver and the user;
 //! - [`cli`]: the command line.
@@ -29,6 +30,7 @@ pub mod device;
 pub mod features;
 pub mod filter;
 pub mod header;
+pub mod kernel;
 pub mod link;
 pub mod outside;
 pub mod peer;

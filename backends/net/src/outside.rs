@@ -2,6 +2,7 @@
 //! to do with, who is the half outside of a program that was started by hand
 //! (`outboard_runtime::outside`).
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -29,13 +30,16 @@ pub enum Inside {
 }
 
 impl Inside {
-    /// The port of a card, in the process that serves it.
+    /// The port of a card, in the process that serves it, or that `waits` while another
+    /// does.
     ///
     /// # Errors
-    /// Those of [`Tap::inherit`].
-    pub fn port(self) -> anyhow::Result<Port> {
+    /// Those of [`Tap::inherit`], [`Tap::wait`] and [`Peer::expected`].
+    pub fn port(self, waits: bool) -> anyhow::Result<Port> {
         Ok(match self {
+            Self::Tap(queues, _) if waits => Port::Tap(Tap::wait(queues)?),
             Self::Tap(queues, last) => Port::Tap(Tap::inherit(queues, last)?),
+            Self::Peer(peer) if waits => Port::Peer(peer.expected()?),
             Self::Peer(peer) => Port::Peer(peer),
         })
     }
@@ -92,7 +96,7 @@ pub fn listen(path: &Path, listens: bool) -> anyhow::Result<(Behind, Inside)> {
 }
 
 /// A socket, connected or listening. One that is connected is connected again to
-/// `path`, if that is known.
+/// `path`, if that is known; one that never was, is so by whoever supervises the card.
 ///
 /// # Errors
 /// When it is not a stream socket.
@@ -102,9 +106,17 @@ pub fn inherit(socket: OwnedFd, path: Option<&Path>) -> anyhow::Result<(Behind, 
         |path| path.display().to_string(),
     );
     match Source::inherited(socket).context("the peer's socket")? {
-        Source::Connected(socket) => connecting(name, path, Some(socket)),
+        Source::Connected(socket) => {
+            let first = Some(socket).filter(|socket| !was_never_connected(socket));
+            connecting(name, path, first)
+        }
         source => listening(name, Some(source)),
     }
+}
+
+fn was_never_connected(socket: &UnixStream) -> bool {
+    let peer = socket.peer_addr();
+    peer.is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
 }
 
 fn connecting(

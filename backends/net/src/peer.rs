@@ -3,19 +3,27 @@
 //! this; there is no header, so there are no offloads.
 //!
 //! ```text
-//! none ──meet()───────► connected ──end of file, error──► none
+//!  none ──meet()───────► connected ──end of file, error──► none
+//!                            ▲
+//! expected ──────meet()──────┤
+//!     └── PATIENCE after hurry() ──► none
 //! ```
+//! Of a card that waits while another process serves it, the peer is expected: the
+//! driver sees its link as that one has left it, for a while after the change.
 //! What has been received or sent in part belongs to the connection, not to a
 //! queue: a ring may be stopped in the middle of a frame.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use outboard_runtime::event::Event;
 
 use crate::header::MOST_FRAME;
@@ -24,6 +32,10 @@ use crate::header::MOST_FRAME;
 pub const PREFIX: usize = 4;
 /// Room for several frames, one of them of the largest size.
 const INBOX: usize = 256 * 1024;
+
+/// How long the driver of a card sees a link though the peer that its predecessor had
+/// has not come back yet. One that listens is tried at 0, 0.1, 0.3, 0.7 and 1.5 s.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a peer comes again that has gone. Whoever supervises the card sees to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +56,16 @@ pub struct Peer {
     connection: Mutex<Option<Arc<Connection>>>,
     /// Signalled when there is another connection.
     arrived: Event,
+    /// Of one that is expected, or was.
+    grace: Option<Grace>,
+}
+
+/// See [`PATIENCE`].
+#[derive(Debug)]
+struct Grace {
+    /// Expires when it is over.
+    timer: TimerFd,
+    lasts: AtomicBool,
 }
 
 /// One connection.
@@ -66,7 +88,51 @@ impl Peer {
             again,
             connection: Mutex::new(first),
             arrived: Event::new().context("cannot make an eventfd")?,
+            grace: None,
         })
+    }
+
+    /// The same, expected: another process serves the card, and has it.
+    ///
+    /// # Errors
+    /// Those of timerfd_create(2).
+    pub fn expected(mut self) -> anyhow::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags);
+        self.grace = Some(Grace {
+            timer: timer.context("cannot make a timer")?,
+            lasts: AtomicBool::new(true),
+        });
+        Ok(self)
+    }
+
+    /// The other process is gone: a peer that is expected comes soon, or is not expected
+    /// any more.
+    pub fn hurry(&self) {
+        let Some(grace) = &self.grace else { return };
+        let once = Expiration::OneShot(PATIENCE.into());
+        if grace.timer.set(once, TimerSetTimeFlags::empty()).is_err() {
+            grace.lasts.store(false, Ordering::Release);
+        }
+    }
+
+    /// Readable when [`Self::is_overdue`] may be so; `None`: never.
+    pub fn grace(&self) -> Option<BorrowedFd<'_>> {
+        let lasts = |grace: &&Grace| grace.lasts.load(Ordering::Acquire);
+        let grace = self.grace.as_ref().filter(lasts);
+        grace.map(|grace| grace.timer.as_fd())
+    }
+
+    /// Whether it is not expected any more, which is said once.
+    pub fn is_overdue(&self) -> bool {
+        let over = |grace: &Grace| grace.timer.wait().is_ok();
+        let grace = self.grace.as_ref().filter(|grace| over(grace));
+        grace.is_some_and(|grace| grace.lasts.swap(false, Ordering::AcqRel))
+    }
+
+    /// Whether the driver is to see a link: it is connected, or expected.
+    pub fn is_up(&self) -> bool {
+        self.connection().is_some() || self.grace().is_some()
     }
 
     /// What to call it.
@@ -104,6 +170,9 @@ impl Peer {
         let is_wanted = connection.is_none();
         if is_wanted {
             *connection = Some(Arc::new(Connection::new(socket)));
+            if let Some(grace) = &self.grace {
+                grace.lasts.store(false, Ordering::Release);
+            }
             self.arrived.signal();
         }
         is_wanted

@@ -1,6 +1,12 @@
 //! A tap behind a card: its queues, what must be set each time it is taken over,
 //! since whoever had it before may have set it otherwise, and that this is taken
 //! back in the end.
+//!
+//! ```text
+//! inherit() ──────────────────────────────► set up ⟲ take_over()
+//! wait(): another process has it, and ──────► take_over()
+//!         nothing of it is changed
+//! ```
 
 #[allow(unsafe_code)]
 mod ioctl;
@@ -15,6 +21,10 @@ use outboard_protocol::tap;
 
 use crate::filter::TapFilter;
 use crate::header::{HEADER, OFFLOAD_CSUM, OFFLOAD_USO};
+use crate::kernel;
+
+/// The Linux from which on UDP that is still to be cut up passes a tap.
+const WITH_USO: (u32, u32) = (6, 2);
 
 /// A tap, one descriptor for each of its queues.
 #[derive(Debug)]
@@ -35,6 +45,34 @@ impl Tap {
     /// When one is no queue of a tap, or was opened otherwise than it must be,
     /// or they are of different taps.
     pub fn inherit(queues: Vec<OwnedFd>, last: bool) -> anyhow::Result<Self> {
+        let mut tap = Self::identify(queues, last)?;
+        let probe = OFFLOAD_CSUM | OFFLOAD_USO;
+        tap.uso = ioctl::set_offloads(tap.first()?, probe).is_ok();
+        // Which frames come is left as it is until a session begins: they may be for
+        // a driver that is there already, and a queue that is detached loses what
+        // waits in it.
+        tap.set_up(0)
+            .with_context(|| format!("tap {}: cannot set it up", tap.name))?;
+        Ok(tap)
+    }
+
+    /// Queues that another process serves until [`Self::take_over`]: nothing of them is
+    /// changed. What that one leaves is not taken back in the end.
+    ///
+    /// Whether the kernel cuts UDP up can only be tried, which would change what the
+    /// other has set, so it is told by the kernel's version. One older than that which
+    /// has it all the same is thought not to have it: such a card offers less than the
+    /// one before it, and is refused by a front-end whose driver uses it.
+    ///
+    /// # Errors
+    /// Those of [`Self::inherit`].
+    pub fn wait(queues: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        let mut tap = Self::identify(queues, false)?;
+        tap.uso = kernel::is_at_least(WITH_USO);
+        Ok(tap)
+    }
+
+    fn identify(queues: Vec<OwnedFd>, last: bool) -> anyhow::Result<Self> {
         let mut names = Vec::new();
         for queue in &queues {
             names.push(tap::identify(queue.as_fd()).map_err(|why| anyhow!(why))?);
@@ -43,26 +81,12 @@ impl Tap {
         if let Some(other) = names.iter().find(|other| **other != name) {
             bail!("the descriptors are of different taps, {name} and {other}; give those of one");
         }
-        for queue in &queues {
-            let flags = fcntl(queue, FcntlArg::F_GETFL)?;
-            let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-            fcntl(queue, FcntlArg::F_SETFL(flags))?;
-        }
-        let probe = OFFLOAD_CSUM | OFFLOAD_USO;
-        let first = queues.first().context("no tap is given")?;
-        let uso = ioctl::set_offloads(first.as_fd(), probe).is_ok();
-        let tap = Self {
+        Ok(Self {
             name,
             queues,
-            uso,
+            uso: false,
             last,
-        };
-        // Which frames come is left as it is until a session begins: they may be for
-        // a driver that is there already, and a queue that is detached loses what
-        // waits in it.
-        tap.set_up(0)
-            .with_context(|| format!("tap {}: cannot set it up", tap.name))?;
-        Ok(tap)
+        })
     }
 
     /// Whether its descriptors are still of a tap.
@@ -107,6 +131,12 @@ impl Tap {
 
     /// Sets how frames look, and not which there are.
     fn set_up(&self, offloads: u32) -> nix::Result<()> {
+        for queue in &self.queues {
+            let flags = OFlag::from_bits_retain(fcntl(queue, FcntlArg::F_GETFL)?);
+            if !flags.contains(OFlag::O_NONBLOCK) {
+                fcntl(queue, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            }
+        }
         ioctl::set_header(self.first()?, HEADER)?;
         self.set_offloads(offloads)
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// An epoll instance of one socket at most.
+/// An epoll instance of a few descriptors, or of none.
 pub struct Waiter(Epoll);
 
 impl std::fmt::Debug for Waiter {
@@ -22,14 +22,17 @@ impl AsFd for Waiter {
 }
 
 impl Waiter {
-    /// Readable when `events` are true of `socket`; without one, never.
+    /// Readable when `events` are true of one of `fds`; without any, never.
     ///
     /// # Errors
     /// Those of epoll_create1(2) and epoll_ctl(2).
-    pub fn new(socket: Option<BorrowedFd<'_>>, events: EpollFlags) -> io::Result<Self> {
+    pub fn new<'a>(
+        fds: impl IntoIterator<Item = BorrowedFd<'a>>,
+        events: EpollFlags,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        if let Some(socket) = socket {
-            epoll.add(socket, EpollEvent::new(events, 0))?;
+        for fd in fds {
+            epoll.add(fd, EpollEvent::new(events, 0))?;
         }
         Ok(Self(epoll))
     }

@@ -10,7 +10,9 @@
 mod support;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use outboard_net::card::{Card, Port, Settings};
 use outboard_net::command::Command;
@@ -80,6 +82,17 @@ impl Lent {
         card.restore(kept).unwrap();
         card.reset(card.features());
         card.controlled();
+        card
+    }
+
+    /// The card of a process that waits while another serves the tap, and whose front-end
+    /// has acknowledged features and described a control queue.
+    fn waiting(&self) -> Arc<Card> {
+        let copies = self.queues.iter().map(|queue| queue.try_clone().unwrap());
+        let tap = Tap::wait(copies.collect()).unwrap();
+        let card = Arc::new(Card::waiting(Port::Tap(tap), SETTINGS));
+        card.attend();
+        begin(&card);
         card
     }
 
@@ -214,6 +227,90 @@ fn a_successor_receives_what_the_card_before_it_would_whatever_was_commanded() {
         probe(&second);
         prop_assert_eq!(first.received(), second.received());
     });
+}
+
+/// What two cards have set, of which the driver is the same: whatever comes to one comes
+/// to the other.
+fn are_alike(first: &Lent, second: &Lent) -> bool {
+    probe(first);
+    probe(second);
+    first.received() == second.received()
+}
+
+const COMMANDS: [Command; 4] = [
+    Command::Mode(Mode::Promiscuous, false),
+    Command::Address(OTHER),
+    Command::Pairs(2),
+    Command::Offloads(0),
+];
+
+#[test]
+fn a_card_that_waits_leaves_the_tap_as_it_is_and_sets_all_of_it_before_its_first_ring() {
+    let Some([first, second]) = Lent::taps(4) else {
+        return;
+    };
+    let (card, predecessor) = (first.fresh(), second.fresh());
+    obey(&card, &COMMANDS);
+    obey(&predecessor, &COMMANDS);
+    let kept = kept(&predecessor);
+    let successor = second.waiting();
+    assert_eq!(successor.features(), predecessor.features());
+    assert!(are_alike(&first, &second));
+    // Nobody serves it, and whoever had it has left it otherwise.
+    drop(predecessor);
+    obey(&second.fresh(), &[Command::Pairs(3)]);
+    assert!(!are_alike(&first, &second));
+    successor.restore(&kept).unwrap();
+    successor.takes_over();
+    let ring = successor.begin(successor.features());
+    assert!(are_alike(&first, &second));
+    assert_eq!(successor.config(), card.config());
+    drop(ring);
+}
+
+/// The tap is as it was made, and then as one that is served.
+#[test]
+fn a_card_that_waits_sets_neither_header_nor_flags() {
+    let Some([lent]) = Lent::taps(1) else {
+        return;
+    };
+    let is_blocking = || {
+        let flags = fcntl(&lent.queues[0], FcntlArg::F_GETFL).unwrap();
+        !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK)
+    };
+    fcntl(&lent.queues[0], FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
+    let length = || {
+        lent.send(&[frame(GUEST, 100, 1)]);
+        nix::unistd::read(&lent.queues[0], &mut [0; 4096]).unwrap()
+    };
+    assert_eq!((length(), is_blocking()), (tap::FRESH_HEADER + 100, true));
+    let card = lent.waiting();
+    assert_eq!((length(), is_blocking()), (tap::FRESH_HEADER + 100, true));
+    // A predecessor that had nothing to keep.
+    card.takes_over();
+    let _ring = card.begin(card.features());
+    assert_eq!((length(), is_blocking()), (HEADER + 100, false));
+}
+
+#[test]
+fn the_first_ring_after_the_last_sets_the_tap_again_as_its_driver_has_it() {
+    let Some([first, second]) = Lent::taps(4) else {
+        return;
+    };
+    let (card, other) = (first.fresh(), Arc::new(second.fresh()));
+    obey(&card, &COMMANDS);
+    obey(&other, &COMMANDS);
+    let features = other.features();
+    let rings = [other.begin(features), other.begin(features)];
+    assert!(are_alike(&first, &second));
+    // A swap that has failed: its candidate has served.
+    drop(rings);
+    drop(second.fresh());
+    tap::make_as_new(&second.queues).unwrap();
+    assert!(!are_alike(&first, &second));
+    let rings = [other.begin(features), other.begin(features)];
+    assert!(are_alike(&first, &second));
+    drop(rings);
 }
 
 #[test]

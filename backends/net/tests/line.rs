@@ -13,32 +13,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use outboard_contract::program::lent;
 use outboard_contract::soon;
 use outboard_protocol::Deadline;
 use outboard_protocol::kept::{CardState, Kept};
-use outboard_protocol::launch::{self, Channel, FromBackend, Link, ToBackend};
+use outboard_protocol::launch::{Channel, FromBackend, Link, ToBackend};
 use support::*;
 
 /// A program with a line, which is ready.
 fn supervised(kept: CardState, link: Link, arguments: &[&str]) -> (Program, Channel) {
-    let (line, theirs) = Channel::pair().unwrap();
-    let start = ToBackend::Start {
-        version: launch::VERSION,
-        kept: Kept::Card(kept),
-        link,
-        replay: Default::default(),
-        waits: false,
-    };
-    line.send(&start, &[], soon()).unwrap();
-    let mut command = lent(theirs.into(), program(), arguments);
-    let known = launch::OLDEST_VERSION.to_string();
-    command.env(launch::VERSION_ENV, known);
-    command.env(launch::LINE_ENV, "9");
-    let program = Program::serve(&mut command).unwrap();
-    let ready = next(&line);
-    assert!(matches!(ready, FromBackend::Ready { .. }), "{ready:?}");
-    (program, line)
+    support::supervised(&start_with(Kept::Card(kept), link, false), None, arguments)
 }
 
 fn next(line: &Channel) -> FromBackend {

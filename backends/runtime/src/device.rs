@@ -42,6 +42,9 @@ pub trait Device: Send + Sync + 'static {
     fn hear(&self, news: News) {
         news.pass_over();
     }
+    /// This process has waited ([`Supervisor::waits`]) and serves the device from now on:
+    /// called once, after [`Self::restore`] where anything was kept, and before any ring.
+    fn takes_over(&self) {}
     /// A session begins: what is behind the device may have changed.
     fn attend(&self) {}
     /// The session is over, and its rings are stopped though nobody has asked for them:

@@ -87,13 +87,15 @@ pub fn run<D: Device>(
     capabilities: Capabilities,
     build: impl FnOnce() -> anyhow::Result<D>,
 ) -> ExitCode {
+    let build = |_: &Supervisor| build();
     run_with(args, capabilities, || Ok((Behind::default(), build)))
 }
 
 /// The same for a device behind which there is something that a supervisor has to do
 /// with: `open` opens that, in the process that may become two, and answers what the
-/// half outside needs of it, and what makes the device of the rest.
-pub fn run_with<D: Device, B: FnOnce() -> anyhow::Result<D>>(
+/// half outside needs of it, and what makes the device of the rest, for a supervisor who
+/// has said whether it is to wait ([`Supervisor::waits`]).
+pub fn run_with<D: Device, B: FnOnce(&Supervisor) -> anyhow::Result<D>>(
     args: &Args,
     capabilities: Capabilities,
     open: impl FnOnce() -> anyhow::Result<(Behind, B)>,
@@ -104,8 +106,9 @@ pub fn run_with<D: Device, B: FnOnce() -> anyhow::Result<D>>(
     };
     begin(&args.front_end, capabilities, || {
         let (behind, build) = open()?;
-        let serve = move |open: Opening, stop: Stop, supervisor| {
-            let mut host = Host::supervised(build()?, limits, supervisor)?;
+        let serve = move |open: Opening, stop: Stop, supervisor: Supervisor| {
+            let device = build(&supervisor)?;
+            let mut host = Host::supervised(device, limits, supervisor)?;
             serve_all(&mut host, open()?, stop.as_fd())
         };
         Ok((behind, serve))

@@ -7,6 +7,10 @@
 //! restore ──► restored ──reset(features)──────┘ nothing is initial in between
 //! ```
 //!
+//! A tap is set as that says at each of these, unless the card waits; and when the first
+//! ring begins, if that has not been done since the last ring ended: another process may
+//! have served the card meanwhile, and have left the tap otherwise.
+//!
 //! Of the pairs of queues some are used, and who says which is not always the
 //! same. By virtio the driver says it, by a command on the control queue, and
 //! begins with one pair (virtio 1.3, section 5.1.6.5.5). But a front-end may keep
@@ -16,7 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use outboard_protocol::kept::CardState;
 use outboard_protocol::tap::Mac;
@@ -37,9 +41,41 @@ pub(super) struct State {
     restored: bool,
     /// Entries of the receive ring of each pair that has been described.
     sizes: BTreeMap<u16, u16>,
+    /// The tap is set as this says, for a driver that has negotiated these features;
+    /// `None`: it may be otherwise.
+    set_for: Option<u64>,
+    /// Number of rings that are served.
+    rings: u32,
+}
+
+/// A ring of the card is served while this is there.
+#[derive(Debug)]
+pub struct Service(Arc<Card>);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.rings = state.rings.saturating_sub(1);
+        if state.rings == 0 {
+            state.set_for = None;
+        }
+    }
 }
 
 impl Card {
+    /// A ring of a driver that has negotiated `features` is about to be served: the tap
+    /// is as that driver has it when this returns.
+    pub fn begin(self: &Arc<Self>, features: u64) -> Service {
+        let mut state = self.state();
+        if state.set_for != Some(features) {
+            self.take_over(&mut state, features);
+        }
+        // Its driver goes on: what it acknowledges later is not what it had acknowledged.
+        state.restored = false;
+        state.rings = state.rings.saturating_add(1);
+        Service(self.clone())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,14 +93,18 @@ impl Card {
         }
         let mut state = self.state();
         if features != 0 && std::mem::take(&mut state.restored) {
-            // The rest is set already; that needs no features.
-            if let Port::Tap(tap) = &self.port {
+            // The rest is set already, if anything is; that needs no features.
+            if let (Port::Tap(tap), Some(_)) = (&self.port, state.set_for) {
                 self.check(tap.set_offloads(state.offloads(features)));
+                state.set_for = Some(features);
             }
             return;
         }
-        *state = State::default();
-        self.take_over(&state, features);
+        *state = State {
+            rings: state.rings,
+            ..State::default()
+        };
+        self.take_over(&mut state, features);
     }
 
     /// What its driver has set, for a successor in another process.
@@ -99,15 +139,20 @@ impl Card {
         *state = State {
             kept: kept.clone(),
             restored: true,
+            rings: state.rings,
             ..State::default()
         };
-        self.take_over(&state, 0);
+        self.take_over(&mut state, 0);
         Ok(())
     }
 
-    /// Sets the tap as the state says. Other pairs than the first are the driver's
-    /// to turn on.
-    fn take_over(&self, state: &State, features: u64) {
+    /// Sets the tap as the state says, unless another process serves it. Other pairs than
+    /// the first are the driver's to turn on.
+    fn take_over(&self, state: &mut State, features: u64) {
+        state.set_for = (!self.waits()).then_some(features);
+        if state.set_for.is_none() {
+            return;
+        }
         if let Port::Tap(tap) = &self.port
             && !self.tap_gone.load(Ordering::Acquire)
         {
@@ -172,7 +217,7 @@ impl Card {
         let mut state = self.state();
         if state.kept.pairs.is_none() {
             state.kept.pairs = Some(1);
-            if let Port::Tap(tap) = &self.port {
+            if let (Port::Tap(tap), Some(_)) = (&self.port, state.set_for) {
                 self.check(tap.set_pairs(1));
             }
         }

@@ -34,9 +34,11 @@ pub(super) struct PeerSource {
 /// What there is to wait for with buffers, and without.
 fn waiters(peer: &Peer, connection: Option<&Arc<Connection>>) -> io::Result<(Waiter, Waiter)> {
     let socket = connection.map(|connection| connection.as_fd());
-    let all = socket.unwrap_or(peer.arrived().as_fd());
+    let nobody = socket.is_none();
+    let coming = [Some(peer.arrived().as_fd()), peer.grace()];
+    let coming = coming.into_iter().flatten().filter(|_| nobody);
     Ok((
-        Waiter::new(Some(all), EpollFlags::EPOLLIN)?,
+        Waiter::new(socket.into_iter().chain(coming), EpollFlags::EPOLLIN)?,
         Waiter::new(socket, EpollFlags::EPOLLRDHUP)?,
     ))
 }
@@ -86,6 +88,7 @@ impl PeerSource {
     fn follow(&mut self, peer: &Peer, sink: &mut Sink) -> io::Result<()> {
         if self.connection.is_none() {
             peer.arrived().clear();
+            sink.card.peer_is_awaited(peer);
         }
         let current = peer.connection();
         let same = match (&current, &self.connection) {

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -27,6 +28,8 @@ use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::{driver, ours, soon};
 use outboard_net::header::Header;
 use outboard_protocol::devices::NetConfig;
+use outboard_protocol::kept::Kept;
+use outboard_protocol::launch::{self, Channel, FromBackend, Link, ToBackend};
 use outboard_protocol::wire::Connection;
 use vhost::vhost_user::message::BackendReq;
 use virtio_bindings::virtio_net::*;
@@ -84,6 +87,45 @@ pub fn program() -> PathBuf {
 /// The program with these arguments.
 pub fn start(arguments: &[&str]) -> Program {
     Program::serve(&mut command(program(), arguments)).unwrap()
+}
+
+/// The program with a line to a supervisor who has said `start`, and with this as its
+/// descriptor 8; it is ready.
+pub fn supervised(
+    start: &ToBackend,
+    lent: Option<OwnedFd>,
+    arguments: &[&str],
+) -> (Program, Channel) {
+    let (line, theirs) = Channel::pair().unwrap();
+    line.send(start, &[], soon()).unwrap();
+    let mut command = outboard_contract::program::lent(theirs.into(), program(), arguments);
+    command.env(launch::VERSION_ENV, launch::OLDEST_VERSION.to_string());
+    command.env(launch::LINE_ENV, "9");
+    if let Some(fd) = lent {
+        // SAFETY: between fork and exec, dup2(2) is all that is called.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(fd.as_raw_fd(), 8) {
+                8 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            })
+        };
+    }
+    let program = Program::serve(&mut command).unwrap();
+    let ready = line.recv::<FromBackend>(soon()).unwrap();
+    let (ready, _counters) = ready.expect("it is open");
+    assert!(matches!(ready, FromBackend::Ready { .. }), "{ready:?}");
+    (program, line)
+}
+
+/// What a supervisor says first.
+pub fn start_with(kept: Kept, link: Link, waits: bool) -> ToBackend {
+    ToBackend::Start {
+        version: launch::VERSION,
+        kept,
+        link,
+        replay: Default::default(),
+        waits,
+    }
 }
 
 /// The program connected to a peer of ours.

@@ -172,7 +172,10 @@ impl<D: Device> Base<D> {
             _ => self.device.restore(&kept),
         };
         match restored {
-            Ok(()) => self.supervisor.has_taken_over(self.device.kept()),
+            Ok(()) => {
+                self.supervisor.has_taken_over(self.device.kept());
+                self.device.takes_over();
+            }
             Err(why) => {
                 log::error!("cannot go on as the back-end before did: what it has left: {why}")
             }
