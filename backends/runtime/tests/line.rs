@@ -326,6 +326,8 @@ fn one_that_waits_starts_no_ring_and_says_nothing_before_it_takes_over() {
     );
     // It has heard that, whatever it is asked next.
     assert_eq!(served.first.config(1, 1).unwrap(), [0]);
+    let took_over = served.knobs.took_over.lock().unwrap().clone();
+    assert_eq!((took_over.len(), took_over[0][1]), (1, 0), "as restored");
     served.first.start_ring(0, &ring, 0).unwrap();
     still_serves(&guest, &mut ring);
     assert_eq!(now(&served.line), None, "its supervisor knows that");
@@ -352,5 +354,6 @@ fn one_that_cannot_go_on_as_its_predecessor_did_serves_nothing() {
     served.first.negotiate(VERSION_1).unwrap();
     served.first.set_mem_table(&guest).unwrap();
     assert!(served.first.start_ring(0, &ring, 0).is_err());
+    assert!(served.knobs.took_over.lock().unwrap().is_empty());
     served.end();
 }

@@ -60,6 +60,8 @@ pub struct Knobs {
     pub seen: Mutex<Vec<u8>>,
     pub resets: Mutex<Vec<u64>>,
     pub config: Mutex<Vec<u8>>,
+    /// The configuration when it took over, each time.
+    pub took_over: Mutex<Vec<Vec<u8>>>,
     pub notifier: Mutex<Option<Notifier>>,
     /// What the supervisor has said, in order.
     pub heard: Mutex<Vec<News>>,
@@ -197,6 +199,10 @@ impl Device for Loopback {
         };
         self.knobs.config.lock().unwrap()[1] = kept.writeback.into();
         Ok(())
+    }
+    fn takes_over(&self) {
+        let config = self.config();
+        self.knobs.took_over.lock().unwrap().push(config);
     }
     fn reset(&self, features: u64) {
         self.knobs.resets.lock().unwrap().push(features);

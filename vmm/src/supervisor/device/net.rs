@@ -62,10 +62,6 @@ pub(crate) struct NetSettings {
     pub(crate) id: Option<String>,
 }
 
-/// Why a card has none: outboard-net sets its tap up when it starts, and a peer serves one.
-const NO_STANDBY: &str = "`standby=1` is for disks and entropy devices: a card's second process \
-    would take the tap or the peer from the one that serves";
-
 impl DeviceOption for NetSettings {
     const OPTION: &'static str = "net";
 
@@ -83,8 +79,8 @@ the control queue too.
 
 All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_queue`), `queue-size=N` \
 (default: 256; Linux needs 32, and receives whole segments from 128 on), `hang-timeout=TIME|off` \
-(default: 5s; a back-end that serves nothing for so long hangs), `id=NAME` (default: net0, net1, …) and \
-`on-failure=restart|pause|shutdown`, as a disk does. A card has no standby yet (`standby=0`).";
+(default: 5s; a back-end that serves nothing for so long hangs), `id=NAME` (default: net0, net1, …), and \
+`on-failure=restart|pause|shutdown` and `standby=0|1`, as a disk does.";
 
     fn id(&self) -> Option<&str> {
         self.id.as_deref()
@@ -105,7 +101,6 @@ All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_qu
         let standby = plan::standby(self.standby)?;
         let served_by = match self.socket.take() {
             Some(path) => ServedBy::socket(path, self.wait, &self.decides())?,
-            None if standby => return Err(NO_STANDBY.into()),
             None => self.program(&spec, pairs)?,
         };
         Ok(Plan {
@@ -113,7 +108,7 @@ All take `queues=N` (pairs of queues, default: 1; more need a tap with `multi_qu
             spec,
             served_by,
             on_failure,
-            standby: false,
+            standby,
         })
     }
 }
@@ -268,6 +263,8 @@ mod tests {
             ("tap=t,mac=x", "`mac`: `x` is no address"),
             ("tap=t,mac=01:00:00:00:00:01", "make the first byte even"),
             ("tap=t,queue-size=3", "power of two"),
+            ("tap=t,standby=2", "standby 2: give 0 to 1"),
+            ("socket=s,standby=1", "`standby` and `socket`"),
         ] {
             let error = planned(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -297,6 +294,17 @@ mod tests {
         assert_eq!(listens[1], "--peer-fd=4");
         assert!(listens[2].starts_with("--mac="));
         assert!(told("backend=b")[1].starts_with("--mac="));
+    }
+
+    #[test]
+    fn a_card_has_a_standby_whatever_is_behind_it() {
+        for text in ["tap=t", "peer=p", "peer=p,listen", "backend=b"] {
+            let standby = |more| planned(&format!("{text}{more}")).unwrap().standby;
+            assert_eq!(
+                ["", ",standby=0", ",standby=1"].map(standby),
+                [false, false, true]
+            );
+        }
     }
 
     #[test]

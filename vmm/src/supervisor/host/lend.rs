@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use outboard_line::Line;
 use outboard_line::bound::{self, SocketFile};
 use outboard_line::rendezvous::Way;
@@ -136,17 +137,18 @@ impl Server {
 }
 
 impl Lent {
-    /// What a back-end is given; `peer` is the connection to its peer.
+    /// What a back-end is given; `peer` is the connection to its peer. One that waits has
+    /// none yet, and is given a socket in its place that is not connected.
     ///
     /// # Errors
-    /// Those of fcntl(2).
+    /// Those of fcntl(2) and socket(2).
     pub(crate) fn give(&self, peer: Option<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
         match self {
             Self::Nothing => Ok(Vec::new()),
             Self::Image(image) => Ok(vec![image.share()?]),
             Self::Tap(tap) => tap.copies(),
             Self::Listening { socket, .. } => Ok(vec![socket.try_clone()?.into()]),
-            Self::Peer { .. } => Ok(peer.into_iter().collect()),
+            Self::Peer { .. } => Ok(vec![peer.map_or_else(unconnected, Ok)?]),
         }
     }
 
@@ -180,6 +182,12 @@ impl Lent {
             Self::Peer { path, .. } => Line::new(Some(Way::Connecting(path.clone())), None),
         }
     }
+}
+
+/// A stream socket that nobody has connected.
+fn unconnected() -> io::Result<OwnedFd> {
+    let (family, flags) = (AddressFamily::Unix, SockFlag::SOCK_CLOEXEC);
+    Ok(socket(family, SockType::Stream, flags, None)?)
 }
 
 /// Opens what a device needs; `images` are those of its VM.

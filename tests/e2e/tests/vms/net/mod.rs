@@ -8,6 +8,7 @@
 //! - [`neighbours`]: VMs on a bridge, and with a peer in place of a tap;
 //! - [`outlives`]: what a guest has set in a card is there after its back-end;
 //! - [`refused`]: taps that cannot be had;
+//! - [`standby`]: a second process takes over a card, at once;
 //! - [`storm`]: a card whose back-end is killed, and a flow that goes on;
 //! - [`timeline`]: who says what to whom in a card's life;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
@@ -19,6 +20,7 @@ mod left;
 mod neighbours;
 mod outlives;
 mod refused;
+mod standby;
 mod storm;
 mod timeline;
 mod trouble;
@@ -41,6 +43,7 @@ pub fn tests() -> Vec<Test> {
         neighbours::tests(),
         outlives::tests(),
         refused::tests(),
+        standby::tests(),
         storm::tests(),
         timeline::tests(),
         trouble::tests(),

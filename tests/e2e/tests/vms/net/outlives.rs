@@ -18,18 +18,18 @@ use crate::Test;
 use crate::api::{ctl, said};
 
 /// The address that the card was made with, and what the guest has set instead.
-const MADE: &str = "02:00:00:00:00:aa";
-const OWN: &str = "02:00:00:00:00:01";
+pub(super) const MADE: &str = "02:00:00:00:00:aa";
+pub(super) const OWN: &str = "02:00:00:00:00:01";
 /// What is in its tables, and what is not.
-const STATION: &str = "02:00:00:00:00:02";
+pub(super) const STATION: &str = "02:00:00:00:00:02";
 const STRANGER: &str = "02:00:00:00:00:03";
-const GROUP: &str = "01:00:5e:00:00:01";
+pub(super) const GROUP: &str = "01:00:5e:00:00:01";
 const OTHERS: &str = "01:00:5e:00:00:02";
-const EVERYONE: &str = "ff:ff:ff:ff:ff:ff";
+pub(super) const EVERYONE: &str = "ff:ff:ff:ff:ff:ff";
 /// To whom frames go, in this order.
 const TARGETS: [&str; 7] = [OWN, STATION, GROUP, EVERYONE, MADE, STRANGER, OTHERS];
 /// The number that ends the guest's run.
-const LAST: u32 = u32::MAX;
+pub(super) const LAST: u32 = u32::MAX;
 
 pub fn tests() -> Vec<Test> {
     let filters: [(&str, &'static str, &'static [&str]); 4] = [
@@ -100,14 +100,14 @@ fn hearing(card: &str, words: &str) -> Result<Vm> {
     Ok(vm)
 }
 
-fn send(to: &str, more: &str) -> Result<()> {
+pub(super) fn send(to: &str, more: &str) -> Result<()> {
     Peer::run(&format!("frames --tap tap0 --to {to} {more}"))?.passed()?;
     Ok(())
 }
 
 /// Sends the guest a frame of this number, and waits until it is there: the numbers
 /// of what came before it.
-fn until(vm: &mut Vm, number: u32) -> Result<BTreeSet<u64>> {
+pub(super) fn until(vm: &mut Vm, number: u32) -> Result<BTreeSet<u64>> {
     send(OWN, &format!("--first {number}"))?;
     let mut heard = BTreeSet::new();
     loop {
@@ -121,7 +121,7 @@ fn until(vm: &mut Vm, number: u32) -> Result<BTreeSet<u64>> {
 
 /// Which of the frames to [`TARGETS`], with numbers from this one on, come to the guest;
 /// the tap has dropped the others.
-fn heard(vm: &mut Vm, first: u32) -> Result<Vec<&'static str>> {
+pub(super) fn heard(vm: &mut Vm, first: u32) -> Result<Vec<&'static str>> {
     let (_, before) = network::dropped("tap0")?;
     send(&TARGETS.join(","), &format!("--first {first}"))?;
     let numbers = until(vm, first + 50)?;
@@ -137,7 +137,7 @@ fn heard(vm: &mut Vm, first: u32) -> Result<Vec<&'static str>> {
     Ok(heard)
 }
 
-fn over(mut vm: Vm, scenario: &str) -> Result<GuestResult> {
+pub(super) fn over(mut vm: Vm, scenario: &str) -> Result<GuestResult> {
     let result = vm.wait()?.with_code(0)?.result(scenario)?.passed()?;
     vm.check_nothing_is_left()?;
     Ok(result)

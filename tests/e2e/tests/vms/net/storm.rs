@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use outboard_e2e::network::{self, Peer};
 use outboard_e2e::storm::Shape;
-use outboard_e2e::storm::killer::Killer;
+use outboard_e2e::storm::killer::{Aim, Killer};
 
 use super::{NET, in_network, vm};
 use crate::Test;
@@ -15,27 +15,35 @@ use crate::storm::seed;
 
 pub fn tests() -> Vec<Test> {
     vec![
-        in_network("a flow goes on where nobody is killed", NET, || flows(0)),
-        in_network("a flow goes on over 100 kills", NET, || flows(100)),
+        in_network("a flow goes on where nobody is killed", NET, || {
+            flows("tap=tap0", Aim::Newest, 0)
+        }),
+        in_network("a flow goes on over 100 kills", NET, || {
+            flows("tap=tap0", Aim::Newest, 100)
+        }),
+        in_network("a flow goes on over kills with a standby", NET, || {
+            flows("tap=tap0,standby=1", Aim::Any, 40)
+        }),
     ]
 }
 
 /// So many kills in all, of one VM after the other.
-fn flows(kills: u32) -> Result<()> {
+fn flows(card: &str, aim: Aim, kills: u32) -> Result<()> {
     network::tap_with_address("tap0", "")?;
     let echo = Peer::listening("echo")?;
     for shape in Shape::new(kills, seed()).vms() {
-        flow(shape.kills, shape.seed)?;
+        flow(card, aim, shape.kills, shape.seed)?;
     }
     drop(echo);
     Ok(())
 }
 
-fn flow(kills: u32, seed: u64) -> Result<()> {
+fn flow(card: &str, aim: Aim, kills: u32, seed: u64) -> Result<()> {
     let cmdline = "scenario=net-storm retry_ms=20";
-    let mut vm = vm("tap=tap0", 2, cmdline)?.start()?;
+    let mut vm = vm(card, 2, cmdline)?.start()?;
     vm.console_line("begun scenario=net-storm")?;
     let mut killer = Killer::new("outboard-net", seed, Duration::from_millis(40));
+    killer.aim = aim;
     vm.console_line("progress")?;
     killer.kill_them(&mut vm, kills, Signal::SIGKILL)?;
     Peer::run("stop --to 10.0.2.2")?.passed()?;
