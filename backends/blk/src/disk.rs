@@ -2,6 +2,7 @@
 //! (virtio 1.3, section 5.2).
 
 mod device;
+mod shown;
 
 use std::fs::File;
 use std::io;
@@ -11,30 +12,20 @@ use std::sync::{Arc, OnceLock};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use outboard_log::Rarely;
-use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_blocks;
 use outboard_runtime::Notifier;
 use outboard_runtime::guest_buffers::GuestBuffers;
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
-};
 
 pub use self::device::Blk;
 use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
 use crate::hold::Holds;
 use crate::image::{Alignment, Image};
-use crate::request::{
-    ID_BYTES, Limits, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, SECTOR,
-};
+use crate::profile::Profile;
+use crate::request::{Bounds, ID_BYTES, Limits};
 use crate::task::{Refused, Rules};
 use crate::trouble::Troubles;
 
-/// Most data segments in a request: what Linux asked for before it could be
-/// told. Longer lists save nothing and cost memory in every request.
-const SEG_MAX: u32 = 126;
 /// Block size that guests lay out their partitions by, if the image has none.
 const PAGE: u32 = 4096;
 /// What is said of an image whose size is not that of a disk.
@@ -75,6 +66,11 @@ pub struct Settings {
     )]
     #[arg(value_parser = serial)]
     pub serial: String,
+
+    /// Limits, topology and serial number; portable: those of qemu-storage-daemon, which
+    /// can then take the disk over while a guest uses it, and hand it back
+    #[arg(long, value_name = "PROFILE", default_value = "native")]
+    pub profile: Profile,
 
     /// Write cache, until the driver changes it; off: a write is done when it is durable
     #[arg(long = "wce", value_name = "STATE", default_value = "on", action = clap::ArgAction::Set)]
@@ -121,6 +117,7 @@ impl Default for Settings {
             queues: 1,
             queue_size: 1024,
             serial: String::new(),
+            profile: Profile::Native,
             writeback: true,
             engine: Choice::Auto,
             on_io_error: OnIoError::Report,
@@ -154,10 +151,16 @@ impl Disk {
     /// Puts a disk together.
     ///
     /// # Errors
-    /// The engine that was asked for is not to be had.
+    /// The engine that was asked for is not to be had, or a setting does not fit the
+    /// profile.
     pub fn new(storage: Storage, settings: Settings) -> anyhow::Result<Self> {
+        let profile = settings.profile;
+        profile.check(&settings.serial, settings.queue_size)?;
         let mut serial = [0; ID_BYTES];
-        for (to, from) in serial.iter_mut().zip(settings.serial.bytes()) {
+        for (to, from) in serial
+            .iter_mut()
+            .zip(profile.serial(&settings.serial).bytes())
+        {
             *to = from;
         }
         let engine = match storage {
@@ -180,9 +183,17 @@ impl Disk {
                     read_only: false,
                     discard: true,
                     write_zeroes: true,
+                    bounds: Bounds::default(),
                 };
                 (None, limits, None, PAGE)
             }
+        };
+        let limits = Limits {
+            // A portable disk has the same features on any file system, and a discard is a
+            // hint where there are no holes.
+            discard: limits.discard || profile == Profile::Portable && !limits.read_only,
+            bounds: profile.bounds(),
+            ..limits
         };
         Ok(Self {
             file,
@@ -326,54 +337,6 @@ impl Disk {
             Some(file) => self.settings.engine.make(file, self.settings.queue_size),
             None => Ok(Box::new(Null)),
         }
-    }
-
-    fn features(&self) -> u64 {
-        let always = [
-            VIRTIO_BLK_F_SEG_MAX,
-            VIRTIO_BLK_F_BLK_SIZE,
-            VIRTIO_BLK_F_TOPOLOGY,
-            VIRTIO_BLK_F_FLUSH,
-            VIRTIO_BLK_F_MQ,
-        ];
-        let perhaps = [
-            (VIRTIO_BLK_F_RO, self.limits.read_only),
-            (VIRTIO_BLK_F_CONFIG_WCE, !self.limits.read_only),
-            (VIRTIO_BLK_F_DISCARD, self.limits.discard),
-            (VIRTIO_BLK_F_WRITE_ZEROES, self.limits.write_zeroes),
-        ];
-        let perhaps = perhaps.into_iter().filter(|(_, offered)| *offered);
-        let bits = always.into_iter().chain(perhaps.map(|(bit, _)| bit));
-        bits.fold(0, |features, bit| features | 1 << bit)
-    }
-
-    fn config(&self) -> BlkConfig {
-        let block = self.limits.block_size;
-        let physical = self.physical_block.max(block);
-        let queue_size = u32::from(self.settings.queue_size);
-        let per_physical = physical.checked_div(block).unwrap_or(1);
-        let mut config = BlkConfig {
-            capacity: self.limits().capacity / SECTOR,
-            // Header and status take a descriptor each.
-            seg_max: SEG_MAX.clamp(1, queue_size.max(3).saturating_sub(2)),
-            blk_size: block,
-            physical_block_exp: per_physical.checked_ilog2().unwrap_or(0) as u8,
-            min_io_size: u16::try_from(per_physical).unwrap_or(1),
-            writeback: self.durability.writeback().into(),
-            num_queues: self.settings.queues,
-            ..BlkConfig::default()
-        };
-        if self.limits.discard {
-            config.max_discard_sectors = MAX_DISCARD_SECTORS;
-            config.max_discard_seg = MAX_SEGMENTS;
-            config.discard_sector_alignment = (u64::from(physical) / SECTOR) as u32;
-        }
-        if self.limits.write_zeroes {
-            config.max_write_zeroes_sectors = MAX_WRITE_ZEROES_SECTORS;
-            config.max_write_zeroes_seg = MAX_SEGMENTS;
-            config.write_zeroes_may_unmap = self.limits.discard.into();
-        }
-        config
     }
 }
 

@@ -23,7 +23,7 @@ use outboard_protocol::image_format::Format;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::image_writes::{self, Unwritable};
 
-use crate::request::Limits;
+use crate::request::{Bounds, Limits};
 
 /// What no word of a command line can be.
 const NOT_GIVEN: &str = "\0";
@@ -206,6 +206,7 @@ impl Image {
             read_only: self.read_only,
             discard: self.discard,
             write_zeroes: !self.read_only,
+            bounds: Bounds::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A disk: an image behind virtio-blk queues.
 //!
 //! - [`image`]: the file or block device, its size, alignment and lock;
+//! - [`profile`]: its own limits, or those that qemu-storage-daemon has too;
 //! - [`request`]: a descriptor chain understood as a block request;
 //! - [`data`]: what an operation moves: the guest's buffers, or something else;
 //! - [`engine`]: how one operation reaches the kernel and comes back;
@@ -28,6 +29,7 @@ pub mod durability;
 pub mod engine;
 pub mod hold;
 pub mod image;
+pub mod profile;
 pub mod queue;
 pub mod request;
 pub mod task;

@@ -36,6 +36,27 @@ pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// be written one by one.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 18;
 
+/// Bounds of a discard and a write-zeroes. By default, those of this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most segments in either, at most [`MAX_SEGMENTS`].
+    pub segments: u32,
+    /// Most sectors in a segment of a discard.
+    pub discard: u32,
+    /// Most sectors in a segment of a write-zeroes.
+    pub write_zeroes: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            segments: MAX_SEGMENTS,
+            discard: MAX_DISCARD_SECTORS,
+            write_zeroes: MAX_WRITE_ZEROES_SECTORS,
+        }
+    }
+}
+
 /// How a request ends (virtio 1.3, section 5.2.6, `status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -65,6 +86,8 @@ pub struct Limits {
     pub discard: bool,
     /// Write-zeroes is offered.
     pub write_zeroes: bool,
+    /// How much either may name.
+    pub bounds: Bounds,
 }
 
 /// A part of the disk, in bytes; within its capacity.
@@ -246,12 +269,13 @@ fn operation(memory: &Memory, chain: &Chain, limits: &Limits) -> Result<Operatio
         VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
         VIRTIO_BLK_T_DISCARD if limits.discard => {
             only(readable, writable)?;
-            let rules = (0, MAX_DISCARD_SECTORS);
+            let rules = (0, limits.bounds.discard);
             segments(memory, &chain.readable, limits, rules).map(Operation::Discard)
         }
         VIRTIO_BLK_T_WRITE_ZEROES if limits.write_zeroes => {
             only(readable, writable)?;
-            let rules = (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, MAX_WRITE_ZEROES_SECTORS);
+            let most = limits.bounds.write_zeroes;
+            let rules = (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, most);
             segments(memory, &chain.readable, limits, rules).map(Operation::WriteZeroes)
         }
         VIRTIO_BLK_T_GET_ID => {
@@ -292,7 +316,8 @@ fn segments(
 ) -> Result<Vec<Segment>, Status> {
     let length = total(readable).saturating_sub(HEADER);
     let count = length / SEGMENT;
-    if count == 0 || !length.is_multiple_of(SEGMENT) || count > u64::from(MAX_SEGMENTS) {
+    let many = count > u64::from(limits.bounds.segments);
+    if count == 0 || !length.is_multiple_of(SEGMENT) || many {
         return Err(Status::IoErr);
     }
     let mut bytes = [0; SEGMENT as usize * MAX_SEGMENTS as usize];

@@ -1,8 +1,16 @@
+use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::kept::{CardState, DiskState, Kept};
 use outboard_runtime::device::{Change, Device as _, Queue as _};
 
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
 use super::*;
 use crate::image::Options;
+use crate::request::MAX_SEGMENTS;
 
 fn file(size: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -92,6 +100,65 @@ fn the_smallest_queue_still_has_room_for_data() {
         ..Settings::default()
     };
     assert_eq!(blk(&file, settings, false).0.config().seg_max, 1);
+}
+
+/// What it says beside qemu-storage-daemon's is in `tests/contract`.
+#[test]
+fn a_portable_disk_keeps_to_the_bounds_that_it_shows() {
+    let file = file(1 << 30);
+    let portable = || Settings {
+        profile: Profile::Portable,
+        ..Settings::default()
+    };
+    let disk = blk(&file, portable(), false);
+    let (config, bounds) = (disk.0.config(), disk.0.limits().bounds);
+    assert_eq!(
+        (config.max_discard_sectors, config.max_discard_seg),
+        (32768, 1)
+    );
+    assert_eq!(
+        (bounds.discard, bounds.write_zeroes, bounds.segments),
+        (
+            config.max_discard_sectors,
+            config.max_write_zeroes_sectors,
+            1
+        )
+    );
+    assert_eq!(disk.0.serial(), b"vhost_user_blk\0\0\0\0\0\0");
+    let features = disk.features();
+    drop(disk);
+    // Also where the file system has no holes.
+    let mut image = Image::open(file.path(), Options::default()).unwrap();
+    image.discard = false;
+    let without = Disk::new(Storage::Image(image), portable()).unwrap();
+    assert_eq!(without.features(), features);
+    assert_eq!(without.config(), config);
+}
+
+#[test]
+fn what_no_portable_disk_has_is_refused() {
+    let refused = |settings| {
+        let size = 1 << 20;
+        let block_size = 512;
+        let disk = Disk::new(Storage::Null { size, block_size }, settings);
+        disk.unwrap_err().to_string()
+    };
+    let portable = || Settings {
+        profile: Profile::Portable,
+        ..Settings::default()
+    };
+    let serial = "S1".to_owned();
+    let error = refused(Settings {
+        serial,
+        ..portable()
+    });
+    assert!(error.contains("exclude each other"), "{error}");
+    let queue_size = 64;
+    let error = refused(Settings {
+        queue_size,
+        ..portable()
+    });
+    assert!(error.contains("--queue-size=128"), "{error}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn limits() -> Limits {
         read_only: false,
         discard: true,
         write_zeroes: true,
+        bounds: Bounds::default(),
     }
 }
 
@@ -297,6 +298,33 @@ fn segments_beyond_limits_are_refused() {
     let unmap = guest.put(&segment(0, 1, 1));
     let chain = guest.chain(DISCARD, 0, &[unmap], &[]);
     assert_eq!(parse(&guest, &chain), UNSUPP);
+}
+
+#[test]
+fn narrower_bounds_are_kept_to() {
+    let mut guest = Guest::new();
+    let limits = Limits {
+        capacity: 1 << 30,
+        bounds: Bounds {
+            segments: 1,
+            discard: 100,
+            write_zeroes: 200,
+        },
+        ..limits()
+    };
+    for (kind, most) in [(DISCARD, 100), (WRITE_ZEROES, 200)] {
+        for (data, is_accepted) in [
+            (segment(0, most, 0).to_vec(), true),
+            (segment(0, most + 1, 0).to_vec(), false),
+            (segment(0, 1, 0).repeat(2), false),
+        ] {
+            let data = guest.put(&data);
+            let chain = guest.chain(kind, 0, &[data], &[]);
+            let found = parse_by(&guest, &chain, &limits);
+            assert_eq!(found.is_ok(), is_accepted, "type {kind}");
+            assert!(is_accepted || found == IOERR, "type {kind}");
+        }
+    }
 }
 
 #[test]

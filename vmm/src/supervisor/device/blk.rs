@@ -23,6 +23,8 @@ pub(super) const OWN: Executable = Executable::Own {
 };
 /// Most queues that a disk has by default.
 const DEFAULT_QUEUES: u64 = 4;
+/// Smallest queue of a portable disk: requests of 126 segments, a header and a status.
+const PORTABLE_QUEUE: u16 = 128;
 /// Longest serial number of a disk (virtio 1.3, section 5.2.6.1).
 const MAX_SERIAL: usize = 20;
 
@@ -55,6 +57,8 @@ pub(crate) struct DiskSettings {
     pub(crate) queue_size: Option<u64>,
     /// What becomes of a request that fails on the host; `report` if not said.
     pub(crate) on_io_error: Option<OnIoError>,
+    /// Whose limits and serial number the disk has; `native` if not said.
+    pub(crate) profile: Option<Profile>,
     /// The serial number that the guest reads.
     pub(crate) serial: Option<String>,
     /// How long a ring may stand still before the back-end is suspected to hang.
@@ -65,6 +69,16 @@ pub(crate) struct DiskSettings {
     pub(crate) standby: Option<u64>,
     /// The name of the device.
     pub(crate) id: Option<String>,
+}
+
+/// Whose limits, topology and serial number a disk has.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Profile {
+    /// Those of its image and of outboard-blk.
+    Native,
+    /// Those that qemu-storage-daemon has too.
+    Portable,
 }
 
 /// What becomes of a request that fails on the host.
@@ -83,10 +97,12 @@ impl DeviceOption for DiskSettings {
     const HELP: &'static str = "\
 Add a disk (may be given several times)
 
-`path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts outboard-blk on a raw image or block \
+`path=FILE[,readonly][,direct][,wce=on|off][,serial=S|,profile=portable]` starts outboard-blk on a raw image or block \
 device. `readonly`: the guest may only read. `direct`: bypass the page cache (O_DIRECT). `wce=off`: no \
 write cache, so each write is on disk when it completes. `serial`: the serial number that the guest \
-reads. `block-size=512|4096` is the block size that the guest sees (default: 512 for a file, its own \
+reads. `profile=portable`: limits and serial number as qemu-storage-daemon has them, which can then \
+serve the disk in place of outboard-blk while the guest uses it; not with `serial`. \
+`block-size=512|4096` is the block size that the guest sees (default: 512 for a file, its own \
 for a block device; `direct` does not change it). An image that looks like another format, such as qcow2, is refused unless \
 `format=raw` says that it is raw. `on-io-error=pause`: a read, write or discard that fails on the host, as when \
 the file system of the image is full, is kept from the guest; the VM is paused, and on resume it is \
@@ -140,7 +156,7 @@ impl DiskSettings {
     }
 
     /// What a back-end that somebody else runs decides, and whether it was given.
-    fn decides(&self) -> [(&'static str, bool); 10] {
+    fn decides(&self) -> [(&'static str, bool); 11] {
         [
             ("path", self.path.is_some()),
             ("backend", self.backend.is_some()),
@@ -150,6 +166,7 @@ impl DiskSettings {
             ("block-size", self.block_size.is_some()),
             ("wce", self.wce.is_some()),
             ("serial", self.serial.is_some()),
+            ("profile", self.profile.is_some()),
             ("on-io-error", self.on_io_error.is_some()),
             ("standby", self.standby.is_some()),
         ]
@@ -163,6 +180,10 @@ impl DiskSettings {
         }
         if let Some(serial) = &self.serial {
             check_serial(serial)?;
+        }
+        let is_portable = self.profile == Some(Profile::Portable);
+        if is_portable {
+            self.fits_portable(spec.queue_size)?;
         }
         if self.backend.is_some() && self.on_io_error.is_some() {
             return Err(
@@ -187,6 +208,7 @@ impl DiskSettings {
             .value("block-size", self.block_size)
             .value("wce", self.wce.map(|on| if on { "on" } else { "off" }))
             .value("on-io-error", pauses.then_some("pause"))
+            .value("profile", is_portable.then_some("portable"))
             .value("serial", self.serial);
         Ok(ServedBy::Program {
             executable: match self.backend {
@@ -202,6 +224,26 @@ impl DiskSettings {
             },
             args: args.all(),
         })
+    }
+}
+
+impl DiskSettings {
+    /// Whether a portable disk can have the rest of these settings.
+    fn fits_portable(&self, queue_size: u16) -> Result<(), String> {
+        if self.serial.is_some() {
+            return Err(
+                "`serial` and `profile=portable` exclude each other: the serial number of a \
+                 portable disk is the one that qemu-storage-daemon gives each"
+                    .into(),
+            );
+        }
+        if queue_size < PORTABLE_QUEUE {
+            return Err(format!(
+                "queue-size {queue_size}: `profile=portable` needs {PORTABLE_QUEUE} or more, since \
+                 a portable disk has requests of 126 segments"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -272,6 +314,12 @@ mod tests {
             ("socket=a,standby=1", "`standby` and `socket`"),
             ("path=a,queue-size=65536", "give 2 to 32768"),
             ("path=a,serial=123456789012345678901", "at most 20"),
+            (
+                "path=a,profile=portable,serial=S1",
+                "`serial` and `profile=portable` exclude",
+            ),
+            ("path=a,profile=portable,queue-size=64", "needs 128 or more"),
+            ("socket=a,profile=portable", "`profile` and `socket`"),
         ] {
             let error = planned(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
@@ -321,6 +369,22 @@ mod tests {
         };
         let path = "a".into();
         assert_eq!(lend, Lend::Image { path, usage });
+    }
+
+    #[test]
+    fn a_back_end_is_told_of_a_profile_that_is_not_its_own() {
+        for (text, is_told) in [
+            ("path=a", false),
+            ("path=a,profile=native,serial=S1,queue-size=64", false),
+            ("path=a,profile=portable,queue-size=128,direct", true),
+            ("backend=b,path=a,profile=portable,readonly", true),
+        ] {
+            let ServedBy::Program { args, .. } = planned(text).unwrap().served_by else {
+                panic!("a path makes a program");
+            };
+            let portable = args.iter().any(|word| word == "--profile=portable");
+            assert_eq!(portable, is_told, "{text}");
+        }
     }
 
     #[test]

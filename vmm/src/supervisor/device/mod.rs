@@ -100,7 +100,8 @@ mod tests {
                 continue;
             }
             // Whatever its type.
-            let given = ["on", "1", "raw", "report"].map(|value| format!("socket=s,{key}={value}"));
+            let values = ["on", "1", "raw", "report", "native"];
+            let given = values.map(|value| format!("socket=s,{key}={value}"));
             let device = given.iter().find_map(|text| options::read::<O>(text).ok());
             let error = device.unwrap().plan("x".into(), 1).unwrap_err();
             let words = format!("`{key}` and `socket` exclude each other");
