@@ -2,21 +2,20 @@
 //! (virtio 1.3, section 5.2).
 
 mod device;
+mod resize;
 mod shown;
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use outboard_log::Rarely;
-use outboard_protocol::image_blocks;
 use outboard_runtime::Notifier;
 use outboard_runtime::guest_buffers::GuestBuffers;
 
 pub use self::device::Blk;
+use crate::capacity::Capacity;
 use crate::durability::Durability;
 use crate::engine::{Choice, Engine, Null};
 use crate::hold::Holds;
@@ -28,8 +27,6 @@ use crate::trouble::Troubles;
 
 /// Block size that guests lay out their partitions by, if the image has none.
 const PAGE: u32 = 4096;
-/// What is said of an image whose size is not that of a disk.
-static UNUSABLE: Rarely = Rarely::new();
 
 /// What is behind a disk.
 #[derive(Debug)]
@@ -130,8 +127,8 @@ impl Default for Settings {
 pub struct Disk {
     /// `None` when there is nothing behind it.
     file: Option<Arc<File>>,
-    /// In bytes: see [`Disk::measure`] and [`Disk::grow`].
-    capacity: AtomicU64,
+    /// See [`Disk::measure`] and [`Disk::resize`].
+    capacity: Arc<Capacity>,
     /// The rest of them, and the first capacity.
     limits: Limits,
     /// What direct I/O needs; `None` when the page cache takes anything.
@@ -197,7 +194,7 @@ impl Disk {
         };
         Ok(Self {
             file,
-            capacity: AtomicU64::new(limits.capacity),
+            capacity: Arc::new(Capacity::new(limits.capacity)),
             limits,
             alignment,
             physical_block,
@@ -214,76 +211,9 @@ impl Disk {
     /// What requests are checked against.
     pub fn limits(&self) -> Limits {
         Limits {
-            capacity: self.capacity.load(Ordering::Relaxed),
+            capacity: self.capacity.get(),
             ..self.limits
         }
-    }
-
-    /// Asks for the size of the image anew, when a session begins. There are no queues
-    /// meanwhile.
-    ///
-    /// There is nobody to refuse to, so the disk is what there is: the whole
-    /// blocks of an odd size, and none of an empty image, until the next
-    /// session.
-    fn measure(&self) {
-        let Some((size, whole)) = self.found() else {
-            return;
-        };
-        self.change(size, whole);
-        let block = self.limits.block_size;
-        if (whole != size || whole == 0)
-            && let Some(times) = UNUSABLE.again()
-        {
-            log::warn!(
-                "the disk image has {size} bytes now, which is not a multiple of {block} and more \
-                 than 0: the disk has {whole} until the next front-end; make the image longer \
-                 (`truncate -s %{block}`, or to a size) and connect again{times}"
-            );
-        }
-    }
-
-    /// The supervisor says that the image has `told` bytes: the disk grows if there is
-    /// more of it than there was, and the driver hears of it. Requests may be under
-    /// way, so it never shrinks.
-    fn grow(&self, told: u64) {
-        let before = self.limits().capacity;
-        match self.found() {
-            Some((size, whole)) if whole > before => {
-                self.change(size, whole);
-                if let Some(notifier) = self.notifier.get() {
-                    notifier.config_changed();
-                }
-            }
-            Some((size, _)) => log::warn!(
-                "the disk keeps its {before} bytes: its image was to have {told} bytes, and has \
-                 {size}"
-            ),
-            None => {}
-        }
-    }
-
-    fn change(&self, size: u64, whole: u64) {
-        let before = self.capacity.swap(whole, Ordering::Relaxed);
-        if whole != before {
-            log::info!("the disk image has changed its size from {before} to {size} bytes");
-        }
-    }
-
-    /// The size of the image, and that of its whole blocks.
-    fn found(&self) -> Option<(u64, u64)> {
-        let size = image_blocks::size(self.file.as_ref()?);
-        let told = size.inspect_err(|error| {
-            if let Some(times) = UNUSABLE.again() {
-                let before = self.limits().capacity;
-                log::warn!(
-                    "cannot find out the size of the disk image: {error}; \
-                     the disk keeps its {before} bytes{times}"
-                );
-            }
-        });
-        let size = told.ok()?;
-        let odd = size.checked_rem(self.limits.block_size.into());
-        Some((size, size.saturating_sub(odd.unwrap_or(0))))
     }
 
     /// The serial number, padded with zeroes.
@@ -316,6 +246,11 @@ impl Disk {
     /// What is behind it, if there is anything.
     pub(crate) fn file(&self) -> Option<&Arc<File>> {
         self.file.as_ref()
+    }
+
+    /// Its size, and who is to know of it.
+    pub(crate) fn capacity(&self) -> &Arc<Capacity> {
+        &self.capacity
     }
 
     pub(crate) fn durability(&self) -> &Arc<Durability> {

@@ -7,6 +7,7 @@
 //! - [`engine`]: how one operation reaches the kernel and comes back;
 //! - [`task`]: the operations that make up a request, one after another;
 //! - [`durability`]: the write cache, and what a failed sync means;
+//! - [`capacity`]: its size while requests are under way, which may shrink;
 //! - [`hold`]: requests that have failed and wait to be executed again;
 //! - `cache`: the write cache, turned off by the driver;
 //! - [`trouble`]: what goes wrong with the image, said and counted;
@@ -22,6 +23,7 @@
 )]
 
 mod cache;
+pub mod capacity;
 pub mod cli;
 pub mod data;
 pub mod disk;

@@ -11,6 +11,7 @@
 //! ```
 
 mod failed;
+mod job;
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +25,7 @@ use outboard_runtime::guest_buffers::GuestBuffers;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use self::failed::Held;
+use crate::capacity::Reach;
 use crate::data::{BOUNCE, Bounce};
 use crate::disk::Disk;
 use crate::engine::{Completion, Engine};
@@ -56,6 +58,8 @@ pub struct BlkQueue {
     bounces_made: usize,
     spare: Vec<GuestBuffers>,
     completions: Vec<Completion>,
+    /// How far the jobs reach that the engine has.
+    reach: Reach,
     /// What has not been counted yet.
     done: Done,
     /// Those that have failed, where they are held back.
@@ -87,6 +91,7 @@ impl std::fmt::Debug for BlkQueue {
 impl BlkQueue {
     /// A queue of `disk`, by way of `engine`.
     pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>) -> Self {
+        let reach = Reach::new(disk.capacity(), disk.queue_size());
         Self {
             disk,
             engine,
@@ -100,6 +105,7 @@ impl BlkQueue {
             bounces_made: 0,
             spare: Vec::new(),
             completions: Vec::new(),
+            reach,
             done: Done::default(),
             hold: None,
             requests: 0,
@@ -169,18 +175,13 @@ impl BlkQueue {
                     self.bounces.extend(bounce);
                     return Some(pending.reply.finish(&self.memory, status, written));
                 }
-                Step::Next(job) => {
-                    pending.attempt = self.hold.as_ref().map(Hold::now).unwrap_or_default();
-                    match self.engine.start(id, job) {
-                        Some(done) => {
-                            step = pending.task.complete(done.job, done.result, self.rules());
-                        }
-                        None => {
-                            self.put(id, pending);
-                            return None;
-                        }
+                Step::Next(job) => match self.attempt(id, &mut pending, job) {
+                    Some(next) => step = next,
+                    None => {
+                        self.put(id, pending);
+                        return None;
                     }
-                }
+                },
                 Step::Held(failed) => match self.fate(pending.attempt, &failed) {
                     Fate::Again => step = Step::Next(failed.job),
                     Fate::Held => {
@@ -332,6 +333,7 @@ impl Queue for BlkQueue {
         let mut completions = std::mem::take(&mut self.completions);
         let result = self.engine.reap(&mut completions);
         for Completion { id, job, result } in completions.drain(..) {
+            self.reach.leave(id);
             let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) else {
                 continue;
             };
@@ -368,17 +370,7 @@ impl Queue for BlkQueue {
     /// remains of a request is not done, and nobody is told; but a sync that
     /// has failed is remembered.
     fn end(&mut self) {
-        let mut completions = std::mem::take(&mut self.completions);
-        if let Err(error) = self.engine.drain(&mut completions) {
-            self.engine_failed = true;
-            // A guest can stop its queues as often as it likes.
-            rarely!(error, "cannot drain a queue of the disk: {error}");
-        }
-        for Completion { id, job, result } in completions {
-            if let Some(mut pending) = self.pending.get_mut(id).and_then(Option::take) {
-                let _ = pending.task.complete(job, result, self.rules());
-            }
-        }
+        self.finish_jobs();
         // A queue without a ring takes no room.
         (self.pending, self.free) = (Vec::new(), Vec::new());
         (self.waiting, self.spare) = (VecDeque::new(), Vec::new());

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use outboard_contract::client::Ack;
 use outboard_contract::program::by_shell;
+use outboard_contract::ring::Buffer;
 use outboard_contract::soon;
 use outboard_protocol::Deadline;
 use outboard_protocol::counters::{self, Counts};
@@ -23,25 +24,31 @@ use outboard_protocol::devices::BlkConfig;
 use outboard_protocol::image_lock::{self, Access};
 use outboard_protocol::kept::{DiskState, Kept};
 use outboard_protocol::launch::{self, Channel, FromBackend, Link, ToBackend};
+use outboard_protocol::wire::{Connection, WireError};
 use support::*;
-use virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const SIZE: u64 = 1 << 20;
 /// An image that is handed over.
 const LENT: &str = "truncate -s 1M $folder/image; \
                     exec \"$@\" --blk-fd=5 5<>$folder/image 9<&0 </dev/null";
 
-/// The program with a line on which it finds its start.
-fn command(kept: Kept) -> (Channel, Command) {
-    let (line, theirs) = Channel::pair().unwrap();
-    let start = ToBackend::Start {
+fn first(kept: Kept) -> ToBackend {
+    ToBackend::Start {
         version: launch::VERSION,
         kept,
         link: Link::Up,
         replay: Default::default(),
         waits: false,
-    };
-    line.send(&start, &[], soon()).unwrap();
+    }
+}
+
+/// The program with a line on which it finds its start.
+fn command(kept: Kept) -> (Channel, Command) {
+    let (line, theirs) = Channel::pair().unwrap();
+    line.send(&first(kept), &[], soon()).unwrap();
     let mut command = by_shell(LENT, program(), &[]);
     command
         .env(launch::LINE_ENV, "9")
@@ -118,29 +125,207 @@ fn a_successor_knows_of_a_sync_that_failed_and_of_the_cache() {
     assert_eq!(now(&line), None, "it is known");
 }
 
+/// A disk with a driver, which is told of changes here, and a supervisor.
+struct Resized {
+    driver: Driver,
+    changes: Connection,
+    line: Channel,
+    program: Program,
+}
+
+impl Resized {
+    fn start((program, line): (Program, Channel)) -> Self {
+        let driver = Driver::of(&program, EVERYTHING);
+        let changes = driver.client.backend_requests().unwrap();
+        Self {
+            driver,
+            changes,
+            line,
+            program,
+        }
+    }
+
+    /// The next session.
+    fn again(self) -> Self {
+        drop((self.driver, self.changes));
+        Self::start((self.program, self.line))
+    }
+
+    fn tell(&self, size: u64) {
+        let message = ToBackend::Resize { size };
+        self.line.send(&message, &[], soon()).unwrap();
+    }
+
+    /// The next answer.
+    fn answer(&self) -> u64 {
+        match self.line.recv(soon()).unwrap().expect("it is open").0 {
+            FromBackend::Resized { size } => size,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the driver is told that the configuration has changed, and reads the
+    /// capacity there, in bytes.
+    fn changed(&self) -> u64 {
+        self.changes.recv(soon()).unwrap();
+        self.capacity()
+    }
+
+    fn capacity(&self) -> u64 {
+        let bytes = self.driver.client.config(0, 8).unwrap();
+        u64::from_le_bytes(bytes.try_into().unwrap()) * 512
+    }
+
+    /// Whether the driver has been told of a change that nobody has waited for.
+    fn is_told(&self) -> bool {
+        let message = self.changes.recv(Deadline::after(Duration::ZERO));
+        !matches!(message, Err(WireError::TimedOut))
+    }
+}
+
 #[test]
-fn a_disk_grows_when_its_image_has_and_shrinks_in_no_session() {
-    let (program, line) = supervised(Kept::Nothing);
-    let mut driver = Driver::of(&program, EVERYTHING);
-    let requests = driver.client.backend_requests().unwrap();
-    let sectors = || {
-        let bytes = driver.client.config(0, 8).unwrap();
-        u64::from_le_bytes(bytes.try_into().unwrap())
-    };
-    let tell = |size| line.send(&ToBackend::Resize { size }, &[], soon()).unwrap();
-    image(&program).set_len(2 * SIZE).unwrap();
-    tell(2 * SIZE);
-    requests.recv(soon()).unwrap();
-    assert_eq!(sectors(), 2 * SIZE / 512);
-    image(&program).set_len(SIZE).unwrap();
-    tell(SIZE);
-    program
-        .says(&["the disk keeps its 2097152 bytes", "has 1048576"])
-        .unwrap();
-    assert_eq!(sectors(), 2 * SIZE / 512);
-    image(&program).set_len(2 * SIZE).unwrap();
-    assert_eq!(driver.write(SIZE / 512, &[7; 512]).0, OK);
-    driver.works();
+fn a_disk_grows_and_shrinks_while_it_is_served() {
+    let mut disk = Resized::start(supervised(Kept::Nothing));
+    let (half, last) = (SIZE / 2, SIZE / 512);
+    image(&disk.program).set_len(2 * SIZE).unwrap();
+    assert_eq!(disk.driver.write(last, &[7; 512]).0, IOERR);
+    disk.tell(2 * SIZE);
+    assert_eq!((disk.changed(), disk.answer()), (2 * SIZE, 2 * SIZE));
+    assert_eq!(disk.driver.write(last, &[7; 512]).0, OK);
+    disk.tell(half + 511);
+    assert_eq!((disk.changed(), disk.answer()), (half, half));
+    image(&disk.program).set_len(half).unwrap();
+    for sector in [half / 512, half / 512 - 1] {
+        assert_eq!(disk.driver.write(sector, &[7; 1024]).0, IOERR);
+        assert_eq!(disk.driver.read(sector, 1024).0, IOERR);
+        for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+            assert_eq!(disk.driver.segment(kind, sector, 2, 0).0, IOERR);
+        }
+    }
+    assert_eq!(disk.driver.write(half / 512 - 1, &[7; 512]).0, OK);
+    disk.driver.works();
+    assert_eq!(image(&disk.program).metadata().unwrap().len(), half);
+}
+
+#[test]
+fn what_a_disk_cannot_become_is_refused_and_what_it_is_is_no_change() {
+    let mut disk = Resized::start(supervised(Kept::Nothing));
+    for wrong in [SIZE + 512, 0, 511] {
+        disk.tell(wrong);
+        assert_eq!(disk.answer(), SIZE, "{wrong}");
+        let words = format!("it was to have {wrong} bytes, and its image has {SIZE} bytes");
+        disk.program.says(&[&words]).unwrap();
+    }
+    disk.tell(SIZE);
+    assert_eq!((disk.answer(), disk.capacity()), (SIZE, SIZE));
+    disk.driver.works();
+    assert!(!disk.is_told(), "nothing has changed");
+}
+
+/// The supervisor says that the disk is shorter, and its front-end comes again before the
+/// image is cut.
+#[test]
+fn the_next_session_goes_by_what_was_said_and_not_by_an_image_that_is_yet_to_be_cut() {
+    let disk = Resized::start(supervised(Kept::Nothing));
+    disk.tell(SIZE / 2);
+    assert_eq!(disk.answer(), SIZE / 2);
+    let mut disk = disk.again();
+    assert_eq!(disk.capacity(), SIZE / 2);
+    assert_eq!(disk.driver.write(SIZE / 1024, &[7; 512]).0, IOERR);
+    // An image that was cut to less is what there is.
+    image(&disk.program).set_len(SIZE / 4).unwrap();
+    let disk = disk.again();
+    assert_eq!(disk.capacity(), SIZE / 4);
+}
+
+/// Many writes are under way, over the whole disk, when it shrinks; its image is cut when
+/// that has been answered, and nothing makes it longer again.
+#[test]
+fn nothing_is_written_beyond_the_end_once_the_answer_is_there() {
+    const AT_ONCE: u64 = 8;
+    let mut disk = Resized::start(supervised(Kept::Nothing));
+    let half = SIZE / 2;
+    for round in 0..100 {
+        let image = image(&disk.program);
+        image.set_len(SIZE).unwrap();
+        disk.tell(SIZE);
+        assert_eq!(disk.answer(), SIZE);
+        let first = (0..AT_ONCE).map(|number| disk.begin(number, number * SIZE / AT_ONCE / 512));
+        let _: Vec<_> = first.collect();
+        disk.driver.ring.kick().unwrap();
+        disk.tell(half);
+        assert_eq!(disk.answer(), half);
+        image.set_len(half).unwrap();
+        for number in AT_ONCE..2 * AT_ONCE {
+            disk.begin(number, (number - AT_ONCE) * SIZE / AT_ONCE / 512);
+        }
+        disk.driver.ring.kick().unwrap();
+        for _ in 0..2 * AT_ONCE {
+            disk.driver.ring.wait_used(soon()).unwrap();
+        }
+        for number in 0..2 * AT_ONCE {
+            let status = disk.driver.get(STATUS + number, 1)[0];
+            let is_within = number % AT_ONCE < AT_ONCE / 2;
+            let expected: &[u8] = match (is_within, number < AT_ONCE) {
+                (true, _) => &[OK],
+                (false, true) => &[OK, IOERR],
+                (false, false) => &[IOERR],
+            };
+            assert!(expected.contains(&status), "{round}, {number}: {status}");
+        }
+        assert_eq!(image.metadata().unwrap().len(), half, "{round}");
+    }
+}
+
+impl Resized {
+    /// Makes a write of one sector available, of which there are several at once.
+    fn begin(&mut self, number: u64, sector: u64) {
+        let header = HEADER + 16 * number;
+        let head = [u64::from(VIRTIO_BLK_T_OUT), sector].map(u64::to_le_bytes);
+        self.driver.put(header, head.as_flattened());
+        self.driver.put(STATUS + number, &[0xee]);
+        let buffers = [
+            Buffer::readable(header, 16),
+            Buffer::readable(DATA, 512),
+            Buffer::writable(STATUS + number, 1),
+        ];
+        self.driver.ring.add(&buffers).unwrap();
+    }
+}
+
+/// The write is held by strace(1), beyond what is to be the end.
+#[test]
+fn the_answer_waits_for_a_write_that_the_kernel_has() {
+    let strace = Command::new("strace").args(["-qq", "true"]).output();
+    if !strace.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIP: strace(1) cannot trace here");
+        return;
+    }
+    let (line, theirs) = Channel::pair().unwrap();
+    line.send(&first(Kept::Nothing), &[], soon()).unwrap();
+    let script = "truncate -s 1M $folder/image; \
+                  exec strace -D -f -qq -o $folder/trace -e trace=pwritev2 \
+                  -e inject=pwritev2:delay_enter=2s \
+                  \"$@\" --engine=threads --blk-fd=5 5<>$folder/image 9<&0 </dev/null";
+    let mut command = by_shell(script, program(), &[]);
+    let command = command.env(launch::LINE_ENV, "9");
+    let program = Program::serve(command.stdin(OwnedFd::from(theirs))).unwrap();
+    let ready = line.recv(soon()).unwrap().expect("it is open").0;
+    assert!(matches!(ready, FromBackend::Ready { .. }), "{ready:?}");
+    let mut disk = Resized::start((program, line));
+    disk.begin(0, SIZE / 512 - 1);
+    disk.driver.put(DATA, &[7; 512]);
+    disk.driver.ring.kick().unwrap();
+    let trace = disk.program.folder().join("trace");
+    let began = || std::fs::read_to_string(&trace).ok()?.find("pwritev2");
+    disk.program.until("the write has begun", began).unwrap();
+    disk.tell(SIZE / 2);
+    assert_eq!(disk.changed(), SIZE / 2, "the driver is told at once");
+    assert_eq!(disk.answer(), SIZE / 2);
+    let last = stored(&image(&disk.program), SIZE - 512, 512);
+    assert!(last == [7; 512], "it was still under way");
+    disk.driver.ring.wait_used(soon()).unwrap();
+    assert_eq!(disk.driver.get(STATUS, 1), [OK]);
 }
 
 #[test]

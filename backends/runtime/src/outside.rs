@@ -138,11 +138,12 @@ impl Outside {
                         log::warn!("the process that serves is not heard any more: {why}");
                         return ExitCode::FAILURE;
                     }
-                    // Nobody has asked it to hold anything back, and it has no successor that
+                    // Nobody has asked it to hold anything back or to resize, and it has no successor that
                     // would have to know.
                     Heard::Ready { .. }
                     | Heard::Keeps(_)
                     | Heard::IoError { .. }
+                    | Heard::Resized(_)
                     | Heard::InFlight(_) => {}
                 }
             }

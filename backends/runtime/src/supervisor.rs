@@ -36,7 +36,7 @@ pub enum News {
     Link(Link),
     /// A peer for a card that wants one: connected, and never used.
     Peer(UnixStream),
-    /// The image of a disk has another size, in bytes.
+    /// A disk is to have another size, in bytes; [`Supervisor::resized`] is the answer.
     Resize(u64),
     /// What is held back since it has failed ([`Supervisor::io_error`]) is to be
     /// executed again.
@@ -245,6 +245,12 @@ impl Supervisor {
     pub fn io_error(&self, queue: u16, text: &str) -> bool {
         let text = bounded(text);
         self.tell(&FromBackend::IoError { queue, text }, None)
+    }
+
+    /// Says that a disk has so many bytes, and that no request beyond them is in flight any
+    /// more: the answer to [`News::Resize`].
+    pub fn resized(&self, size: u64) {
+        self.tell(&FromBackend::Resized { size }, None);
     }
 
     /// Says that this request, of which that can be said, is ended in an error as ordered.

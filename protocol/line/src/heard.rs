@@ -29,6 +29,9 @@ pub enum Heard {
         /// than its bound.
         text: String,
     },
+    /// Its disk has so many bytes, and nothing beyond them is in flight: the answer to
+    /// [`Line::resize`](crate::Line::resize). It may be any number.
+    Resized(u64),
     /// This of requests in flight, which has been checked.
     InFlight(Told),
     /// It has said what no back-end says, and is not heard any more. Of what it has

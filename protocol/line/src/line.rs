@@ -177,7 +177,8 @@ impl Line {
         }
     }
 
-    /// Tells the back-end that its image has another size, in bytes.
+    /// Tells the back-end that its disk is to have another size, in bytes. If it knows what
+    /// that is, it answers ([`Heard::Resized`]).
     pub fn resize(&mut self, size: u64) {
         if let Some(open) = &mut self.open {
             open.unsent.size = Some(size);
@@ -339,6 +340,7 @@ impl Open {
             }
             FromBackend::Keeps { kept } => Ok(Some(Heard::Keeps(kept))),
             FromBackend::IoError { queue, text } => Ok(Some(Heard::IoError { queue, text })),
+            FromBackend::Resized { size } => Ok(Some(Heard::Resized(size))),
             other => Ok(Told::of(other).map(Heard::InFlight)),
         }
     }

@@ -46,6 +46,7 @@ impl Told {
             FromBackend::Ready { .. }
             | FromBackend::Keeps { .. }
             | FromBackend::IoError { .. }
+            | FromBackend::Resized { .. }
             | FromBackend::WantsPeer => None,
         }
     }

@@ -6,7 +6,7 @@
 //!              ◀─ ready ──────────────────────────────    serves from here on
 //!              ── take_over ──────────────────────────▶   or from here, if it waits
 //!              ── link, peer, resize, retry ──────────▶   at any time
-//!              ◀─ keeps, wants_peer, io_error ────────
+//!              ◀─ keeps, wants_peer, io_error, resized
 //!              ◀─ found ─ replays, refused … ─ replayed   each queue with requests in flight
 //! ```
 //! The back-end is given its end as the descriptor that [`super::LINE_ENV`] names.
@@ -83,7 +83,8 @@ pub enum ToBackend {
     /// A peer for a card that wants one. Brings one descriptor: a stream socket,
     /// connected and never used.
     Peer,
-    /// The image of a disk has another size.
+    /// A disk is to have another size, of which it takes whole blocks: its image is that
+    /// long already, or will be cut to it once [`FromBackend::Resized`] is the answer.
     Resize {
         /// In bytes.
         size: u64,
@@ -131,6 +132,14 @@ pub enum FromBackend {
         /// What was attempted, where, what went wrong, what to do: [`LONGEST_TEXT`]
         /// bytes at most.
         text: String,
+    },
+    /// A disk has this capacity, and no request beyond it is in flight any more: the answer
+    /// to [`ToBackend::Resize`], also where that was refused and the capacity is what it
+    /// was. Of several that are not answered yet, the last is. A program of version 2 that
+    /// does not know that message, and one that waits, never says this.
+    Resized {
+        /// In bytes.
+        size: u64,
     },
     /// A ring begins with these requests in flight, which a predecessor had taken. Said
     /// before any of them is executed; more messages of the same queue tell of more.
@@ -204,7 +213,9 @@ impl FromBackend {
             }
             Self::IoError { .. } | Self::Refused { .. } => Ok(()),
             Self::Found { requests, .. } => replay::check(requests),
-            Self::WantsPeer | Self::Replays(_) | Self::Replayed { .. } => Ok(()),
+            Self::WantsPeer | Self::Resized { .. } | Self::Replays(_) | Self::Replayed { .. } => {
+                Ok(())
+            }
         }
     }
 }
@@ -302,6 +313,10 @@ mod tests {
                     text: "a flush".into(),
                 },
                 r#"{"message":"refused","queue":0,"head":3,"counter":17,"text":"a flush"}"#,
+            ),
+            (
+                FromBackend::Resized { size: 512 },
+                r#"{"message":"resized","size":512}"#,
             ),
             (
                 FromBackend::Replayed { queue: 0 },

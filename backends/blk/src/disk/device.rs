@@ -22,6 +22,12 @@ impl Blk {
     pub fn new(disk: Disk) -> Self {
         Self(Arc::new(disk))
     }
+
+    /// What its queues share.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> Arc<Disk> {
+        self.0.clone()
+    }
 }
 
 impl Device for Blk {
@@ -38,6 +44,7 @@ impl Device for Blk {
 
     fn supervised(&self, supervisor: &Arc<Supervisor>) {
         self.0.durability.supervised(supervisor);
+        self.0.capacity.supervised(supervisor);
         if let Some(holds) = self.0.holds() {
             holds.supervised(supervisor);
         }
@@ -58,7 +65,7 @@ impl Device for Blk {
 
     fn hear(&self, news: News) {
         match (news, self.0.holds()) {
-            (News::Resize(size), _) => self.0.grow(size),
+            (News::Resize(size), _) => self.0.resize(size),
             // Whom nobody tells when to try again does so, and reports what fails.
             (News::Retry | News::Alone, Some(holds)) => holds.retry(),
             (news, _) => news.pass_over(),

@@ -74,6 +74,17 @@ pub struct Job {
     pub data: Data,
 }
 
+impl Job {
+    /// The first byte of the image behind what it touches; 0 for a sync.
+    pub fn end(&self) -> u64 {
+        let length = match self.operation {
+            Operation::Clear { length, .. } => length,
+            Operation::Read | Operation::Write { .. } | Operation::Sync => self.data.remaining(),
+        };
+        self.offset.saturating_add(length)
+    }
+}
+
 /// A job that the kernel is done with.
 #[derive(Debug)]
 pub struct Completion {

@@ -9,6 +9,13 @@ use super::*;
 
 /// Of a disk that has a supervisor, and the supervisor's end of the line.
 pub(crate) fn supervised(holds: &Holds) -> Channel {
+    let (supervisor, line) = supervisor(false);
+    holds.supervised(&supervisor);
+    line
+}
+
+/// Both ends of a line, of a process that `waits` or serves.
+pub(crate) fn supervisor(waits: bool) -> (Arc<Supervisor>, Channel) {
     let soon = || Deadline::after(Duration::from_secs(60));
     let (line, theirs) = Channel::pair().unwrap();
     let start = ToBackend::Start {
@@ -16,12 +23,11 @@ pub(crate) fn supervised(holds: &Holds) -> Channel {
         kept: Kept::Nothing,
         link: Link::Up,
         replay: Default::default(),
-        waits: false,
+        waits,
     };
     line.send(&start, &[], soon()).unwrap();
     let supervisor = Supervisor::meet(theirs.into(), soon()).unwrap();
-    holds.supervised(&Arc::new(supervisor));
-    line
+    (Arc::new(supervisor), line)
 }
 
 /// What has been said by now: of which queue, and why.

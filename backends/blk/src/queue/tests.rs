@@ -22,6 +22,7 @@ mod hold;
 mod hostile;
 #[allow(unsafe_code)]
 mod real;
+mod resize;
 
 const IN: u32 = VIRTIO_BLK_T_IN;
 const OUT: u32 = VIRTIO_BLK_T_OUT;

@@ -198,6 +198,31 @@ fn one_who_never_stops_speaking_is_heard_in_turns() {
 }
 
 #[test]
+fn a_resize_is_told_and_its_answer_is_heard() {
+    let (mut line, theirs) = started(None);
+    say(&theirs, &ready());
+    line.attend();
+    line.resize(1024);
+    let (told, _) = theirs.recv::<ToBackend>(soon()).unwrap().unwrap();
+    assert_eq!(told, ToBackend::Resize { size: 1024 });
+    assert!(
+        line.attend().is_empty(),
+        "who does not know it says nothing"
+    );
+    say(&theirs, &FromBackend::Resized { size: u64::MAX });
+    let heard = line.attend();
+    assert!(
+        matches!(&heard[..], [Heard::Resized(u64::MAX)]),
+        "{heard:?}"
+    );
+    // As anything else, it is said when the back-end is ready, and not before.
+    let successor = Channel::new(line.begin(Kept::Nothing).unwrap());
+    say(&successor, &FromBackend::Resized { size: 1024 });
+    let heard = line.attend();
+    assert!(matches!(&heard[..], [Heard::Nonsense(_)]), "{heard:?}");
+}
+
+#[test]
 fn every_request_that_is_found_is_heard_and_a_successor_is_told_what_to_refuse() {
     let (mut line, theirs) = started(None);
     say(&theirs, &ready());

@@ -310,6 +310,7 @@ impl Backend {
             }
             Heard::Keeps(kept) => Event::Keeps(session, kept),
             Heard::IoError { queue, text } => Event::IoError(session, queue, text),
+            Heard::Resized(size) => Event::Resized(session, size),
             Heard::Nonsense(why) => Event::Nonsense(session, why),
             Heard::HungUp => Event::HungUp(session),
             Heard::InFlight(told) => Event::InFlight(session, told),

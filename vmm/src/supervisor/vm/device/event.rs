@@ -74,6 +74,9 @@ pub(crate) enum Event {
     /// The back-end of this session holds back a request of this queue, which has failed
     /// for this reason, and those that fail after it.
     IoError(SessionNumber, u16, String),
+    /// The disk of this session has so many bytes, and nothing beyond them is in flight:
+    /// the answer to a resize.
+    Resized(SessionNumber, u64),
     /// The back-end of this session says this of requests that it has found in flight.
     InFlight(SessionNumber, Told),
     /// The back-end of this session has said what no back-end says, and is not heard

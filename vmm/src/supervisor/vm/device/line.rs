@@ -64,6 +64,8 @@ impl Device {
                 let until = now + limits::LAG;
                 self.line = Line::HungUp { until };
             }
+            // Nobody asks for a resize yet.
+            Event::Resized(..) => {}
             Event::Ready(_)
             | Event::Keeps(..)
             | Event::IoError(..)
