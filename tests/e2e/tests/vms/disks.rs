@@ -52,6 +52,9 @@ pub fn tests() -> Vec<Test> {
         test("a disk without a write cache is verified", KVM, || {
             options(",wce=off")
         }),
+        test("a portable disk is verified", KVM, || {
+            options(",profile=portable")
+        }),
         test("a disk past the page cache is verified", DIRECT, || {
             options(",direct")
         }),
