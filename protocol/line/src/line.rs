@@ -46,6 +46,8 @@ pub struct Line {
     open: Option<Open>,
     peer: Option<Rendezvous>,
     watch: Option<Watch>,
+    /// The link is down, whatever the interface is.
+    held_down: bool,
 }
 
 /// The line while there is a back-end at its other end.
@@ -105,6 +107,7 @@ impl Line {
             open: None,
             peer,
             watch,
+            held_down: false,
         })
     }
 
@@ -186,6 +189,14 @@ impl Line {
         self.flush();
     }
 
+    /// From now on the link of a card is down, whatever is behind it; or, if not, it is what
+    /// that is.
+    pub fn hold_down(&mut self, down: bool) {
+        self.held_down = down;
+        self.observe();
+        self.flush();
+    }
+
     /// Tells the back-end to execute again what it holds back.
     pub fn retry(&mut self) {
         if let Some(open) = &mut self.open {
@@ -231,6 +242,9 @@ impl Line {
 
     /// What the interface is now.
     fn look(&self) -> Link {
+        if self.held_down {
+            return Link::Down;
+        }
         match self.watch.as_ref().map(Watch::look) {
             // Nobody says whether one in another namespace is up.
             None => Link::Up,

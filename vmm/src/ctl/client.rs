@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, send};
 use outboard_protocol::Deadline;
+use serde::Serialize;
 
 use super::failure::Failure;
 use super::show;
@@ -17,8 +18,8 @@ use crate::supervisor::api::model::Error;
 
 /// How long an answer may take: the API may have to see to others before.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long a swap may take: a back-end that has I/O under way finishes that first.
-const SWAP: Duration = Duration::from_secs(150);
+/// How long a swap or a resize may take: what is under way is finished first.
+const LONG: Duration = Duration::from_secs(150);
 /// Most bytes of a head.
 const MOST_HEAD: usize = 16 << 10;
 /// Most bytes of an answer, or of a line of the event stream.
@@ -85,12 +86,15 @@ impl Client {
         self.ask_with(method, path, &[], ANSWER)
     }
 
-    /// Asks for a swap, which may take long, and returns the body of the answer.
+    /// Asks, with this as the body, for what may take long, and returns the body of the
+    /// answer.
     ///
     /// # Errors
     /// Those of [`Self::ask`].
-    pub(super) fn swap(self, path: &str, body: &[u8]) -> Result<Vec<u8>, Failure> {
-        self.ask_with("PUT", path, body, SWAP)
+    pub(super) fn put(self, path: &str, body: &impl Serialize) -> Result<Vec<u8>, Failure> {
+        let body = serde_json::to_vec(body)
+            .map_err(|error| Failure::Usage(format!("a path cannot be sent: {error}")))?;
+        self.ask_with("PUT", path, &body, LONG)
     }
 
     fn ask_with(

@@ -17,7 +17,10 @@ use serde::de::DeserializeOwned;
 
 use self::client::Client;
 use self::failure::{EXIT_CODES, Failure};
-use crate::supervisor::api::model::{Change, Device, DeviceState, Event, Explanation, Vm, VmState};
+use crate::supervisor::api::model::{
+    Change, Device, DeviceState, Event, Explanation, LinkRequest, ResizeRequest, Resized,
+    SwapRequest, Vm, VmState,
+};
 use crate::supervisor::say::say;
 use crate::supervisor::text::options;
 use crate::supervisor::text::units::Wait;
@@ -108,7 +111,8 @@ enum What {
     Swap {
         /// Id of the device.
         device: String,
-        /// backend=EXE, socket=PATH or path=FILE; nothing: the program that is installed now
+        /// backend=EXE, socket=PATH, path=FILE, tap=NAME or peer=PATH; nothing: the program that
+        /// is installed now
         #[arg(value_name = "KEY=VALUE")]
         wanted: Vec<String>,
         /// Let the disk have another size, and tell the guest
@@ -123,6 +127,36 @@ enum What {
     Upgrade {
         /// Id of the device; `all`: each that has a program, one after another.
         device: String,
+    },
+    /// Put another tap or peer behind a network card: tap=NAME or peer=PATH
+    Peer {
+        /// Id of the card.
+        device: String,
+        /// tap=NAME, or peer=PATH of a Unix socket at which the peer listens
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        behind: Vec<String>,
+        /// The peer connects there; outboard listens
+        #[arg(long)]
+        listen: bool,
+    },
+    /// Give a disk another size, of which the guest is told.
+    Resize {
+        /// Id of the disk.
+        device: String,
+        /// Size, as 20G, or in bytes; an image that is a file grows or shrinks to it
+        #[arg(required_unless_present = "rescan", conflicts_with = "rescan", value_parser = size)]
+        size: Option<u64>,
+        /// As large as the image, or block device, is by now
+        #[arg(long)]
+        rescan: bool,
+    },
+    /// Hold the link of a network card down, or let it be what is behind the card.
+    Link {
+        /// Id of the card.
+        device: String,
+        /// up or down
+        #[arg(value_parser = ["up", "down"])]
+        state: String,
     },
     /// Stop the guest, or only one device; `resume` lets it go on.
     Pause {
@@ -192,6 +226,29 @@ impl Ctl {
                 let request = swap::request(&wanted, resize, dry_run)?;
                 swap::swap(connect()?, &device, &request, self.json)
             }
+            What::Peer {
+                device,
+                behind,
+                listen,
+            } => {
+                let request = SwapRequest {
+                    listen,
+                    ..swap::request(&behind, false, false)?
+                };
+                swap::swap(connect()?, &device, &request, self.json)
+            }
+            What::Resize { device, size, .. } => {
+                let path = of_device(&device, "/resize")?;
+                let body = connect()?.put(&path, &ResizeRequest { size })?;
+                show(&body, self.json, |Resized { size }| {
+                    format!("{device} has {size} bytes\n")
+                })
+            }
+            What::Link { device, state } => {
+                let up = state == "up";
+                let path = of_device(&device, "/link")?;
+                connect()?.put(&path, &LinkRequest { up }).map(drop)
+            }
             What::Upgrade { device } => swap::upgrade(connect, &device, self.json),
             What::Pause { device: None } => put("/api/v1/vm/pause"),
             What::Resume { device: None } => put("/api/v1/vm/resume"),
@@ -214,6 +271,12 @@ impl Ctl {
             }
         }
     }
+}
+
+/// A size with a unit, or in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let parsed = outboard_protocol::size::parse(text);
+    parsed.ok_or_else(|| format!("`{text}` is not a size; write it as 20G, or in bytes"))
 }
 
 /// The path of what is asked of a device.

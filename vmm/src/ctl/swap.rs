@@ -24,7 +24,7 @@ pub(super) fn request(
     for word in words {
         let usage = |text: &str| Err(Failure::Usage(format!("`{word}`: {text}")));
         let Some((key, value)) = word.split_once('=').filter(|(_, value)| !value.is_empty()) else {
-            return usage("give backend=EXE, socket=PATH or path=FILE");
+            return usage("give backend=EXE, socket=PATH, path=FILE, tap=NAME or peer=PATH");
         };
         let (place, value) = match key {
             // One of Outboard's own is named, and found beside it.
@@ -32,7 +32,13 @@ pub(super) fn request(
             "backend" => (&mut request.backend, absolute(value)?),
             "socket" => (&mut request.socket, absolute(value)?),
             "path" => (&mut request.path, absolute(value)?),
-            _ => return usage("the keys are backend, socket and path"),
+            "peer" => (&mut request.peer, absolute(value)?),
+            "tap" if request.tap.is_none() => {
+                request.tap = Some(value.to_owned());
+                continue;
+            }
+            "tap" => return usage("it is given twice"),
+            _ => return usage("the keys are backend, socket, path, tap and peer"),
         };
         if place.replace(value).is_some() {
             return usage("it is given twice");
@@ -62,9 +68,7 @@ pub(super) fn swap(
 }
 
 fn ask(client: Client, device: &str, request: &SwapRequest) -> Result<Vec<u8>, Failure> {
-    let body = serde_json::to_vec(request)
-        .map_err(|error| Failure::Usage(format!("a path cannot be sent: {error}")))?;
-    client.swap(&of_device(device, "/swap")?, &body)
+    client.put(&of_device(device, "/swap")?, request)
 }
 
 /// Swaps the back-end of this device, or of `all` that have a program, for the program that is

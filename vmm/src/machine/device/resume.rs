@@ -13,6 +13,7 @@ use outboard_protocol::launch::{Cause, Restored, Whose};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ};
 
 use super::kinds::blk;
+use super::kinds::blk::Capacity;
 use super::ring;
 use crate::machine::frontend::because;
 use crate::machine::memory::Ram;
@@ -28,8 +29,8 @@ pub(crate) struct Successor {
     pub(crate) whose: Whose,
     /// What it knows of its predecessors.
     pub(crate) restored: Restored,
-    /// Its disk may have another capacity than the driver has seen.
-    pub(crate) resizes: bool,
+    /// Which capacity its disk may have.
+    pub(crate) capacity: Capacity,
 }
 
 /// Checks that a back-end that offers these features and this configuration can serve
@@ -55,7 +56,7 @@ pub(crate) fn fits(
         bail!(because(Cause::DoesNotFit, text));
     }
     let clash = match kind.virtio_id {
-        BLK => blk::clash(features, (config, offered_config), successor.resizes),
+        BLK => blk::clash(features, (config, offered_config), successor.capacity),
         _ => difference(kind, features, config, offered_config),
     };
     match clash {

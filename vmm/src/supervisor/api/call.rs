@@ -1,6 +1,6 @@
 //! What the API asks of the VM, and what the VM answers.
 
-use super::model::{Explanation, GapTimes, SwapRequest, SwapStep, Swapped, Vm};
+use super::model::{Explanation, GapTimes, Resized, SwapRequest, SwapStep, Swapped, Vm};
 
 /// The number of a call, which its answer bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,10 @@ pub(crate) enum Call {
     ResumeDevice(String),
     /// To put another in its place while it works.
     Swap(String, SwapRequest),
+    /// To give this disk so many bytes, or as many as its image has.
+    Resize(String, Option<u64>),
+    /// To let the link of this card be what is behind it; or, if not, to hold it down.
+    Link(String, bool),
     /// Whether this device can be taken over exactly.
     Explain(String),
 }
@@ -48,6 +52,8 @@ pub(crate) enum Reply {
     Explanation(Explanation),
     /// Another serves, or would.
     Swapped(Swapped),
+    /// The disk has this size.
+    Resized(Resized),
     /// It is done, or has begun.
     Done,
     /// It is not.

@@ -36,7 +36,7 @@ use outboard_line::bound::{self, SocketFile};
 use self::call::{Call, Refusal, Reply, Ticket};
 use self::connection::{Connection, Waits};
 use self::http::{Request, Response};
-use self::model::{Change, Event, NoFields, SwapRequest, Vm};
+use self::model::{Change, Event, LinkRequest, NoFields, ResizeRequest, Vm};
 use self::route::Route;
 
 /// Most clients at once.
@@ -195,7 +195,7 @@ impl Api {
         let readers = readers.count();
         let connection = self.connections.get_mut(place)?;
         let (route, device) = match route::find(request).and_then(|found| {
-            if found.0 != Route::Swap {
+            if !matches!(found.0, Route::Swap | Route::Resize | Route::Link) {
                 check_body(request)?;
             }
             Ok(found)
@@ -214,20 +214,13 @@ impl Api {
             Route::Restart => Call::Restart(device.to_owned()),
             Route::PauseDevice => Call::PauseDevice(device.to_owned()),
             Route::ResumeDevice => Call::ResumeDevice(device.to_owned()),
-            Route::Swap => {
-                let read = match request.body.is_empty() {
-                    true => Ok(SwapRequest::default()),
-                    false => serde_json::from_slice(&request.body),
-                };
-                match read {
-                    Ok(swap) => Call::Swap(device.to_owned(), swap),
-                    Err(error) => {
-                        let text = format!("the body is not as it should be: {error}");
-                        connection.reply(&Response::error(400, text), now);
-                        return None;
-                    }
+            Route::Swap | Route::Resize | Route::Link => match with_body(route, device, request) {
+                Ok(call) => call,
+                Err(response) => {
+                    connection.reply(&response, now);
+                    return None;
                 }
-            }
+            },
             Route::Explain => Call::Explain(device.to_owned()),
             Route::OpenApi => {
                 connection.reply(&Response::json(200, &openapi::description()), now);
@@ -276,6 +269,25 @@ fn welcome(socket: UnixStream, now: Instant) -> Connection {
     connection
 }
 
+/// What is asked with a body that says more; where all of it may be left out, so may it be.
+fn with_body(route: Route, device: &str, request: &Request) -> Result<Call, Response> {
+    let body = match request.body.is_empty() {
+        true => b"{}".as_slice(),
+        false => &request.body,
+    };
+    let device = device.to_owned();
+    let read = match route {
+        Route::Resize => {
+            serde_json::from_slice(body).map(|ResizeRequest { size }| Call::Resize(device, size))
+        }
+        Route::Link => {
+            serde_json::from_slice(body).map(|LinkRequest { up }| Call::Link(device, up))
+        }
+        _ => serde_json::from_slice(body).map(|swap| Call::Swap(device, swap)),
+    };
+    read.map_err(|error| Response::error(400, format!("the body is not as it should be: {error}")))
+}
+
 /// A body is `{}` or not there.
 fn check_body(request: &Request) -> Result<(), Response> {
     if request.method == "GET" || request.body.is_empty() {
@@ -294,6 +306,7 @@ fn response(waits: &Waits, reply: Reply) -> Response {
         Reply::Status(vm) => status(waits, *vm),
         Reply::Explanation(explanation) => Response::json(200, &explanation),
         Reply::Swapped(swapped) => Response::json(200, &swapped),
+        Reply::Resized(resized) => Response::json(200, &resized),
         Reply::Done => Response::done(),
         Reply::Refused(Refusal::NoSuchDevice(id, there)) => no_such_device(&id, &there),
         Reply::Refused(Refusal::NotNow(why)) => Response::error(409, why),

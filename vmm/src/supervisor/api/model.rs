@@ -25,10 +25,39 @@ pub struct SwapRequest {
     pub socket: Option<PathBuf>,
     /// Another image of the disk, which is taken as it is.
     pub path: Option<PathBuf>,
+    /// Another tap behind the card.
+    pub tap: Option<String>,
+    /// Another peer of the card, which listens at this path.
+    pub peer: Option<PathBuf>,
+    /// That peer is to connect there.
+    pub listen: bool,
     /// The disk may have another size, of which the guest is told.
     pub resize: bool,
     /// Find out whether it could be done, and touch nothing.
     pub dry_run: bool,
+}
+
+/// How large a disk is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResizeRequest {
+    /// In bytes; `null`: as large as its image is by now.
+    pub size: Option<u64>,
+}
+
+/// How large a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Resized {
+    /// In bytes, as the guest is told.
+    pub size: u64,
+}
+
+/// Whether the link of a card is to be up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRequest {
+    /// False: it is down, whatever is behind the card. True: it is what that is.
+    pub up: bool,
 }
 
 /// A back-end that has taken the place of another.

@@ -4,7 +4,10 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::metrics;
-use super::model::{Device, Error, Event, Explanation, NoFields, SwapRequest, Swapped, Vm};
+use super::model::{
+    Device, Error, Event, Explanation, LinkRequest, NoFields, ResizeRequest, Resized, SwapRequest,
+    Swapped, Vm,
+};
 use super::route::{ROWS, Route, Row};
 use super::stream;
 
@@ -67,6 +70,8 @@ fn operation(row: &Row, schemas: &mut SchemaGenerator) -> Value {
     if row.method == "PUT" {
         let schema = match row.route {
             Route::Swap => schemas.subschema_for::<SwapRequest>(),
+            Route::Resize => schemas.subschema_for::<ResizeRequest>(),
+            Route::Link => schemas.subschema_for::<LinkRequest>(),
             _ => schemas.subschema_for::<NoFields>(),
         };
         let body = content("application/json", &schema);
@@ -82,6 +87,7 @@ fn response(route: Route, schemas: &mut SchemaGenerator) -> (&'static str, Value
         | Route::Resume
         | Route::Shutdown
         | Route::Restart
+        | Route::Link
         | Route::PauseDevice
         | Route::ResumeDevice => {
             let done = json!({ "description": "It is done, or has begun" });
@@ -91,6 +97,7 @@ fn response(route: Route, schemas: &mut SchemaGenerator) -> (&'static str, Value
         Route::Devices => (JSON, schemas.subschema_for::<Vec<Device>>()),
         Route::Device => (JSON, schemas.subschema_for::<Device>()),
         Route::Swap => (JSON, schemas.subschema_for::<Swapped>()),
+        Route::Resize => (JSON, schemas.subschema_for::<Resized>()),
         Route::Explain => (JSON, schemas.subschema_for::<Explanation>()),
         // Of each line.
         Route::Events => (stream::CONTENT, schemas.subschema_for::<Event>()),

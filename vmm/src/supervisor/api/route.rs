@@ -16,6 +16,8 @@ pub(super) enum Route {
     PauseDevice,
     ResumeDevice,
     Swap,
+    Resize,
+    Link,
     Explain,
     Events,
     Metrics,
@@ -66,6 +68,18 @@ pub(super) const ROWS: &[Row] = &[
         Route::Swap,
         "Put another back-end in the place of one that works; answered when it serves, or the \
          former does again",
+    ),
+    row(
+        "PUT",
+        "/api/v1/devices/{id}/resize",
+        Route::Resize,
+        "Give a disk another size, of which the guest is told",
+    ),
+    row(
+        "PUT",
+        "/api/v1/devices/{id}/link",
+        Route::Link,
+        "Hold the link of a network card down, or let it be what is behind the card",
     ),
     row(
         "PUT",

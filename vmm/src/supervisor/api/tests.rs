@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::call::{Call, Refusal, Reply, Ticket};
 use super::model::{
-    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Standby, SwapStep,
-    Vm, VmState,
+    Change, Device, DeviceState, Exactness, Explanation, QueueCounters, Refused, Resized, Standby,
+    SwapStep, Vm, VmState,
 };
 use super::{Api, openapi};
 
@@ -233,9 +233,14 @@ fn reply(call: Call) -> Reply {
             SwapStep::Prepare,
             None,
         )),
-        Call::Restart(_) | Call::Shutdown | Call::PauseDevice(_) | Call::ResumeDevice(_) => {
-            Reply::Done
-        }
+        Call::Resize(_, size) => Reply::Resized(Resized {
+            size: size.unwrap_or(512),
+        }),
+        Call::Restart(_)
+        | Call::Shutdown
+        | Call::Link(..)
+        | Call::PauseDevice(_)
+        | Call::ResumeDevice(_) => Reply::Done,
         Call::Pause => Reply::Refused(Refusal::NotNow("not yet".into())),
         Call::Resume => Reply::Refused(Refusal::NotNow("it runs".into())),
     }

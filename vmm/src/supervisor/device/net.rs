@@ -198,6 +198,17 @@ fn behind(lend: &Lend) -> Args {
     }
 }
 
+/// What a back-end is told that was told this, and has that behind its card instead.
+pub(super) fn with_behind(args: &[String], lend: &Lend) -> Vec<String> {
+    let is_of_it = |arg: &&String| {
+        let names = ["--fd=", "--tap-fd=", "--peer-fd=", "--peer="];
+        !names.iter().any(|name| arg.starts_with(name))
+    };
+    let mut all = behind(lend).all();
+    all.extend(args.iter().filter(is_of_it).cloned());
+    all
+}
+
 /// What tells this host from others.
 fn machine_id() -> Vec<u8> {
     let id = fs::read("/etc/machine-id").or_else(|_| fs::read("/proc/sys/kernel/hostname"));

@@ -29,13 +29,23 @@ impl Plan {
             backend,
             socket,
             path,
+            tap,
+            peer,
+            listen,
             ..
         } = wanted;
+        let behind = [path.is_some(), tap.is_some(), peer.is_some()];
+        if behind.iter().filter(|given| **given).count() > 1 {
+            return Err("`path`, `tap` and `peer` exclude one another".into());
+        }
+        if *listen && peer.is_none() {
+            return Err("`listen` is for a `peer=PATH`; there is none".into());
+        }
         if let Some(socket) = socket {
-            if backend.is_some() || path.is_some() {
+            if backend.is_some() || behind.contains(&true) {
                 return Err(
-                    "`socket` excludes `backend` and `path`: the back-end that listens there has \
-                     what it serves already"
+                    "`socket` excludes the other keys: the back-end that listens there has what it \
+                     serves already"
                         .into(),
                 );
             }
@@ -54,6 +64,17 @@ impl Plan {
         }
         if let Some(path) = path {
             plan.use_image(path)?;
+        }
+        if let Some(name) = tap {
+            let name = name.clone();
+            plan.put_behind(|pairs| Lend::Tap { name, pairs })?;
+        }
+        if let Some(path) = peer.clone() {
+            let wait = plan::wait(None);
+            plan.put_behind(|_| match listen {
+                true => Lend::Listen { path },
+                false => Lend::Connect { path, wait },
+            })?;
         }
         Ok(plan)
     }
@@ -90,6 +111,34 @@ impl Plan {
                 writeback: !args.iter().any(|arg| arg == "--wce=off"),
             },
         };
+        Ok(())
+    }
+
+    /// Another tap or peer for a card with so many pairs of queues.
+    fn put_behind(&mut self, lend: impl FnOnce(u16) -> Lend) -> Result<(), String> {
+        let (id, pairs) = (&self.spec.id, self.spec.queues / 2);
+        let ServedBy::Program {
+            lend: has, args, ..
+        } = &mut self.served_by
+        else {
+            return Ok(());
+        };
+        if !matches!(
+            has,
+            Lend::Tap { .. } | Lend::Connect { .. } | Lend::Listen { .. }
+        ) {
+            return Err(format!(
+                "{id} has no tap and no peer that others could replace"
+            ));
+        }
+        let lend = lend(pairs);
+        if pairs > 1 && !matches!(lend, Lend::Tap { .. }) {
+            return Err(format!(
+                "{id} has {pairs} pairs of queues, and a peer has one"
+            ));
+        }
+        *args = net::with_behind(args, &lend);
+        *has = lend;
         Ok(())
     }
 

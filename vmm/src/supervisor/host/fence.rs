@@ -73,6 +73,11 @@ impl Image {
         }
     }
 
+    /// The supervisor's own description.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Our own description, which a back-end that keeps version 1 of the launch contract
     /// confirms the lock on, and works with: nobody sees when its I/O is over. Any other
     /// closes it.

@@ -101,10 +101,18 @@ impl Server {
 
     /// Whether it is a program that is lent an image.
     pub(crate) fn lends_image(&self) -> bool {
+        self.image().is_some()
+    }
+
+    /// The image that it is lent.
+    pub(crate) fn image(&self) -> Option<&Image> {
         let Self::Program { lent, .. } = self else {
-            return false;
+            return None;
         };
-        matches!(**lent, Lent::Image(_))
+        match &**lent {
+            Lent::Image(image) => Some(image),
+            _ => None,
+        }
     }
 
     /// Whether it must be told to wait: as it starts it sets up what it is lent, or has a

@@ -11,4 +11,5 @@ pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod program;
 pub(crate) mod resources;
+mod size;
 pub(crate) mod tap;

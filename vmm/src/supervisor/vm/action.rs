@@ -60,6 +60,10 @@ pub(crate) enum Action {
     /// that has its place: tell it what that has left, if it is known, and the machine to
     /// let it serve; its disk may have another capacity, if so.
     TakeOver(usize, SessionNumber, Option<Kept>, bool),
+    /// Tell the back-end of this disk that it has so many bytes, or as many as its image.
+    Resize(usize, Option<u64>),
+    /// Its image needs no more.
+    Truncate(usize, u64),
     /// Each has its former place again.
     Undo(usize),
     /// Nothing is left of a session that was part of a swap.

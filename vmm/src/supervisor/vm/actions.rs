@@ -2,6 +2,7 @@
 //! waits for what happens next.
 
 mod answers;
+mod changes;
 mod standbys;
 
 use std::fs::File;
@@ -53,8 +54,10 @@ pub(crate) struct Hands<'a> {
     backends: Vec<Backend>,
     /// Those that wait, likewise, as standbys or in a swap; `None` where there is none.
     standbys: Vec<Option<Backend>>,
-    /// Who served each device when its last swap began.
-    formers: Vec<Option<Served>>,
+    /// Who served each device when its last swap began, and who was to.
+    swaps: Vec<Option<(Served, Served)>>,
+    /// Whether the link of each is held down.
+    held_down: Vec<bool>,
 }
 
 impl<'a> Hands<'a> {
@@ -76,7 +79,8 @@ impl<'a> Hands<'a> {
         Ok(Self {
             backends: backends.collect::<Result<_>>()?,
             standbys: standbys.collect::<Result<_>>()?,
-            formers: vec![None; resources.devices.len()],
+            swaps: vec![None; resources.devices.len()],
+            held_down: vec![false; resources.devices.len()],
             resources,
             console,
             signals,
@@ -115,6 +119,8 @@ impl<'a> Hands<'a> {
                 self.send(ToMachine::HandBack { device, session }, Vec::new());
             }
             Action::GoOn(place, session) => self.go_on(place, session),
+            Action::Resize(place, size) => return self.resize(place, size),
+            Action::Truncate(place, size) => self.truncate(place, size),
             Action::Undo(place) => self.exchange(place),
             Action::Forget(place) => self.forget_standby(place),
             Action::TakeOver(place, session, kept, resizes) => {

@@ -20,6 +20,13 @@ pub(crate) enum Answer {
         /// It was only tried.
         dry_run: bool,
     },
+    /// The link of the card at this place is to be what is behind it, or held down.
+    Link {
+        /// See there.
+        place: usize,
+        /// It is not held down.
+        up: bool,
+    },
     /// Whether the device at this place can be taken over exactly.
     Explain {
         /// See there.

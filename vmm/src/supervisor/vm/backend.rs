@@ -258,6 +258,20 @@ impl Backend {
         Ok(front.into())
     }
 
+    /// Tells it that its image has so many bytes.
+    pub(crate) fn resize(&mut self, size: u64) {
+        if let Some(line) = &mut self.line {
+            line.resize(size);
+        }
+    }
+
+    /// The link of its card is down, whatever is behind that, or what that is.
+    pub(crate) fn hold_link_down(&mut self, down: bool) {
+        if let Some(line) = &mut self.line {
+            line.hold_down(down);
+        }
+    }
+
     /// Tells it to execute again what it holds back.
     pub(crate) fn retry(&mut self) {
         if let Some(line) = &mut self.line {

@@ -38,6 +38,7 @@ mod health;
 mod keeping;
 mod line;
 mod recovery;
+mod resize;
 mod standby;
 mod state;
 mod suspects;
@@ -53,6 +54,7 @@ pub(crate) use self::event::{Event, Fault, Outcome};
 use self::hang::Suspicion;
 use self::health::Health;
 use self::line::Line;
+use self::resize::Resize;
 use self::standby::Standby;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
@@ -82,6 +84,7 @@ pub(crate) struct Device {
     numbered: SessionNumber,
     standby: Standby,
     swap: Swap,
+    resize: Resize,
     line: Line,
     suspicion: Suspicion,
     /// Its back-end holds back what has failed.
@@ -135,6 +138,7 @@ impl Device {
             numbered: 0,
             standby: Standby::default(),
             swap: Swap::default(),
+            resize: Resize::default(),
             line: Line::Silent,
             suspicion: Suspicion::default(),
             holds: false,
@@ -209,7 +213,7 @@ impl Device {
             State::Resting { until } | State::Stopping { until } => Some(*until),
             _ => None,
         };
-        let others = [self.line_due(), self.standby_due()];
+        let others = [self.line_due(), self.standby_due(), self.resize_due()];
         due.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -218,11 +222,13 @@ impl Device {
         let mut out = Vec::new();
         self.take(event, now, &mut out);
         self.settle_swap(now, &mut out);
+        self.settle_size();
         out
     }
 
     fn take(&mut self, event: Event, now: Instant, out: &mut Vec<Outcome>) {
         let event = self.exchange(event, now, out);
+        let event = event.and_then(|event| self.size(event, now, out));
         let event = event.and_then(|event| self.reserve(event, now, out));
         let event = event.and_then(|event| self.hear(event, now, out));
         let Some(event) = event.and_then(|event| self.suspect(event, out)) else {

@@ -17,7 +17,7 @@ use outboard_protocol::devices::{BLK, BlkConfig};
 use outboard_protocol::launch::{self, Whose};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO};
 
-pub(crate) use self::clash::clash;
+pub(crate) use self::clash::{Capacity, clash};
 use crate::machine::frontend::{Negotiated, Session};
 
 const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;

@@ -2,10 +2,11 @@
 //! changes nothing else.
 
 use anyhow::{Context, Error, Result};
-use outboard_protocol::launch::{Cause, FromMachine, Replaces, SessionNumber};
+use outboard_protocol::launch::{Cause, FromMachine, Replaces, SessionNumber, Whose};
 
 use super::Owner;
 use super::succession::Welcome;
+use crate::machine::device::kinds::blk::Capacity;
 use crate::machine::device::resume::Successor;
 use crate::machine::device::standby::Waiting;
 use crate::machine::frontend::cause_of;
@@ -55,11 +56,7 @@ impl Owner {
         let Some(replaces) = waiting.replaces else {
             return Ok(());
         };
-        let successor = Successor {
-            whose: waiting.whose,
-            restored: replaces.restored,
-            resizes: replaces.resizes,
-        };
+        let successor = successor(waiting.whose, replaces);
         let welcome = Welcome { seat, driver };
         welcome
             .of(&mut waiting.serving, successor, &waiting.offer)
@@ -80,7 +77,12 @@ impl Owner {
             let text = "there is no back-end that waits";
             return self.post_lost(number, Cause::Gone, text.into());
         };
-        let result = self.employ_waiting(waiting, replaces);
+        let successor = Successor {
+            whose: waiting.whose,
+            restored: replaces.restored,
+            capacity: Capacity::Larger,
+        };
+        let result = self.employ_waiting(waiting, successor);
         self.has_begun(number, result);
     }
 
@@ -88,25 +90,31 @@ impl Owner {
     ///
     /// # Errors
     /// Those of [`Self::employ`].
-    pub(super) fn employ_waiting(&mut self, waiting: Waiting, replaces: Replaces) -> Result<()> {
+    pub(super) fn employ_waiting(&mut self, waiting: Waiting, successor: Successor) -> Result<()> {
         let Waiting {
             mut serving,
-            whose,
             mut offer,
             ..
         } = waiting;
         let config = serving.read_config(&self.seat.spec);
         offer.config = config.context("the back-end that has waited")?;
-        let successor = Successor {
-            whose,
-            restored: replaces.restored,
-            resizes: replaces.resizes,
-        };
         self.employ(serving, successor, &offer)
     }
 
     fn tell_of_standby(&self, number: SessionNumber, error: &Error) {
         let cause = cause_of(error).unwrap_or(Cause::Gone);
         self.post_lost(number, cause, format!("{error:#}"));
+    }
+}
+
+/// Who is to replace one that works.
+pub(super) fn successor(whose: Whose, replaces: Replaces) -> Successor {
+    Successor {
+        whose,
+        restored: replaces.restored,
+        capacity: match replaces.resizes {
+            true => Capacity::Any,
+            false => Capacity::Same,
+        },
     }
 }

@@ -8,6 +8,7 @@ use super::Owner;
 use crate::machine::device::driver::Driver;
 use crate::machine::device::introduce::{Offer, introduce};
 use crate::machine::device::kinds;
+use crate::machine::device::kinds::blk::Capacity;
 use crate::machine::device::resume::{self, Successor};
 use crate::machine::device::seat::Seat;
 use crate::machine::device::serving::Serving;
@@ -30,11 +31,11 @@ impl Owner {
             return self.post_lost(number, Cause::DoesNotFit, text.into());
         }
         let whose = session.whose();
-        let resizes = false;
+        let capacity = Capacity::Larger;
         let successor = Successor {
             whose,
             restored,
-            resizes,
+            capacity,
         };
         let met = introduce(
             &self.seat.spec,

@@ -17,6 +17,7 @@ use anyhow::{Context, Error, Result};
 use outboard_protocol::launch::{Cause, FromMachine, Gap, Replaces, SessionNumber};
 
 use super::Owner;
+use super::reserve::successor;
 use crate::machine::device::serving::Serving;
 use crate::machine::frontend::{Inflight, Limits, because};
 
@@ -108,7 +109,8 @@ impl Owner {
             return Err(Failed { error, has_begun });
         };
         waiting.serving.set_limits(Limits::OF_A_SUCCESSOR);
-        let result = self.employ_waiting(waiting, replaces);
+        let successor = successor(waiting.whose, replaces);
+        let result = self.employ_waiting(waiting, successor);
         match (result, &mut self.serving) {
             (Ok(()), serving) => {
                 let limits = |serving: &mut Serving| serving.set_limits(Limits::default());

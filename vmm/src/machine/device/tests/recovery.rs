@@ -1,6 +1,7 @@
 //! A back-end is lost while its driver uses the device, and another comes.
 
 use super::*;
+use crate::machine::device::kinds::blk::Capacity;
 use crate::machine::device::resume::{self, Successor};
 
 const INFLIGHT: Protocol = Protocol::INFLIGHT_SHMFD;
@@ -135,7 +136,8 @@ fn without_a_record_only_what_has_nothing_outstanding_goes_on() {
 
 #[test]
 fn one_that_is_not_what_the_driver_knows_is_refused() {
-    let other = |bytes: &mut Vec<u8>| bytes[0] ^= 1;
+    // A smaller disk.
+    let other = |bytes: &mut Vec<u8>| bytes[1] ^= 8;
     let mut config = BlkConfig {
         capacity: 2048,
         num_queues: 4,
@@ -153,7 +155,7 @@ fn one_that_is_not_what_the_driver_knows_is_refused() {
     is_refused(&bench, Cause::DoesNotFit, "features 0x200");
     other(&mut config);
     let _fake = comes(&bench, disk(&config).with(1 << 9));
-    let words = "has 1049088 bytes, and the driver knows 1048576";
+    let words = "has 0 bytes, and the driver knows 1048576";
     is_refused(&bench, Cause::DoesNotFit, words);
     other(&mut config);
     let _fake = comes(&bench, disk(&config).with(1 << 9));
@@ -404,7 +406,7 @@ fn one_that_is_vacated_before_its_end_was_seen_is_lost() {
 #[test]
 fn a_card_s_address_is_another_only_for_a_driver_that_may_have_set_it() {
     let successor = Successor {
-        resizes: false,
+        capacity: Capacity::Larger,
         whose: Whose::Own,
         restored: Restored::Kept,
     };

@@ -147,6 +147,9 @@ fn every_route_is_described_and_every_schema_is_there() {
         "Served",
         "GapTimes",
         "SwapStep",
+        "ResizeRequest",
+        "Resized",
+        "LinkRequest",
     ];
     let schemas = description["components"]["schemas"].as_object().unwrap();
     for name in names {

@@ -46,6 +46,7 @@ impl Hands<'_> {
                 Some(swapped) => Reply::Swapped(swapped),
                 None => return,
             },
+            Answer::Link { place, up } => self.link(place, up),
             Answer::Explain {
                 place,
                 is_known,
@@ -61,13 +62,15 @@ impl Hands<'_> {
     }
 
     fn swapped(&mut self, place: usize, gap: Option<GapTimes>, dry_run: bool) -> Option<Swapped> {
-        let to = match dry_run {
+        let (from, to) = self.swaps.get(place)?.clone()?;
+        // Its release is known since it has spoken; whoever was only tried may be gone.
+        let now = match dry_run {
             true => self.standbys.get(place)?.as_ref(),
             false => self.backends.get(place),
         };
         Some(Swapped {
-            to: to.map(served)?,
-            from: self.formers.get(place)?.clone()?,
+            from,
+            to: now.map_or(to, served),
             device: self.id(place)?,
             gap,
         })
@@ -86,8 +89,14 @@ impl Hands<'_> {
     }
 
     fn status(&self, standing: Standing) -> Vm {
-        let devices = self.backends.iter().zip(standing.devices);
-        let devices = devices.map(|(backend, standing)| device(backend, standing));
+        let devices = self.backends.iter().zip(standing.devices).enumerate();
+        let devices = devices.map(|(place, (backend, standing))| {
+            let mut device = device(backend, standing);
+            let held = self.is_held_down(place);
+            let held = held.then(|| "its link is held down".to_owned());
+            device.reason = device.reason.or(held);
+            device
+        });
         let machine = &self.resources.machine;
         let pid = |pid: nix::unistd::Pid| pid.as_raw().unsigned_abs();
         Vm {

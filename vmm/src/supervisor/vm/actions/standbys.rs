@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Replaces, Restored, SessionNumber, ToMachine};
 
+use super::changes::with_link;
 use super::{Hands, restored};
 use crate::supervisor::api::model::{Served, SwapRequest};
 use crate::supervisor::host::lend::{self, Opened};
@@ -69,12 +70,12 @@ impl<'a> Hands<'a> {
             .get(place)
             .context("there is no such device")?;
         let opened = lend::instead(backend.opened(), request, &mut self.resources.images)?;
-        let former = self.formers.get_mut(place);
-        former
-            .into_iter()
-            .for_each(|it| *it = Some(served(backend)));
         let server = Server::of(&opened);
-        let mut candidate = Backend::new(&Rc::new(opened))?;
+        let held_down = self.is_held_down(place);
+        let mut candidate = with_link(Backend::new(&Rc::new(opened))?, held_down);
+        let both = (served(backend), served(&candidate));
+        let swap = self.swaps.get_mut(place);
+        swap.context("there is no such device")?.replace(both);
         if server.seeks {
             candidate.seek();
         }
@@ -128,16 +129,14 @@ impl<'a> Hands<'a> {
 
     /// A standby is what the back-end is that it is to follow.
     fn renew_standby(&mut self, place: usize) -> Result<()> {
-        let backend = self
-            .backends
-            .get(place)
-            .context("there is no such device")?;
-        let opened = backend.opened();
+        let held_down = self.is_held_down(place);
+        let backend = self.backends.get(place);
+        let opened = backend.context("there is no such device")?.opened();
         let standby = self.standbys.get_mut(place);
         let standby = standby.context("there is no such device")?;
         let is_same = |it: &Backend| Rc::ptr_eq(it.opened(), opened);
         if !standby.as_ref().is_some_and(is_same) {
-            *standby = Some(Backend::new(opened)?);
+            *standby = Some(with_link(Backend::new(opened)?, held_down));
         }
         Ok(())
     }

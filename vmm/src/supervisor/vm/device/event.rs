@@ -40,6 +40,11 @@ pub(crate) enum Event {
     PauseDevice(u64),
     /// It is to go on; likewise.
     ResumeDevice(u64),
+    /// Its disk is to have so many bytes, or as many as its image; under this number it is
+    /// told what has become of it ([`super::Device::resized`]).
+    Resize(u64, Option<u64>),
+    /// Its back-end was told that it has so many, or not, for this reason.
+    ToldSize(Result<u64, String>),
     /// It is known who a successor is.
     Opened(Box<Server>),
     /// The back-end of this session has handed back its rings.

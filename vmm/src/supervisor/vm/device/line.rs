@@ -64,8 +64,6 @@ impl Device {
                 let until = now + limits::LAG;
                 self.line = Line::HungUp { until };
             }
-            // Nobody asks for a resize yet.
-            Event::Resized(..) => {}
             Event::Ready(_)
             | Event::Keeps(..)
             | Event::IoError(..)

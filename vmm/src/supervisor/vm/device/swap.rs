@@ -151,8 +151,8 @@ impl Device {
 
     /// That something of the kind is under way, if it is.
     pub(crate) fn is_being_swapped(&self) -> Option<&'static str> {
-        let is_idle = self.swap.step == Step::Idle;
-        (!is_idle).then_some("another swap, pause or resume of it is under way")
+        let is_idle = self.swap.step == Step::Idle && !self.is_being_resized();
+        (!is_idle).then_some("another swap, pause, resume or resize of it is under way")
     }
 
     /// Whether its back-end has handed back its rings, and nobody serves them.

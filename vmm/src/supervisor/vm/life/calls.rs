@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{Life, Step};
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
-use crate::supervisor::api::model::{Change, DeviceState, VmState};
+use crate::supervisor::api::model::{Change, DeviceState, Resized, VmState};
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
 use crate::supervisor::vm::device::{self, Device, NotDone};
@@ -48,6 +48,8 @@ enum Asked {
     Resumed,
     /// What has become of what was asked of the device at this place under this number.
     OfDevice(usize, u64, What),
+    /// The size that the disk at this place has after this resize.
+    Resized(usize, u64),
     Other(Answer),
 }
 
@@ -82,6 +84,7 @@ impl Life {
             | Call::PauseDevice(_)
             | Call::ResumeDevice(_)
             | Call::Swap(..)
+            | Call::Resize(..)
                 if self.state().0 == VmState::Ending =>
             {
                 refused(Refusal::NotNow("the VM is being ended".into()))
@@ -107,6 +110,11 @@ impl Life {
             Call::ResumeDevice(id) => {
                 return self.of_device(ticket, id, What::Rest, device::Event::ResumeDevice);
             }
+            Call::Resize(id, size) => return self.resize(ticket, id, size),
+            Call::Link(id, up) => match self.place(id) {
+                Ok(place) => Answer::Link { place, up },
+                Err(refusal) => refused(refusal),
+            },
             Call::Swap(id, request) => {
                 let dry_run = request.dry_run;
                 let swap = |number| device::Event::Swap(number, request);
@@ -162,6 +170,19 @@ impl Life {
         self.steps.push_back(Step::Device(place, event));
         let asked = Asked::OfDevice(place, number, what);
         self.calls.asked.push((ticket, asked));
+    }
+
+    /// A disk is to have another size.
+    fn resize(&mut self, ticket: Ticket, id: String, size: Option<u64>) {
+        let before = self.calls.asked.len();
+        self.of_device(ticket, id, What::Rest, |number| {
+            device::Event::Resize(number, size)
+        });
+        for (_, asked) in self.calls.asked.iter_mut().skip(before) {
+            if let Asked::OfDevice(place, number, _) = *asked {
+                *asked = Asked::Resized(place, number);
+            }
+        }
     }
 
     fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
@@ -234,6 +255,12 @@ impl Life {
             Asked::OfDevice(place, number, what) => {
                 let device = self.devices.get(*place)?;
                 return Some(reported(*place, device.report(*number)?, *what));
+            }
+            Asked::Resized(place, number) => {
+                match self.devices.get(*place)?.resized(*number)?.clone() {
+                    Ok(size) => Reply::Resized(Resized { size }),
+                    Err(why) => Reply::Refused(Refusal::NotNow(why)),
+                }
             }
             Asked::Paused if self.machine.is_paused() => Reply::Done,
             Asked::Paused if self.machine.reasons().is_empty() => {

@@ -472,6 +472,7 @@ impl World {
             }
             Action::TellCounts(place) => assert!(self.slots[place].is_ours),
             Action::Tell(_) | Action::Answer(..) => panic!("there is no control API"),
+            Action::Resize(..) | Action::Truncate(..) => panic!("nobody resizes"),
             // One that is gone hears nothing.
             Action::StopMachine | Action::GuestIsOver | Action::Say(_) => {}
         }

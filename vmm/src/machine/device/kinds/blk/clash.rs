@@ -10,6 +10,17 @@ use virtio_bindings::virtio_blk::{
 /// Bytes in a sector, in which a capacity is counted.
 const SECTOR: u64 = 512;
 
+/// Which capacity a disk may have with another back-end. The driver is told of another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Capacity {
+    /// The same: it is swapped, and nobody has said that it is to change.
+    Same,
+    /// Or a larger one: its image may have grown just before its back-end was lost.
+    Larger,
+    /// Any: whoever has it swapped has said so.
+    Any,
+}
+
 /// A field that a driver goes by which has acknowledged a feature.
 struct Field {
     feature: u32,
@@ -60,10 +71,19 @@ const fn same(feature: u32, offset: usize, size: usize, name: &'static str) -> F
 }
 
 /// Why a driver with these features that has seen the first configuration cannot go on with
-/// the second; `resizes`: the disk may have another capacity.
-pub(crate) fn clash(features: u64, (seen, now): (&[u8], &[u8]), resizes: bool) -> Option<String> {
+/// the second.
+pub(crate) fn clash(
+    features: u64,
+    (seen, now): (&[u8], &[u8]),
+    capacity: Capacity,
+) -> Option<String> {
     let [known, has] = [seen, now].map(|config| number(config, 0, 8).saturating_mul(SECTOR));
-    if known != has && !resizes {
+    let fits = match capacity {
+        Capacity::Same => has == known,
+        Capacity::Larger => has >= known,
+        Capacity::Any => true,
+    };
+    if !fits {
         return Some(format!(
             "the back-end's disk has {has} bytes, and the driver knows {known}: make both the same, or \
              swap it with `--resize`, which tells the driver"
@@ -119,9 +139,9 @@ mod tests {
         }
     }
 
-    fn found(now: BlkConfig, features: u64, resizes: bool) -> Option<String> {
+    fn found(now: BlkConfig, features: u64, capacity: Capacity) -> Option<String> {
         let (seen, now) = (seen().to_bytes(), now.to_bytes());
-        clash(features, (&seen, &now), resizes)
+        clash(features, (&seen, &now), capacity)
     }
 
     #[test]
@@ -135,7 +155,7 @@ mod tests {
             max_write_zeroes_seg: 32,
             ..seen()
         };
-        assert_eq!(found(larger, !0, false), None);
+        assert_eq!(found(larger, !0, Capacity::Same), None);
         let hints = BlkConfig {
             physical_block_exp: 3,
             min_io_size: 8,
@@ -145,7 +165,7 @@ mod tests {
             writeback: 1,
             ..seen()
         };
-        assert_eq!(found(hints, !0, false), None);
+        assert_eq!(found(hints, !0, Capacity::Same), None);
     }
 
     #[test]
@@ -180,13 +200,17 @@ mod tests {
             ),
         ];
         for (now, words) in cases {
-            let text = found(now, !0, true).unwrap();
+            let text = found(now, !0, Capacity::Any).unwrap();
             assert!(text.contains(words), "{text}");
-            assert_eq!(found(now, 0, false), None, "the driver has no use for it");
+            assert_eq!(
+                found(now, 0, Capacity::Same),
+                None,
+                "the driver has no use for it"
+            );
         }
         let smaller = one(|it| it.max_discard_seg = 0);
         assert!(
-            found(smaller, !0, false)
+            found(smaller, !0, Capacity::Same)
                 .unwrap()
                 .contains("`profile=portable`")
         );
@@ -198,12 +222,23 @@ mod tests {
             capacity: 32,
             ..seen()
         };
-        let text = found(now, 0, false).unwrap();
+        let text = found(now, 0, Capacity::Same).unwrap();
         assert!(
             text.contains("16384 bytes, and the driver knows 8192"),
             "{text}"
         );
         assert!(text.contains("`--resize`"), "{text}");
-        assert_eq!(found(now, !0, true), None);
+        assert_eq!(found(now, !0, Capacity::Any), None);
+        assert_eq!(found(now, !0, Capacity::Larger), None);
+        let now = one_sector();
+        assert!(found(now, 0, Capacity::Larger).is_some());
+        assert_eq!(found(now, 0, Capacity::Any), None);
+    }
+
+    fn one_sector() -> BlkConfig {
+        BlkConfig {
+            capacity: 1,
+            ..seen()
+        }
     }
 }
