@@ -22,8 +22,7 @@ use super::patience::Patience;
 /// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Something that the back-end is to do, which needs no I/O: the request, its payload and
-/// its descriptors.
+/// Something that the back-end is to do: the request, its payload and its descriptors.
 pub(super) type Command<'a> = (FrontendReq, &'a [u8], &'a [BorrowedFd<'a>]);
 
 /// A connection, and what both sides agreed to use on it.
@@ -117,21 +116,26 @@ impl Link {
 
     /// Asks for something that the back-end answers in any case.
     pub(crate) fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
-        let wait = self.limits.wait_for(request);
-        self.query_within(request, payload, wait)
+        let replies = self.queries(request, &[payload])?;
+        let reply = replies.into_iter().next();
+        reply.context("no answer")
     }
 
-    /// As [`Self::query`], for an answer that must come within `wait`.
-    pub(crate) fn query_within(
+    /// As [`Self::query`], once with each of these payloads: all are asked before any is
+    /// answered.
+    pub(crate) fn queries(
         &mut self,
         request: FrontendReq,
-        payload: &[u8],
-        wait: Wait,
-    ) -> Result<Message> {
-        let header = Header::request(request.into());
-        self.send(request, header, payload, &[])?;
-        let reply = self.reply(request, wait)?;
-        without_fds(request, reply)
+        payloads: &[&[u8]],
+    ) -> Result<Vec<Message>> {
+        for payload in payloads {
+            self.send(request, Header::request(request.into()), payload, &[])?;
+        }
+        let replies = payloads.iter().map(|_| {
+            let reply = self.reply(request, self.limits.wait_for(request))?;
+            without_fds(request, reply)
+        });
+        replies.collect()
     }
 
     /// As [`Self::query`], for an answer that may bring descriptors.
@@ -186,6 +190,9 @@ impl Link {
                 header = header.with_need_reply();
             }
             self.send(*request, header, payload, fds)?;
+            if !acknowledged && may_need_io(*request) {
+                self.unanswered = Some(self.limits.wait_for(*request));
+            }
         }
         let mut refused = None;
         for (request, ..) in commands.iter().filter(|_| acknowledged) {

@@ -190,9 +190,8 @@ impl Session<Started> {
     /// the ring is enabled (`vhost-user-backend`, if its thread is faster than our next
     /// message). This one comes when the answer to a query shows that it has learnt that.
     fn enable_rings(&mut self, rings: &[RingStart]) -> Result<()> {
-        for start in rings {
-            self.enable(start.ring.index, true)?;
-        }
+        let indices: Vec<_> = rings.iter().map(|start| start.ring.index).collect();
+        self.enable(&indices, true)?;
         if !rings.is_empty() && self.phase.agreement.has_protocol() {
             self.link.query(FrontendReq::GET_FEATURES, &[])?;
             for start in rings {
@@ -208,23 +207,35 @@ impl Session<Started> {
     /// # Errors
     /// The back-end has gone, or answers for another ring.
     pub fn stop_ring(&mut self, index: u16) -> Result<Stopped> {
+        let stopped = self.stop_rings(&[index])?;
+        stopped.first().copied().context("no ring was stopped")
+    }
+
+    /// Stops these rings; none waits for another to be over.
+    fn stop_rings(&mut self, indices: &[u16]) -> Result<Vec<Stopped>> {
         let request = FrontendReq::GET_VRING_BASE;
-        let state = VhostUserVringState::new(index.into(), 0);
+        let states = indices
+            .iter()
+            .map(|index| VhostUserVringState::new((*index).into(), 0));
+        let states: Vec<_> = states.collect();
+        let payloads: Vec<_> = states.iter().map(ByteValued::as_slice).collect();
         let wait = self.link.limits().wait_for(request);
-        let reply = self.link.query_within(request, state.as_slice(), wait)?;
-        let state: VhostUserVringState = reply.body().map_err(|error| spoke(request, &error))?;
-        let (stopped, base) = (state.index, state.num);
-        let same = stopped == u32::from(index);
-        let Some(base) = u16::try_from(base).ok().filter(|_| same) else {
-            bail!("the back-end stopped queue {index} with base {base} of queue {stopped}");
-        };
-        self.enable(index, false)?;
-        self.phase.rings.retain(|ring| *ring != index);
-        Ok(Stopped {
-            queue: index,
-            base,
-            wait,
-        })
+        let replies = self.link.queries(request, &payloads)?;
+        let mut stopped = Vec::new();
+        for (index, reply) in indices.iter().zip(replies) {
+            let queue = *index;
+            let state: VhostUserVringState =
+                reply.body().map_err(|error| spoke(request, &error))?;
+            let same = state.index == u32::from(queue);
+            let Some(base) = u16::try_from(state.num).ok().filter(|_| same) else {
+                let (other, base) = (state.index, state.num);
+                bail!("the back-end stopped queue {queue} with base {base} of queue {other}");
+            };
+            stopped.push(Stopped { queue, base, wait });
+        }
+        self.enable(indices, false)?;
+        self.phase.rings.retain(|ring| !indices.contains(ring));
+        Ok(stopped)
     }
 
     /// The rings that are started.
@@ -237,10 +248,7 @@ impl Session<Started> {
     /// # Errors
     /// As [`Self::stop_ring`].
     pub fn stop(mut self) -> Result<(Session<Negotiated>, Vec<Stopped>)> {
-        let mut bases = Vec::new();
-        for index in self.phase.rings.clone() {
-            bases.push(self.stop_ring(index)?);
-        }
+        let bases = self.stop_rings(&self.phase.rings.clone())?;
         let session = Session {
             link: self.link,
             phase: Negotiated {
@@ -289,12 +297,22 @@ impl Session<Started> {
         })
     }
 
-    fn enable(&mut self, index: u16, enable: bool) -> Result<()> {
+    fn enable(&mut self, indices: &[u16], enable: bool) -> Result<()> {
         if !self.phase.agreement.has_protocol() {
             return Ok(());
         }
-        let state = VhostUserVringState::new(index.into(), enable.into());
+        let states = indices
+            .iter()
+            .map(|index| VhostUserVringState::new((*index).into(), enable.into()));
+        let states: Vec<_> = states.collect();
         let request = FrontendReq::SET_VRING_ENABLE;
-        self.link.command(request, state.as_slice(), &[])
+        let commands: Vec<Command<'_>> = states
+            .iter()
+            .map(|state| (request, state.as_slice(), [].as_slice()))
+            .collect();
+        match self.link.commands(&commands)? {
+            Some((request, code)) => Err(refused(request, code)),
+            None => Ok(()),
+        }
     }
 }
