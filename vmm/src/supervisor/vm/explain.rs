@@ -24,13 +24,49 @@ pub(crate) fn explain(opened: &Opened, is_known: bool, agreed: Agreed) -> Explan
         OnFailure::Pause => format!("{why}; on-failure=pause pauses the VM until it is resumed"),
         OnFailure::Shutdown => format!("{why}; but on-failure=shutdown ends the VM instead"),
     };
+    let recovery = Exactness { exact, why };
+    let (exact, why) = swap(opened, is_known, agreed);
     Explanation {
         device: opened.spec.id.clone(),
-        recovery: Exactness { exact, why },
-        swap: Exactness {
-            exact: false,
-            why: "outboard cannot swap a back-end that works yet".into(),
-        },
+        recovery,
+        swap: Exactness { exact, why },
+    }
+}
+
+/// Whether another can take its place while it works.
+fn swap(opened: &Opened, is_known: bool, agreed: Agreed) -> (bool, String) {
+    let (kind, name) = (&opened.spec.kind, opened.server.name());
+    let ours = opened.whose == Whose::Own;
+    match kind.virtio_id {
+        BLK => {
+            let text = "finishes what it has taken before another begins; one of another program \
+                        must have the limits that the guest has read (profile=portable: \
+                        qemu-storage-daemon has)";
+            (true, format!("{name} {text}"))
+        }
+        RNG => (true, "an entropy device holds nothing".into()),
+        NET if ours && is_known => {
+            let text = "returns what it has taken, and what the guest has set in the card is told \
+                        to a successor of Outboard's";
+            (true, format!("{name} {text}"))
+        }
+        NET if agreed.features.is_some_and(sets_by_commands) => {
+            let text = "does not tell what the guest has set in the card by commands, and a \
+                        successor would not know it";
+            (false, format!("{name} {text}"))
+        }
+        NET => {
+            let text =
+                "returns what it has taken, and the guest sets nothing in the card by commands";
+            (true, format!("{name} {text}"))
+        }
+        _ => {
+            let text = "holds state of its own, which a successor would not have";
+            (
+                false,
+                format!("a back-end of the kind {} {text}", kind.name),
+            )
+        }
     }
 }
 
