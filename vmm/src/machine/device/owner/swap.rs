@@ -144,7 +144,8 @@ impl Owner {
         self.go_on(rest, Some(format!("{error:#}")));
     }
 
-    /// Whoever had the rings goes on; `why` it is not a successor.
+    /// Whoever had the rings goes on; `why` it is not a successor. If it cannot, it is that
+    /// one that is lost, and whoever was to succeed it is none any more.
     fn go_on(&mut self, rest: Rest, why: Option<String>) {
         self.driver.is_served();
         let started = self.start();
@@ -152,9 +153,11 @@ impl Owner {
             Some(why) => format!("going on with the rings, after this: {why}"),
             None => "going on with the rings".into(),
         });
-        match failed {
-            Ok(()) => self.tell_gap(rest, rest.session, why),
-            Err(error) => self.lose(Some(rest.session), &error),
+        if failed.is_ok() || why.is_some() {
+            self.tell_gap(rest, rest.session, why);
+        }
+        if let Err(error) = failed {
+            self.lose(Some(rest.session), &error);
         }
     }
 
