@@ -9,7 +9,7 @@ use super::succession::Welcome;
 use crate::machine::device::kinds::blk::Capacity;
 use crate::machine::device::resume::Successor;
 use crate::machine::device::standby::Waiting;
-use crate::machine::frontend::cause_of;
+use crate::machine::frontend::{Limits, cause_of};
 use crate::machine::post::Newcomer;
 
 impl Owner {
@@ -58,9 +58,12 @@ impl Owner {
         };
         let successor = successor(waiting.whose, replaces);
         let welcome = Welcome { seat, driver };
-        welcome
-            .of(&mut waiting.serving, successor, &waiting.offer)
-            .map(drop)
+        let serving = &mut waiting.serving;
+        // The guest's resets wait for this thread.
+        serving.set_limits(Limits::OF_A_SUCCESSOR);
+        let fits = welcome.of(serving, successor, &waiting.offer);
+        serving.set_limits(Limits::default());
+        fits.map(drop)
     }
 
     /// It is to serve from now on, as one does that is attached.
