@@ -83,6 +83,17 @@ impl Registers {
         self.driver_features
     }
 
+    /// The features by which a driver goes that has come: those that it has acknowledged or,
+    /// until they are final, those that it may.
+    pub(crate) fn goes_by(&self) -> Option<u64> {
+        let has_come = self.status & status::DRIVER != 0 && self.status & status::FAILED == 0;
+        let agreed = self.status & status::FEATURES_OK != 0;
+        (has_come && !self.resetting).then_some(match agreed {
+            true => self.driver_features,
+            false => self.offered,
+        })
+    }
+
     /// `device_status` as the driver reads it.
     #[cfg(test)]
     pub(crate) fn status(&self) -> u8 {

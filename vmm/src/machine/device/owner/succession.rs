@@ -1,7 +1,7 @@
 //! One back-end after another: a newcomer is introduced and goes on where its
 //! predecessor was lost, and what waited for that one to be gone is done.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use outboard_protocol::launch::{Cause, FromMachine, Restored, SessionNumber};
 
 use super::Owner;
@@ -74,7 +74,7 @@ impl Owner {
     ///
     /// # Errors
     /// It cannot go on where its predecessor was lost, or has gone. Nothing is shown to the
-    /// driver then.
+    /// driver then, unless it may have had a ring: whoever follows it has what it had.
     pub(super) fn employ(
         &mut self,
         mut serving: Serving,
@@ -86,7 +86,10 @@ impl Owner {
         self.agreed.is_served_by(&serving);
         self.serving = Some(serving);
         self.driver.is_served();
-        self.start()?;
+        let started = self.start();
+        if started.is_err() && !self.serving.as_ref().is_some_and(Serving::has_begun) {
+            return started;
+        }
         let function = &self.seat.function;
         let changed = function.with_registers(|registers| {
             registers.offer(offer.features);
@@ -95,7 +98,7 @@ impl Owner {
         if changed {
             function.interrupts.config_changed();
         }
-        Ok(())
+        started
     }
 
     /// Whoever served this session is gone, and nothing is written any more of what it
@@ -158,7 +161,11 @@ impl Welcome<'_> {
         let (features, seen, shown) = function.with_registers(|registers| {
             let seen = registers.config().to_vec();
             let shown = kinds::shown_cache(kind, registers.offered(), &seen);
-            (registers.driver_features(), seen, shown)
+            let features = match driver.uses_the_device() {
+                true => Some(registers.driver_features()),
+                false => registers.goes_by(),
+            };
+            (features, seen, shown)
         });
         let heir = heir(driver, successor);
         let mut config = offer.config.clone();
@@ -166,14 +173,25 @@ impl Welcome<'_> {
             serving.reset_device()?;
             config = serving.read_config(spec)?;
         }
-        if driver.uses_the_device() {
+        if let Some(features) = features {
             let offered = (offer.features, config.as_slice());
-            resume::fits(heir, kind, (features, &seen), offered)?;
+            let shown = (features, seen.as_slice());
+            match driver.uses_the_device() {
+                true => resume::fits(heir, kind, shown, offered)?,
+                false => {
+                    // Nothing that it has set was lost.
+                    let restored = Restored::Nothing;
+                    let fits = resume::fits(Successor { restored, ..heir }, kind, shown, offered);
+                    fits.context("a driver is just setting the device up")?;
+                }
+            }
         }
         let has = kinds::shown_cache(kind, offer.features, &config);
         if let Some(byte) = shown.filter(|_| has != shown) {
             let is_so = serving.set_cache(spec, byte)?;
-            if !is_so && kinds::shown_cache(kind, features, &seen).is_some() {
+            let goes_by_it =
+                features.and_then(|features| kinds::shown_cache(kind, features, &seen));
+            if !is_so && goes_by_it.is_some() {
                 let text = "the back-end does not let its write cache be set to what the guest \
                             goes by: the guest must reset the device";
                 bail!(because(Cause::NotRecoverable, text));
