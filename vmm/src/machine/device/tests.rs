@@ -1,6 +1,7 @@
 mod causes;
 mod recovery;
 mod standbys;
+mod swaps;
 mod watch;
 
 use std::cell::Cell;
