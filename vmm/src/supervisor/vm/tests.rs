@@ -6,5 +6,6 @@ pub(super) mod lingering;
 mod pauses;
 mod recovery;
 mod standbys;
+mod swaps;
 mod tables;
 mod walks;

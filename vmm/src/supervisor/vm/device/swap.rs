@@ -99,9 +99,10 @@ struct Candidate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Starting {
     number: u64,
-    server: Server,
     /// Its process has ended meanwhile.
     died: Option<Death>,
+    /// The machine has lost it, for this reason, before it was to give it the rings.
+    lost: Option<String>,
     former: Former,
 }
 
@@ -109,11 +110,25 @@ struct Starting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Former {
     session: SessionNumber,
+    identity: Identity,
+    /// The machine has lost it, so it cannot go on.
+    is_lost: bool,
     line: Line,
     kept: Option<Kept>,
     lives: bool,
     /// Its process has ended since.
     died: Option<Death>,
+}
+
+/// What of a device is so by who serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    name: String,
+    seeks: bool,
+    program: Option<Whose>,
+    has_image: bool,
+    shares: bool,
+    told_version: bool,
 }
 
 /// See the module.
@@ -178,7 +193,7 @@ impl Device {
                 self.swap.step = Step::Pausing(number);
             }
             Event::ResumeDevice(number) => self.let_go_on(number, None, out),
-            Event::HandedBack(number) if number == self.session => self.handed_back(out),
+            Event::HandedBack(number) if number == self.session => self.handed_back(now, out),
             Event::GoesOn(number, gap, why) => self.goes_on(number, gap, why, now, out),
             Event::HandedBack(_) => {}
             Event::Prepared(number) if session == Some(number) => self.is_prepared(now, out),
@@ -274,16 +289,26 @@ impl Device {
             return;
         };
         let seeks = server.seeks;
-        let is_own = server.whose == Whose::Own;
         candidate.server = Some(server);
-        if self.sync_failed && !is_own {
-            let text = "a sync of its image has failed, and only a back-end of Outboard's would go \
-                        on saying so to the guest";
-            return self.lose_candidate(text.into(), now, out);
+        if let Some(why) = self.would_forget() {
+            return self.lose_candidate(why.into(), now, out);
         }
         if !seeks {
             self.introduce(out);
         }
+    }
+
+    /// Why the successor would not keep what the guest must go on hearing, if that is so.
+    fn would_forget(&self) -> Option<&'static str> {
+        let (Step::Preparing(_, candidate) | Step::Stopping(_, candidate)) = &self.swap.step else {
+            return None;
+        };
+        let server = candidate.server.as_ref();
+        let is_own = server.is_some_and(|server| server.whose == Whose::Own);
+        (self.sync_failed && !is_own).then_some(
+            "a sync of its image has failed, and only a back-end of Outboard's would go on saying \
+             so to the guest",
+        )
     }
 
     fn introduce(&mut self, out: &mut Vec<Outcome>) {
@@ -310,6 +335,9 @@ impl Device {
 
     /// The machine has it, and it fits.
     fn is_prepared(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        if let Some(why) = self.would_forget() {
+            return self.lose_candidate(why.into(), now, out);
+        }
         let (asked, candidate) = match std::mem::take(&mut self.swap.step) {
             Step::Preparing(asked, candidate) if candidate.is_introduced => (asked, candidate),
             other => return self.swap.step = other,
@@ -367,7 +395,10 @@ impl Device {
     }
 
     /// The back-end has handed back its rings.
-    fn handed_back(&mut self, out: &mut Vec<Outcome>) {
+    fn handed_back(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        if let Some(why) = self.would_forget() {
+            self.lose_candidate(why.into(), now, out);
+        }
         match std::mem::take(&mut self.swap.step) {
             Step::Stopping(asked, candidate) => self.start_candidate(asked, candidate, out),
             Step::CalledOff(number, why) => self.let_go_on(number, Some(why), out),
@@ -392,18 +423,21 @@ impl Device {
         };
         let kept = self.kept_for_a_swap();
         let session = candidate.session;
-        let take_over = Action::TakeOver(self.place, session, kept, asked.request.resize);
+        let take_over = Action::TakeOver(self.place, session, kept.clone(), asked.request.resize);
+        let lives = server.program.is_some();
         let former = Former {
             session: self.session,
+            identity: self.is_served_by(server),
+            is_lost: false,
             line: self.line,
-            kept: self.kept.clone(),
+            kept: std::mem::replace(&mut self.kept, kept),
             lives: self.lives,
             died: None,
         };
         self.give_place_to(former.session, former.lives);
         self.suspects_nothing(session);
         // What the former held back has ended in its error when its rings were stopped.
-        (self.lives, self.holds) = (server.program.is_some(), false);
+        (self.lives, self.holds) = (lives, false);
         self.line = match candidate.is_ready {
             true => Line::Ready,
             false => Line::Silent,
@@ -411,8 +445,8 @@ impl Device {
         out.push(Outcome::Do(take_over));
         self.swap.step = Step::Starting(Starting {
             number: asked.number,
-            server,
             died: None,
+            lost: None,
             former,
         });
     }
@@ -442,8 +476,10 @@ impl Device {
                 self.undo(now, out);
                 self.let_go_on(number, Some(why), out);
             }
-            // The former was lost before the successor had the rings.
-            Event::Attached(session) | Event::Lost(session, ..) if session == self.session => {
+            // Both are gone, or the former is, and the successor serves in spite of that.
+            Event::Attached(session) | Event::Lost(session, ..)
+                if session == self.session && starting.former.is_lost =>
+            {
                 let Step::Starting(starting) = std::mem::take(&mut self.swap.step) else {
                     return Some(event);
                 };
@@ -457,6 +493,11 @@ impl Device {
                     self.fail(number, SwapStep::Start, "the VM ends".into(), None);
                 }
                 return Some(event);
+            }
+            // The machine will not find it when it is to, and lets the former go on.
+            Event::Lost(session, _, why) if session == self.session => starting.lost = Some(why),
+            Event::Lost(session, ..) if session == starting.former.session => {
+                starting.former.is_lost = true;
             }
             Event::Lost(..) => {}
             other => return Some(other),
@@ -480,10 +521,11 @@ impl Device {
             }
             Step::Starting(starting) if session == starting.former.session => {
                 let number = starting.number;
+                let why = starting.lost.clone().unwrap_or_else(late);
                 self.swap.step = Step::Starting(starting);
                 self.undo(now, out);
                 self.swap.rests = false;
-                self.fail(number, SwapStep::Start, late(), Some(gap));
+                self.fail(number, SwapStep::Start, why, Some(gap));
             }
             Step::Stopping(asked, _) if session == self.session => {
                 self.dismiss(now, out);
@@ -514,14 +556,8 @@ impl Device {
         now: Instant,
         out: &mut Vec<Outcome>,
     ) {
-        let Starting {
-            number,
-            server,
-            died,
-            ..
-        } = starting;
+        let Starting { number, died, .. } = starting;
         self.swap.rests = false;
-        self.is_served_by(server);
         out.push(Outcome::Do(Action::Tell(Change::Swapped {
             device: self.id.clone(),
             program: self.name.clone(),
@@ -542,15 +578,18 @@ impl Device {
         };
         let Former {
             session,
+            identity,
             line,
             kept,
             lives,
             died,
+            ..
         } = starting.former;
         let candidate_lives = self.lives && starting.died.is_none();
         out.push(Outcome::Do(Action::Undo(self.place)));
         self.give_place_to(self.session, candidate_lives);
         self.suspects_nothing(session);
+        self.become_as(identity);
         (self.line, self.kept, self.lives) = (line, kept, lives);
         self.dismiss(now, out);
         self.hear_death(died, now, out);
@@ -563,17 +602,35 @@ impl Device {
         }
     }
 
-    fn is_served_by(&mut self, server: Server) {
-        let Server {
+    /// This one serves it from now on. Returns what was so by the former.
+    fn is_served_by(&mut self, server: Server) -> Identity {
+        self.become_as(Identity {
+            name: server.name,
+            seeks: server.seeks,
+            program: server.program,
+            has_image: server.has_image,
+            shares: false,
+            told_version: false,
+        })
+    }
+
+    fn become_as(&mut self, identity: Identity) -> Identity {
+        let Identity {
             name,
             seeks,
             program,
             has_image,
-            ..
-        } = server;
-        (self.name, self.seeks, self.program) = (name, seeks, program);
-        self.has_image = has_image;
-        self.told_version = false;
+            shares,
+            told_version,
+        } = identity;
+        Identity {
+            name: std::mem::replace(&mut self.name, name),
+            seeks: std::mem::replace(&mut self.seeks, seeks),
+            program: std::mem::replace(&mut self.program, program),
+            has_image: std::mem::replace(&mut self.has_image, has_image),
+            shares: std::mem::replace(&mut self.shares, shares),
+            told_version: std::mem::replace(&mut self.told_version, told_version),
+        }
     }
 
     fn fail(&mut self, number: u64, step: SwapStep, why: String, gap: Option<Gap>) {

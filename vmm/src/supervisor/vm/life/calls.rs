@@ -204,7 +204,10 @@ impl Life {
             Some(
                 device::State::Attaching | device::State::Serving | device::State::Resting { .. },
             ) => {
-                let why = self.devices.get(place).and_then(Device::is_being_swapped);
+                let device = self.devices.get(place);
+                let rests = device.is_some_and(Device::rests);
+                let rests = rests.then_some("it is paused: resume it first");
+                let why = device.and_then(Device::is_being_swapped).or(rests);
                 if let Some(why) = why {
                     return not_now(why.into());
                 }
