@@ -58,6 +58,8 @@ pub(crate) struct Backend {
     counters: Option<Page>,
     /// What those before it have done, by queue.
     past: Vec<Counts>,
+    /// It has said that it is ready.
+    has_spoken: bool,
     /// Which release of its program it is, if it has said so.
     release: Option<String>,
     /// Stands until the I/O of the last process is over, where that may outlive it.
@@ -92,6 +94,7 @@ impl Backend {
             session: 0,
             counters: None,
             past: Vec::new(),
+            has_spoken: false,
             release: None,
             fence: None,
             replay: Replay::default(),
@@ -208,6 +211,7 @@ impl Backend {
         let id = &opened.spec.id;
         self.past = self.close_page();
         (self.session, self.release) = (session, None);
+        self.has_spoken = false;
         let replay = std::mem::take(&mut self.replay);
         let (
             Server::Program {
@@ -280,13 +284,14 @@ impl Backend {
     }
 
     /// Tells its program, which waits, that it is to serve, what a predecessor has `kept`,
-    /// and how to deal with what it finds in flight. One that cannot be told is killed.
+    /// and how to deal with what it finds in flight. One that cannot be told is killed. Who
+    /// listens at a socket, or keeps version 1 of the launch contract, is told by the machine
+    /// alone.
     ///
     /// # Errors
     /// It has not been told.
     pub(crate) fn take_over(&mut self, kept: Kept, replay: Replay) -> Result<()> {
-        // Who listens at a socket is told by the machine alone.
-        let Some(line) = &mut self.line else {
+        let Some(line) = self.line.as_mut().filter(|_| self.has_spoken) else {
             return Ok(());
         };
         let told = line.take_over(kept, replay).inspect_err(|_| {
@@ -314,6 +319,7 @@ impl Backend {
                 release,
                 counters,
             } => {
+                self.has_spoken = true;
                 self.release = Some(release).filter(|release| !release.is_empty());
                 let (id, name) = (&self.opened.spec.id, self.opened.server.name());
                 log::debug!("{id}: {name} is ready; the parts of its sandbox: {sandbox:?}");

@@ -213,7 +213,12 @@ impl Device {
             State::Resting { until } | State::Stopping { until } => Some(*until),
             _ => None,
         };
-        let others = [self.line_due(), self.standby_due(), self.resize_due()];
+        let others = [
+            self.line_due(),
+            self.standby_due(),
+            self.swap_due(),
+            self.resize_due(),
+        ];
         due.into_iter().chain(others.into_iter().flatten()).min()
     }
 

@@ -19,6 +19,7 @@
 
 use std::time::Instant;
 
+use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Gap, SessionNumber, Whose};
 
@@ -93,6 +94,9 @@ struct Candidate {
     is_introduced: bool,
     /// It has said on its line that it waits.
     is_ready: bool,
+    /// It has closed its line, or ended in order: that is told then, unless the machine or
+    /// its death says why before.
+    ended: Option<(String, Instant)>,
 }
 
 /// A successor that is being given the rings.
@@ -203,6 +207,10 @@ impl Device {
             Event::Standby(number, event) if session == Some(number) => {
                 self.candidate_hears(*event, now, out);
             }
+            Event::Tick => {
+                self.candidate_waits(now, out);
+                return Some(Event::Tick);
+            }
             other => return self.while_starting(other, now, out),
         }
         None
@@ -234,10 +242,7 @@ impl Device {
 
     /// The session of the successor that is made ready.
     fn candidate(&self) -> Option<SessionNumber> {
-        match &self.swap.step {
-            Step::Preparing(_, candidate) | Step::Stopping(_, candidate) => Some(candidate.session),
-            _ => None,
-        }
+        self.candidate_in_hand().map(|candidate| candidate.session)
     }
 
     fn open_candidate(&mut self, out: &mut Vec<Outcome>) {
@@ -253,6 +258,7 @@ impl Device {
             server: None,
             is_introduced: false,
             is_ready: false,
+            ended: None,
         };
         self.swap.step = Step::Preparing(asked, candidate);
     }
@@ -272,14 +278,63 @@ impl Device {
                 let text = format!("it says what nobody says who waits ({why})");
                 self.lose_candidate(text, now, out);
             }
+            // One of version 1 knows of none.
             Event::HungUp(_) => {
-                self.lose_candidate("it has closed its line".into(), now, out);
+                if self.candidate_in_hand().is_some_and(|it| it.is_ready) {
+                    self.candidate_ends("it has closed its line".into(), now);
+                }
             }
             Event::Died(death) => {
                 let name = self.candidate_name();
-                self.candidate_is_gone(format!("{name} {death}"), now, out);
+                let why = format!("{name} {death}");
+                // As one does whose connection the machine has closed.
+                if death != Death::Exited(0) {
+                    return self.candidate_is_gone(why, now, out);
+                }
+                if let Some(session) = self.candidate() {
+                    self.give_place_to(session, false);
+                }
+                self.candidate_ends(why, now);
             }
             _ => {}
+        }
+    }
+
+    /// It serves no longer than until it is known why.
+    fn candidate_ends(&mut self, why: String, now: Instant) {
+        if let Step::Preparing(_, candidate) | Step::Stopping(_, candidate) = &mut self.swap.step {
+            let until = candidate.ended.as_ref().map(|(_, until)| *until);
+            candidate.ended = Some((why, until.unwrap_or(now + limits::LAG)));
+        }
+    }
+
+    /// When it is told that the successor has ended, if nobody says why.
+    pub(super) fn swap_due(&self) -> Option<Instant> {
+        let ended = self.candidate_in_hand()?.ended.as_ref();
+        ended.map(|(_, until)| *until)
+    }
+
+    /// Loses a successor that has ended, once nobody will say why.
+    fn candidate_waits(&mut self, now: Instant, out: &mut Vec<Outcome>) {
+        if self.swap_due().is_some_and(|until| now >= until)
+            && let Some(why) = self.why_no_successor()
+        {
+            self.lose_candidate(why, now, out);
+        }
+    }
+
+    /// Why the successor can serve no more, or must not, if that is so.
+    fn why_no_successor(&self) -> Option<String> {
+        let ended = self.candidate_in_hand()?.ended.as_ref();
+        let ended = ended.map(|(why, _)| why.clone());
+        ended.or_else(|| self.would_forget().map(str::to_owned))
+    }
+
+    /// The successor that is made ready.
+    fn candidate_in_hand(&self) -> Option<&Candidate> {
+        match &self.swap.step {
+            Step::Preparing(_, candidate) | Step::Stopping(_, candidate) => Some(candidate),
+            _ => None,
         }
     }
 
@@ -300,14 +355,14 @@ impl Device {
 
     /// Why the successor would not keep what the guest must go on hearing, if that is so.
     fn would_forget(&self) -> Option<&'static str> {
-        let (Step::Preparing(_, candidate) | Step::Stopping(_, candidate)) = &self.swap.step else {
-            return None;
-        };
+        let candidate = self.candidate_in_hand()?;
         let server = candidate.server.as_ref();
         let is_own = server.is_some_and(|server| server.whose == Whose::Own);
-        (self.sync_failed && !is_own).then_some(
-            "a sync of its image has failed, and only a back-end of Outboard's would go on saying \
-             so to the guest",
+        // One of version 1 that is introduced will not say that it is ready.
+        let hears = candidate.is_ready || !candidate.is_introduced;
+        (self.sync_failed && !(is_own && hears)).then_some(
+            "a sync of its image has failed, and only a back-end of Outboard's, of version 2 of \
+             the launch contract, would go on saying so to the guest",
         )
     }
 
@@ -335,8 +390,8 @@ impl Device {
 
     /// The machine has it, and it fits.
     fn is_prepared(&mut self, now: Instant, out: &mut Vec<Outcome>) {
-        if let Some(why) = self.would_forget() {
-            return self.lose_candidate(why.into(), now, out);
+        if let Some(why) = self.why_no_successor() {
+            return self.lose_candidate(why, now, out);
         }
         let (asked, candidate) = match std::mem::take(&mut self.swap.step) {
             Step::Preparing(asked, candidate) if candidate.is_introduced => (asked, candidate),
@@ -388,16 +443,14 @@ impl Device {
     }
 
     fn candidate_name(&self) -> &str {
-        let (Step::Preparing(_, candidate) | Step::Stopping(_, candidate)) = &self.swap.step else {
-            return "";
-        };
-        candidate.server.as_ref().map_or("", |it| &it.name)
+        let server = self.candidate_in_hand().and_then(|it| it.server.as_ref());
+        server.map_or("", |it| &it.name)
     }
 
     /// The back-end has handed back its rings.
     fn handed_back(&mut self, now: Instant, out: &mut Vec<Outcome>) {
-        if let Some(why) = self.would_forget() {
-            self.lose_candidate(why.into(), now, out);
+        if let Some(why) = self.why_no_successor() {
+            self.lose_candidate(why, now, out);
         }
         match std::mem::take(&mut self.swap.step) {
             Step::Stopping(asked, candidate) => self.start_candidate(asked, candidate, out),
@@ -476,9 +529,10 @@ impl Device {
                 self.undo(now, out);
                 self.let_go_on(number, Some(why), out);
             }
-            // Both are gone, or the former is, and the successor serves in spite of that.
+            // The former is gone, and the successor serves, or is gone as well.
             Event::Attached(session) | Event::Lost(session, ..)
-                if session == self.session && starting.former.is_lost =>
+                if session == self.session
+                    && (matches!(event, Event::Attached(_)) || starting.former.is_lost) =>
             {
                 let Step::Starting(starting) = std::mem::take(&mut self.swap.step) else {
                     return Some(event);

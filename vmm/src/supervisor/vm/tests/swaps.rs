@@ -209,8 +209,19 @@ fn ends() -> Vec<(fn(&mut Story) -> Vec<Action>, &'static str)> {
             "a poem",
         ),
         (
-            |story| heard(story, device::Event::HungUp(2)),
+            |story| {
+                assert_eq!(heard(story, device::Event::HungUp(2)), []);
+                story.tick(limits::LAG)
+            },
             "closed its line",
+        ),
+        (
+            |story| {
+                let died = device::Event::Died(IN_ORDER);
+                assert_eq!(heard(story, died), []);
+                story.tick(limits::LAG)
+            },
+            "0",
         ),
         (|story| lost(story, 2, "it is silent"), "it is silent"),
     ]
@@ -326,6 +337,38 @@ fn a_successor_that_is_lost_while_the_former_stops_lets_that_go_on() {
     let expected = ("it did not finish".into(), Some(GAP));
     assert_eq!(not_done(&story, SwapStep::Stop), expected);
     the_former_serves(&story);
+}
+
+/// The machine ends the connection, and the process its line and itself, before it is heard
+/// why.
+#[test]
+fn the_reason_is_the_machine_s_where_that_has_one() {
+    for at in [At::Preparing, At::Stopping] {
+        let mut story = swapping(at);
+        assert_eq!(waiting(&mut story, 2, device::Event::HungUp(2)), []);
+        let died = device::Event::Died(IN_ORDER);
+        assert_eq!(waiting(&mut story, 2, died), []);
+        assert_eq!(disk(&story).report(NUMBER), None);
+        let actions = lost(&mut story, 2, "it has 1 queue");
+        assert_eq!(actions, [Action::Forget(0)]);
+        if at == At::Stopping {
+            assert_eq!(handed_back(&mut story, 1), [GO_ON]);
+            goes_on(&mut story, 1, None);
+        }
+        let step = match at {
+            At::Stopping => SwapStep::Stop,
+            _ => SwapStep::Prepare,
+        };
+        assert_eq!(not_done(&story, step).0, "it has 1 queue");
+        the_former_serves(&story);
+    }
+    // It is not given the rings meanwhile.
+    let mut story = swapping(At::Stopping);
+    waiting(&mut story, 2, device::Event::Died(IN_ORDER));
+    assert_eq!(handed_back(&mut story, 1), [Action::Forget(0), GO_ON]);
+    let mut story = swapping(At::Preparing);
+    waiting(&mut story, 2, device::Event::HungUp(2));
+    assert_eq!(prepared(&mut story, 2), [KILL]);
 }
 
 /// Its end is heard before the machine says whether it had a ring.
@@ -626,6 +669,13 @@ fn nobody_else_s_follows_where_a_sync_has_failed() {
     goes_on(&mut story, 1, None);
     assert!(not_done(&story, SwapStep::Stop).0.contains(words));
     the_former_serves(&story);
+    // Nor one of ours that is not told.
+    let mut story = running();
+    swap(&mut story, SwapRequest::default());
+    opens(&mut story, 2, new_ours());
+    fails(&mut story);
+    assert_eq!(prepared(&mut story, 2), [KILL]);
+    assert!(not_done(&story, SwapStep::Prepare).0.contains(words));
     // One of ours is told.
     let mut story = swapping(At::Stopping);
     fails(&mut story);

@@ -153,6 +153,8 @@ struct Slot {
     has_standby: bool,
     standby: Option<u64>,
     standby_killed: bool,
+    /// The last one was not started.
+    standby_failed: bool,
     /// The user was told that it keeps version 1.
     told: bool,
     /// It holds back what has failed.
@@ -327,7 +329,8 @@ impl World {
                 let slot = &mut self.slots[place];
                 let (candidate, is_ours) = slot.candidate.unwrap();
                 assert!(candidate == session && slot.standby.is_none());
-                if is_ours && dice.one(10) {
+                slot.standby_failed = is_ours && dice.one(10);
+                if slot.standby_failed {
                     let failed = device::Event::CannotBegin("no fork".into());
                     return Some(of_waiting(place, session, failed));
                 }
@@ -383,7 +386,8 @@ impl World {
                 let slot = &mut self.slots[place];
                 assert!(slot.has_standby && slot.standby.is_none(), "two wait");
                 assert!(slot.lives && session > slot.session, "nobody serves");
-                if dice.one(10) {
+                slot.standby_failed = dice.one(10);
+                if slot.standby_failed {
                     let failed = device::Event::CannotBegin("no fork".into());
                     let failed = device::Event::Standby(session, Box::new(failed));
                     return Some(Event::Device(place, failed));
@@ -431,7 +435,7 @@ impl World {
             }
             Action::Kill(Who::Standby(place)) => {
                 let slot = &mut self.slots[place];
-                assert!(slot.standby.is_some());
+                assert!(slot.standby.is_some() || slot.standby_failed);
                 slot.standby_killed = true;
             }
             Action::Abandon(who) => match who {
@@ -458,7 +462,10 @@ impl World {
             Action::Log(_, text) if text.contains("version 1") => {
                 let place: usize = text[1..2].parse().unwrap();
                 let slot = &mut self.slots[place];
-                assert!(slot.is_ours && !std::mem::replace(&mut slot.told, true));
+                assert!(
+                    slot.is_ours && !std::mem::replace(&mut slot.told, true),
+                    "{text}"
+                );
             }
             Action::Log(_, text) => {
                 let known = [
