@@ -76,6 +76,9 @@ pub(crate) struct Owner {
     /// rate-limited: logged at powers of two.
     broken: Rarely,
     agreed: Agreed,
+    /// What the first back-end let the driver be offered: of a successor's, no more is. A
+    /// driver that acknowledged more after its reset could be served by nobody else.
+    offers: Option<u64>,
 }
 
 impl Owner {
@@ -103,6 +106,7 @@ impl Owner {
             config_stale: None,
             broken: Rarely::new(),
             agreed: Agreed::default(),
+            offers: None,
         }
     }
 

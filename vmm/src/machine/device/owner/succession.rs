@@ -70,7 +70,8 @@ impl Owner {
     }
 
     /// A back-end that has been introduced serves from now on: a driver that uses the
-    /// device goes on where it was, and any other finds out what it is offered.
+    /// device goes on where it was, and any other finds out what it is offered: never more
+    /// than by the first.
     ///
     /// # Errors
     /// It cannot go on where its predecessor was lost, or has gone. Nothing is shown to the
@@ -91,8 +92,9 @@ impl Owner {
             return started;
         }
         let function = &self.seat.function;
+        let features = offer.features & *self.offers.get_or_insert(offer.features);
         let changed = function.with_registers(|registers| {
-            registers.offer(offer.features);
+            registers.offer(features);
             registers.set_config(&config)
         });
         if changed {

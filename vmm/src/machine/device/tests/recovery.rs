@@ -373,6 +373,28 @@ fn what_nobody_knows_of_a_former_driver_keeps_no_successor_from_a_new_one() {
     fake.wait_for(FrontendReq::SET_VRING_ENABLE);
 }
 
+/// A driver that has acknowledged it after its reset could be served by nobody else.
+#[test]
+fn what_only_a_successor_offers_no_driver_is_offered() {
+    const SIZE_MAX: u64 = 1 << 1;
+    let Some(bench) = Bench::new() else { return };
+    lost(&bench, cached());
+    let offered = bench.offered();
+    bench.reset();
+    let device = "disk0".into();
+    assert_eq!(bench.event(), FromMachine::Free { device });
+    let fake = comes(&bench, cached().with(SIZE_MAX));
+    is_attached(&bench);
+    assert_eq!(bench.offered(), offered);
+    fake.hang_up();
+    assert!(bench.lost().contains("closed"));
+    bench.device.is_vacant(2);
+    // What it does not offer is not, either.
+    let _fake = comes(&bench, Scripted::disk());
+    is_attached(&bench);
+    assert_ne!(bench.offered() & CONFIG_WCE, offered & CONFIG_WCE);
+}
+
 #[test]
 fn a_ring_that_was_given_up_is_not_given_to_a_successor() {
     let Some(bench) = Bench::new() else { return };
