@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use outboard_protocol::launch::{self, FromMachine, SessionNumber};
+use outboard_protocol::launch::{self, FromMachine, SessionNumber, Whose};
 
 use super::kinds;
 use super::kinds::blk::{self, Cache};
@@ -37,6 +37,9 @@ pub(crate) fn introduce(
     let whose = session.whose();
     let session = session.with(Patience::new(spec, number, events));
     let mut session = session.negotiate(&spec.id, interruption)?;
+    if whose != Whose::Own {
+        session.expect_late_calls()?;
+    }
     let agreement = session.agreement();
     kinds::fits(&agreement, spec)?;
     let cache = blk::settle_cache(&mut session, (spec, whose), true)?;

@@ -12,12 +12,15 @@ use outboard_protocol::Deadline;
 use outboard_protocol::descriptors::NoRoom;
 use outboard_protocol::launch::Cause;
 use outboard_protocol::wire::{Connection, Header, Message, WireError};
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVringState};
+use vm_memory::ByteValued;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::cause::{because, cause_on_the_wire};
 use super::channel::{Channel, Notices};
 use super::limits::{Limits, Wait, may_need_io};
 use super::patience::Patience;
+use crate::machine::kvm::irq::descriptor;
 
 /// Between two looks at a ring whose back-end says nothing when it is done.
 const LOOK: Duration = Duration::from_millis(1);
@@ -40,6 +43,9 @@ pub(crate) struct Link {
     unanswered: Option<Wait>,
     /// Who is told that an answer, or what follows it, is waited for.
     patience: Option<Patience>,
+    /// What a back-end signals that has answered that a ring is stopped, and then completes
+    /// what it had taken; `None`: it does not.
+    late_calls: Option<EventFd>,
     /// That a wait for I/O has grown long; a guest can cause it, so it is
     /// rate-limited: logged at powers of two.
     long: Rarely,
@@ -57,6 +63,7 @@ impl Link {
             limits: Limits::default(),
             unanswered: None,
             patience: None,
+            late_calls: None,
             long: Rarely::new(),
         }
     }
@@ -69,6 +76,15 @@ impl Link {
     /// How long it waits.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The back-end may answer that a ring is stopped before it is.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub(crate) fn expect_late_calls(&mut self) -> Result<()> {
+        self.late_calls = Some(EventFd::new(nix::libc::EFD_CLOEXEC)?);
+        Ok(())
     }
 
     /// While an answer is waited for, that is told.
@@ -116,26 +132,44 @@ impl Link {
 
     /// Asks for something that the back-end answers in any case.
     pub(crate) fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
-        let replies = self.queries(request, &[payload])?;
-        let reply = replies.into_iter().next();
-        reply.context("no answer")
+        let wait = self.limits.wait_for(request);
+        let header = Header::request(request.into());
+        self.send(request, header, payload, &[])?;
+        let reply = self.reply(request, wait)?;
+        without_fds(request, reply)
     }
 
-    /// As [`Self::query`], once with each of these payloads: all are asked before any is
-    /// answered.
-    pub(crate) fn queries(
-        &mut self,
-        request: FrontendReq,
-        payloads: &[&[u8]],
-    ) -> Result<Vec<Message>> {
-        for payload in payloads {
-            self.send(request, Header::request(request.into()), payload, &[])?;
+    /// Stops these rings: all are asked before the first is answered. Returns where each
+    /// goes on.
+    ///
+    /// A back-end may complete requests after its answer. libvhost-user, which closes a
+    /// ring's call when it stops that, takes such a call for a fault of its own and ends the
+    /// session. So it is given another call at once: its thread reads the next message
+    /// before it looks at what it has to complete.
+    pub(super) fn stop(&mut self, queues: &[u16]) -> Result<Vec<VhostUserVringState>> {
+        let (request, also) = (FrontendReq::GET_VRING_BASE, FrontendReq::SET_VRING_CALL);
+        let late = self.late_calls.take();
+        for queue in queues {
+            let state = VhostUserVringState::new((*queue).into(), 0);
+            let header = Header::request(request.into());
+            self.send(request, header, state.as_slice(), &[])?;
+            if let Some(late) = &late {
+                let (header, queue) = (self.acknowledged(also), u64::from(*queue));
+                self.send(also, header, &queue.to_ne_bytes(), &[descriptor(late)])?;
+            }
         }
-        let replies = payloads.iter().map(|_| {
-            let reply = self.reply(request, self.limits.wait_for(request))?;
-            without_fds(request, reply)
-        });
-        replies.collect()
+        let mut states = Vec::new();
+        for _ in queues {
+            let answer = self.reply(request, self.limits.wait_for(request))?;
+            let answer = without_fds(request, answer)?;
+            states.push(answer.body().map_err(|error| spoke(request, &error))?);
+            if late.is_some() && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                // Nothing depends on whether it can be told.
+                self.acknowledgement(also, self.limits.wait_for(also))?;
+            }
+        }
+        self.late_calls = late;
+        Ok(states)
     }
 
     /// As [`Self::query`], for an answer that may bring descriptors.
@@ -185,10 +219,7 @@ impl Link {
     ) -> Result<Option<(FrontendReq, u64)>> {
         let acknowledged = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
         for (request, payload, fds) in commands {
-            let mut header = Header::request((*request).into());
-            if acknowledged {
-                header = header.with_need_reply();
-            }
+            let header = self.acknowledged(*request);
             self.send(*request, header, payload, fds)?;
             if !acknowledged && may_need_io(*request) {
                 self.unanswered = Some(self.limits.wait_for(*request));
@@ -223,6 +254,15 @@ impl Link {
         }
         self.send(request, header.with_need_reply(), payload, fds)?;
         self.acknowledgement(request, wait)
+    }
+
+    /// The header of a request that is to be acknowledged, if the back-end can.
+    fn acknowledged(&self, request: FrontendReq) -> Header {
+        let header = Header::request(request.into());
+        match self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            true => header.with_need_reply(),
+            false => header,
+        }
     }
 
     /// The code that answers a `request` that was to be acknowledged.

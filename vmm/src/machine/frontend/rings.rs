@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::inflight::{self, Inflight};
 use super::limits::Wait;
-use super::link::{Command, refused, spoke};
+use super::link::{Command, refused};
 use super::negotiate::protocol_bit;
 use super::{Agreement, Described, Negotiated, Session, Started, memory};
 use crate::machine::kvm::irq::descriptor;
@@ -123,6 +123,16 @@ impl Session<Negotiated> {
 }
 
 impl<P> Session<P> {
+    /// The back-end may answer that a ring is stopped before what it has taken is over, as
+    /// others do than our own.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn expect_late_calls(&mut self) -> Result<()> {
+        let expected = self.link.expect_late_calls();
+        expected.context("an eventfd for what a back-end completes late")
+    }
+
     /// Waits until the back-end has returned what it had taken of a ring before it
     /// stopped that: `under_way` says whether there still is any. This wait and the
     /// stop have one deadline together. A back-end that may keep what it has taken
@@ -213,19 +223,11 @@ impl Session<Started> {
 
     /// Stops these rings; none waits for another to be over.
     fn stop_rings(&mut self, indices: &[u16]) -> Result<Vec<Stopped>> {
-        let request = FrontendReq::GET_VRING_BASE;
-        let states = indices
-            .iter()
-            .map(|index| VhostUserVringState::new((*index).into(), 0));
-        let states: Vec<_> = states.collect();
-        let payloads: Vec<_> = states.iter().map(ByteValued::as_slice).collect();
-        let wait = self.link.limits().wait_for(request);
-        let replies = self.link.queries(request, &payloads)?;
+        let wait = self.link.limits().wait_for(FrontendReq::GET_VRING_BASE);
+        let states = self.link.stop(indices)?;
         let mut stopped = Vec::new();
-        for (index, reply) in indices.iter().zip(replies) {
+        for (index, state) in indices.iter().zip(states) {
             let queue = *index;
-            let state: VhostUserVringState =
-                reply.body().map_err(|error| spoke(request, &error))?;
             let same = state.index == u32::from(queue);
             let Some(base) = u16::try_from(state.num).ok().filter(|_| same) else {
                 let (other, base) = (state.index, state.num);

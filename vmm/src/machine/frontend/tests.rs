@@ -193,6 +193,36 @@ fn a_back_end_without_protocol_features_is_never_asked_for_them() {
     fake.join();
 }
 
+/// One that answers before it is done must have somebody to call when it is.
+#[test]
+fn a_back_end_that_may_be_late_is_given_another_call_before_it_answers_that_it_has_stopped() {
+    let silent = Scripted::disk().on(FrontendReq::GET_VRING_BASE, Fault::Silence);
+    for (fake, answers) in [(Scripted::disk(), true), (silent, false)] {
+        let (stream, fake) = fake.start();
+        let ram = Ram::new(2 << 20, Backing::default()).unwrap();
+        let session = Session::<Connected>::new(stream);
+        let mut session = session
+            .negotiate("disk0", &Interruption::default())
+            .unwrap();
+        session.expect_late_calls().unwrap();
+        let rings = [ring_start(0), ring_start(1)];
+        let session = session.describe(&ram, 1 << 32, (2, 64), &mut None, &rings);
+        let session = session.and_then(|session| session.enable(&rings)).unwrap();
+        let stopping = std::thread::spawn(move || session.stop().map(drop));
+        for queue in 0..2u64 {
+            fake.wait_for(FrontendReq::GET_VRING_BASE);
+            let (request, message) = fake.seen.recv().unwrap();
+            assert_eq!(request, FrontendReq::SET_VRING_CALL);
+            assert_eq!(message.payload, queue.to_ne_bytes());
+            assert_eq!(message.fds.len(), 1);
+        }
+        if !answers {
+            fake.hang_up();
+        }
+        assert_eq!(stopping.join().unwrap().is_ok(), answers);
+    }
+}
+
 #[test]
 fn a_ring_is_described_as_the_specification_says() {
     let (stream, fake) = Scripted::disk().start();
