@@ -71,16 +71,18 @@ impl<'a> Hands<'a> {
         signals: &'a Signals,
         parent: &'a Parent,
     ) -> Result<Self> {
-        let backends = resources.devices.iter().map(Backend::new);
-        let standbys = resources.devices.iter().map(|opened| {
+        // They are kept by who serves them alone: after a swap the former's image is free.
+        let devices = std::mem::take(&mut resources.devices);
+        let backends = devices.iter().map(Backend::new);
+        let standbys = devices.iter().map(|opened| {
             let standby = opened.standby.then(|| Backend::new(opened));
             standby.transpose()
         });
         Ok(Self {
             backends: backends.collect::<Result<_>>()?,
             standbys: standbys.collect::<Result<_>>()?,
-            swaps: vec![None; resources.devices.len()],
-            held_down: vec![false; resources.devices.len()],
+            swaps: vec![None; devices.len()],
+            held_down: vec![false; devices.len()],
             resources,
             console,
             signals,
@@ -214,14 +216,12 @@ impl<'a> Hands<'a> {
         }
         fds.extend(ends.input.map(|fd| (StartFd::ConsoleIn, fd)));
         let (names, fds) = fds.into_iter().unzip();
+        let specs = self.backends.iter();
+        let specs = specs.map(|backend| backend.opened().spec.clone());
         let start = ToMachine::Start {
             version: MESSAGES_VERSION,
             machine: resources.machine.clone(),
-            devices: resources
-                .devices
-                .iter()
-                .map(|opened| opened.spec.clone())
-                .collect(),
+            devices: specs.collect(),
             fds: names,
         };
         let theirs = [theirs.as_fd()];

@@ -193,10 +193,10 @@ impl<'a> Hands<'a> {
         }
     }
 
-    /// Nothing is left of who had its place.
+    /// Nothing is left of who had its place. Whoever listens at a socket may serve another.
     pub(super) fn forget_standby(&mut self, place: usize) {
-        let standby = self.standbys.get_mut(place);
-        standby.into_iter().for_each(|it| *it = None);
+        let standby = self.standbys.get_mut(place).and_then(Option::take);
+        standby.iter().for_each(Backend::hang_up);
     }
 }
 

@@ -35,6 +35,14 @@ impl Backend {
         self.cleared()
     }
 
+    /// Ends the connection to who listens at a socket, for the machine process, too: neither
+    /// waits for the other any more.
+    pub(crate) fn hang_up(&self) {
+        if let Some(connection) = &self.connection {
+            let _ = shutdown(connection, Shutdown::Both);
+        }
+    }
+
     pub(super) fn cleared(&mut self) -> Option<Event> {
         let (next, began) = self.clearing?;
         let open = self.connection.as_ref().is_some_and(|fd| !is_closed(fd));
