@@ -154,9 +154,15 @@ impl Device {
     /// Why nothing of the kind can be begun just now, if that is so.
     pub(crate) fn why_not_now(&self) -> Option<String> {
         if self.state != State::Serving {
-            let text = "it is not served just now, and is being recovered or started; try again \
-                        when it is running";
-            return Some(text.into());
+            let advice = match &self.state {
+                State::Out(why) => format!("it is down: {why}"),
+                State::Seeking if self.program.is_none() => {
+                    format!("start the back-end at {} again", self.name)
+                }
+                _ => "it is being recovered or started".into(),
+            };
+            let text = format!("it is not served just now: {advice}; try again when it is running");
+            return Some(text);
         }
         if let Some(why) = self.is_being_swapped() {
             return Some(why.into());
