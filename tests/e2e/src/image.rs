@@ -21,6 +21,30 @@ pub struct Content {
     pub digest: u64,
 }
 
+/// Whether nobody locks the image at this path.
+///
+/// # Errors
+/// Those of the file system.
+pub fn is_free(path: &Path) -> Result<bool> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    match image_lock::lock(&file, Access::Write) {
+        Ok(()) => {
+            image_lock::unlock(&file, Access::Write);
+            Ok(true)
+        }
+        Err(image_lock::Error::InUse(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As [`Image::wait_until_free`], of the image at this path.
+///
+/// # Errors
+/// It stays locked.
+pub fn wait_until_free(path: &Path) -> Result<()> {
+    eventually("the image is free", || Ok(is_free(path)?.then_some(())))
+}
+
 /// A disk image in a folder of its own, deleted in the end.
 #[derive(Debug)]
 pub struct Image {
@@ -109,17 +133,7 @@ impl Image {
     /// # Errors
     /// It stays locked.
     pub fn wait_until_free(&self) -> Result<()> {
-        eventually("the image is free", || {
-            let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
-            match image_lock::lock(&file, Access::Write) {
-                Ok(()) => {
-                    image_lock::unlock(&file, Access::Write);
-                    Ok(Some(()))
-                }
-                Err(image_lock::Error::InUse(_)) => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        })
+        wait_until_free(&self.path)
     }
 
     /// What lies in its folder beside it.

@@ -10,12 +10,16 @@
 //! again: so many of them hit a successor somewhere in its start.
 //!
 //! - [`killer`]: who kills, whom and when;
+//! - [`swaps`]: a storm in which back-ends are replaced on command, too;
+//! - [`daemon`]: QEMU's program for a disk, for those;
 //! - `qemu`: the same back-end at a socket, restarted by the test: under QEMU, too;
 //! - [`step`]: a process that is killed between two system calls.
 
+pub mod daemon;
 pub mod killer;
 mod qemu;
 pub mod step;
+pub mod swaps;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -254,6 +258,8 @@ pub struct Storm {
     pub vm: Vm,
     /// Its disk.
     pub image: Image,
+    /// The file that is behind the disk now.
+    pub behind: PathBuf,
     /// Who kills.
     pub killer: Killer,
     /// The back-end, where the test has started it.
@@ -309,6 +315,7 @@ impl Storm {
         };
         Ok(Self {
             vm: run.start()?,
+            behind: image.path().to_owned(),
             image,
             killer: Killer::new(BLK, *seed, shape.within),
             outboard: own.is_none().then(|| programs.bin.join("outboard")),
@@ -415,7 +422,7 @@ impl Storm {
         let layout = Layout::new(IMAGE / SECTOR as u64, BLOCK / SECTOR as u64);
         let layout = layout.context("a layout")?;
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).open(self.image.path())?;
+        let file = options.read(true).write(true).open(&self.behind)?;
         file.write_all_at(&STOP.to_le_bytes(), layout.stop * SECTOR as u64)?;
         Ok((layout, file))
     }
