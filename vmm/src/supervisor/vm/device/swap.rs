@@ -8,11 +8,18 @@
 //!   │ ◀───────────────────────── Resuming ◀─ HandedBack ─ CalledOff                   │
 //!   │ ◀───────── GoesOn: the former, since this is late, or cannot be done ───────────┤
 //!   └─ GoesOn: the successor, and the former is told to go ───────────────────────────┘
+//!
+//!  Preparing ─ it does not fit, and may have meddled ─▶ Mending ─ GoesOn: the former ─▶ Idle
 //! ```
 //! The successor is a process that waits, as a standby does (`standby.rs`), whose place it
 //! takes meanwhile. Until the machine says that it has the rings, the former is there and
 //! can be put back. From then on it is the device's back-end, and what happens to it is a
 //! fault of that.
+//!
+//! A successor that must be told to wait, and has not said that it does, may have set up as it
+//! started what its predecessor uses: a tap, say, whose filter is the guest's. Nobody can know
+//! that before it is started. Once it is gone, the former hands back its rings and goes on
+//! with them (`Mending`), by which it sets up everything again.
 //!
 //! A device that is to rest (`Pausing`) hands back its rings, too, and `Resuming` gives
 //! them back. It may be swapped meanwhile, and is resumed with that.
@@ -76,6 +83,8 @@ enum Step {
     Idle,
     Clearing(Asked),
     Preparing(Asked, Candidate),
+    /// What came of the successor, and whether the rings have been asked for since it is gone.
+    Mending(u64, String, bool),
     Stopping(Asked, Candidate),
     /// For this reason.
     CalledOff(u64, String),
@@ -97,6 +106,14 @@ struct Candidate {
     /// It has closed its line, or ended in order: that is told then, unless the machine or
     /// its death says why before.
     ended: Option<(String, Instant)>,
+}
+
+impl Candidate {
+    /// Whether it may have changed what is behind the device, which its predecessor serves.
+    fn may_have_meddled(&self) -> bool {
+        let must_wait = self.server.as_ref().is_some_and(|it| it.must_wait);
+        must_wait && self.is_introduced && !self.is_ready
+    }
 }
 
 /// A successor that is being given the rings.
@@ -228,6 +245,7 @@ impl Device {
             if matches!(self.swap.step, Step::Clearing(_)) && self.has_no_standby() {
                 self.open_candidate(out);
             }
+            self.mend(out);
             return;
         }
         self.swap.rests = false;
@@ -235,6 +253,7 @@ impl Device {
         let (number, step) = match std::mem::take(&mut self.swap.step) {
             Step::Idle => return,
             Step::Clearing(asked) | Step::Preparing(asked, _) => (asked.number, SwapStep::Prepare),
+            Step::Mending(number, ..) => (number, SwapStep::Prepare),
             Step::Stopping(asked, _) => (asked.number, SwapStep::Stop),
             Step::CalledOff(number, _) | Step::Pausing(number) | Step::Resuming(number, _) => {
                 (number, SwapStep::Stop)
@@ -244,6 +263,17 @@ impl Device {
         };
         self.dismiss(now, out);
         self.fail(number, step, why.into(), None);
+    }
+
+    /// Once nothing is left of a successor that may have meddled.
+    fn mend(&mut self, out: &mut Vec<Outcome>) {
+        let is_gone = self.has_no_standby();
+        if let Step::Mending(_, _, is_asked @ false) = &mut self.swap.step
+            && is_gone
+        {
+            *is_asked = true;
+            out.push(Outcome::Do(Action::HandBack(self.place, self.session)));
+        }
     }
 
     /// The session of the successor that is made ready.
@@ -404,8 +434,7 @@ impl Device {
             other => return self.swap.step = other,
         };
         let number = asked.number;
-        let must_wait = candidate.server.as_ref().is_some_and(|it| it.must_wait);
-        if must_wait && !candidate.is_ready {
+        if candidate.may_have_meddled() {
             self.swap.step = Step::Preparing(asked, candidate);
             let text = "it does not say that it waits (version 1 of the launch contract), so it \
                         may have set up the interface already that its predecessor uses";
@@ -431,6 +460,11 @@ impl Device {
     /// It cannot serve, for this reason.
     fn lose_candidate(&mut self, why: String, now: Instant, out: &mut Vec<Outcome>) {
         match std::mem::take(&mut self.swap.step) {
+            Step::Preparing(asked, candidate)
+                if candidate.may_have_meddled() && !self.swap.rests =>
+            {
+                self.swap.step = Step::Mending(asked.number, why, false);
+            }
             Step::Preparing(asked, _) => {
                 self.fail(asked.number, SwapStep::Prepare, why, None);
             }
@@ -461,6 +495,10 @@ impl Device {
         match std::mem::take(&mut self.swap.step) {
             Step::Stopping(asked, candidate) => self.start_candidate(asked, candidate, out),
             Step::CalledOff(number, why) => self.let_go_on(number, Some(why), out),
+            Step::Mending(number, why, true) => {
+                out.push(Outcome::Do(Action::GoOn(self.place, self.session)));
+                self.swap.step = Step::Mending(number, why, true);
+            }
             Step::Pausing(number) => {
                 self.swap.rests = true;
                 self.swap.report = Some((number, Ok(None)));
@@ -590,6 +628,9 @@ impl Device {
             Step::Stopping(asked, _) if session == self.session => {
                 self.dismiss(now, out);
                 self.fail(asked.number, SwapStep::Stop, late(), Some(gap));
+            }
+            Step::Mending(number, why, true) if session == self.session => {
+                self.fail(number, SwapStep::Prepare, why, Some(gap));
             }
             Step::CalledOff(number, why) if session == self.session => {
                 self.fail(number, SwapStep::Stop, why, Some(gap));
