@@ -10,6 +10,7 @@
 //! - [`refused`]: taps that cannot be had;
 //! - [`standby`]: a second process takes over a card, at once;
 //! - [`storm`]: a card whose back-end is killed, and a flow that goes on;
+//! - [`swaps`]: another process takes over a card, on command;
 //! - [`timeline`]: who says what to whom in a card's life;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
 
@@ -22,6 +23,7 @@ mod outlives;
 mod refused;
 mod standby;
 mod storm;
+mod swaps;
 mod timeline;
 mod trouble;
 
@@ -45,6 +47,7 @@ pub fn tests() -> Vec<Test> {
         refused::tests(),
         standby::tests(),
         storm::tests(),
+        swaps::tests(),
         timeline::tests(),
         trouble::tests(),
     ];
