@@ -13,6 +13,7 @@ mod net;
 mod outlives;
 mod pasted;
 mod peers;
+mod resized;
 mod rng;
 mod standbys;
 mod storm;
@@ -153,6 +154,7 @@ fn main() -> ExitCode {
         ("lines", lines::tests()),
         ("net", net::tests()),
         ("outlives", outlives::tests()),
+        ("resized", resized::tests()),
         ("rng", rng::tests()),
         ("standbys", standbys::tests()),
         ("storm", storm::tests()),

@@ -2,6 +2,7 @@
 //! `outboard_e2e::network`.
 //!
 //! - [`canary`]: nothing is written that may not be;
+//! - [`changed`]: what is changed of a card on command;
 //! - [`frames`]: every frame and every segment arrives as it was sent;
 //! - [`flows`]: many datagrams at once, and what became of each;
 //! - [`left`]: what is left of a tap when its VM is over;
@@ -15,6 +16,7 @@
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
 
 mod canary;
+mod changed;
 mod flows;
 mod frames;
 mod left;
@@ -39,6 +41,7 @@ const NET: &[Need] = &[Need::Kvm, Need::Network];
 pub fn tests() -> Vec<Test> {
     let groups = [
         canary::tests(),
+        changed::tests(),
         frames::tests(),
         flows::tests(),
         left::tests(),
