@@ -117,6 +117,8 @@ pub struct BlkConfig {
 impl BlkConfig {
     /// Length in bytes.
     pub const LEN: usize = 60;
+    /// Where `size_max` lies.
+    pub const SIZE_MAX: Range<usize> = 8..12;
     /// Offset of `writeback`, the one field that a driver writes.
     pub const WRITEBACK: u32 = 32;
 

@@ -15,11 +15,14 @@ use anyhow::{Context, Result};
 use outboard_log::rarely;
 use outboard_protocol::devices::{BLK, BlkConfig};
 use outboard_protocol::launch::{self, Whose};
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SIZE_MAX,
+};
 
 pub(crate) use self::clash::{Capacity, clash};
 use crate::machine::frontend::{Negotiated, Session};
 
+const SIZE_MAX: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX;
 const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
@@ -78,6 +81,17 @@ pub(crate) fn settle_cache(
         );
     }
     Ok(cache)
+}
+
+/// The features that a driver is offered of these. Segments of no bytes at most, as
+/// qemu-storage-daemon 7.2 has it, is a limit that nobody keeps: it is not offered, and so
+/// another can serve the disk that has none.
+pub(crate) fn usable(features: u64, config: &[u8]) -> u64 {
+    let limit = config.get(BlkConfig::SIZE_MAX).unwrap_or_default();
+    match limit.iter().all(|byte| *byte == 0) {
+        true => features & !SIZE_MAX,
+        false => features,
+    }
 }
 
 /// Whether a driver with these features flushes.

@@ -93,6 +93,7 @@ pub(crate) fn served(agreement: &Agreement, spec: &launch::Device) -> u16 {
 pub(crate) fn usable(agreement: &Agreement, config: &[u8], spec: &launch::Device) -> Result<u64> {
     match spec.kind.virtio_id {
         NET => net::usable(agreement, config, spec),
+        BLK => Ok(blk::usable(agreement.features, config)),
         _ => Ok(agreement.features),
     }
 }

@@ -116,11 +116,26 @@ fn a_driver_goes_by_a_cache_byte_that_it_is_offered_to_set() {
 }
 
 #[test]
-fn of_a_device_that_is_no_card_everything_is_usable() {
+fn of_a_device_that_is_no_card_everything_is_usable_but_segments_of_no_bytes() {
     let everything = Agreement {
         features: u64::MAX,
         max_queues: 128,
         protocol: Protocol::MQ,
     };
-    assert_eq!(usable(&everything, &[], &spec(1)).unwrap(), u64::MAX);
+    let mut other = spec(1);
+    other.kind = Kind::unnamed(41, 60);
+    assert_eq!(usable(&everything, &[], &other).unwrap(), u64::MAX);
+    let disk = |size_max| {
+        let config = BlkConfig {
+            size_max,
+            ..BlkConfig::default()
+        };
+        usable(&everything, &config.to_bytes(), &spec(1)).unwrap()
+    };
+    assert_eq!(disk(4096), u64::MAX);
+    assert_eq!(
+        disk(0),
+        u64::MAX & !(1 << 1),
+        "as qemu-storage-daemon has it"
+    );
 }
