@@ -1,6 +1,7 @@
 //! How long a guest waits for its disk when the back-end is killed: Outboard, which
 //! restarts it, with and without one that stands by, and QEMU, which reconnects to
-//! the same back-end after the same kill.
+//! the same back-end after the same kill. And how long when it is swapped by
+//! `outboard ctl swap`, and by what parts.
 //!
 //! The guest keeps 64 requests in flight and says when nothing was completed for
 //! how long. One kill comes after the other, each when the guest has gone on after
@@ -9,10 +10,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use outboard_e2e::storm::killer::Aim;
-use outboard_e2e::storm::{self, FrontEnd, Outcome, Pace, Shape};
+use outboard_e2e::storm::{self, FrontEnd, Outcome, Pace, Programs, Shape, Storm};
+use serde_json::Value;
 
 use crate::Products;
 use crate::chaos::outages;
@@ -47,13 +49,16 @@ enum Row {
     Qemu,
     /// An image on a disk.
     Disk,
+    /// Swapped, not killed.
+    Swap,
 }
 
-const ROWS: [(Row, &str); 4] = [
+const ROWS: [(Row, &str); 5] = [
     (Row::Restart, "outboard"),
     (Row::Standby, "outboard, standby=1"),
     (Row::Qemu, "QEMU, reconnect"),
     (Row::Disk, "outboard, an image on a disk, direct"),
+    (Row::Swap, "outboard, ctl swap"),
 ];
 
 impl Row {
@@ -61,7 +66,7 @@ impl Row {
         let mut shape = Shape::new(kills, seed);
         shape.pace = Pace::OneByOne;
         match self {
-            Self::Restart => {}
+            Self::Restart | Self::Swap => {}
             Self::Standby => {
                 shape = shape.disk(",standby=1");
                 shape.aim = Aim::Serving;
@@ -79,7 +84,7 @@ impl Row {
     fn target(self) -> Option<f64> {
         match self {
             Self::Restart => Some(20.0),
-            Self::Standby => Some(5.0),
+            Self::Standby | Self::Swap => Some(5.0),
             Self::Qemu | Self::Disk => None,
         }
     }
@@ -92,6 +97,8 @@ struct Times {
     outages: Vec<Duration>,
     /// The slowest request of each round, without a kill (of an image on a disk alone).
     slowest: Vec<Duration>,
+    /// The parts of each swap, as the machine has measured them.
+    parts: Vec<[Duration; 5]>,
     /// Why there is nothing.
     failed: Option<String>,
 }
@@ -119,6 +126,10 @@ impl Times {
             let shape = row.shape(kills, seed + u64::from(round), options);
             storm::run(&programs, &shape)?.nothing_is_wrong()
         };
+        if row == Row::Swap {
+            let shape = row.shape(0, seed + u64::from(round), options);
+            return self.swap(&programs, &shape, options.kills);
+        }
         if row == Row::Disk {
             let slowest = run(0)?.result.number("max_ns")?;
             self.slowest.push(Duration::from_nanos(slowest));
@@ -127,6 +138,42 @@ impl Times {
         let outages = outages(&outcome.gaps, &outcome.kills);
         self.outages
             .extend(outages.iter().map(|outage| outage.last));
+        Ok(())
+    }
+}
+
+impl Times {
+    /// Swaps the back-end of a VM so often. The longest time without a completion while
+    /// that is done is the outage.
+    fn swap(&mut self, programs: &Programs, shape: &Shape, times: u32) -> Result<()> {
+        let mut storm = Storm::begin(programs, shape)?;
+        let mut calls = Vec::new();
+        for _ in 0..times {
+            storm.killer.wait_a_while();
+            storm.killer.note();
+            let text = storm.ctl(&["swap", "disk0"])?;
+            let began = storm.killer.kills.last().copied().unwrap_or_default();
+            storm.killer.until_it_goes_on(&mut storm.vm)?;
+            let swapped: Value = serde_json::from_str(&text)?;
+            let part = |name: &str| {
+                let micros = swapped["gap"][name].as_u64();
+                micros.map(Duration::from_micros).context(text.clone())
+            };
+            let parts = ["stop_us", "drain_us", "rest_us", "start_us", "total_us"].map(part);
+            let [stop, drain, rest, start, total] = parts;
+            self.parts.push([stop?, drain?, rest?, start?, total?]);
+            calls.push(began);
+        }
+        let outcome = storm.end()?.nothing_is_wrong()?;
+        for (place, began) in calls.iter().enumerate() {
+            let next = calls.get(place + 1).copied().unwrap_or(Duration::MAX);
+            let within = outcome
+                .gaps
+                .iter()
+                .filter(|gap| gap.since.saturating_add(gap.length) > *began && gap.since < next);
+            let longest = within.map(|gap| gap.length).max();
+            self.outages.push(longest.context("no gap")?);
+        }
         Ok(())
     }
 }
@@ -140,7 +187,10 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
             times.round(*row, round, products, options);
         }
     }
-    println!("SIGKILL to the next completion, ms; 64 requests in flight on 2 queues");
+    println!(
+        "SIGKILL (of a swap: the last completion before it) to the next completion, ms; 64 requests \
+         in flight on 2 queues"
+    );
     println!(
         "{:<38}{:>6}{:>10}{:>10}{:>10}{:>10}",
         "", "kills", "p50", "p90", "p99", "longest"
@@ -151,7 +201,7 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
     let medians = rows
         .each_ref()
         .map(|(_, _, times)| Spread::millis(&times.outages).quantile(0.5));
-    let [restart, standby, qemu, _] = medians;
+    let [restart, standby, qemu, ..] = medians;
     println!(
         "QEMU / outboard, medians: {:.0}; with standby=1: {:.0} (target: at least 40)",
         qemu / restart,
@@ -177,6 +227,22 @@ fn print(row: Row, name: &str, times: &Times) {
         Some(target) if p99 < target => println!("  target: p99 under {target} ms: met"),
         Some(target) => println!("  target: p99 under {target} ms: MISSED"),
         None => println!(),
+    }
+    if !times.parts.is_empty() {
+        let names = [
+            "stop",
+            "drain",
+            "rest",
+            "start",
+            "all that the machine sees",
+        ];
+        for (place, name) in names.iter().enumerate() {
+            let part = times.parts.iter().filter_map(|parts| parts.get(place));
+            let spread = Spread::millis(&part.copied().collect::<Vec<_>>());
+            let [p50, p90, p99, longest] =
+                [0.5, 0.9, 0.99, 1.0].map(|share| spread.quantile(share));
+            println!("    {name:<40}{p50:>10.2}{p90:>10.2}{p99:>10.2}{longest:>10.2}");
+        }
     }
     if !times.slowest.is_empty() {
         let slowest = Spread::millis(&times.slowest).quantile(1.0);
