@@ -39,7 +39,10 @@ Examples:
   The same, for a script:
     outboard ctl --api vm.sock status --json | jq '.devices[].state'
 
-  Replace a disk's back-end, and wait until it is served again:
+  Put the release that is installed now in the place of a disk's back-end, while it works:
+    outboard ctl --api vm.sock swap disk0
+
+  End a back-end that does not work, and wait until its device is served again:
     outboard ctl --api vm.sock restart disk0
     outboard ctl --api vm.sock wait disk0 running --timeout 10s
 
@@ -176,7 +179,7 @@ enum What {
     Wait {
         /// Id of the device.
         device: String,
-        /// running, down, restarting, waiting_for_io, starting or ending.
+        /// running, paused, down, restarting, waiting_for_io, starting or ending.
         #[arg(value_parser = options::word::<DeviceState>)]
         state: DeviceState,
         /// How long: 500ms, 30s, 2m or forever
