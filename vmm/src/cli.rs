@@ -137,7 +137,7 @@ mod tests {
             .filter_map(|line| line.trim().strip_prefix("outboard "))
             .filter_map(|line| line.split(" | ").next())
             .collect();
-        assert_eq!(lines.len(), 12);
+        assert_eq!(lines.len(), 13);
         for line in lines {
             let mut words = vec!["outboard".to_owned()];
             for (index, part) in line.split('\'').enumerate() {

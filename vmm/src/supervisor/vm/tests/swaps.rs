@@ -739,8 +739,15 @@ fn a_program_of_version_1_that_sets_up_an_interface_as_it_starts_does_not_take_o
     };
     opens(&mut story, 2, card);
     assert_eq!(prepared(&mut story, 2), [KILL]);
-    let (why, _) = not_done(&story, SwapStep::Prepare);
+    // It may have changed what the former uses, who sets that up again once it is gone.
+    let killed = device::Event::Died(Death::Exited(1));
+    let actions = waiting(&mut story, 2, killed);
+    assert_eq!(actions, [Action::Forget(0), HAND_BACK]);
+    assert_eq!(handed_back(&mut story, 1), [Action::GoOn(0, 1)]);
+    assert_eq!(goes_on(&mut story, 1, None), []);
+    let (why, gap) = not_done(&story, SwapStep::Prepare);
     assert!(why.contains("version 1"), "{why}");
+    assert_eq!(gap, Some(GAP));
     the_former_serves(&story);
 }
 
