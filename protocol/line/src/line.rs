@@ -10,6 +10,7 @@
 //! Nothing waits: what a back-end does not read yet is kept, and of each kind of
 //! message only the last, since that is what is true.
 
+mod orders;
 mod waiting;
 
 use std::io;
@@ -178,31 +179,6 @@ impl Line {
         {
             log::warn!("a peer may be let in that nobody wants: {error}");
         }
-    }
-
-    /// Tells the back-end that its disk is to have another size, in bytes. If it knows what
-    /// that is, it answers ([`Heard::Resized`]).
-    pub fn resize(&mut self, size: u64) {
-        if let Some(open) = &mut self.open {
-            open.unsent.size = Some(size);
-        }
-        self.flush();
-    }
-
-    /// From now on the link of a card is down, whatever is behind it; or, if not, it is what
-    /// that is.
-    pub fn hold_down(&mut self, down: bool) {
-        self.held_down = down;
-        self.observe();
-        self.flush();
-    }
-
-    /// Tells the back-end to execute again what it holds back.
-    pub fn retry(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.unsent.retry = true;
-        }
-        self.flush();
     }
 
     /// Does what is due, and returns what was heard in 64 messages at most; there may

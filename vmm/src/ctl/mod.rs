@@ -17,10 +17,7 @@ use serde::de::DeserializeOwned;
 
 use self::client::Client;
 use self::failure::{EXIT_CODES, Failure};
-use crate::supervisor::api::model::{
-    Change, Device, DeviceState, Event, Explanation, LinkRequest, ResizeRequest, Resized,
-    SwapRequest, Vm, VmState,
-};
+use crate::supervisor::api::model::{Change, Device, DeviceState, Event, Explanation, Vm, VmState};
 use crate::supervisor::say::say;
 use crate::supervisor::text::options;
 use crate::supervisor::text::units::Wait;
@@ -233,25 +230,9 @@ impl Ctl {
                 device,
                 behind,
                 listen,
-            } => {
-                let request = SwapRequest {
-                    listen,
-                    ..swap::request(&behind, false, false)?
-                };
-                swap::swap(connect()?, &device, &request, self.json)
-            }
-            What::Resize { device, size, .. } => {
-                let path = of_device(&device, "/resize")?;
-                let body = connect()?.put(&path, &ResizeRequest { size })?;
-                show(&body, self.json, |Resized { size }| {
-                    format!("{device} has {size} bytes\n")
-                })
-            }
-            What::Link { device, state } => {
-                let up = state == "up";
-                let path = of_device(&device, "/link")?;
-                connect()?.put(&path, &LinkRequest { up }).map(drop)
-            }
+            } => swap::peer(connect()?, &device, &behind, listen, self.json),
+            What::Resize { device, size, .. } => swap::resize(connect()?, &device, size, self.json),
+            What::Link { device, state } => swap::link(connect()?, &device, state == "up"),
             What::Upgrade { device } => swap::upgrade(connect, &device, self.json),
             What::Pause { device: None } => put("/api/v1/vm/pause"),
             What::Resume { device: None } => put("/api/v1/vm/resume"),

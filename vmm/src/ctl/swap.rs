@@ -1,11 +1,14 @@
-//! `outboard ctl swap` and `upgrade`: another back-end for a device that works.
+//! `outboard ctl swap` and its like: another back-end for a device that works, another size,
+//! another link.
 
 use std::path::{Path, PathBuf};
 
 use super::client::Client;
 use super::failure::Failure;
 use super::{of_device, print, read, show};
-use crate::supervisor::api::model::{Served, SwapRequest, Swapped, Vm};
+use crate::supervisor::api::model::{
+    LinkRequest, ResizeRequest, Resized, Served, SwapRequest, Swapped, Vm,
+};
 
 /// What a user has written of a swap: `key=value`, in any order.
 ///
@@ -65,6 +68,49 @@ pub(super) fn swap(
 ) -> Result<(), Failure> {
     let answer = ask(client, device, request)?;
     super::show(&answer, json, |swapped: Swapped| show::swapped(&swapped))
+}
+
+/// Puts this tap or peer behind a card.
+///
+/// # Errors
+/// Why that was not done.
+pub(super) fn peer(
+    client: Client,
+    device: &str,
+    behind: &[String],
+    listen: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let request = SwapRequest {
+        listen,
+        ..request(behind, false, false)?
+    };
+    swap(client, device, &request, json)
+}
+
+/// Gives a disk so many bytes, or as many as its image has.
+///
+/// # Errors
+/// Why it has not got them.
+pub(super) fn resize(
+    client: Client,
+    device: &str,
+    size: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
+    let body = client.put(&of_device(device, "/resize")?, &ResizeRequest { size })?;
+    super::show(&body, json, |Resized { size }| {
+        format!("{device} has {size} bytes\n")
+    })
+}
+
+/// Holds the link of a card down, or lets it be what is behind the card.
+///
+/// # Errors
+/// Why not.
+pub(super) fn link(client: Client, device: &str, up: bool) -> Result<(), Failure> {
+    let path = of_device(device, "/link")?;
+    client.put(&path, &LinkRequest { up }).map(drop)
 }
 
 fn ask(client: Client, device: &str, request: &SwapRequest) -> Result<Vec<u8>, Failure> {

@@ -18,6 +18,7 @@
 
 mod agreed;
 mod config;
+mod loss;
 mod reserve;
 mod succession;
 mod swap;
@@ -27,12 +28,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_log::{Rarely, rarely};
 use outboard_protocol::Deadline;
-use outboard_protocol::launch::{Cause, FromMachine, SessionNumber};
+use outboard_protocol::launch::FromMachine;
 
 use self::agreed::Agreed;
 use self::config::no_longer_fits;
@@ -45,7 +46,7 @@ use super::serving::{Keeping, Serving};
 use super::standby::Standby;
 use super::vacancy::Vacancy;
 use super::watch::Watch;
-use crate::machine::frontend::{Interruption, cause_of};
+use crate::machine::frontend::Interruption;
 use crate::machine::pci::Clearing;
 use crate::machine::post::{Command, Mailbox};
 use crate::machine::virtio::{Event, Registers, Ring};
@@ -351,57 +352,5 @@ impl Owner {
         if function.with_registers(Registers::needs_reset) {
             function.interrupts.config_changed();
         }
-    }
-
-    /// After an error there is no session any more.
-    fn lose_on_error(&mut self, result: Result<()>) {
-        if let Err(error) = result {
-            let number = self.serving.as_ref().map(Serving::number);
-            self.lose(number, &error);
-        }
-    }
-
-    /// Ends the session, and tells why. Where rings ran, only the used index tells
-    /// how far they have come.
-    fn lose(&mut self, number: Option<SessionNumber>, error: &Error) {
-        if let Some(serving) = self.serving.take()
-            && !serving.is_idle()
-        {
-            self.driver.gives_up(|queue| serving.is_broken(queue));
-            // Before it has its region, no ring of a back-end that keeps one has run.
-            if !self.agreed.tracked() || self.driver.inflight().is_some() {
-                self.driver.is_cut_off();
-            }
-        }
-        if let Some(number) = number {
-            self.vacancy.is_lost(number);
-        }
-        (self.config_stale, self.rest) = (None, None);
-        self.seat.withdraw_all();
-        self.interruption.end_session();
-        let text = format!("{error:#}");
-        match (number, cause_of(error)) {
-            (Some(number), Some(cause)) => self.post_lost(number, cause, text),
-            // What goes wrong without a back-end is none's fault.
-            _ => self.post(FromMachine::Failed {
-                error: format!("{}: {text}", self.seat.spec.id),
-            }),
-        }
-    }
-
-    /// Tells the main loop, unless the device ends anyway.
-    fn post(&self, event: FromMachine) {
-        if !self.interruption.is_stopping() {
-            self.events.post(event);
-        }
-    }
-
-    fn post_lost(&self, session: SessionNumber, cause: Cause, text: String) {
-        self.post(FromMachine::Lost {
-            device: self.seat.spec.id.clone(),
-            session,
-            cause,
-            text,
-        });
     }
 }

@@ -77,11 +77,6 @@ impl Images {
         let opened = Identity::of(&file.metadata()?);
         self.refuse_twice(id, opened, readonly)
             .with_context(|| format!("the image {shown}"))?;
-        let claim = Rc::new(Claim {
-            image: opened,
-            id: id.to_owned(),
-            readonly,
-        });
         // Before its size, which is not that of a disk if it is no raw image.
         if !usage.raw {
             refuse_format(&file, path)?;
@@ -100,9 +95,18 @@ impl Images {
             false => Access::Write,
         };
         image_lock::lock(&file, access).with_context(|| format!("the image {shown}"))?;
+        Ok((file, self.claim(id, opened, readonly)))
+    }
+
+    fn claim(&mut self, id: &str, image: Identity, readonly: bool) -> Rc<Claim> {
+        let claim = Rc::new(Claim {
+            image,
+            id: id.to_owned(),
+            readonly,
+        });
         self.known.retain(|known| known.strong_count() > 0);
         self.known.push(Rc::downgrade(&claim));
-        Ok((file, claim))
+        claim
     }
 
     /// The device that has this image.

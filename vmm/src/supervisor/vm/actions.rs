@@ -3,11 +3,10 @@
 
 mod answers;
 mod changes;
+mod process;
 mod standbys;
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -15,9 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use outboard_protocol::Deadline;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{
-    Channel, MESSAGES_VERSION, Restored, SessionNumber, StartFd, ToMachine,
-};
+use outboard_protocol::launch::{Restored, SessionNumber, ToMachine};
 
 use super::action::{Action, Who};
 use super::backend::Backend;
@@ -114,23 +111,6 @@ impl<'a> Hands<'a> {
                 }
             }
             Action::Order(place, replay) => self.backend(place, |backend| backend.order(replay)),
-            Action::Open(place, session, request) => return self.open(place, session, &request),
-            Action::Prepare(place, session, heir) => return self.prepare(place, session, heir),
-            Action::HandBack(place, session) => {
-                let device = self.id(place)?;
-                self.send(ToMachine::HandBack { device, session }, Vec::new());
-            }
-            Action::GoOn(place, session) => self.go_on(place, session),
-            Action::Resize(place, size) => return self.resize(place, size),
-            Action::Truncate(place, size) => self.truncate(place, size),
-            Action::Undo(place) => self.exchange(place),
-            Action::Forget(place) => self.forget_standby(place),
-            Action::TakeOver(place, session, kept, resizes) => {
-                if let Err(error) = self.take_over(place, session, kept, resizes) {
-                    let text = format!("{error:#}");
-                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
-                }
-            }
             Action::Clear(place) => {
                 let backend = self.backends.get_mut(place)?;
                 return backend.clear().map(|event| Event::Device(place, event));
@@ -159,6 +139,7 @@ impl<'a> Hands<'a> {
             Action::Tell(change) => self.tell(change),
             Action::Say(text) => say(&text),
             Action::Log(level, text) => log::log!(level, "{text}"),
+            of_a_change => return self.change(of_a_change),
         }
         None
     }
@@ -200,46 +181,6 @@ impl<'a> Hands<'a> {
         }
     }
 
-    fn start_machine(&mut self) -> Result<()> {
-        let resources = &*self.resources;
-        let (channel, theirs) = Channel::pair().context("a socket pair")?;
-        let args = ["machine".to_owned()];
-        let environment = resources.logging.environment(None);
-        let ends = self.console.ends().context("the console")?;
-        let mut fds = vec![
-            (StartFd::Kvm, copy(&resources.kvm)?),
-            (StartFd::Kernel, copy(&resources.kernel)?),
-            (StartFd::ConsoleOut, ends.output),
-        ];
-        if let Some(initrd) = &resources.initrd {
-            fds.push((StartFd::Initrd, copy(initrd)?));
-        }
-        fds.extend(ends.input.map(|fd| (StartFd::ConsoleIn, fd)));
-        let (names, fds) = fds.into_iter().unzip();
-        let specs = self.backends.iter();
-        let specs = specs.map(|backend| backend.opened().spec.clone());
-        let start = ToMachine::Start {
-            version: MESSAGES_VERSION,
-            machine: resources.machine.clone(),
-            devices: specs.collect(),
-            fds: names,
-        };
-        let theirs = [theirs.as_fd()];
-        let child = Child::start(
-            self.parent,
-            &resources.program,
-            &args,
-            &environment,
-            &theirs,
-        );
-        let child = child.context("starting the machine process")?;
-        let line = MachineLine::new(channel);
-        self.machine = Some(Machine { child, line });
-        self.send(start, fds);
-        self.is_whole = true;
-        Ok(())
-    }
-
     fn attach(&mut self, place: usize, session: SessionNumber, kept: Option<Kept>) -> Result<()> {
         let backend = self.backends.get_mut(place);
         let backend = backend.context("there is no such device")?;
@@ -261,21 +202,6 @@ impl<'a> Hands<'a> {
         };
         self.send(attach, vec![front]);
         Ok(())
-    }
-
-    /// Its process is gone.
-    fn forget_machine(&mut self) {
-        if let Some(machine) = self.machine.take() {
-            machine.line.end();
-        }
-    }
-
-    /// Sends to the machine, now or when it reads. One that is gone is found by its
-    /// descriptor, with how it ended; so a failure to send says nothing more.
-    fn send(&mut self, message: ToMachine, fds: Vec<OwnedFd>) {
-        if let Some(machine) = &mut self.machine {
-            machine.line.send(message, fds);
-        }
     }
 
     /// Waits until something happens, or until `due`, and returns all that has.
@@ -409,10 +335,6 @@ fn restored(kept: Option<&Kept>, is_ours: bool) -> Restored {
         Some(_) if is_ours => Restored::Kept,
         Some(_) | None => Restored::Unknown,
     }
-}
-
-fn copy(file: &File) -> io::Result<OwnedFd> {
-    Ok(file.try_clone()?.into())
 }
 
 #[cfg(test)]

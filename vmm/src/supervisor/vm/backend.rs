@@ -206,8 +206,7 @@ impl Backend {
         parent: &Parent,
         logging: &Logging,
     ) -> Result<OwnedFd> {
-        let found = self.found.take();
-        let opened = Rc::clone(&self.opened);
+        let (found, opened) = (self.found.take(), Rc::clone(&self.opened));
         let id = &opened.spec.id;
         self.past = self.close_page();
         (self.session, self.release) = (session, None);

@@ -3,16 +3,43 @@
 
 use anyhow::{Context, Result, bail};
 use outboard_protocol::devices::NET;
-use outboard_protocol::launch::Whose;
+use outboard_protocol::launch::{ToMachine, Whose};
 
 use super::Hands;
 use crate::supervisor::api::call::{Refusal, Reply};
 use crate::supervisor::host::lend::Server;
+use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::backend::Backend;
 use crate::supervisor::vm::device;
 use crate::supervisor::vm::event::Event;
 
 impl Hands<'_> {
+    /// Does what there is to be done of a change of a device that works, and of its standby.
+    pub(super) fn change(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Open(place, session, request) => return self.open(place, session, &request),
+            Action::Prepare(place, session, heir) => return self.prepare(place, session, heir),
+            Action::HandBack(place, session) => {
+                let device = self.id(place)?;
+                self.send(ToMachine::HandBack { device, session }, Vec::new());
+            }
+            Action::GoOn(place, session) => self.go_on(place, session),
+            Action::Resize(place, size) => return self.resize(place, size),
+            Action::Truncate(place, size) => self.truncate(place, size),
+            Action::Undo(place) => self.exchange(place),
+            Action::Forget(place) => self.forget_standby(place),
+            Action::TakeOver(place, session, kept, resizes) => {
+                if let Err(error) = self.take_over(place, session, kept, resizes) {
+                    let text = format!("{error:#}");
+                    return Some(Event::Device(place, device::Event::CannotBegin(text)));
+                }
+            }
+            // What else there is is done by whoever asks us.
+            _ => {}
+        }
+        None
+    }
+
     /// Tells the back-end of this disk that it has so many bytes, or as many as its image.
     pub(super) fn resize(&mut self, place: usize, size: Option<u64>) -> Option<Event> {
         let told = self.try_resize(place, size);

@@ -1,5 +1,6 @@
 //! A turn of the loop, with shell scripts for the machine process and a back-end.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 

@@ -14,6 +14,8 @@
 //! one, which the standby follows at once: what kills one process after another is then
 //! slowed down as it is without a standby.
 
+mod place;
+
 use std::time::Instant;
 
 use log::Level;
@@ -215,37 +217,6 @@ impl Device {
             until: now + limits::KILLED,
             why,
         };
-    }
-
-    /// There is no standby for now: its place is that of this session of a swap, whose
-    /// process `lives`, or is not there yet, or not any more.
-    pub(super) fn give_place_to(&mut self, session: SessionNumber, lives: bool) {
-        self.standby.state = State::Swapped { session, lives };
-    }
-
-    /// Whoever has its place for a swap is told to go.
-    pub(super) fn leaves(&mut self, now: Instant, out: &mut Vec<Outcome>) {
-        let State::Swapped { session, lives } = self.standby.state else {
-            return;
-        };
-        if !lives {
-            return self.has_left(session, out);
-        }
-        out.push(Outcome::Do(Action::Terminate(Who::Standby(self.place))));
-        self.standby.state = State::Leaving {
-            session,
-            until: now + limits::TELL,
-            why: Leaves::Swap,
-        };
-    }
-
-    /// Nothing is left of a session of a swap.
-    fn has_left(&mut self, session: SessionNumber, out: &mut Vec<Outcome>) {
-        out.push(Outcome::Do(Action::Forget(self.place)));
-        if session < self.session {
-            out.push(Outcome::Do(Action::Vacate(self.place, session)));
-        }
-        self.standby.state = State::default();
     }
 
     /// Its standby serves from now on, as `session`.

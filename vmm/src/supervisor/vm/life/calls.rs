@@ -2,14 +2,17 @@
 //! that of each device, whenever one has changed. Nobody who changes a state tells it;
 //! after each event the states are compared with those that were told last.
 
+mod changes;
+
 use std::collections::BTreeMap;
 
+use self::changes::{What, reported};
 use super::{Life, Step};
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, Resized, VmState};
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
-use crate::supervisor::vm::device::{self, Device, NotDone};
+use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::pause::Why;
 use crate::supervisor::vm::{end, machine};
@@ -51,15 +54,6 @@ enum Asked {
     /// The size that the disk at this place has after this resize.
     Resized(usize, u64),
     Other(Answer),
-}
-
-/// What was asked of a device.
-#[derive(Clone, Copy, Debug)]
-enum What {
-    /// That it rests, or goes on.
-    Rest,
-    /// A swap, or, if so, whether it could be done.
-    Swap { dry_run: bool },
 }
 
 impl Life {
@@ -104,22 +98,11 @@ impl Life {
                 Ok(place) => self.restart(place),
                 Err(refusal) => refused(refusal),
             },
-            Call::PauseDevice(id) => {
-                return self.of_device(ticket, id, What::Rest, device::Event::PauseDevice);
-            }
-            Call::ResumeDevice(id) => {
-                return self.of_device(ticket, id, What::Rest, device::Event::ResumeDevice);
-            }
-            Call::Resize(id, size) => return self.resize(ticket, id, size),
-            Call::Link(id, up) => match self.place(id) {
-                Ok(place) => Answer::Link { place, up },
-                Err(refusal) => refused(refusal),
-            },
-            Call::Swap(id, request) => {
-                let dry_run = request.dry_run;
-                let swap = |number| device::Event::Swap(number, request);
-                return self.of_device(ticket, id, What::Swap { dry_run }, swap);
-            }
+            Call::PauseDevice(_)
+            | Call::ResumeDevice(_)
+            | Call::Resize(..)
+            | Call::Link(..)
+            | Call::Swap(..) => return self.change(ticket, call),
             Call::Explain(id) => match self.place(id) {
                 Ok(place) => {
                     let device = self.devices.get(place);
@@ -132,61 +115,6 @@ impl Life {
                 Err(refusal) => refused(refusal),
             },
         };
-        self.calls.asked.push((ticket, Asked::Other(answer)));
-    }
-
-    /// Something is asked of a device that it reports on.
-    fn of_device(
-        &mut self,
-        ticket: Ticket,
-        id: String,
-        what: What,
-        event: impl FnOnce(u64) -> device::Event,
-    ) {
-        let place = match self.place(id) {
-            Ok(place) => place,
-            Err(refusal) => return self.refuse(ticket, refusal),
-        };
-        let number = self.calls.numbered.wrapping_add(1);
-        let event = event(number);
-        let Some(device) = self.devices.get(place) else {
-            return;
-        };
-        let why = device
-            .why_not_now()
-            .or_else(|| match (&event, device.rests()) {
-                (device::Event::PauseDevice(_), true) => Some("it is paused already".into()),
-                (device::Event::ResumeDevice(_), false) => Some("it is not paused".into()),
-                _ if self.state().0 == VmState::Starting => {
-                    Some("the VM is still being started; try again then".into())
-                }
-                _ => None,
-            });
-        if let Some(why) = why {
-            let text = format!("{}: {why}", device.id());
-            return self.refuse(ticket, Refusal::NotNow(text));
-        }
-        self.calls.numbered = number;
-        self.steps.push_back(Step::Device(place, event));
-        let asked = Asked::OfDevice(place, number, what);
-        self.calls.asked.push((ticket, asked));
-    }
-
-    /// A disk is to have another size.
-    fn resize(&mut self, ticket: Ticket, id: String, size: Option<u64>) {
-        let before = self.calls.asked.len();
-        self.of_device(ticket, id, What::Rest, |number| {
-            device::Event::Resize(number, size)
-        });
-        for (_, asked) in self.calls.asked.iter_mut().skip(before) {
-            if let Asked::OfDevice(place, number, _) = *asked {
-                *asked = Asked::Resized(place, number);
-            }
-        }
-    }
-
-    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
-        let answer = Answer::Reply(Reply::Refused(refusal));
         self.calls.asked.push((ticket, Asked::Other(answer)));
     }
 
@@ -371,23 +299,6 @@ fn device_state(device: &Device, error: Option<&String>) -> (DeviceState, Option
         }
         device::State::Out(why) => (DeviceState::Down, Some(why.clone())),
         device::State::Leaving { .. } | device::State::Killed { .. } => (DeviceState::Ending, None),
-    }
-}
-
-/// What is answered to who has asked that of the device at this place.
-fn reported(place: usize, report: &device::Report, what: What) -> Answer {
-    match (report, what) {
-        (Ok(_), What::Rest) => Answer::Reply(Reply::Done),
-        (Ok(gap), What::Swap { dry_run }) => Answer::Swapped {
-            place,
-            gap: gap.map(Into::into),
-            dry_run,
-        },
-        (Err(not_done), _) => {
-            let NotDone { step, why, gap } = not_done.clone();
-            let gap = gap.map(Into::into);
-            Answer::Reply(Reply::Refused(Refusal::NotSwapped(why, step, gap)))
-        }
     }
 }
 
