@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Gap, SessionNumber, Whose};
+use outboard_protocol::launch::{Cause, Gap, SessionNumber, Whose};
 
 use super::line::Line;
 use super::{Device, Event, Outcome, State};
@@ -105,7 +105,23 @@ struct Candidate {
     is_ready: bool,
     /// It has closed its line, or ended in order: that is told then, unless the machine or
     /// its death says why before.
-    ended: Option<(String, Instant)>,
+    ended: Option<Ended>,
+}
+
+/// What was heard first of the end of a successor, and until when more is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ended {
+    by: By,
+    why: String,
+    until: Instant,
+}
+
+/// Who has told of an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Line,
+    Machine,
+    Death,
 }
 
 impl Candidate {
@@ -224,6 +240,12 @@ impl Device {
             Event::GoesOn(number, gap, why) => self.goes_on(number, gap, why, now, out),
             Event::HandedBack(_) => {}
             Event::Prepared(number) if session == Some(number) => self.is_prepared(now, out),
+            // Its death tells more, if it comes.
+            Event::Lost(number, Cause::Gone, why)
+                if session == Some(number) && self.candidate_may_die() =>
+            {
+                self.candidate_ends(By::Machine, why, now);
+            }
             Event::Lost(number, _, why) if session == Some(number) => {
                 self.lose_candidate(why, now, out);
             }
@@ -315,39 +337,43 @@ impl Device {
                 self.lose_candidate(text, now, out);
             }
             // One of version 1 knows of none.
-            Event::HungUp(_) => {
-                if self.candidate_in_hand().is_some_and(|it| it.is_ready) {
-                    self.candidate_ends("it has closed its line".into(), now);
-                }
+            Event::HungUp(_) if self.candidate_in_hand().is_some_and(|it| it.is_ready) => {
+                self.candidate_ends(By::Line, "it has closed its line".into(), now);
             }
             Event::Died(death) => {
                 let name = self.candidate_name();
-                let why = format!("{name} {death}");
-                // As one does whose connection the machine has closed.
-                if death != Death::Exited(0) {
+                let ended = self.candidate_in_hand().and_then(|it| it.ended.as_ref());
+                let lost = ended.filter(|ended| ended.by == By::Machine);
+                let why = match lost {
+                    Some(Ended { why, .. }) => format!("{name} {death} ({why})"),
+                    None => format!("{name} {death}"),
+                };
+                // As one does whose connection the machine has closed, and will say why.
+                if death != Death::Exited(0) || lost.is_some() {
                     return self.candidate_is_gone(why, now, out);
                 }
                 if let Some(session) = self.candidate() {
                     self.give_place_to(session, false);
                 }
-                self.candidate_ends(why, now);
+                self.candidate_ends(By::Death, why, now);
             }
             _ => {}
         }
     }
 
     /// It serves no longer than until it is known why.
-    fn candidate_ends(&mut self, why: String, now: Instant) {
+    fn candidate_ends(&mut self, by: By, why: String, now: Instant) {
         if let Step::Preparing(_, candidate) | Step::Stopping(_, candidate) = &mut self.swap.step {
-            let until = candidate.ended.as_ref().map(|(_, until)| *until);
-            candidate.ended = Some((why, until.unwrap_or(now + limits::LAG)));
+            let until = candidate.ended.as_ref().map(|ended| ended.until);
+            let until = until.unwrap_or(now + limits::LAG);
+            candidate.ended = Some(Ended { by, why, until });
         }
     }
 
     /// When it is told that the successor has ended, if nobody says why.
     pub(super) fn swap_due(&self) -> Option<Instant> {
         let ended = self.candidate_in_hand()?.ended.as_ref();
-        ended.map(|(_, until)| *until)
+        ended.map(|ended| ended.until)
     }
 
     /// Loses a successor that has ended, once nobody will say why.
@@ -362,8 +388,20 @@ impl Device {
     /// Why the successor can serve no more, or must not, if that is so.
     fn why_no_successor(&self) -> Option<String> {
         let ended = self.candidate_in_hand()?.ended.as_ref();
-        let ended = ended.map(|(why, _)| why.clone());
+        let ended = ended.map(|ended| ended.why.clone());
         ended.or_else(|| self.would_forget().map(str::to_owned))
+    }
+
+    /// Whether it has a process whose death has not been heard of.
+    fn candidate_may_die(&self) -> bool {
+        self.candidate_in_hand().is_some_and(|candidate| {
+            let server = candidate.server.as_ref();
+            let is_dead = candidate
+                .ended
+                .as_ref()
+                .is_some_and(|it| it.by == By::Death);
+            server.is_some_and(|it| it.program.is_some()) && !is_dead
+        })
     }
 
     /// The successor that is made ready.

@@ -152,6 +152,16 @@ fn lost(story: &mut Story, session: u64, text: &str) -> Vec<Action> {
     changes(story.lost(0, session, text))
 }
 
+fn lost_by(story: &mut Story, cause: Cause, text: &str) -> Vec<Action> {
+    let lost = FromMachine::Lost {
+        device: "disk0".into(),
+        session: 2,
+        cause,
+        text: text.into(),
+    };
+    says(story, lost)
+}
+
 /// What is done, without what is told of states.
 fn changes(mut actions: Vec<Action>) -> Vec<Action> {
     actions.retain(|action| {
@@ -189,8 +199,11 @@ fn the_former_serves(story: &Story) {
     assert_eq!(device.health().restarts(), 0);
 }
 
+/// Lets something happen, and returns what is to be done.
+type Happens = fn(&mut Story) -> Vec<Action>;
+
 /// What can happen to a successor with a process, and what is said of that.
-fn ends() -> Vec<(fn(&mut Story) -> Vec<Action>, &'static str)> {
+fn ends() -> Vec<(Happens, &'static str)> {
     fn heard(story: &mut Story, event: device::Event) -> Vec<Action> {
         waiting(story, 2, event)
     }
@@ -223,7 +236,24 @@ fn ends() -> Vec<(fn(&mut Story) -> Vec<Action>, &'static str)> {
             },
             "0",
         ),
-        (|story| lost(story, 2, "it is silent"), "it is silent"),
+        (
+            |story| lost_by(story, Cause::Silent, "it is silent"),
+            "it is silent",
+        ),
+        (
+            |story| {
+                assert_eq!(lost(story, 2, "it closed its connection"), []);
+                story.tick(limits::LAG)
+            },
+            "closed its connection",
+        ),
+        (
+            |story| {
+                assert_eq!(lost(story, 2, "it closed its connection"), []);
+                heard(story, device::Event::Died(Death::Exited(3)))
+            },
+            "3 (it closed its connection)",
+        ),
     ]
 }
 
@@ -605,7 +635,7 @@ fn a_device_that_rests_is_swapped_without_being_stopped_again() {
     swap(&mut story, SwapRequest::default());
     // The first successor is none.
     opens(&mut story, 2, new_ours());
-    let actions = lost(&mut story, 2, "it does not fit");
+    let actions = lost_by(&mut story, Cause::DoesNotFit, "it does not fit");
     is_gone(&mut story, &actions);
     assert!(disk(&story).rests(), "as it did");
     swap(&mut story, SwapRequest::default());
