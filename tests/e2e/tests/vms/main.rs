@@ -17,6 +17,7 @@ mod resized;
 mod rng;
 mod standbys;
 mod storm;
+mod swap_faults;
 mod swaps;
 mod terminal;
 mod words;
@@ -158,6 +159,7 @@ fn main() -> ExitCode {
         ("rng", rng::tests()),
         ("standbys", standbys::tests()),
         ("storm", storm::tests()),
+        ("swap_faults", swap_faults::tests()),
         ("swaps", swaps::tests()),
         ("terminal", terminal::tests()),
         ("pasted", pasted::tests()),
