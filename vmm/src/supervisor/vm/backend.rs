@@ -209,8 +209,7 @@ impl Backend {
         let (found, opened) = (self.found.take(), Rc::clone(&self.opened));
         let id = &opened.spec.id;
         self.past = self.close_page();
-        (self.session, self.release) = (session, None);
-        self.has_spoken = false;
+        (self.session, self.release, self.has_spoken) = (session, None, false);
         let replay = std::mem::take(&mut self.replay);
         let (
             Server::Program {

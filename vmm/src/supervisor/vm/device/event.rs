@@ -6,8 +6,8 @@ use outboard_line::Told;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, Gap, SessionNumber};
 
+use super::server::Server;
 use super::suspects::Doing;
-use super::swap::Server;
 use crate::supervisor::api::model::SwapRequest;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
