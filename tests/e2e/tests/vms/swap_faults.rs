@@ -283,7 +283,7 @@ fn is_another() -> Result<()> {
     let socket = locked.directory().join("blk.sock");
     let _holder = listener(&locked, &socket)?;
     let path = format!("path={}", locked.path().display());
-    says(&bench.refuses(&[&path])?, &["lock"])?;
+    says(&bench.refuses(&[&path])?, &["in use"])?;
     bench.serves_on()?;
     says(
         &bench.refuses(&["path=/nowhere/image"])?,
