@@ -7,6 +7,8 @@
 //! what one restart takes, with the wait before it: each start of a VM's back-end
 //! waits twice as long as the one before, so there are many VMs with a few kills each.
 
+mod swaps;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,8 +49,12 @@ pub struct Options {
     #[arg(long, default_value = "")]
     words: String,
     /// SIGSTOP instead of SIGKILL: a hang, which must be found.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "swaps")]
     stop: bool,
+    /// Swaps so often instead: among outboard-blk and, if there is one,
+    /// qemu-storage-daemon, with pauses, resizes and kills between them.
+    #[arg(long, value_name = "N", conflicts_with = "kills")]
+    swaps: Option<u32>,
 }
 
 impl Options {
@@ -72,6 +78,9 @@ impl Options {
 /// Runs the storm, prints what became of it, and fails when anything is wrong.
 pub fn run(products: &Products, options: &Options) -> Result<()> {
     let shape = options.shape();
+    if let Some(swaps) = options.swaps {
+        return swaps::run(products, swaps, &shape);
+    }
     let Shape {
         kills,
         seed,
@@ -92,10 +101,7 @@ pub fn run(products: &Products, options: &Options) -> Result<()> {
         sum.add(storm::run(&programs, &vm)?)?;
     }
     sum.print();
-    match sum.wrong.first() {
-        Some(wrong) => bail!("{wrong}"),
-        None => Ok(()),
-    }
+    sum.is_right()
 }
 
 /// What all storms together have come to.
@@ -133,22 +139,34 @@ impl Sum {
         Ok(())
     }
 
+    fn print_wrong(&self) {
+        let found = &self.found;
+        println!("the guests: {}", wrong(&self.failures));
+        println!(
+            "the images: {} blocks, {} lost, {} torn, {} misplaced, {} newer",
+            found.blocks, found.lost, found.torn, found.misplaced, found.newer
+        );
+    }
+
+    /// Fails with what was said where anything was wrong first.
+    fn is_right(&self) -> Result<()> {
+        match self.wrong.first() {
+            Some(wrong) => bail!("{wrong}"),
+            None => Ok(()),
+        }
+    }
+
     fn print(&self) {
         let Self {
             vms,
             kills,
             requests,
             checked,
-            found,
             outages,
             ..
         } = self;
         println!("{kills} kills of {vms} VMs: requests {requests}, blocks looked at {checked}");
-        println!("the guests: {}", wrong(&self.failures));
-        println!(
-            "the images: {} blocks, {} lost, {} torn, {} misplaced, {} newer",
-            found.blocks, found.lost, found.torn, found.misplaced, found.newer
-        );
+        self.print_wrong();
         if outages.is_empty() {
             return;
         }

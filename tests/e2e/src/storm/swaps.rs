@@ -1,7 +1,7 @@
 //! A storm of swaps: at random moments the disk's back-end is replaced on command, by
 //! another process of ours or by a qemu-storage-daemon on the same image; between the
 //! swaps, and around them, the VM or the device is paused, a swap is only tried, and,
-//! while ours serves, it is killed.
+//! while ours serves, the disk is resized and the back-end killed.
 //!
 //! ```text
 //! begun ──► 0 to 40 ms ──► a step ──► the status is true ──► the guest goes on ──► a step …
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::daemon::Daemon;
-use super::{BLK, Outcome, Programs, Shape, Storm};
+use super::{BLK, IMAGE, Outcome, Programs, Shape, Storm};
 use crate::eventually;
 use crate::pattern::splitmix64;
 use crate::processes::{self, Process};
@@ -184,13 +184,14 @@ impl Swaps {
 
     /// A random step, done: its name.
     fn step(&mut self) -> Result<String> {
-        match self.below(10) {
+        match self.below(11) {
             0 => self.paused(Around::Vm),
             1 => self.paused(Around::Device),
             2 => self.tried(),
             3 | 4 if self.may_kill() => self.killed(),
             5 => self.swapped(Around::Vm),
             6 => self.swapped(Around::Device),
+            7 if self.daemon.is_none() => self.resized(),
             _ => self.swapped(Around::Nothing),
         }
     }
@@ -226,6 +227,13 @@ impl Swaps {
             ensure!(before[key] == after[key], "{before}, then {after}");
         }
         Ok(format!("dry run to {to}"))
+    }
+
+    /// Behind all that the guest uses.
+    fn resized(&mut self) -> Result<String> {
+        let size = (IMAGE + (self.below(16) << 20)).to_string();
+        self.storm.ctl(&["resize", "disk0", &size])?;
+        Ok("resize".into())
     }
 
     fn killed(&mut self) -> Result<String> {
