@@ -52,7 +52,7 @@ impl Watching {
         Ok(status["devices"][0].clone())
     }
 
-    fn is_over(mut self) -> Result<Ended> {
+    fn ends(mut self) -> Result<Ended> {
         let ended = self.vm.wait()?.with_code(0)?;
         ended.result("net-identify")?.passed()?;
         Ok(ended)
@@ -74,7 +74,7 @@ fn link() -> Result<()> {
     card.vm.console_line("link down")?;
     card.does(&["link", "net0", "up"])?;
     ip("link set tap0 up")?;
-    card.is_over()?;
+    card.ends()?;
     Ok(())
 }
 
@@ -105,6 +105,6 @@ fn tap() -> Result<()> {
     ip("link set tap1 down")?;
     card.vm.console_line("link down")?;
     ensure!(!Path::new("/sys/class/net/tap0").exists());
-    card.is_over()?;
+    card.ends()?;
     Ok(())
 }
