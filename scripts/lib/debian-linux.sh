@@ -6,7 +6,7 @@
 #     vmlinuz       Debian's bzImage, unchanged        release   its `uname -r`        packages   what was fetched
 #     busybox       static; used on this machine too (depmod, cpio)
 #     modules/      lib/modules/RELEASE: only the modules named below and what they depend on, with modules.dep
-#     tools/        usr/...: fio, blkdiscard, ethtool, socat, kexec with the shared libraries they need
+#     tools/        usr/...: fio, blkdiscard, ethtool, socat, kexec, resize2fs with the shared libraries they need
 #
 # The cache is ${OUTBOARD_CACHE:-${XDG_CACHE_HOME:-~/.cache}/outboard}. A filled directory is never changed and is used
 # without asking the archive again; it appears by one rename, so that a broken download leaves nothing behind. Its
@@ -17,7 +17,8 @@ LINUX_KERNEL_PACKAGE=linux-image-cloud-amd64
 LINUX_MODULES="virtio_pci virtio_blk virtio_net virtio_console virtio-rng
     vmw_vsock_virtio_transport virtiofs kvm-amd tun bridge veth loop"
 # PACKAGE:PATH-OF-PROGRAM
-LINUX_TOOLS="fio:usr/bin/fio util-linux:sbin/blkdiscard ethtool:sbin/ethtool socat:usr/bin/socat kexec-tools:sbin/kexec"
+LINUX_TOOLS="fio:usr/bin/fio util-linux:sbin/blkdiscard ethtool:sbin/ethtool socat:usr/bin/socat kexec-tools:sbin/kexec
+    e2fsprogs:sbin/resize2fs"
 
 fetch_linux() {
     local cache recipe filling lock

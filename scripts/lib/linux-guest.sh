@@ -190,14 +190,22 @@ linux_kexec() {
 
 # linux_checks WAY: all of tests/linux/checks in one boot, then the images compared; sets GUEST_STATUS to 0 or 1.
 linux_checks() {
-    local way=$1 queues line failed checks=("${GUEST_COMMAND[@]/%/.sh}")
-    [ -n "$(disk_option "$GUEST_DISK_OPTIONS" serial '')" ] || GUEST_DISK_OPTIONS+=,serial=root-disk
+    local way=$1 queues line failed serial checks=("${GUEST_COMMAND[@]/%/.sh}")
+    serial=$(disk_option "$GUEST_DISK_OPTIONS" serial '')
+    if [ -z "$serial" ] && [ "$way" != qemu ]; then
+        # So that qemu-storage-daemon can serve the root, too; that is what it says, whatever it is told.
+        serial=vhost_user_blk
+        GUEST_DISK_OPTIONS+=,profile=portable
+    elif [ -z "$serial" ]; then
+        serial=root-disk
+        GUEST_DISK_OPTIONS+=,serial=$serial
+    fi
     [ -n "$(disk_option "$GUEST_DISK_OPTIONS" queues '')" ] || GUEST_DISK_OPTIONS+=,queues=2
     : "${GUEST_SECOND_DISK:=32M,serial=second-disk}"
     queues=$(disk_option "$GUEST_DISK_OPTIONS" queues 1)
     [ "$way" = qemu ] || GUEST_RUN_OPTIONS+=(--rng)
     GUEST_COMMAND=(env "EXPECT_CPUS=$GUEST_CPUS" "EXPECT_RNG=$([ "$way" = qemu ] || echo yes)"
-        "EXPECT_SERIAL=$(disk_option "$GUEST_DISK_OPTIONS" serial '')"
+        "EXPECT_SERIAL=$serial"
         "EXPECT_QUEUES=$((queues < GUEST_CPUS ? queues : GUEST_CPUS))"
         "EXPECT_SECTORS=$(($(numfmt --from=iec "$GUEST_DISK_SIZE") / 512))"
         "EXPECT_BLOCK_SIZE=512"

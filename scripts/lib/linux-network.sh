@@ -106,6 +106,7 @@ plan_checked_network() { # WAY
     fi
     plan_tap "$1" outboard0 $mtu "queues=$queues,mtu=$mtu,mac=02:00:00:00:00:02"
     plan_passt "$1" eth1 192.0.2.5 192.0.2.6 ''
+    need_commands qemu-storage-daemon=qemu-utils
     # An emulated guest's streams, a dozen of them, have to be shorter: half a megabyte a second is what passt comes to there.
     [ "$1" = kvm ] || piece=3000000
     # Of the user's machine nothing but this directory is reached by what the guest says.
@@ -114,7 +115,7 @@ plan_checked_network() { # WAY
     NET_AGENT=$REPLY/stream NET_BUSYBOX=$LINUX_FILES/busybox NET_PIECES=50 NET_MESSAGES=$REPLY/messages NET_PEER_PORTS=7100
     NET_API=$REPLY/api
     if [ "$1" = emulated ]; then
-        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX"/{host-agent,kills,steady,state})
+        NETWORK_FILES+=("$NET_AGENT" "$TESTS_LINUX"/{host-agent,kills,swap,steady,state} "$(command -v qemu-storage-daemon)")
         NET_AGENT=stream NET_BUSYBOX=/usr/bin/busybox NET_PIECES=1 NET_MESSAGES=/out/messages NET_API=/tmp/api
     fi
     NETWORK_WORDS+=(NET_AGENT NET_BUSYBOX NET_PIECES NET_MESSAGES NET_PEER_PORTS NET_API)

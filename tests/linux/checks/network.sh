@@ -88,3 +88,46 @@ has() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
 feature() { /usr/sbin/ethtool -k "$tap" | sed -n "s/^[[:space:]]*$1: //p"; }
 
 received_bytes() { cat /sys/class/net/$tap/statistics/rx_bytes; }
+
+# begin_echo: one connection by the card on the tap, by which a stream goes to the host and back until end_echo. The
+# beginning of the piece again and again, each time after its number, the last of which is in /tmp/parts. While it goes
+# there is no /tmp/enough.
+begin_echo() {
+    rm -f /tmp/enough /tmp/ended /tmp/copy
+    mkfifo /tmp/copy
+    echo 0 >/tmp/parts
+    stdin_sum </tmp/copy >/tmp/sent &
+    echoed >/tmp/came &
+}
+flow() {
+    flow_number=0
+    until [ -e /tmp/enough ]; do
+        echo "part $flow_number" && dd if=/tmp/piece bs=100000 count=1 status=none || return
+        flow_number=$((flow_number + 1))
+        echo $flow_number >/tmp/parts
+    done
+}
+# The checksum of what comes back; how the connection ended is left in /tmp/ended. Its buffers are small, so that
+# what is in them at the end does not take an emulated guest half a minute.
+echoed() {
+    { echo echo && flow | tee /tmp/copy; } | {
+        steady "the connection" /usr/bin/socat -t 3600 - "TCP:$NET_HOST:7000,sndbuf=65536,rcvbuf=65536"
+        echo $? >/tmp/ended
+    } | { read -r _ && stdin_sum; }
+}
+# end_echo NAME: and whatever else this shell has in the background ends.
+end_echo() {
+    : >/tmp/enough
+    wait
+    equal "the connection was not reset, $1" 0 "$(cat /tmp/ended)"
+    equal "what went to the host and back is what was sent, $1" "$(cat /tmp/sent)" "$(cat /tmp/came)"
+    positive "it was more than nothing, $1" "$(cat /tmp/parts)"
+    rm -f /tmp/enough /tmp/copy
+}
+
+# swapped DEVICE [qemu]: another back-end takes the device over (tests/linux/swap, on the host); its answer is in
+# /tmp/swapped.
+swapped() {
+    ask swap "$@" >/tmp/swapped 2>&1
+    grep -q "^$1: .* not served for " /tmp/swapped || { cat /tmp/swapped && false; }
+}
