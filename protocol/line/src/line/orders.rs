@@ -4,7 +4,7 @@ use super::Line;
 
 impl Line {
     /// Tells the back-end that its disk is to have another size, in bytes. If it knows what
-    /// that is, it answers ([`Heard::Resized`]).
+    /// that is, it answers ([`crate::Heard::Resized`]).
     pub fn resize(&mut self, size: u64) {
         if let Some(open) = &mut self.open {
             open.unsent.size = Some(size);
