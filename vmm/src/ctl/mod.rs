@@ -65,11 +65,10 @@ addr.type=unix,addr.path=q.sock &
     outboard ctl swap disk0 socket=q.sock
     outboard ctl swap disk0
 
-  Put a copy behind the same disk, while the guest waits:
-    outboard ctl pause
+  Put a copy behind the same disk, which rests meanwhile and goes on with the copy:
+    outboard ctl pause disk0
     cp disk.img copy.img
-    outboard ctl swap disk0 path=copy.img
-    outboard ctl resume";
+    outboard ctl swap disk0 path=copy.img";
 
 const ENVIRONMENT: &str = "\
 Environment:
