@@ -23,9 +23,6 @@ use guest_logic::gaps::Gaps;
 use guest_logic::histogram::Histogram;
 use guest_logic::packet::{End, Packet, UDP_HEADERS};
 
-/// Ticks from one progress line to the next, in milliseconds.
-const REPORT: u64 = 1000;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Flow,
@@ -82,6 +79,9 @@ struct Storm {
     turn_began: u64,
     gaps: Gaps,
     latency: Box<Histogram>,
+    began: u64,
+    // Ticks from one progress line to the next; 0: none.
+    report: u64,
     next_report: u64,
 }
 
@@ -230,9 +230,13 @@ impl Storm {
         if self.phase == Phase::Rest {
             self.port.out.drain()?;
         }
-        if now >= self.next_report {
-            say!("progress scenario=net-storm {}", self.counts.words());
-            self.next_report = now + REPORT * clock::kilohertz();
+        if self.report != 0 && now >= self.next_report {
+            let elapsed = now.wrapping_sub(self.began) / clock::kilohertz();
+            say!(
+                "progress scenario=net-storm millis={elapsed} {}",
+                self.counts.words()
+            );
+            self.next_report = now + self.report;
         }
         Ok(())
     }
@@ -290,6 +294,7 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let window = options::within(words, "window", 32, 1, 1024)? as usize;
     let keep = options::within(words, "gaps", 16, 0, 65_536)? as usize;
     let retry = options::within(words, "retry_ms", 100, 1, 60_000)?;
+    let report = options::within(words, "report", 1000, 0, 1 << 20)? * clock::kilohertz();
     let requests = match options::number(words, "requests", 0)? {
         0 => u64::MAX,
         requests => requests,
@@ -316,7 +321,9 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
         turn_began: 0,
         gaps: Gaps::new(keep),
         latency: Box::new(Histogram::new()),
-        next_report: began + REPORT * clock::kilohertz(),
+        began,
+        report,
+        next_report: began + report,
     })];
     say!("begun scenario=net-storm");
     crew::run(&worker, 1, run.patience)?;
