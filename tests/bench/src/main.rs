@@ -17,6 +17,7 @@ mod restart;
 mod slots;
 mod spread;
 mod startup;
+mod swap_demo;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -112,6 +113,8 @@ enum What {
         #[command(flatten)]
         options: net::Options,
     },
+    /// What `scripts/demo swap` shows.
+    SwapDemo(swap_demo::Options),
 }
 
 /// Where the things that are measured lie.
@@ -170,6 +173,7 @@ fn main() -> ExitCode {
         } => slots::run(&products, runs, &other),
         What::Doorbell { products, options } => doorbell::run(&products, &options),
         What::Net { products, options } => net::run(&products, &options),
+        What::SwapDemo(options) => swap_demo::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
