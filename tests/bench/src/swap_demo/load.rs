@@ -9,8 +9,9 @@ use outboard_e2e::vm::{GuestResult, Vm};
 
 use super::picture::count;
 
-/// How far the guest's clock, whose beginning is when its line was heard, may be from ours.
-const SLACK: Duration = Duration::from_millis(20);
+/// How far the guest's clock, whose beginning is when its line was heard, may be from ours,
+/// and how long an answer may take from Outboard to us.
+const SLACK: Duration = Duration::from_millis(10);
 
 /// How far the guest was.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +35,13 @@ pub struct Event {
 }
 
 impl Event {
-    /// The longest gap of the guest's that lies in it.
+    /// The longest gap of the guest's in it: while nobody served, where that is known, since
+    /// before that the former still did.
     pub fn gap(&self, gaps: &[Gap]) -> Option<Gap> {
-        let lies = |gap: &&Gap| {
-            gap.since <= self.over + SLACK && gap.since + gap.length + SLACK >= self.asked
-        };
+        let stopped = self.unserved.map(|time| self.over.saturating_sub(time));
+        let from = stopped.unwrap_or(self.asked).max(self.asked);
+        let lies =
+            |gap: &&Gap| gap.since <= self.over + SLACK && gap.since + gap.length + SLACK >= from;
         gaps.iter()
             .filter(lies)
             .max_by_key(|gap| gap.length)
@@ -134,16 +137,22 @@ mod tests {
             since: millis(since),
             length: millis(length),
         };
-        let event = Event {
+        let mut event = Event {
             title: String::new(),
             asked: millis(1000),
             over: millis(1050),
             unserved: None,
         };
         let before = gap(900, 60);
-        let (short, long, after) = (gap(1001, 2), gap(1030, 90), gap(1100, 200));
+        let (short, long, after) = (gap(1001, 2), gap(1045, 90), gap(1100, 200));
         assert_eq!(event.gap(&[before, short, long, after]), Some(long));
         assert_eq!(event.gap(&[before, short, after]), Some(short));
         assert_eq!(event.gap(&[before, after]), None);
+        // As long as the former served, it was not why the guest waited.
+        let lull = gap(980, 40);
+        assert_eq!(event.gap(&[lull, short]), Some(lull));
+        event.unserved = Some(millis(5));
+        assert_eq!(event.gap(&[lull, short]), None);
+        assert_eq!(event.gap(&[lull, long]), Some(long));
     }
 }

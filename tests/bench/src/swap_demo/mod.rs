@@ -160,7 +160,8 @@ fn card(storm: &mut Storm, load: &mut Load) -> Result<()> {
     load.listen(&mut storm.vm, BETWEEN)?;
     say(
         "The card goes from tap0 to tap1, another port of the same bridge. Frames may be lost, as\n\
-         when a cable is moved; the guest sends them again after 20 ms.",
+         when a cable is moved, until the kernel has seen that tap1 is in use; the guest sends\n\
+         them again after 20 ms.",
     );
     swap_by(
         storm,
@@ -280,6 +281,10 @@ fn tell(outcome: &Outcome, loads: &[Load], options: &Options) -> Result<()> {
             });
         }
     }
+    println!(
+        "Nobody served: from the order to stop until the successor has all queues; the guest goes on with\n\
+         the first. The guest waited: its longest time between two completions meanwhile."
+    );
     std::fs::write(&options.svg, picture::svg(&panels))
         .with_context(|| format!("writing {}", options.svg.display()))?;
     println!("\nCompletions around each event: {}", options.svg.display());

@@ -12,7 +12,7 @@ use super::load::Sample;
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 190.0;
 /// The plot in its panel: left and right, top and bottom.
-const PLOT: [f64; 4] = [90.0, 880.0, 52.0, 150.0];
+const PLOT: [f64; 4] = [90.0, 860.0, 52.0, 150.0];
 /// What is shown: from so long before the event to at least so long after it, in milliseconds.
 const BEFORE: f64 = 100.0;
 const AFTER: f64 = 300.0;
@@ -254,8 +254,8 @@ mod tests {
                 .count(),
             2
         );
-        // 400 ms are 790 wide: 120 ms after the left edge, 30 wide, as high as the plot.
-        let gap = "<rect class=\"gap\" x=\"327.0\" y=\"52.0\" width=\"59.2\" height=\"98.0\"/>";
+        // 400 ms are 770 wide: 120 ms after the left edge, 30 wide, as high as the plot.
+        let gap = "<rect class=\"gap\" x=\"321.0\" y=\"52.0\" width=\"57.8\" height=\"98.0\"/>";
         assert_eq!(svg.matches(gap).count(), 2, "{svg}");
         for label in [
             ">-100 ms<",
