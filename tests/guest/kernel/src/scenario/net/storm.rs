@@ -294,6 +294,10 @@ pub fn run(machine: &Machine<'_>) -> Outcome {
     let window = options::within(words, "window", 32, 1, 1024)? as usize;
     let keep = options::within(words, "gaps", 16, 0, 65_536)? as usize;
     let retry = options::within(words, "retry_ms", 100, 1, 60_000)?;
+    // Halted, it would send again no sooner than at the next interrupt.
+    if options::number(words, "awake", 0)? != 0 {
+        run.patience.spin = run.patience.spin.max(2 * retry * clock::kilohertz());
+    }
     let report = options::within(words, "report", 1000, 0, 1 << 20)? * clock::kilohertz();
     let requests = match options::number(words, "requests", 0)? {
         0 => u64::MAX,
