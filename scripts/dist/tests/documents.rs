@@ -183,6 +183,9 @@ fn every_option_that_a_page_of_the_product_names_exists() {
         known.extend(options(&command.render_long_help().to_string()));
         for subcommand in command.get_subcommands_mut() {
             known.extend(options(&subcommand.render_long_help().to_string()));
+            for below in subcommand.get_subcommands_mut() {
+                known.extend(options(&below.render_long_help().to_string()));
+            }
         }
     };
     add(&mut outboard::cli::Cli::command());

@@ -36,10 +36,10 @@ Examples:
   The same, for a script:
     outboard ctl --api vm.sock status --json | jq '.devices[].state'
 
-  Put the release that is installed now in the place of a disk's back-end, while it works:
+  Swap a disk's back-end for the release that is installed now:
     outboard ctl --api vm.sock swap disk0
 
-  End a back-end that does not work, and wait until its device is served again:
+  End a disk's back-end, and wait until it is served again:
     outboard ctl --api vm.sock restart disk0
     outboard ctl --api vm.sock wait disk0 running --timeout 10s
 

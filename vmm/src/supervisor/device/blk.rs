@@ -97,7 +97,7 @@ impl DeviceOption for DiskSettings {
     const HELP: &'static str = "\
 Add a disk (may be given several times)
 
-`path=FILE[,readonly][,direct][,wce=on|off][,serial=S|,profile=portable]` starts outboard-blk on a raw image or block \
+`path=FILE[,readonly][,direct][,wce=on|off][,serial=S]` starts outboard-blk on a raw image or block \
 device. `readonly`: the guest may only read. `direct`: bypass the page cache (O_DIRECT). `wce=off`: no \
 write cache, so each write is on disk when it completes. `serial`: the serial number that the guest \
 reads. `profile=portable`: limits and serial number as qemu-storage-daemon has them, which can then \
