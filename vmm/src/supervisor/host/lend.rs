@@ -235,13 +235,14 @@ fn with(plan: Plan, home: Option<&(Plan, Rc<Lent>)>, images: &mut Images) -> Res
             args,
         } => {
             let named = || format!("--{option} {id}");
+            let program = program(executable).with_context(named)?;
             let same = home.filter(|(home, _)| home.lends() == Some(lend));
             let lent = match same {
                 Some((_, lent)) => Rc::clone(lent),
                 None => Rc::new(lent(lend.clone(), id, images).with_context(named)?),
             };
             let server = Server::Program {
-                program: program(executable).with_context(named)?,
+                program,
                 args: args.clone(),
                 lent: Rc::clone(&lent),
             };
