@@ -29,7 +29,6 @@ use outboard_protocol::launch::Ending;
 use crate::exit::Exit;
 use api::Api;
 use console::Console;
-use host::lend::Opened;
 use host::resources::Resources;
 use plan::VmPlan;
 use process::child::{self, Parent};
@@ -37,7 +36,7 @@ use say::say;
 use signals::Signals;
 use text::settings::{self, OnReset, Settings};
 use vm::actions::Hands;
-use vm::device::Device;
+use vm::device::{Device, Server};
 use vm::life::Life;
 use vm::verdict::Verdict;
 
@@ -84,20 +83,9 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
     let api = api.as_deref().map(Api::listen).transpose()?;
     let devices = resources.devices.iter().enumerate();
     let devices = devices.map(|(place, opened)| {
-        let Opened {
-            spec,
-            whose,
-            server,
-            on_failure,
-            standby,
-            ..
-        } = &**opened;
-        let program = server.is_ours().then_some(*whose);
-        let seeks = server.sought().is_some();
-        Device::new(place, &spec.id, &server.name(), seeks, program)
-            .with_image(server.lends_image())
-            .on_failure(*on_failure)
-            .with_standby(*standby)
+        Device::served_by(place, &opened.spec.id, Server::of(opened))
+            .on_failure(opened.on_failure)
+            .with_standby(opened.standby)
     });
     let life = Life::new(devices.collect(), restarts);
     let life = if api.is_some() { life.with_api() } else { life };

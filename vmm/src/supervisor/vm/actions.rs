@@ -139,7 +139,15 @@ impl<'a> Hands<'a> {
             Action::Tell(change) => self.tell(change),
             Action::Say(text) => say(&text),
             Action::Log(level, text) => log::log!(level, "{text}"),
-            of_a_change => return self.change(of_a_change),
+            of_a_change @ (Action::Open(..)
+            | Action::Prepare(..)
+            | Action::HandBack(..)
+            | Action::GoOn(..)
+            | Action::Resize(..)
+            | Action::Truncate(..)
+            | Action::Undo(_)
+            | Action::Forget(_)
+            | Action::TakeOver(..)) => return self.change(of_a_change),
         }
         None
     }

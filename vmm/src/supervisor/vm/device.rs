@@ -50,7 +50,7 @@ use std::time::Instant;
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{SessionNumber, Whose};
+use outboard_protocol::launch::SessionNumber;
 
 pub(crate) use self::event::{Event, Fault, Outcome};
 use self::hang::Suspicion;
@@ -61,8 +61,8 @@ pub(crate) use self::server::Server;
 use self::standby::Standby;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
+pub(crate) use self::swap::NotDone;
 use self::swap::Swap;
-pub(crate) use self::swap::{NotDone, Report};
 use super::action::Action;
 use super::answer::Agreed;
 use crate::supervisor::api::model::Refused;
@@ -74,12 +74,7 @@ use crate::supervisor::process::child::Death;
 pub(crate) struct Device {
     place: usize,
     id: String,
-    /// What its back-end is called.
-    name: String,
-    /// Whether somebody must be found before it can begin.
-    seeks: bool,
-    /// Whose program is started for it, if one is.
-    program: Option<Whose>,
+    server: Server,
     /// Whether that lives.
     lives: bool,
     session: SessionNumber,
@@ -106,8 +101,6 @@ pub(crate) struct Device {
     sync_failed: bool,
     /// Why nobody can go on where its back-end was lost, if that is so.
     beyond: Option<String>,
-    /// Its back-end is lent an image.
-    has_image: bool,
     /// The last back-end keeps version 1 of the launch contract, and works with our
     /// description of the image: nobody sees when its I/O is over, unless it has ended
     /// with status 0, which it does then.
@@ -120,22 +113,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// The device at `place`, called `id`, whose back-end is called `name`; `seeks` and
-    /// `program` tell whether somebody must be found first, and whose program is
-    /// started for it, if one is.
-    pub(crate) fn new(
-        place: usize,
-        id: &str,
-        name: &str,
-        seeks: bool,
-        program: Option<Whose>,
-    ) -> Self {
+    /// The device at `place`, called `id`, and who serves it.
+    pub(crate) fn served_by(place: usize, id: &str, server: Server) -> Self {
         Self {
             place,
             id: id.to_owned(),
-            name: name.to_owned(),
-            seeks,
-            program,
+            server,
             lives: false,
             session: 0,
             numbered: 0,
@@ -152,19 +135,12 @@ impl Device {
             refused: (0, None),
             sync_failed: false,
             beyond: None,
-            has_image: false,
             shares: false,
             held: false,
             health: Health::default(),
             on_failure: OnFailure::default(),
             state: State::Down,
         }
-    }
-
-    /// With an image, which its back-end is lent.
-    pub(crate) fn with_image(mut self, has_image: bool) -> Self {
-        self.has_image = has_image;
-        self
     }
 
     /// With this policy.
@@ -185,7 +161,7 @@ impl Device {
 
     /// What its back-end is called: a program's name, or a socket's path.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.server.name
     }
 
     /// Where it is.
@@ -309,7 +285,7 @@ impl Device {
                 self.dismiss(now, out);
                 let session = self.next_session();
                 self.suspects_nothing(session);
-                self.lives = self.program.is_some();
+                self.lives = self.server.program.is_some();
                 self.shares = false;
                 self.order(out);
                 let kept = self.kept.clone();
@@ -327,5 +303,34 @@ impl Device {
             (State::Found, Event::VmEnds) => State::Over,
             (state, _) => state,
         }
+    }
+}
+
+#[cfg(test)]
+impl Device {
+    /// The same, of a back-end that is called `name`; `seeks` and `program` tell whether
+    /// somebody must be found first, and whose program is started for it, if one is.
+    pub(crate) fn new(
+        place: usize,
+        id: &str,
+        name: &str,
+        seeks: bool,
+        program: Option<outboard_protocol::launch::Whose>,
+    ) -> Self {
+        let server = Server {
+            name: name.to_owned(),
+            seeks,
+            program,
+            whose: program.unwrap_or_default(),
+            has_image: false,
+            must_wait: false,
+        };
+        Self::served_by(place, id, server)
+    }
+
+    /// With an image, which its back-end is lent.
+    pub(crate) fn with_image(mut self, has_image: bool) -> Self {
+        self.server.has_image = has_image;
+        self
     }
 }

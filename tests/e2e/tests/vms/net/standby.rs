@@ -205,12 +205,12 @@ fn neighbours() -> Result<()> {
     echo.vm.console_line("ready")?;
     let storm = "scenario=net-storm ip=10.0.2.3 peer=10.0.2.2 retry_ms=20";
     let mut storm = Guarded::start(vm(&card("wait=60s"), 1, storm)?)?;
-    goes_on(&mut storm.vm)?;
+    more_is_answered(&mut storm.vm)?;
     for _ in 0..2 {
         storm.goes_over()?;
-        goes_on(&mut storm.vm)?;
+        more_is_answered(&mut storm.vm)?;
         echo.goes_over()?;
-        goes_on(&mut storm.vm)?;
+        more_is_answered(&mut storm.vm)?;
     }
     for mut guarded in [storm, echo] {
         guarded.vm.signal(Signal::SIGTERM)?;
@@ -221,7 +221,7 @@ fn neighbours() -> Result<()> {
 }
 
 /// More is answered than at first, and no byte is wrong.
-fn goes_on(vm: &mut Vm) -> Result<()> {
+pub fn more_is_answered(vm: &mut Vm) -> Result<()> {
     let mut first = None;
     loop {
         let line = vm.console_line("progress scenario=net-storm")?;

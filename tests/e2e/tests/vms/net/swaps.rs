@@ -23,6 +23,7 @@ use tempfile::TempDir;
 
 use super::flows::{accounted, used};
 use super::outlives::{EVERYONE, GROUP, LAST, MADE, OWN, STATION, heard, over, send, until};
+use super::standby::more_is_answered;
 use super::{NET, in_network, vm};
 use crate::api::{complained, ctl, said};
 use crate::{Need, Test};
@@ -400,20 +401,6 @@ fn neighbours() -> Result<()> {
         swapped.vm.check_nothing_is_left()?;
     }
     Ok(())
-}
-
-/// More is answered than at first, and no byte is wrong.
-fn more_is_answered(vm: &mut Vm) -> Result<()> {
-    let mut first = None;
-    loop {
-        let line = vm.console_line("progress scenario=net-storm")?;
-        let words = GuestResult::from_words(&line);
-        ensure!(words.number("wrong")? == 0, "{line}");
-        let answered = words.number("answered")?;
-        if answered > *first.get_or_insert(answered) {
-            return Ok(());
-        }
-    }
 }
 
 /// The card is as its guest has it: filter, tables and offloads.

@@ -80,11 +80,11 @@ impl Owner {
             let text = "there is no back-end that waits";
             return self.post_lost(number, Cause::Gone, text.into());
         };
-        let successor = Successor {
-            whose: waiting.whose,
-            restored: replaces.restored,
-            capacity: Capacity::Larger,
-        };
+        let mut successor = successor(waiting.whose, replaces);
+        if successor.capacity == Capacity::Same {
+            // Nobody works any more.
+            successor.capacity = Capacity::Larger;
+        }
         let result = self.employ_waiting(waiting, successor);
         self.has_begun(number, result);
     }

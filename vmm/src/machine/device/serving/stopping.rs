@@ -200,18 +200,19 @@ fn let_it_rest(seat: &Seat, driver: &Driver) {
     const LOOK: Duration = Duration::from_millis(2);
     const LOOKS: usize = 25;
     seat.rest(driver);
-    let used = || -> Vec<u16> {
+    let used = || -> Vec<_> {
         let rings = driver.rings();
         rings
-            .map(|(ring, _)| ring::progress(&ring, &seat.ram).used())
+            .map(|(ring, _)| ring::indices(&ring, false, &seat.ram).map(|indices| indices.used))
             .collect()
     };
     let mut before = used();
     for _ in 0..LOOKS {
         std::thread::sleep(LOOK);
         let now = used();
-        if std::mem::replace(&mut before, now.clone()) == now {
+        if now == before {
             return;
         }
+        before = now;
     }
 }

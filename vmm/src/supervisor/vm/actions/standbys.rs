@@ -202,7 +202,7 @@ impl<'a> Hands<'a> {
 
 impl Server {
     /// That of what was opened.
-    fn of(opened: &Opened) -> Self {
+    pub(crate) fn of(opened: &Opened) -> Self {
         let Opened { server, whose, .. } = opened;
         Self {
             name: server.name(),

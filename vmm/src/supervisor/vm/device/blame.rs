@@ -24,7 +24,7 @@ impl Device {
         let Some((request, deaths)) = self.suspects.died(doing) else {
             return;
         };
-        let (id, name) = (&self.id, &self.name);
+        let (id, name) = (&self.id, &self.server.name);
         let (queue, head) = (request.queue, request.head);
         let text = format!(
             "{id}: {name} has died {deaths} times over one request (queue {queue}, head {head}), \
@@ -44,7 +44,7 @@ impl Device {
             request: text,
             deaths,
         };
-        let (id, name) = (&self.id, &self.name);
+        let (id, name) = (&self.id, &self.server.name);
         let said = format!("{id}: {name} has refused {refused}");
         let told = Change::Refused {
             device: id.clone(),

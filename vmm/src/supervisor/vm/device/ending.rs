@@ -92,7 +92,7 @@ impl Device {
     }
 
     fn kill(&self, patience: Patience, now: Instant, out: &mut Vec<Outcome>) -> State {
-        let (id, name) = (&self.id, &self.name);
+        let (id, name) = (&self.id, &self.server.name);
         let text = match patience {
             Patience::Whole => Some(format!("{id}: {name} does not end; it is killed")),
             Patience::Lost => Some(format!(
@@ -111,7 +111,7 @@ impl Device {
     /// The process has ended while the VM did; says how, if that was not in order.
     fn ended(&self, death: &Death, out: &mut Vec<Outcome>) {
         if *death != Death::Exited(0) {
-            let text = format!("{}: the back-end {} {death}", self.id, self.name);
+            let text = format!("{}: the back-end {} {death}", self.id, self.server.name);
             out.push(Outcome::Do(Action::Say(text)));
         }
     }

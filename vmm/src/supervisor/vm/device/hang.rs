@@ -42,7 +42,10 @@ impl Device {
                 let before = self.suspicion.looks.insert(unserved.queue, now);
                 let before = before.filter(|_| unserved.times > 1);
                 let why = before.and_then(|before| why_it_hangs(&before, &now, unserved.kick))?;
-                let text = format!("{} hangs: {why} (queue {})", self.name, unserved.queue);
+                let text = format!(
+                    "{} hangs: {why} (queue {})",
+                    self.server.name, unserved.queue
+                );
                 if self.lives {
                     return Some(Event::Hangs(session, text, whose_doing(&now)));
                 }

@@ -91,7 +91,7 @@ impl Device {
     /// and is not heard of it again before it is told to try again. None but ours is
     /// asked to, and another cannot pause the VM.
     fn io_error(&mut self, queue: u16, why: &str, out: &mut Vec<Outcome>) {
-        if self.program != Some(Whose::Own) {
+        if self.server.program != Some(Whose::Own) {
             return self.deafen("holds back what nobody has asked it to", out);
         }
         if std::mem::replace(&mut self.holds, true) {
@@ -121,16 +121,16 @@ impl Device {
             return;
         }
         (self.line, self.kept) = (Line::Deaf, None);
-        self.shares = self.has_image;
+        self.shares = self.server.has_image;
         if std::mem::replace(&mut self.told_version, true) {
             return;
         }
-        let (level, advice) = match self.program {
+        let (level, advice) = match self.server.program {
             Some(Whose::Own) => (Level::Warn, "; it is older than outboard: use one release"),
             // Most programs of others do, and there is nothing wrong with them.
             Some(Whose::Foreign { .. }) | None => (Level::Info, ""),
         };
-        let (id, name) = (&self.id, &self.name);
+        let (id, name) = (&self.id, &self.server.name);
         let text = format!(
             "{id}: {name} keeps version 1 of the launch contract: it serves, but is not told \
              what changes on the host, and what the guest has set in the device is lost when it \
@@ -147,7 +147,7 @@ impl Device {
         if !matches!(self.state, State::Attaching | State::Serving) {
             return;
         }
-        let (id, name) = (&self.id, &self.name);
+        let (id, name) = (&self.id, &self.server.name);
         let text = format!(
             "{id}: {name} {why}: it serves on, but what the guest has set in the device is lost \
              when it ends"

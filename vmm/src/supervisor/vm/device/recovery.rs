@@ -51,7 +51,7 @@ impl Device {
         if let Some(session) = self.standby.take() {
             return self.promote(session, out);
         }
-        if !self.seeks {
+        if !self.server.seeks {
             return State::Found;
         }
         out.push(Outcome::Do(Action::Seek(self.place)));
@@ -77,7 +77,7 @@ impl Device {
                     "{}: waiting for {} to be gone and its I/O to be over, since {} s; nothing \
                      else may touch the device before",
                     self.id,
-                    self.name,
+                    self.server.name,
                     mention.as_secs()
                 ))));
                 let mention = mention.saturating_mul(2);
@@ -101,7 +101,7 @@ impl Device {
                 "it cannot be known whether the I/O of {} is over, which shares outboard's \
                  description of the image (it may keep version 1 of the launch contract): the \
                  guest must reset the device",
-                self.name
+                self.server.name
             );
             let id = &self.id;
             out.push(Outcome::Do(Action::Say(format!("{id}: {why}"))));

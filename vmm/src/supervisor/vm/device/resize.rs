@@ -89,7 +89,7 @@ impl Device {
             (_, Event::ToldSize(_) | Event::Resized(..)) => {}
             (Step::Told { number, until, .. }, Event::Tick) if now >= until => {
                 let seconds = limits::ANSWER.as_secs();
-                let text = format!("{} has not answered within {seconds} s", self.name);
+                let text = format!("{} has not answered within {seconds} s", self.server.name);
                 self.end_resize(number, Err(text));
                 return Some(Event::Tick);
             }
@@ -122,7 +122,7 @@ impl Device {
             true => Ok(has),
             false => Err(format!(
                 "{} has {has} bytes, and {wanted} were asked for; its log says why",
-                self.name
+                self.server.name
             )),
         }
     }

@@ -188,7 +188,7 @@ impl Device {
             return;
         }
         if matches!(self.line, Line::Silent | Line::Deaf) {
-            let name = &self.name;
+            let name = &self.server.name;
             let why = format!("{name} keeps no line to outboard on which it could be told");
             return self.refuse_standby(&why, out);
         }
@@ -240,7 +240,7 @@ impl Device {
         let State::Resting { until } = self.standby.state else {
             return;
         };
-        let is_wanted = self.standby.is_wanted && self.program.is_some();
+        let is_wanted = self.standby.is_wanted && self.server.program.is_some();
         if !is_wanted || until.is_some_and(|until| now < until) {
             return;
         }
@@ -315,7 +315,7 @@ impl Device {
                 self.standby.health.is_served(now);
             }
             State::Starting { ready: false, .. } => {
-                let name = &self.name;
+                let name = &self.server.name;
                 let why = format!("{name} does not say that it waits");
                 self.dismiss(now, out);
                 self.standby.refusals = MOST_REFUSALS;
@@ -348,7 +348,7 @@ impl Device {
             _ => false,
         };
         if !matches!(self.standby.state, State::Leaving { .. }) {
-            self.tell_of_standby(&format!("{} {death}", self.name), out);
+            self.tell_of_standby(&format!("{} {death}", self.server.name), out);
         }
         let refuses = early && matches!(death, Death::Exited(status) if *status != 0);
         let refusals = &mut self.standby.refusals;
@@ -356,7 +356,7 @@ impl Device {
         if *refusals >= MOST_REFUSALS {
             let why = format!(
                 "{} does not wait; it may be older than outboard: use one release",
-                self.name
+                self.server.name
             );
             return self.refuse_standby(&why, out);
         }

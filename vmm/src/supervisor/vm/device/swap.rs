@@ -30,7 +30,7 @@ mod starting;
 use std::time::Instant;
 
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Cause, Gap, SessionNumber, Whose};
+use outboard_protocol::launch::{Cause, Gap, SessionNumber};
 
 use super::line::Line;
 use super::server::Server;
@@ -145,10 +145,7 @@ struct Former {
 /// What of a device is so by who serves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
-    name: String,
-    seeks: bool,
-    program: Option<Whose>,
-    has_image: bool,
+    server: Server,
     shares: bool,
     told_version: bool,
 }
@@ -174,8 +171,8 @@ impl Device {
         if self.state != State::Serving {
             let advice = match &self.state {
                 State::Out(why) => format!("it is down: {why}"),
-                State::Seeking if self.program.is_none() => {
-                    format!("start the back-end at {} again", self.name)
+                State::Seeking if self.server.program.is_none() => {
+                    format!("start the back-end at {} again", self.server.name)
                 }
                 _ => "it is being recovered or started".into(),
             };
@@ -315,7 +312,7 @@ impl Device {
     /// What a successor is told of what its predecessor, which works, has kept. Where nobody
     /// knows what a disk's was it has no state but its cache, which the machine sets.
     fn kept_for_a_swap(&self) -> Option<Kept> {
-        let anyway = || self.has_image.then(|| self.kept_anyway());
+        let anyway = || self.server.has_image.then(|| self.kept_anyway());
         self.kept.clone().or_else(anyway)
     }
 }

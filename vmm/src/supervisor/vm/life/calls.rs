@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use self::changes::{What, reported};
 use super::{Life, Step};
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
-use crate::supervisor::api::model::{Change, DeviceState, Resized, VmState};
+use crate::supervisor::api::model::{Change, DeviceState, VmState};
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, DeviceStanding, Standing};
 use crate::supervisor::vm::device::{self, Device};
@@ -51,8 +51,6 @@ enum Asked {
     Resumed,
     /// What has become of what was asked of the device at this place under this number.
     OfDevice(usize, u64, What),
-    /// The size that the disk at this place has after this resize.
-    Resized(usize, u64),
     Other(Answer),
 }
 
@@ -185,13 +183,7 @@ impl Life {
             Asked::Paused | Asked::Resumed if is_over => not_now("the VM is being ended"),
             Asked::OfDevice(place, number, what) => {
                 let device = self.devices.get(*place)?;
-                return Some(reported(*place, device.report(*number)?, *what));
-            }
-            Asked::Resized(place, number) => {
-                match self.devices.get(*place)?.resized(*number)?.clone() {
-                    Ok(size) => Reply::Resized(Resized { size }),
-                    Err(why) => Reply::Refused(Refusal::NotNow(why)),
-                }
+                return reported((*place, device), *number, *what);
             }
             Asked::Paused if self.machine.is_paused() => Reply::Done,
             Asked::Paused if self.machine.reasons().is_empty() => {

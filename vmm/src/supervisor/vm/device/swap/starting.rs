@@ -167,7 +167,7 @@ impl Device {
         self.swap.rests = false;
         out.push(Outcome::Do(Action::Tell(Change::Swapped {
             device: self.id.clone(),
-            program: self.name.clone(),
+            program: self.server.name.clone(),
             gap: gap.map(Into::into),
         })));
         self.forget_requests();
@@ -212,10 +212,7 @@ impl Device {
     /// This one serves it from now on. Returns what was so by the former.
     fn is_served_by(&mut self, server: Server) -> Identity {
         self.become_as(Identity {
-            name: server.name,
-            seeks: server.seeks,
-            program: server.program,
-            has_image: server.has_image,
+            server,
             shares: false,
             told_version: false,
         })
@@ -223,18 +220,12 @@ impl Device {
 
     fn become_as(&mut self, identity: Identity) -> Identity {
         let Identity {
-            name,
-            seeks,
-            program,
-            has_image,
+            server,
             shares,
             told_version,
         } = identity;
         Identity {
-            name: std::mem::replace(&mut self.name, name),
-            seeks: std::mem::replace(&mut self.seeks, seeks),
-            program: std::mem::replace(&mut self.program, program),
-            has_image: std::mem::replace(&mut self.has_image, has_image),
+            server: std::mem::replace(&mut self.server, server),
             shares: std::mem::replace(&mut self.shares, shares),
             told_version: std::mem::replace(&mut self.told_version, told_version),
         }

@@ -4,9 +4,9 @@
 use super::super::{Life, Step};
 use super::Asked;
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
-use crate::supervisor::api::model::VmState;
+use crate::supervisor::api::model::{Resized, VmState};
 use crate::supervisor::vm::answer::Answer;
-use crate::supervisor::vm::device::{self, NotDone};
+use crate::supervisor::vm::device::{self, Device, NotDone};
 
 /// What was asked of a device.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub(super) enum What {
     Rest,
     /// A swap, or, if so, whether it could be done.
     Swap { dry_run: bool },
+    /// The size that the disk has.
+    Size,
 }
 
 impl Life {
@@ -27,7 +29,10 @@ impl Life {
             Call::ResumeDevice(id) => {
                 self.of_device(ticket, id, What::Rest, device::Event::ResumeDevice);
             }
-            Call::Resize(id, size) => self.resize(ticket, id, size),
+            Call::Resize(id, size) => {
+                let resize = |number| device::Event::Resize(number, size);
+                self.of_device(ticket, id, What::Size, resize);
+            }
             Call::Link(id, up) => match self.place(id) {
                 Ok(place) => {
                     let answer = Answer::Link { place, up };
@@ -81,38 +86,35 @@ impl Life {
         self.calls.asked.push((ticket, asked));
     }
 
-    /// A disk is to have another size.
-    fn resize(&mut self, ticket: Ticket, id: String, size: Option<u64>) {
-        let before = self.calls.asked.len();
-        self.of_device(ticket, id, What::Rest, |number| {
-            device::Event::Resize(number, size)
-        });
-        for (_, asked) in self.calls.asked.iter_mut().skip(before) {
-            if let Asked::OfDevice(place, number, _) = *asked {
-                *asked = Asked::Resized(place, number);
-            }
-        }
-    }
-
     fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
         let answer = Answer::Reply(Reply::Refused(refusal));
         self.calls.asked.push((ticket, Asked::Other(answer)));
     }
 }
 
-/// What is answered to who has asked that of the device at this place.
-pub(super) fn reported(place: usize, report: &device::Report, what: What) -> Answer {
-    match (report, what) {
-        (Ok(_), What::Rest) => Answer::Reply(Reply::Done),
+/// What is answered to who has asked that of the device at this place under this number, if
+/// it has reported.
+pub(super) fn reported(
+    (place, device): (usize, &Device),
+    number: u64,
+    what: What,
+) -> Option<Answer> {
+    if let What::Size = what {
+        return Some(Answer::Reply(match device.resized(number)?.clone() {
+            Ok(size) => Reply::Resized(Resized { size }),
+            Err(why) => Reply::Refused(Refusal::NotNow(why)),
+        }));
+    }
+    Some(match (device.report(number)?.clone(), what) {
         (Ok(gap), What::Swap { dry_run }) => Answer::Swapped {
             place,
             gap: gap.map(Into::into),
             dry_run,
         },
-        (Err(not_done), _) => {
-            let NotDone { step, why, gap } = not_done.clone();
+        (Ok(_), What::Rest | What::Size) => Answer::Reply(Reply::Done),
+        (Err(NotDone { step, why, gap }), _) => {
             let gap = gap.map(Into::into);
             Answer::Reply(Reply::Refused(Refusal::NotSwapped(why, step, gap)))
         }
-    }
+    })
 }
