@@ -847,7 +847,7 @@ fn a_tap_that_a_supervisor_has_lent_is_left_to_it() {
     for (supervised, header) in [(true, 12), (false, 10)] {
         let tap = queue[0].try_clone().unwrap();
         let arguments = ["--tap-fd=9", "--mac=02:00:00:00:00:01"];
-        let mut command = lent(tap, support::program(), &arguments);
+        let mut command = lent(tap, support::program(), &arguments).unwrap();
         if supervised {
             command.env("OUTBOARD_LAUNCH", "1");
         }

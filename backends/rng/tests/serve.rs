@@ -369,7 +369,7 @@ fn a_kick_from_before_a_stop_is_not_one_after_it() {
 /// Starts the program with a socket that it inherits.
 fn inheriting(socket: OwnedFd) -> Program {
     let program = env!("CARGO_BIN_EXE_outboard-rng");
-    Program::run(&mut lent(socket, program, &["--fd=9"])).unwrap()
+    Program::run(&mut lent(socket, program, &["--fd=9"]).unwrap()).unwrap()
 }
 
 #[test]

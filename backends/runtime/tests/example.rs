@@ -84,7 +84,7 @@ fn serves() {
     for handover in [Handover::of(&Kind::rng()), Handover::Connected] {
         let (front, back) = handover.sockets().unwrap();
         let version = launch::OLDEST_VERSION.to_string();
-        let mut child = lent(back, std::env::current_exe().unwrap(), &["--fd=9"]);
+        let mut child = lent(back, std::env::current_exe().unwrap(), &["--fd=9"]).unwrap();
         child.env(CHILD, "1").env(launch::VERSION_ENV, version);
         let program = Program::run(&mut child).unwrap();
         let driver = Driver::new(Client::new(front), 0, guest());

@@ -164,7 +164,7 @@ fn start(arguments: &[&str]) -> Program {
 
 /// With a socket as its descriptor 9, and this environment.
 fn inheriting_with(socket: OwnedFd, env: &[(&str, &str)]) -> Program {
-    let mut child = lent(socket, std::env::current_exe().unwrap(), &["--fd=9"]);
+    let mut child = lent(socket, std::env::current_exe().unwrap(), &["--fd=9"]).unwrap();
     Program::run(as_child(&mut child).envs(env.iter().copied())).unwrap()
 }
 

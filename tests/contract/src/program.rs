@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use outboard_protocol::Deadline;
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, prlimit};
 use tempfile::TempDir;
 
@@ -43,10 +44,31 @@ pub fn by_shell(script: &str, program: impl AsRef<OsStr>, arguments: &[&str]) ->
 }
 
 /// The same, with this as its descriptor 9.
-pub fn lent(fd: OwnedFd, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
-    let mut command = by_shell("exec \"$@\" 9<&0 </dev/null", program, arguments);
-    command.stdin(fd);
-    command
+///
+/// # Errors
+/// Those of [`lend`].
+pub fn lent(fd: impl AsFd, program: impl AsRef<OsStr>, arguments: &[&str]) -> io::Result<Command> {
+    let mut command = command(program, arguments);
+    lend(&mut command, fd, 9)?;
+    Ok(command)
+}
+
+/// Lends the program a copy of this descriptor, as its descriptor `number`.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn lend(command: &mut Command, fd: impl AsFd, number: RawFd) -> io::Result<()> {
+    // Above every number that is lent: a descriptor that is put where it is would
+    // still close on exec, and it could be another's place.
+    let copy = fcntl_dupfd_cloexec(fd, 64)?;
+    // SAFETY: between fork and exec, dup2(2) is all that is called.
+    unsafe {
+        command.pre_exec(move || match nix::libc::dup2(copy.as_raw_fd(), number) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+    Ok(())
 }
 
 /// The option `name`, which ends with `=`, with this path.
@@ -323,4 +345,33 @@ pub fn in_path(name: &str) -> io::Result<PathBuf> {
     files
         .find(|file| file.is_file())
         .ok_or_else(|| io::Error::other(format!("there is no {name} in PATH")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "these are tests")]
+
+    use std::io::{Seek, Write};
+
+    use super::*;
+
+    /// Also where the next descriptors that are opened have these numbers.
+    #[test]
+    fn what_is_lent_has_its_number_whatever_that_was_before() {
+        let [mut first, mut second] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        for (file, content) in [(&mut first, "1"), (&mut second, "2")] {
+            file.write_all(content.as_bytes()).unwrap();
+            file.rewind().unwrap();
+        }
+        let numbers = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        let numbers = numbers.map(|free| free.as_raw_fd());
+        for [one, other] in [numbers, [numbers[1], numbers[0]]] {
+            let script = format!("cat /proc/self/fd/{one} /proc/self/fd/{other}");
+            let mut command = command("sh", &["-ec", &script]);
+            lend(&mut command, &first, one).unwrap();
+            lend(&mut command, &second, other).unwrap();
+            let output = command.output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "12");
+        }
+    }
 }

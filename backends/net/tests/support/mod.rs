@@ -9,7 +9,6 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -23,7 +22,7 @@ pub use outboard_contract::driver::{EVERYTHING, VERSION_1};
 use outboard_contract::memory::Memory;
 pub use outboard_contract::ours::patient;
 pub use outboard_contract::program::Program;
-use outboard_contract::program::{command, option};
+use outboard_contract::program::{command, lend, option};
 use outboard_contract::ring::{Buffer, Ring};
 use outboard_contract::{driver, ours, soon};
 use outboard_net::header::Header;
@@ -98,17 +97,12 @@ pub fn supervised(
 ) -> (Program, Channel) {
     let (line, theirs) = Channel::pair().unwrap();
     line.send(start, &[], soon()).unwrap();
-    let mut command = outboard_contract::program::lent(theirs.into(), program(), arguments);
+    let theirs = OwnedFd::from(theirs);
+    let mut command = outboard_contract::program::lent(theirs, program(), arguments).unwrap();
     command.env(launch::VERSION_ENV, launch::OLDEST_VERSION.to_string());
     command.env(launch::LINE_ENV, "9");
     if let Some(fd) = lent {
-        // SAFETY: between fork and exec, dup2(2) is all that is called.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(fd.as_raw_fd(), 8) {
-                8 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            })
-        };
+        lend(&mut command, &fd, 8).unwrap();
     }
     let program = Program::serve(&mut command).unwrap();
     let ready = line.recv::<FromBackend>(soon()).unwrap();
