@@ -111,7 +111,7 @@ enum What {
         /// Id of the device.
         device: String,
         /// backend=EXE, socket=PATH, path=FILE, tap=NAME or peer=PATH; nothing: the program that
-        /// is installed now
+        /// is installed now. wait=10s: how long to wait for a socket
         #[arg(value_name = "KEY=VALUE")]
         wanted: Vec<String>,
         /// Let the disk have another size, and tell the guest

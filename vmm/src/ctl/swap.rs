@@ -9,6 +9,7 @@ use super::{of_device, print, read, show};
 use crate::supervisor::api::model::{
     LinkRequest, ResizeRequest, Resized, Served, SwapRequest, Swapped, Vm,
 };
+use crate::supervisor::text::units::Wait;
 
 /// What a user has written of a swap: `key=value`, in any order.
 ///
@@ -36,12 +37,19 @@ pub(super) fn request(
             "socket" => (&mut request.socket, absolute(value)?),
             "path" => (&mut request.path, absolute(value)?),
             "peer" => (&mut request.peer, absolute(value)?),
+            "wait" if request.wait_ms.is_none() => {
+                request.wait_ms = Some(match value.parse() {
+                    Ok(Wait::For(time)) => time.as_millis() as u64,
+                    _ => return usage("give a time, as 500ms or 10s"),
+                });
+                continue;
+            }
             "tap" if request.tap.is_none() => {
                 request.tap = Some(value.to_owned());
                 continue;
             }
-            "tap" => return usage("it is given twice"),
-            _ => return usage("the keys are backend, socket, path, tap and peer"),
+            "tap" | "wait" => return usage("it is given twice"),
+            _ => return usage("the keys are backend, socket, wait, path, tap and peer"),
         };
         if place.replace(value).is_some() {
             return usage("it is given twice");

@@ -297,7 +297,8 @@ fn nobody_listens() -> Result<()> {
     let mut bench = Bench::new()?;
     let socket = bench.scripts.path().join("nobody.sock");
     let wanted = format!("socket={}", socket.display());
-    says(&bench.refuses(&[&wanted])?, &["nobody.sock"])?;
+    says(&bench.refuses(&[&wanted])?, &["nobody.sock", "wait=10s"])?;
+    says(&bench.refuses(&[&wanted, "wait=10ms"])?, &["nobody.sock"])?;
     bench.serves_on()?;
     bench.ends()
 }
@@ -449,6 +450,7 @@ fn wrong_use() -> Result<()> {
         (&["swap", "disk0", "socket"], "socket=PATH"),
         (&["swap", "disk0", "socket="], "socket=PATH"),
         (&["swap", "disk0", "path=/a", "path=/b"], "twice"),
+        (&["swap", "disk0", "wait=soon"], "500ms"),
         (&["swap", "disk0", "--no-such"], "--no-such"),
     ] {
         let told = complained(bench.ctl(words)?, 2)?;
@@ -458,6 +460,8 @@ fn wrong_use() -> Result<()> {
     says(&told, &["disk7", "disk0"])?;
     let both = ["swap", "disk0", "socket=/a", "path=/b"];
     says(&complained(bench.ctl(&both)?, 1)?, &["excludes"])?;
+    let nobody = ["swap", "disk0", "wait=10s"];
+    says(&complained(bench.ctl(&nobody)?, 1)?, &["socket=PATH"])?;
     let refused = bench.ctl(&["--json", "swap", "disk0", "backend=/nowhere/blk"])?;
     ensure!(refused.stdout.is_empty(), "{refused:?}");
     says(&complained(refused, 1)?, &["/nowhere/blk"])?;

@@ -15,6 +15,9 @@ pub struct SwapRequest {
     pub backend: Option<PathBuf>,
     /// Whoever listens at this socket, by vhost-user.
     pub socket: Option<PathBuf>,
+    /// How long they may take to listen and to answer, in milliseconds: 60,000 at
+    /// most; 2000 if not said.
+    pub wait_ms: Option<u64>,
     /// Another image of the disk, which is taken as it is.
     pub path: Option<PathBuf>,
     /// Another tap behind the card.
