@@ -11,6 +11,7 @@
 //! - [`refused`]: taps that cannot be had;
 //! - [`standby`]: a second process takes over a card, at once;
 //! - [`storm`]: a card whose back-end is killed, and a flow that goes on;
+//! - [`succession`]: what holds wherever another process takes over a card;
 //! - [`swaps`]: another process takes over a card, on command;
 //! - [`timeline`]: who says what to whom in a card's life;
 //! - [`trouble`]: taps and peers that go, and guests that do not behave.
@@ -25,6 +26,7 @@ mod outlives;
 mod refused;
 mod standby;
 mod storm;
+mod succession;
 mod swaps;
 mod timeline;
 mod trouble;

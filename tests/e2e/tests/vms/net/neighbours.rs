@@ -84,7 +84,7 @@ fn qemu(cmdline: &str, socket: &Path, listens: bool) -> Result<Run> {
 }
 
 /// A folder, and a socket in it.
-fn socket() -> Result<(TempDir, PathBuf)> {
+pub fn socket() -> Result<(TempDir, PathBuf)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("wire");
     Ok((folder, path))

@@ -1,7 +1,6 @@
 //! A card with a second process (`standby=1`), which takes over when the first is gone:
 //! a flow goes on, what the guest has set is there, and it sees no link go down.
 
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,11 +10,12 @@ use nix::unistd::Pid;
 use outboard_e2e::eventually;
 use outboard_e2e::network::{self, Peer};
 use outboard_e2e::storm::killer::Killer;
-use outboard_e2e::vm::{GuestResult, Run, Vm};
+use outboard_e2e::vm::{Run, Vm};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::outlives::{EVERYONE, GROUP, LAST, MADE, OWN, STATION, heard, over, send, until};
+use super::succession::{self, Card};
 use super::{NET, in_network, vm};
 use crate::Test;
 use crate::api::{ctl, said};
@@ -33,12 +33,12 @@ pub fn tests() -> Vec<Test> {
         in_network(
             "a link stays up while a standby connects to the peer",
             NET,
-            link_stays_up,
+            || succession::link_stays_up::<Guarded>(4),
         ),
         in_network(
             "a flow between two vms goes on over the standbys of both",
             NET,
-            neighbours,
+            || succession::neighbours::<Guarded>(2),
         ),
     ]
 }
@@ -52,6 +52,27 @@ struct Guarded {
 }
 
 impl Guarded {
+    fn status(&self) -> Result<Value> {
+        let status = said(ctl(&self.api, &["--json", "status"])?)?;
+        Ok(serde_json::from_str::<Value>(&status)?["devices"][0].clone())
+    }
+
+    /// The one that serves, and the one that is ready to.
+    fn both(&self) -> Result<(Pid, Pid)> {
+        let found = eventually("the standby is ready", || {
+            let status = self.status()?;
+            let ready = status["state"] == "running" && status["standby"] == "ready";
+            let both = <[Pid; 2]>::try_from(self.killer.all(&self.vm)).ok();
+            Ok(both.filter(|both| ready && status["pid"] == both[0].as_raw()))
+        });
+        let [first, second] = found.with_context(|| self.vm.messages())?;
+        Ok((first, second))
+    }
+}
+
+impl Card for Guarded {
+    const OPTIONS: &'static str = ",standby=1";
+
     fn start(run: Run) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let api = folder.path().join("api");
@@ -63,9 +84,12 @@ impl Guarded {
         })
     }
 
-    fn status(&self) -> Result<Value> {
-        let status = said(ctl(&self.api, &["--json", "status"])?)?;
-        Ok(serde_json::from_str::<Value>(&status)?["devices"][0].clone())
+    fn vm(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+
+    fn into_vm(self) -> Vm {
+        self.vm
     }
 
     /// Kills the process that serves once the other is ready, and waits until that one
@@ -79,18 +103,6 @@ impl Guarded {
         let (serves, _) = self.both()?;
         ensure!(serves == second, "{serves} serves: {}", self.vm.messages());
         Ok(())
-    }
-
-    /// The one that serves, and the one that is ready to.
-    fn both(&self) -> Result<(Pid, Pid)> {
-        let found = eventually("the standby is ready", || {
-            let status = self.status()?;
-            let ready = status["state"] == "running" && status["standby"] == "ready";
-            let both = <[Pid; 2]>::try_from(self.killer.all(&self.vm)).ok();
-            Ok(both.filter(|both| ready && status["pid"] == both[0].as_raw()))
-        });
-        let [first, second] = found.with_context(|| self.vm.messages())?;
-        Ok((first, second))
     }
 }
 
@@ -165,71 +177,4 @@ fn reset() -> Result<()> {
     }
     over(guarded.vm, "net-echo")?;
     Ok(())
-}
-
-fn socket() -> Result<(TempDir, PathBuf)> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("wire");
-    Ok((folder, path))
-}
-
-/// The guest ends when its link has gone down: not before its peer has.
-fn link_stays_up() -> Result<()> {
-    let (folder, socket) = socket()?;
-    let peer = UnixListener::bind(&socket)?;
-    let card = format!("peer={},standby=1", socket.display());
-    let cmdline = "scenario=net-identify link=up,down";
-    let mut guarded = Guarded::start(vm(&card, 1, cmdline)?)?;
-    let mut connection = peer.accept()?;
-    guarded.vm.console_line("link up")?;
-    for _ in 0..4 {
-        guarded.goes_over()?;
-        // One after another, since it serves one at a time.
-        connection = peer.accept()?;
-    }
-    ensure!(!guarded.vm.is_over()?, "{}", guarded.vm.messages());
-    let messages = guarded.vm.messages();
-    ensure!(!messages.contains("sees its link down"), "{messages}");
-    drop((connection, peer, folder));
-    guarded.vm.console_line("link down")?;
-    over(guarded.vm, "net-identify")?;
-    Ok(())
-}
-
-/// One listens and the other connects; each goes over to its standby.
-fn neighbours() -> Result<()> {
-    let (_folder, socket) = socket()?;
-    let card = |how| format!("peer={},{how},standby=1", socket.display());
-    let echo = vm(&card("listen"), 1, "scenario=net-echo ip=10.0.2.2")?;
-    let mut echo = Guarded::start(echo)?;
-    echo.vm.console_line("ready")?;
-    let storm = "scenario=net-storm ip=10.0.2.3 peer=10.0.2.2 retry_ms=20";
-    let mut storm = Guarded::start(vm(&card("wait=60s"), 1, storm)?)?;
-    more_is_answered(&mut storm.vm)?;
-    for _ in 0..2 {
-        storm.goes_over()?;
-        more_is_answered(&mut storm.vm)?;
-        echo.goes_over()?;
-        more_is_answered(&mut storm.vm)?;
-    }
-    for mut guarded in [storm, echo] {
-        guarded.vm.signal(Signal::SIGTERM)?;
-        guarded.vm.wait()?;
-        guarded.vm.check_nothing_is_left()?;
-    }
-    Ok(())
-}
-
-/// More is answered than at first, and no byte is wrong.
-pub fn more_is_answered(vm: &mut Vm) -> Result<()> {
-    let mut first = None;
-    loop {
-        let line = vm.console_line("progress scenario=net-storm")?;
-        let words = GuestResult::from_words(&line);
-        ensure!(words.number("wrong")? == 0, "{line}");
-        let answered = words.number("answered")?;
-        if answered > *first.get_or_insert(answered) {
-            return Ok(());
-        }
-    }
 }

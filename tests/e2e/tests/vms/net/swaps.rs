@@ -7,13 +7,11 @@
 //! after it is what the kernel has counted (`flows`).
 
 use std::fs;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Output;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use outboard_e2e::network::{self, Peer};
 use outboard_e2e::products::{self, Products};
 use outboard_e2e::vm::{GuestResult, Run, Vm};
@@ -23,7 +21,7 @@ use tempfile::TempDir;
 
 use super::flows::{accounted, used};
 use super::outlives::{EVERYONE, GROUP, LAST, MADE, OWN, STATION, heard, over, send, until};
-use super::standby::more_is_answered;
+use super::succession::{self, Card};
 use super::{NET, in_network, vm};
 use crate::api::{complained, ctl, said};
 use crate::{Need, Test};
@@ -55,11 +53,13 @@ pub fn tests() -> Vec<Test> {
         }),
         in_network("pairs in use outlive swaps", NET, pairs),
         in_network("a card rests, is swapped, and goes on", NET, rests),
-        in_network("a link stays up over swaps", NET, link_stays_up),
+        in_network("a link stays up over swaps", NET, || {
+            succession::link_stays_up::<Swapped>(10)
+        }),
         in_network(
             "a flow between two vms goes on over swaps of both",
             NET,
-            neighbours,
+            || succession::neighbours::<Swapped>(3),
         ),
         in_network(
             "a successor that dies anywhere leaves a card as it was",
@@ -86,12 +86,6 @@ struct Swapped {
 }
 
 impl Swapped {
-    fn start(run: Run) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let vm = run.with("--api", folder.path().join("api")).start()?;
-        Ok(Self { vm, folder })
-    }
-
     /// One that says what frames come to it.
     fn hearing(words: &str) -> Result<Self> {
         network::tap("tap0", "")?;
@@ -157,6 +151,28 @@ impl Swapped {
     /// The guest is through, and all is in order.
     fn over(self, scenario: &str) -> Result<GuestResult> {
         over(self.vm, scenario)
+    }
+}
+
+impl Card for Swapped {
+    const OPTIONS: &'static str = "";
+
+    fn start(run: Run) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let vm = run.with("--api", folder.path().join("api")).start()?;
+        Ok(Self { vm, folder })
+    }
+
+    fn vm(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+
+    fn into_vm(self) -> Vm {
+        self.vm
+    }
+
+    fn goes_over(&mut self) -> Result<()> {
+        self.swap()
     }
 }
 
@@ -347,59 +363,6 @@ fn rests() -> Result<()> {
     }
     none_is_missing(swapped)?;
     drop(echo);
-    Ok(())
-}
-
-fn socket() -> Result<(TempDir, PathBuf)> {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("wire");
-    Ok((folder, path))
-}
-
-/// The guest ends when its link has gone down: not before its peer has.
-fn link_stays_up() -> Result<()> {
-    let (folder, socket) = socket()?;
-    let peer = UnixListener::bind(&socket)?;
-    let card = format!("peer={}", socket.display());
-    let cmdline = "scenario=net-identify link=up,down";
-    let mut swapped = Swapped::start(vm(&card, 1, cmdline)?)?;
-    let mut connection = peer.accept()?;
-    swapped.vm.console_line("link up")?;
-    for _ in 0..10 {
-        swapped.swap()?;
-        connection = peer.accept()?;
-    }
-    ensure!(!swapped.vm.is_over()?, "{}", swapped.vm.messages());
-    let messages = swapped.vm.messages();
-    ensure!(!messages.contains("sees its link down"), "{messages}");
-    drop((connection, peer, folder));
-    swapped.vm.console_line("link down")?;
-    swapped.over("net-identify")?;
-    Ok(())
-}
-
-/// One listens and the other connects. What is in a connection is lost with it, and sent
-/// again.
-fn neighbours() -> Result<()> {
-    let (_folder, socket) = socket()?;
-    let card = |how| format!("peer={},{how}", socket.display());
-    let echo = vm(&card("listen"), 1, "scenario=net-echo ip=10.0.2.2")?;
-    let mut echo = Swapped::start(echo)?;
-    echo.vm.console_line("ready")?;
-    let storm = "scenario=net-storm ip=10.0.2.3 peer=10.0.2.2 retry_ms=20";
-    let mut storm = Swapped::start(vm(&card("wait=60s"), 1, storm)?)?;
-    more_is_answered(&mut storm.vm)?;
-    for _ in 0..3 {
-        storm.swap()?;
-        more_is_answered(&mut storm.vm)?;
-        echo.swap()?;
-        more_is_answered(&mut storm.vm)?;
-    }
-    for mut swapped in [storm, echo] {
-        swapped.vm.signal(Signal::SIGTERM)?;
-        swapped.vm.wait()?;
-        swapped.vm.check_nothing_is_left()?;
-    }
     Ok(())
 }
 
