@@ -2,6 +2,8 @@
 //! block.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,12 +13,19 @@ use serde_json::Value;
 
 use crate::api::{complained, ctl};
 use crate::storm::seed;
-use crate::{KVM, Test, test};
+use crate::{KVM, Need, Test, test};
+
+const LOOP: &[Need] = &[Need::Kvm, Need::Root, Need::Program("losetup")];
 
 pub fn tests() -> Vec<Test> {
     vec![
         test("a disk grows and shrinks under load", KVM, sizes),
         test("a disk follows its image on command", KVM, rescan),
+        test(
+            "a disk that goes over to a block device follows its size",
+            LOOP,
+            block_device,
+        ),
         test("a disk rests and goes on", KVM, rests),
     ]
 }
@@ -77,6 +86,55 @@ fn rescan() -> Result<()> {
     file.set_len(2 * IMAGE)?;
     ensure!(size(&storm, &["--rescan"])? == 2 * IMAGE);
     goes_on(&mut storm)?;
+    storm.end()?.nothing_is_wrong().map(drop)
+}
+
+/// A loop device of this file, by losetup(8); taken apart when dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn new(file: &Path) -> Result<Self> {
+        let mut command = Command::new("losetup");
+        let output = command.args(["--find", "--show"]).arg(file).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        let name = String::from_utf8(output.stdout)?;
+        Ok(Self(Path::new(name.trim()).to_owned()))
+    }
+
+    fn losetup(&self, option: &str) -> Result<()> {
+        let status = Command::new("losetup").arg(option).arg(&self.0).status()?;
+        ensure!(status.success(), "losetup {option}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = self.losetup("--detach");
+    }
+}
+
+fn block_device() -> Result<()> {
+    let mut storm = begin()?;
+    let file = storm.image.directory().join("behind.img");
+    storm.ctl(&["pause", "disk0"])?;
+    fs::copy(storm.image.path(), &file)?;
+    let device = Loop::new(&file)?;
+    let path = format!("path={}", device.0.display());
+    storm.ctl(&["swap", "disk0", &path])?;
+    storm.behind.clone_from(&device.0);
+    goes_on(&mut storm)?;
+    let said = complained(ctl(&storm.api(), &["resize", "disk0", "32M"])?, 1)?;
+    ensure!(said.contains("--rescan"), "{said}");
+    for size in [2 * IMAGE, 4 * IMAGE, IMAGE] {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&file)?
+            .set_len(size)?;
+        device.losetup("--set-capacity")?;
+        ensure!(self::size(&storm, &["--rescan"])? == size);
+        goes_on(&mut storm)?;
+    }
     storm.end()?.nothing_is_wrong().map(drop)
 }
 
