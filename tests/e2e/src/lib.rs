@@ -5,6 +5,7 @@
 //! - [`vm`]: a running `outboard run`: its console, its processes, its end;
 //! - [`processes`]: what /proc says: who is there, who holds which memory;
 //! - [`image`]: disk images, made for the guest and checked after it;
+//! - [`qmp`]: QEMU's control socket;
 //! - [`slow_disk`]: a disk that keeps a request for as long as a test wants;
 //! - [`storm`]: a VM whose back-end is killed again and again, and what became of it;
 //! - [`timeline`]: who said what to whom, and when;
@@ -18,6 +19,7 @@ pub mod image;
 pub mod network;
 pub mod processes;
 pub mod products;
+pub mod qmp;
 pub mod slow_disk;
 pub mod storm;
 pub mod timeline;

@@ -1,14 +1,10 @@
 //! QEMU as a front-end: a process, and its control socket (QMP).
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
-use outboard_e2e::PATIENCE;
+use anyhow::{Context, Result, ensure};
+use outboard_e2e::qmp::Qmp;
 use serde_json::{Value, json};
 
 use crate::program::{self, Program};
@@ -17,12 +13,11 @@ use crate::program::{self, Program};
 #[derive(Debug)]
 pub struct Qemu {
     program: Program,
-    control: BufReader<UnixStream>,
-    events: VecDeque<Value>,
+    control: Qmp,
 }
 
 impl Qemu {
-    /// Starts it with these arguments, in software emulation; its control
+    /// Starts it with these arguments; its control
     /// socket and its log are made in `directory`.
     ///
     /// # Errors
@@ -36,16 +31,8 @@ impl Qemu {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()));
         let program = program::serving(&mut command, &socket)?;
-        let stream = program::connect(&socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut qemu = Self {
-            program,
-            control: BufReader::new(stream),
-            events: VecDeque::new(),
-        };
-        ensure!(qemu.read()?.get("QMP").is_some(), "no greeting");
-        qemu.execute("qmp_capabilities", json!({}))?;
-        Ok(qemu)
+        let control = Qmp::connect(&socket).with_context(|| program.said())?;
+        Ok(Self { program, control })
     }
 
     /// Everything it said, and how it ended if it did, for a message.
@@ -60,22 +47,10 @@ impl Qemu {
     /// A command; its answer.
     ///
     /// # Errors
-    /// QEMU's, or it is gone.
+    /// QEMU's, or it is gone; what it said.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let line = json!({"execute": command, "arguments": arguments});
-        self.control
-            .get_mut()
-            .write_all(format!("{line}\n").as_bytes())?;
-        loop {
-            let mut answer = self.read()?;
-            if answer.get("event").is_some() {
-                self.events.push_back(answer);
-            } else if let Some(value) = answer.get_mut("return") {
-                return Ok(value.take());
-            } else {
-                bail!("{line}: {answer}; it said:\n{}", self.said());
-            }
-        }
+        let answer = self.control.execute(command, arguments);
+        answer.with_context(|| self.words())
     }
 
     /// Waits for an event of this name, one that has come already included.
@@ -83,17 +58,8 @@ impl Qemu {
     /// # Errors
     /// None comes.
     pub fn event(&mut self, name: &str) -> Result<Value> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let event = match self.events.pop_front() {
-                Some(event) => event,
-                None => self.read().with_context(|| format!("waiting for {name}"))?,
-            };
-            if event.get("event").is_some_and(|found| found == name) {
-                return Ok(event);
-            }
-            ensure!(Instant::now() < end, "no event {name}");
-        }
+        let event = self.control.event(name);
+        event.with_context(|| self.words())
     }
 
     /// Tells it to end, and checks that it does so in peace.
@@ -111,11 +77,7 @@ impl Qemu {
         Ok(())
     }
 
-    fn read(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        let read = self.control.read_line(&mut line);
-        read.with_context(|| format!("QEMU is silent; it said:\n{}", self.program.said()))?;
-        ensure!(!line.is_empty(), "QEMU is gone; it said:\n{}", self.said());
-        Ok(serde_json::from_str(&line)?)
+    fn words(&mut self) -> String {
+        format!("QEMU said:\n{}", self.said())
     }
 }
