@@ -162,6 +162,14 @@ pub fn descriptors(pid: Pid) -> Vec<(u32, String)> {
     found
 }
 
+/// The page of counters of a back-end that runs by itself
+/// (`outboard_protocol::counters`), once it has one: then it is ready to serve.
+pub fn counters(pid: Pid) -> Option<fs::File> {
+    let mut all = descriptors(pid).into_iter();
+    let (number, _) = all.find(|(_, target)| target.contains("/memfd:counters"))?;
+    fs::File::open(file(pid, &format!("fd/{number}"))).ok()
+}
+
 /// Whether somebody listens on a Unix socket, in this network namespace. That
 /// its file is there says less: bind(2) makes it, listen(2) comes later.
 pub fn is_listened_on(socket: &Path) -> bool {

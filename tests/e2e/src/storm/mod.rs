@@ -13,10 +13,12 @@
 //! - [`swaps`]: a storm in which back-ends are replaced on command, too;
 //! - [`daemon`]: QEMU's program for a disk, for those;
 //! - `qemu`: the same back-end at a socket, restarted by the test: under QEMU, too;
+//! - `planned`: and there replaced by plan;
 //! - [`step`]: a process that is killed between two system calls.
 
 pub mod daemon;
 pub mod killer;
+mod planned;
 mod qemu;
 pub mod step;
 pub mod swaps;
@@ -73,6 +75,8 @@ pub enum FrontEnd {
     /// QEMU with a back-end that listens, to which it reconnects; the next one
     /// is started as soon as the last one is gone.
     Qemu,
+    /// QEMU, which listens for back-ends that connect.
+    QemuListens,
 }
 
 /// When the next kill comes.
@@ -301,20 +305,31 @@ impl Storm {
         let Shape { seed, guest, .. } = shape;
         let gaps = u64::from(shape.kills) + 16;
         let cmdline = format!("scenario=storm stop=1 seed={seed} gaps={gaps} report=100{guest}");
-        let (run, own) = match shape.front_end {
-            FrontEnd::Outboard => (outboard(programs, shape, &image, &cmdline)?, None),
-            FrontEnd::Socket => {
-                let own = BackEnd::start(programs, shape, &image)?;
-                let run = vm(programs, &cmdline).with("--disk", own.disk());
-                (run, Some(own))
+        let mut own = match shape.front_end {
+            FrontEnd::Outboard => None,
+            FrontEnd::Socket | FrontEnd::Qemu => Some(BackEnd::new(programs, shape, &image)),
+            FrontEnd::QemuListens => Some(BackEnd::that_connects(programs, shape, &image)?),
+        };
+        let run = match (&own, shape.front_end) {
+            (None, _) => outboard(programs, shape, &image, &cmdline)?,
+            (Some(own), FrontEnd::Socket) => vm(programs, &cmdline).with("--disk", own.disk()),
+            (Some(own), _) => own.front_end(programs, &cmdline, &qmp(&image)),
+        };
+        // Who listens comes first.
+        let vm = match &mut own {
+            None => run.start()?,
+            Some(own) if own.connects() => {
+                let vm = run.start()?;
+                own.start().with_context(|| vm.messages())?;
+                vm
             }
-            FrontEnd::Qemu => {
-                let own = BackEnd::start(programs, shape, &image)?;
-                (own.front_end(programs, &cmdline), Some(own))
+            Some(own) => {
+                own.start()?;
+                run.start()?
             }
         };
         Ok(Self {
-            vm: run.start()?,
+            vm,
             behind: image.path().to_owned(),
             image,
             killer: Killer::new(BLK, *seed, shape.within),
@@ -486,6 +501,11 @@ fn outboard(programs: &Programs, shape: &Shape, image: &Image, cmdline: &str) ->
 
 fn api(image: &Image) -> PathBuf {
     image.directory().join("api")
+}
+
+/// The control socket of a VM of QEMU's.
+fn qmp(image: &Image) -> PathBuf {
+    image.directory().join("qmp")
 }
 
 /// A VM without a disk yet.
