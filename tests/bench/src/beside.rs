@@ -172,22 +172,13 @@ fn lines(row: &str, pairs: &[[Figures; 2]]) -> Result<Vec<String>> {
         );
         let places = if this.quantile(0.5) < 100.0 { 2 } else { 0 };
         let name = format!("{row}, {unit}");
-        let (this, other, ratio) = (
-            brief(&this, places),
-            brief(&other, places),
-            brief(&ratio, 3),
-        );
+        let (this, other, ratio) = (this.brief(places), other.brief(places), ratio.brief(3));
         let count = pairs.len();
         Ok(format!(
             "{name:42}{this:>24}{other:>26}{ratio:>22}{count:>7}"
         ))
     });
     lines.collect()
-}
-
-fn brief(spread: &Spread, places: usize) -> String {
-    let [low, median, high] = [0.1, 0.5, 0.9].map(|share| spread.quantile(share));
-    format!("{median:.places$} ({low:.places$}–{high:.places$})")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod compare;
 mod continuity;
 mod doorbell;
 mod footprint;
+mod host;
 mod net;
 mod processes;
 mod program;
@@ -79,8 +80,8 @@ enum What {
         #[command(flatten)]
         options: chaos::Options,
     },
-    /// From the SIGKILL of outboard-blk to the guest's next completion, beside QEMU,
-    /// which reconnects to the same back-end.
+    /// How long a guest waits when outboard-blk is killed, and when it is replaced by
+    /// plan, beside QEMU with the same back-end.
     Continuity {
         #[command(flatten)]
         products: Products,

@@ -25,6 +25,12 @@ impl Spread {
         self.0.get(index).copied().unwrap_or(f64::NAN)
     }
 
+    /// The median and, in brackets, p10 and p90, with so many places behind the point.
+    pub fn brief(&self, places: usize) -> String {
+        let [low, median, high] = [0.1, 0.5, 0.9].map(|share| self.quantile(share));
+        format!("{median:.places$} ({low:.places$}–{high:.places$})")
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         self.0.len()

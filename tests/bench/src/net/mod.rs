@@ -7,7 +7,6 @@
 //! ```
 //! Each run is a VM of its own, on a tap in a network namespace of ours.
 
-mod host;
 mod link;
 mod plan;
 mod report;
@@ -20,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::Products;
+use crate::{Products, host};
 pub use link::Link;
 use plan::{Load, Path, Row, Side};
 use report::Report;

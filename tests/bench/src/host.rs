@@ -21,9 +21,18 @@ pub fn versions() -> String {
         model.trim_start_matches([' ', '\t', ':'])
     });
     let cores = 1 + models.count();
-    let hardware = ["vmx", "svm"]
-        .iter()
-        .any(|flag| processor.split_whitespace().any(|word| word == *flag));
-    let kvm = if hardware { "hardware" } else { "software" };
+    let kvm = if has_hardware_kvm() {
+        "hardware"
+    } else {
+        "software"
+    };
     format!("{kernel}, {qemu}, {cores} x {model}, {kvm} KVM")
+}
+
+/// Whether a stock Linux can be run on this machine's /dev/kvm: its processor has
+/// virtualization.
+pub fn has_hardware_kvm() -> bool {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut words = processor.split_whitespace();
+    words.any(|word| word == "vmx" || word == "svm")
 }
