@@ -18,7 +18,7 @@ use crate::supervisor::api::model::Error;
 
 /// How long an answer may take: the API may have to see to others before.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long a swap or a resize may take: what is under way is finished first.
+/// How long what changes something may take: what is under way is finished first.
 const LONG: Duration = Duration::from_secs(150);
 /// Most bytes of a head.
 const MOST_HEAD: usize = 16 << 10;
@@ -83,7 +83,8 @@ impl Client {
     /// # Errors
     /// What the VM says that is wrong, or that it does not answer.
     pub(super) fn ask(self, method: &str, path: &str) -> Result<Vec<u8>, Failure> {
-        self.ask_with(method, path, &[], ANSWER)
+        let patience = if method == "GET" { ANSWER } else { LONG };
+        self.ask_with(method, path, &[], patience)
     }
 
     /// Asks, with this as the body, for what may take long, and returns the body of the

@@ -65,10 +65,14 @@ addr.type=unix,addr.path=q.sock &
     outboard ctl swap disk0 socket=q.sock
     outboard ctl swap disk0
 
-  Put a copy behind the same disk, which rests meanwhile and goes on with the copy:
-    outboard ctl pause disk0
-    cp disk.img copy.img
-    outboard ctl swap disk0 path=copy.img";
+  Put a copy behind the same disk, of a VM that is paused meanwhile with its disks:
+    outboard ctl pause && cp disk.img copy.img &&
+      outboard ctl swap disk0 path=copy.img
+    outboard ctl resume
+
+  The same while the VM runs: the disk alone rests, and goes on with the copy:
+    outboard ctl pause disk0 && cp disk.img copy.img &&
+      outboard ctl swap disk0 path=copy.img";
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -157,7 +161,8 @@ enum What {
         #[arg(value_parser = ["up", "down"])]
         state: String,
     },
-    /// Stop the guest, or only one device; `resume` lets it go on.
+    /// Stop the guest and its disks, whose images can be copied then, or only one device;
+    /// `resume` lets it go on.
     Pause {
         /// Id of the device, whose back-end then takes nothing.
         device: Option<String>,

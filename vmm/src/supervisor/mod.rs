@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use outboard_protocol::Deadline;
 use outboard_protocol::deadline::limits;
+use outboard_protocol::devices::BLK;
 use outboard_protocol::launch::Ending;
 
 use crate::exit::Exit;
@@ -86,6 +87,7 @@ fn run_config(mut config: VmPlan) -> Result<Exit> {
         Device::served_by(place, &opened.spec.id, Server::of(opened))
             .on_failure(opened.on_failure)
             .with_standby(opened.standby)
+            .for_a_disk(opened.spec.kind.virtio_id == BLK)
     });
     let life = Life::new(devices.collect(), restarts);
     let life = if api.is_some() { life.with_api() } else { life };

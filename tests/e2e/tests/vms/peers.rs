@@ -126,8 +126,9 @@ fn nothing_under_way() -> Result<()> {
             Ok((device["state"] != "running").then_some(()))
         })?;
         daemon = again(&image, &socket)?;
-        api.device_is("running")?;
+        // Nobody serves it before.
         api.does(&["resume"])?;
+        api.device_is("running")?;
         goes_on(&mut vm)?;
     }
     api.does(&["shutdown"])?;

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use outboard_e2e::eventually;
 use outboard_e2e::image::{self, Image};
+use outboard_e2e::slow_disk::{Kind, SlowDisk};
 use outboard_e2e::storm::daemon::Daemon;
 use outboard_e2e::storm::swaps::{self, Plan};
 use outboard_e2e::storm::{IMAGE, Outcome, Programs, Shape, Storm};
@@ -22,6 +23,7 @@ use crate::storm::seed;
 use crate::{KVM, Need, Test, test};
 
 const QSD: &[Need] = &[Need::Kvm, Need::Program("qemu-storage-daemon")];
+const FUSE: &[Need] = &[Need::Kvm, Need::Fuse];
 const DIRECT: &[Need] = &[
     Need::Kvm,
     Need::Program("qemu-storage-daemon"),
@@ -72,6 +74,21 @@ pub fn tests() -> Vec<Test> {
         test("entropy is swapped under load", KVM, entropy),
         test("a swap is only tried at a socket", QSD, only_tried),
         test("a disk goes over to a copy of its image", KVM, to_a_copy),
+        test(
+            "the image of a vm that is paused can be copied",
+            KVM,
+            copied_while_paused,
+        ),
+        test(
+            "a vm is paused once what its disk has taken is over",
+            FUSE,
+            paused_after_a_write,
+        ),
+        test(
+            "a disk is killed and upgraded while its vm is paused",
+            KVM,
+            killed_while_paused,
+        ),
         test(
             "a disk goes over to a larger copy if it is told to",
             KVM,
@@ -239,8 +256,8 @@ fn only_tried() -> Result<()> {
     checked(&mut storm).map(drop)
 }
 
-/// The documented way: the disk is paused, copied and swapped, and goes on with that. (Of a
-/// VM that is paused a back-end may still write what it had taken.)
+/// The way that lets the VM run: the disk alone is paused, copied and swapped, and goes on
+/// with that.
 fn goes_over(storm: &mut Storm, to: PathBuf, resize: &[&str]) -> Result<()> {
     let from = std::mem::replace(&mut storm.behind, to);
     let to = storm.behind.clone();
@@ -277,6 +294,110 @@ fn to_a_copy() -> Result<()> {
     swap(&storm, &["disk0"])?;
     goes_on(&mut storm)?;
     ensure!(image::is_free(&first)?);
+    checked(&mut storm).map(drop)
+}
+
+/// The bytes of a disk at rest: the same twice.
+fn at_rest(storm: &Storm, path: &Path) -> Result<Vec<u8>> {
+    let once = fs::read(path)?;
+    let status = storm.status()?;
+    ensure!(status["state"] == "paused", "{status}");
+    ensure!(status["devices"][0]["state"] == "paused", "{status}");
+    ensure!(fs::read(path)? == once, "{path:?} changes");
+    Ok(once)
+}
+
+/// The documented way: the VM is paused, its image copied, the disk swapped to the copy, and
+/// the VM resumed, again and again. No image changes while the VM is paused, neither that
+/// which is copied nor that which was swapped to.
+fn copied_while_paused() -> Result<()> {
+    const ROUNDS: u32 = 20;
+    let mut storm = begun(&Shape::new(0, seed()))?;
+    let other = storm.image.directory().join("copy.img");
+    let images = [storm.image.path().to_owned(), other];
+    for round in 0..ROUNDS {
+        let [from, to] = match round % 2 {
+            0 => [&images[0], &images[1]],
+            _ => [&images[1], &images[0]],
+        };
+        storm.killer.wait_a_while();
+        storm.ctl(&["pause"])?;
+        let before = at_rest(&storm, from)?;
+        fs::copy(from, to)?;
+        ensure!(fs::read(to)? == before, "round {round}: the copy is torn");
+        swap(&storm, &["disk0", &format!("path={}", to.display())])?;
+        at_rest(&storm, to)?;
+        ensure!(fs::read(from)? == before, "{from:?} has been written");
+        storm.behind.clone_from(to);
+        storm.ctl(&["resume"])?;
+        goes_on(&mut storm)?;
+        ensure!(fs::read(from)? == before, "{from:?} has been written");
+        ensure!(device(&storm, 0)?["state"] == "running");
+    }
+    checked(&mut storm).map(drop)
+}
+
+/// The disk keeps a write that the guest has given it before. It would come under the copy.
+fn paused_after_a_write() -> Result<()> {
+    let image = Image::new(IMAGE)?;
+    let disk = SlowDisk::over(&image)?;
+    let shape = Shape::new(0, seed()).disk(",direct");
+    let mut storm = Storm::begin_on(&Programs::get()?, &shape, image)?;
+    for _ in 0..3 {
+        disk.keep(Kind::Write);
+        disk.until_kept()?;
+        let api = storm.api();
+        let pause = std::thread::spawn(move || ctl(&api, &["pause"]));
+        let why = eventually("the guest stands", || {
+            let vm = storm.status()?;
+            ensure!(vm["state"] == "running", "a write is under way: {vm}");
+            let why = vm["reason"].as_str().map(str::to_owned);
+            Ok(why.filter(|why| why.contains("disk0")))
+        })?;
+        ensure!(why.contains("finishes what it has taken"), "{why}");
+        ensure!(!pause.is_finished(), "it is answered");
+        disk.let_go()?;
+        let Ok(paused) = pause.join() else {
+            bail!("who pauses has panicked");
+        };
+        said(paused?)?;
+        at_rest(&storm, storm.image.path())?;
+        storm.ctl(&["resume"])?;
+        goes_on(&mut storm)?;
+    }
+    checked(&mut storm)?;
+    // Before the image.
+    drop(disk);
+    Ok(())
+}
+
+/// Who serves a disk at rest may go, and be followed on command: nobody serves before the VM
+/// is resumed.
+fn killed_while_paused() -> Result<()> {
+    let mut storm = begun(&Shape::new(0, seed()))?;
+    let image = storm.image.path().to_owned();
+    for _ in 0..3 {
+        storm.ctl(&["pause"])?;
+        at_rest(&storm, &image)?;
+        for words in [
+            ["resume", "disk0"],
+            ["pause", "disk0"],
+            ["restart", "disk0"],
+        ] {
+            let why = complained(tried(&storm, &words)?, 1)?;
+            ensure!(why.contains("resume the VM first"), "{words:?}: {why}");
+        }
+        storm.ctl(&["upgrade", "disk0"])?;
+        at_rest(&storm, &image)?;
+        let pid = storm.killer.next(&mut storm.vm, None)?;
+        let before = at_rest(&storm, &image)?;
+        storm.killer.strike(pid, Signal::SIGKILL)?;
+        let down = is_in(&storm, "down")?;
+        ensure!(down["reason"] == "it is started when the VM is resumed");
+        ensure!(fs::read(&image)? == before, "it is served");
+        storm.ctl(&["resume"])?;
+        goes_on(&mut storm)?;
+    }
     checked(&mut storm).map(drop)
 }
 

@@ -11,7 +11,7 @@ impl Ticket {
     pub(crate) const FIRST: Self = Self(0);
 
     /// That of the next.
-    pub(super) fn next(self) -> Self {
+    pub(crate) fn next(self) -> Self {
         Self(self.0.wrapping_add(1))
     }
 }

@@ -51,7 +51,8 @@ pub enum VmState {
     Starting,
     /// The guest runs.
     Running,
-    /// The guest is stopped, and can be resumed.
+    /// The guest is stopped, and can be resumed; if an operator has asked for that, its disks
+    /// are at rest.
     Paused,
     /// It is being ended, or is about to be started again after a guest's reset.
     Ending,
@@ -121,7 +122,7 @@ pub enum DeviceState {
     Starting,
     /// It is served.
     Running,
-    /// It has a back-end, which takes nothing until the device is resumed.
+    /// It has a back-end, which takes nothing until the device, or the VM, is resumed.
     Paused,
     /// It has no back-end, and none is coming.
     Down,

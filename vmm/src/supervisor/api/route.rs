@@ -41,12 +41,17 @@ const OPENAPI: &str = "/api/v1/openapi.json";
 /// All that can be asked for.
 pub(super) const ROWS: &[Row] = &[
     row("GET", "/api/v1/vm", Route::Vm, "The VM and all its devices"),
-    row("PUT", "/api/v1/vm/pause", Route::Pause, "Stop the guest"),
+    row(
+        "PUT",
+        "/api/v1/vm/pause",
+        Route::Pause,
+        "Stop the guest and its disks; answered when no image changes any more",
+    ),
     row(
         "PUT",
         "/api/v1/vm/resume",
         Route::Resume,
-        "Let a guest that was stopped go on",
+        "Let a guest that was stopped go on, with its disks",
     ),
     row(
         "PUT",

@@ -24,6 +24,7 @@
 //!                                     ├─ nobody can go on exactly ─▶ Out ─ Free ─┤
 //!                                     └─ on-failure=pause ─▶ Held ─ Resume ──────┘
 //! ```
+//! A disk of a VM that an operator has paused comes to `Held`, too, where it would begin.
 //! A process is started in one place, from `Found`, and every way there leads
 //! through `Clear`: a predecessor and its successor never live side by side, and the
 //! I/O of one is over before the other begins. A standby is no exception: it touches
@@ -61,8 +62,8 @@ pub(crate) use self::server::Server;
 use self::standby::Standby;
 pub(crate) use self::state::State;
 use self::suspects::Suspects;
-pub(crate) use self::swap::NotDone;
 use self::swap::Swap;
+pub(crate) use self::swap::{Noise, NotDone};
 use super::action::Action;
 use super::answer::Agreed;
 use crate::supervisor::api::model::Refused;
@@ -75,6 +76,10 @@ pub(crate) struct Device {
     place: usize,
     id: String,
     server: Server,
+    /// It is a disk: what an operator pauses is to leave its image alone.
+    is_disk: bool,
+    /// An operator has paused the VM: nobody is to have its rings.
+    is_to_rest: bool,
     /// Whether that lives.
     lives: bool,
     session: SessionNumber,
@@ -105,7 +110,7 @@ pub(crate) struct Device {
     /// description of the image: nobody sees when its I/O is over, unless it has ended
     /// with status 0, which it does then.
     shares: bool,
-    /// The next back-end is not started before the VM is resumed.
+    /// The next back-end is not started before the VM is resumed, as `on_failure` wants it.
     held: bool,
     health: Health,
     on_failure: OnFailure,
@@ -119,6 +124,8 @@ impl Device {
             place,
             id: id.to_owned(),
             server,
+            is_disk: false,
+            is_to_rest: false,
             lives: false,
             session: 0,
             numbered: 0,
@@ -146,6 +153,12 @@ impl Device {
     /// With this policy.
     pub(crate) fn on_failure(mut self, policy: OnFailure) -> Self {
         self.on_failure = policy;
+        self
+    }
+
+    /// Of a disk, if `is_disk`.
+    pub(crate) fn for_a_disk(mut self, is_disk: bool) -> Self {
+        self.is_disk = is_disk;
         self
     }
 
@@ -207,6 +220,7 @@ impl Device {
         self.take(event, now, &mut out);
         self.settle_swap(now, &mut out);
         self.settle_size();
+        self.settle_rest(&mut out);
         out
     }
 
@@ -225,6 +239,7 @@ impl Device {
                 self.forget_requests();
                 if event == Event::Begin {
                     self.agreed = Agreed::default();
+                    (self.held, self.is_to_rest) = (false, false);
                 }
             }
             Event::Agreed(agreed) => {
@@ -325,7 +340,7 @@ impl Device {
             has_image: false,
             must_wait: false,
         };
-        Self::served_by(place, id, server)
+        Self::served_by(place, id, server).for_a_disk(true)
     }
 
     /// With an image, which its back-end is lent.

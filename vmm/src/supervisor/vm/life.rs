@@ -87,7 +87,8 @@ impl Life {
     /// When time itself is the next event, if nothing else comes before.
     pub(crate) fn due(&self) -> Option<Instant> {
         let devices = self.devices.iter().filter_map(Device::due);
-        devices.chain(self.machine.due()).min()
+        let quiet = self.calls.quiet_by;
+        devices.chain(self.machine.due()).chain(quiet).min()
     }
 
     /// Takes an event; returns what is to be done, in this order.
@@ -99,6 +100,7 @@ impl Life {
                 self.advance(step, now, &mut actions);
             }
             self.follow();
+            self.quiet(now);
             if self.steps.is_empty() {
                 self.tell(&mut actions);
                 return actions;
@@ -157,6 +159,7 @@ impl Life {
                 self.steps.push_back(Step::Machine(pause));
             }
             Event::Resume => {
+                self.let_rest(false);
                 self.steps.push_back(Step::Machine(machine::Event::Resume));
                 self.all_devices(&device::Event::Resume);
             }
@@ -332,7 +335,7 @@ impl Life {
             return;
         }
         for (place, device) in self.devices.iter().enumerate() {
-            if *device.state() == device::State::Found {
+            if *device.state() == device::State::Found && !device.is_to_rest() {
                 let go = Step::Device(place, device::Event::Go);
                 self.steps.push_back(go);
             }

@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Pause(Why),
     /// Every reason to pause is taken back.
     Resume,
+    /// The operator's is: his pause cannot be had.
+    CallOff,
     /// It says that no vCPU runs the guest.
     Paused,
     /// It says that they may.
@@ -195,6 +197,7 @@ impl Machine {
             Event::GuestRuns => self.ran = true,
             Event::Pause(why) => drop(self.reasons.insert(why)),
             Event::Resume => self.reasons.clear(),
+            Event::CallOff => drop(self.reasons.remove(&Why::Operator)),
             _ => {}
         }
         self.state = match state {
@@ -286,6 +289,7 @@ fn alive(state: State, event: Event, now: Instant, out: &mut Vec<Outcome>) -> St
         | Event::GuestRuns
         | Event::Pause(_)
         | Event::Resume
+        | Event::CallOff
         | Event::Paused
         | Event::Resumed => state,
     }

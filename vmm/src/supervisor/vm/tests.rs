@@ -4,6 +4,7 @@
 mod calls;
 pub(super) mod lingering;
 mod pauses;
+mod quiet;
 mod recovery;
 mod standbys;
 mod swaps;

@@ -40,6 +40,9 @@ pub(crate) enum Event {
     PauseDevice(u64),
     /// It is to go on; likewise.
     ResumeDevice(u64),
+    /// An operator has paused the VM, and nobody is to have the rings of this disk; or that
+    /// is over.
+    Rest(bool),
     /// Its disk is to have so many bytes, or as many as its image; under this number it is
     /// told what has become of it ([`super::Device::resized`]).
     Resize(u64, Option<u64>),

@@ -46,8 +46,11 @@ impl Device {
     }
 
     /// Nothing is left of a back-end: the next is there and waits, or it is looked for, or
-    /// started.
+    /// started; not while nobody is to have the rings.
     pub(super) fn begin(&mut self, out: &mut Vec<Outcome>) -> State {
+        if self.is_to_rest {
+            return State::Held;
+        }
         if let Some(session) = self.standby.take() {
             return self.promote(session, out);
         }
@@ -85,7 +88,11 @@ impl Device {
             }
             (State::Resting { until }, Event::Tick) if now >= until => self.begin(out),
             (State::Resting { .. }, Event::Restart | Event::Free) => self.begin(out),
-            (State::Held, Event::Resume | Event::Restart) => self.begin(out),
+            (State::Held, Event::Resume | Event::Restart) => {
+                self.held = false;
+                self.begin(out)
+            }
+            (State::Held, Event::Rest(false)) if !self.held => self.begin(out),
             (State::Out(_), Event::Free) => self.begin(out),
             (State::Stopping { until }, Event::Tick) if now >= until => self.clear(now, out),
             (State::Stopping { .. }, Event::Died(_)) => self.clear(now, out),
@@ -107,10 +114,12 @@ impl Device {
             out.push(Outcome::Do(Action::Say(format!("{id}: {why}"))));
             self.beyond = Some(why);
         }
-        let held = std::mem::take(&mut self.held);
         match self.beyond.take() {
-            Some(why) => State::Out(why),
-            None if held => State::Held,
+            Some(why) => {
+                self.held = false;
+                State::Out(why)
+            }
+            None if self.held => State::Held,
             // The next standby waits in its place.
             None if self.standby.is_ready() => self.begin(out),
             None => match self.health.wait() {

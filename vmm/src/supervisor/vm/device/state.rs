@@ -48,8 +48,8 @@ pub(crate) enum State {
         /// When.
         until: Instant,
     },
-    /// Nothing is; the next one is started when the VM, which is paused for that, is
-    /// resumed.
+    /// Nothing is; the next one is started when the VM, which is paused for that, or, of a
+    /// disk, by an operator, is resumed.
     Held,
     /// Nobody can go on where the last one was lost, for this reason: its driver must
     /// reset it.

@@ -22,9 +22,11 @@
 //! with them (`Mending`), by which it sets up everything again.
 //!
 //! A device that is to rest (`Pausing`) hands back its rings, too, and `Resuming` gives
-//! them back. It may be swapped meanwhile, and is resumed with that.
+//! them back. It may be swapped meanwhile, and is resumed with that. With the VM it rests
+//! likewise (`quiet.rs`).
 
 mod candidate;
+mod quiet;
 mod starting;
 
 use std::time::Instant;
@@ -32,6 +34,7 @@ use std::time::Instant;
 use outboard_protocol::kept::Kept;
 use outboard_protocol::launch::{Cause, Gap, SessionNumber};
 
+use self::quiet::Rest;
 use super::line::Line;
 use super::server::Server;
 use super::{Device, Event, Outcome, State};
@@ -51,6 +54,15 @@ pub(crate) struct NotDone {
     pub(crate) why: String,
     /// How long the device was not served, if it was not.
     pub(crate) gap: Option<Gap>,
+}
+
+/// Why the image of a disk may still change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Noise {
+    /// See there.
+    pub(crate) why: String,
+    /// That ends by itself, perhaps.
+    pub(crate) passes: bool,
 }
 
 /// What somebody has asked of a device.
@@ -74,9 +86,10 @@ enum Step {
     /// For this reason.
     CalledOff(u64, String),
     Starting(Starting),
-    Pausing(u64),
-    /// If there was to be a successor, for this reason there is none.
-    Resuming(u64, Option<String>),
+    /// For who has asked that of the device, or with the VM.
+    Pausing(Option<u64>),
+    /// Likewise; if there was to be a successor, for this reason there is none.
+    Resuming(Option<u64>, Option<String>),
 }
 
 /// A successor that is made ready.
@@ -154,8 +167,7 @@ struct Identity {
 #[derive(Debug, Default)]
 pub(super) struct Swap {
     step: Step,
-    /// Its rings were handed back, and rest.
-    rests: bool,
+    rest: Rest,
     report: Option<(u64, Report)>,
 }
 
@@ -197,7 +209,7 @@ impl Device {
 
     /// Whether its back-end has handed back its rings, and nobody serves them.
     pub(crate) fn rests(&self) -> bool {
-        self.swap.rests
+        matches!(self.swap.rest, Rest::Alone | Rest::WithVm)
     }
 
     /// Takes what concerns a swap; gives anything else back.
@@ -215,9 +227,10 @@ impl Device {
             }
             Event::PauseDevice(number) => {
                 out.push(Outcome::Do(Action::HandBack(self.place, self.session)));
-                self.swap.step = Step::Pausing(number);
+                self.swap.step = Step::Pausing(Some(number));
             }
-            Event::ResumeDevice(number) => self.let_go_on(number, None, out),
+            Event::ResumeDevice(number) => self.let_go_on(Some(number), None, out),
+            Event::Rest(_) => return self.hear_rest(event),
             Event::HandedBack(number) if number == self.session => self.handed_back(now, out),
             Event::GoesOn(number, gap, why) => self.goes_on(number, gap, why, now, out),
             Event::HandedBack(_) => {}
@@ -252,16 +265,17 @@ impl Device {
             self.mend(out);
             return;
         }
-        self.swap.rests = false;
+        self.swap.rest = Rest::No;
         let why = "its back-end was lost meanwhile, or the VM ends";
         let (number, step) = match std::mem::take(&mut self.swap.step) {
             Step::Idle => return,
             Step::Clearing(asked) | Step::Preparing(asked, _) => (asked.number, SwapStep::Prepare),
             Step::Mending(number, ..) => (number, SwapStep::Prepare),
             Step::Stopping(asked, _) => (asked.number, SwapStep::Stop),
-            Step::CalledOff(number, _) | Step::Pausing(number) | Step::Resuming(number, _) => {
-                (number, SwapStep::Stop)
-            }
+            Step::Pausing(None) | Step::Resuming(None, _) => return,
+            Step::CalledOff(number, _)
+            | Step::Pausing(Some(number))
+            | Step::Resuming(Some(number), _) => (number, SwapStep::Stop),
             // What ends that has been heard there.
             Step::Starting(starting) => (starting.number, SwapStep::Start),
         };
@@ -287,20 +301,21 @@ impl Device {
         }
         match std::mem::take(&mut self.swap.step) {
             Step::Stopping(asked, candidate) => self.start_candidate(asked, candidate, out),
-            Step::CalledOff(number, why) => self.let_go_on(number, Some(why), out),
+            Step::CalledOff(number, why) => self.let_go_on(Some(number), Some(why), out),
             Step::Mending(number, why, true) => {
                 out.push(Outcome::Do(Action::GoOn(self.place, self.session)));
                 self.swap.step = Step::Mending(number, why, true);
             }
-            Step::Pausing(number) => {
-                self.swap.rests = true;
+            Step::Pausing(None) => self.swap.rest = Rest::WithVm,
+            Step::Pausing(Some(number)) => {
+                self.swap.rest = Rest::Alone;
                 self.swap.report = Some((number, Ok(None)));
             }
             other => self.swap.step = other,
         }
     }
 
-    fn let_go_on(&mut self, number: u64, why: Option<String>, out: &mut Vec<Outcome>) {
+    fn let_go_on(&mut self, number: Option<u64>, why: Option<String>, out: &mut Vec<Outcome>) {
         out.push(Outcome::Do(Action::GoOn(self.place, self.session)));
         self.swap.step = Step::Resuming(number, why);
     }

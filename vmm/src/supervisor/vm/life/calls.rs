@@ -3,8 +3,10 @@
 //! after each event the states are compared with those that were told last.
 
 mod changes;
+mod quiet;
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use self::changes::{What, reported};
 use super::{Life, Step};
@@ -24,6 +26,8 @@ pub(super) struct Calls {
     is_open: bool,
     /// What was asked and is answered when the event that it came with has been taken.
     asked: Vec<(Ticket, Asked)>,
+    /// When a pause is called off, if not every disk is at rest by then.
+    pub(super) quiet_by: Option<Instant>,
     /// What was told last.
     told: Vec<Change>,
     /// The number of the last thing that was asked of a device.
@@ -39,15 +43,24 @@ impl Calls {
             self.errors.insert(place, why.to_owned());
         }
     }
+
+    /// Whether somebody waits for a pause of the VM.
+    pub(super) fn is_to_be_paused(&self) -> bool {
+        let mut asked = self.asked.iter();
+        asked.any(|(_, asked)| matches!(asked, Asked::Paused { .. }))
+    }
 }
 
 #[derive(Debug)]
 enum Asked {
     /// How everything is then.
     Status,
-    /// That the guest stands, as soon as it does.
-    Paused,
-    /// That the guest goes on, as soon as it does.
+    /// That the guest stands and its disks rest, as soon as that is so; whether it was the
+    /// first to ask for that.
+    Paused {
+        begins: bool,
+    },
+    /// That the guest goes on with its disks, as soon as it does.
     Resumed,
     /// What has become of what was asked of the device at this place under this number.
     OfDevice(usize, u64, What),
@@ -82,11 +95,17 @@ impl Life {
                 refused(Refusal::NotNow("the VM is being ended".into()))
             }
             Call::Pause => {
+                let begins = !self.is_paused_by_operator();
                 self.take(Event::Pause(Why::Operator));
-                return self.calls.asked.push((ticket, Asked::Paused));
+                return self.calls.asked.push((ticket, Asked::Paused { begins }));
             }
             Call::Resume if self.machine.reasons().is_empty() && !self.machine.is_resuming() => {
                 refused(Refusal::NotNow("the VM is not paused".into()))
+            }
+            Call::Resume if self.devices.iter().any(Device::is_swapped_at_rest) => {
+                let text = "a swap of a disk is under way, which rests until that is over: \
+                            resume the VM then";
+                refused(Refusal::NotNow(text.into()))
             }
             Call::Resume => {
                 self.take(Event::Resume);
@@ -131,8 +150,8 @@ impl Life {
                 device::State::Attaching | device::State::Serving | device::State::Resting { .. },
             ) => {
                 let device = self.devices.get(place);
-                let rests = device.is_some_and(Device::rests);
-                let rests = rests.then_some("it is paused: resume it first");
+                let rests = device.filter(|device| device.rests());
+                let rests = rests.and_then(Device::why_at_rest);
                 let why = device.and_then(Device::is_being_swapped).or(rests);
                 if let Some(why) = why {
                     return not_now(why.into());
@@ -180,20 +199,32 @@ impl Life {
         let reply = match asked {
             Asked::Status => return Some(Answer::Status(standing.clone())),
             Asked::Other(answer) => return Some(answer.clone()),
-            Asked::Paused | Asked::Resumed if is_over => not_now("the VM is being ended"),
+            Asked::Paused { .. } | Asked::Resumed if is_over => not_now("the VM is being ended"),
             Asked::OfDevice(place, number, what) => {
                 let device = self.devices.get(*place)?;
+                // Whoever serves it now is to rest first.
+                if device.rests_with_vm() && !device.rests() {
+                    return None;
+                }
                 return reported((*place, device), *number, *what);
             }
-            Asked::Paused if self.machine.is_paused() => Reply::Done,
-            Asked::Paused if self.machine.reasons().is_empty() => {
+            Asked::Paused { .. } if !self.is_paused_by_operator() => {
                 not_now("the VM was resumed before it was paused")
             }
-            Asked::Resumed if *self.machine.state() == machine::State::Running => Reply::Done,
+            Asked::Paused { .. } if self.machine.is_paused() && self.noise().is_none() => {
+                Reply::Done
+            }
+            Asked::Resumed if *self.machine.state() == machine::State::Running => {
+                let mut devices = self.devices.iter();
+                match devices.any(Device::rests_with_vm) {
+                    true => return None,
+                    false => Reply::Done,
+                }
+            }
             Asked::Resumed if !self.machine.reasons().is_empty() => {
                 not_now("the VM was paused again before it was resumed")
             }
-            Asked::Paused | Asked::Resumed => return None,
+            Asked::Paused { .. } | Asked::Resumed => return None,
         };
         Some(Answer::Reply(reply))
     }
@@ -228,6 +259,23 @@ impl Life {
         }
     }
 
+    /// No vCPU runs the guest; it counts as paused by an operator once its disks rest.
+    fn paused(&self) -> (VmState, Option<String>) {
+        let why = self.why_paused();
+        let is_alone = self.machine.reasons().len() == 1;
+        match self.noise() {
+            None => (VmState::Paused, why),
+            Some(noise) if is_alone && self.calls.is_to_be_paused() => (
+                VmState::Running,
+                Some(format!("it is paused; {}", noise.why)),
+            ),
+            Some(noise) => (
+                VmState::Paused,
+                why.map(|why| format!("{why}; {}", noise.why)),
+            ),
+        }
+    }
+
     fn why_paused(&self) -> Option<String> {
         let id = |place: &usize| self.devices.get(*place).map_or("", Device::id);
         let reasons = self.machine.reasons().iter().map(|why| match why {
@@ -246,7 +294,7 @@ impl Life {
             }
             end::State::Alive => match self.machine.state() {
                 machine::State::Off | machine::State::Starting { .. } => (VmState::Starting, None),
-                machine::State::Paused => (VmState::Paused, self.why_paused()),
+                machine::State::Paused => self.paused(),
                 machine::State::Resuming { .. } => (VmState::Paused, Some("it is resumed".into())),
                 machine::State::Pausing { .. } => (VmState::Running, Some("it is paused".into())),
                 machine::State::Running
@@ -273,7 +321,10 @@ fn device_state(device: &Device, error: Option<&String>) -> (DeviceState, Option
             let waited = "whoever listens at its socket is waited for".to_owned();
             (beginning, error.or(Some(waited)))
         }
-        device::State::Serving if device.rests() => (DeviceState::Paused, None),
+        device::State::Serving if device.rests() => {
+            let with_vm = device.rests_with_vm().then_some("the VM is paused");
+            (DeviceState::Paused, with_vm.map(str::to_owned))
+        }
         device::State::Serving => (DeviceState::Running, None),
         device::State::Lost { text, .. } => (DeviceState::Down, Some(text.clone())),
         device::State::Left { death, .. } => {

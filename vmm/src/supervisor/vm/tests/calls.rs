@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use outboard_protocol::launch::{Ending, FromMachine, Whose};
+use outboard_protocol::launch::{Ending, FromMachine, Gap, Whose};
 
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, DeviceState, VmState};
@@ -130,7 +130,13 @@ fn a_pause_is_answered_when_the_guest_stands_and_a_resume_when_it_goes_on() {
     assert_eq!(told(&actions), ["VM running: it is paused"]);
     assert!(!actions.iter().any(|it| matches!(it, Action::Answer(..))));
     let actions = on(&mut life, Event::Said(FromMachine::Paused));
-    assert_eq!(told(&actions), ["VM paused: an operator has asked for it"]);
+    let waits = "VM running: it is paused; disk0: its back-end finishes what it has taken";
+    assert_eq!(told(&actions), [waits]);
+    let (device, session) = ("disk0".to_owned(), 1);
+    let handed_back = FromMachine::HandedBack { device, session };
+    let actions = on(&mut life, Event::Said(handed_back));
+    let paused = ["VM paused: an operator has asked for it", "disk0 paused"];
+    assert_eq!(told(&actions), paused);
     assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
     let again = ask(&mut life, Call::Pause);
     assert_eq!(answer(&again), &Answer::Reply(Reply::Done));
@@ -139,6 +145,14 @@ fn a_pause_is_answered_when_the_guest_stands_and_a_resume_when_it_goes_on() {
     assert_eq!(told(&actions), ["VM paused: it is resumed"]);
     let actions = on(&mut life, Event::Said(FromMachine::Resumed));
     assert_eq!(told(&actions), ["VM running"]);
+    let goes_on = FromMachine::GoesOn {
+        device: "disk0".to_owned(),
+        session: 1,
+        gap: Gap::default(),
+        why: None,
+    };
+    let actions = on(&mut life, Event::Said(goes_on));
+    assert_eq!(told(&actions), ["disk0 running"]);
     assert_eq!(answer(&actions), &Answer::Reply(Reply::Done));
 }
 

@@ -12,10 +12,12 @@ use outboard_protocol::launch::{Cause, Ending, FromMachine, Gap, InFlight, Whose
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{Change, SwapRequest};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::{Action, Who};
+use crate::supervisor::vm::answer::Answer;
 use crate::supervisor::vm::device::{self, Device};
 use crate::supervisor::vm::end::{self, End, Patience};
 use crate::supervisor::vm::event::Event;
@@ -168,6 +170,12 @@ struct Slot {
     goes_on: bool,
     /// Who had them before a successor was told to have them.
     former: Option<u64>,
+    is_disk: bool,
+    /// Somebody was told to serve the rings, and has not handed them back since, nor is gone
+    /// with his I/O.
+    has_rings: bool,
+    /// A swap of it was begun since an operator was answered that the VM is paused.
+    is_swapped: bool,
 }
 
 /// What a VM has done to a world of processes that live and die as they please.
@@ -184,6 +192,12 @@ struct World {
     stands: bool,
     /// What it has not said yet of pauses.
     answers: VecDeque<FromMachine>,
+    /// An operator has asked for a pause, and waits for the answer.
+    is_asked: bool,
+    /// And since when the vCPUs stand, then.
+    waits: Option<Instant>,
+    /// He was answered that it is paused, and nothing has ended that.
+    is_answered: bool,
     slots: Vec<Slot>,
 }
 
@@ -199,7 +213,9 @@ impl World {
             let program = slot.is_ours.then_some(Whose::Own);
             let device = Device::new(place, &format!("d{place}"), "blk", seeks, program);
             slot.has_standby = slot.is_ours && dice.one(2);
+            slot.is_disk = !dice.one(4);
             let device = device.with_standby(slot.has_standby);
+            let device = device.for_a_disk(slot.is_disk);
             devices.push(device.on_failure(match dice.throw(3) {
                 0 => OnFailure::Shutdown,
                 1 => OnFailure::Pause,
@@ -208,7 +224,7 @@ impl World {
         }
         let restarts = dice.one(2);
         let mut world = Self {
-            life: Life::new(devices, restarts),
+            life: Life::new(devices, restarts).with_api(),
             now: Instant::now(),
             machine_lives: false,
             machine_killed: false,
@@ -216,6 +232,9 @@ impl World {
             pauses: false,
             stands: false,
             answers: VecDeque::new(),
+            is_asked: false,
+            waits: None,
+            is_answered: false,
             slots,
         };
         world.happens(Event::Begin, dice);
@@ -259,6 +278,7 @@ impl World {
                 events.extend(self.perform(action, dice));
             }
             self.check(events.is_empty());
+            self.check_pause(events.is_empty());
         }
     }
 
@@ -279,6 +299,7 @@ impl World {
                 (self.machine_lives, self.speaks) = (true, true);
                 self.machine_killed = false;
                 (self.pauses, self.stands) = (false, false);
+                self.is_answered = false;
                 self.answers.clear();
             }
             // It has ended with what was to pause it, and hears nothing.
@@ -294,7 +315,7 @@ impl World {
             }
             Action::ResumeMachine => {
                 assert!(std::mem::replace(&mut self.pauses, false), "told twice");
-                self.stands = false;
+                (self.stands, self.is_answered) = (false, false);
                 // It may have said that it stands, or not have got that far.
                 if dice.one(2) {
                     self.answers.clear();
@@ -314,6 +335,7 @@ impl World {
                 );
                 assert!(session > slot.session);
                 (slot.session, slot.cleared) = (session, false);
+                slot.has_rings = true;
                 slot.failed = slot.is_ours && dice.one(20);
                 if slot.failed {
                     let text = "no fork".into();
@@ -344,7 +366,7 @@ impl World {
             Action::GoOn(place, session) => {
                 let slot = &mut self.slots[place];
                 assert!(session == slot.session && slot.handed);
-                slot.goes_on = true;
+                (slot.goes_on, slot.has_rings) = (true, true);
             }
             Action::Undo(place) => {
                 let slot = &mut self.slots[place];
@@ -375,6 +397,7 @@ impl World {
                 let former = (slot.session, slot.lives);
                 slot.lives = slot.standby == Some(session);
                 (slot.session, slot.former) = (session, Some(former.0));
+                slot.has_rings = true;
                 slot.standby = former.1.then_some(former.0);
                 (slot.killed, slot.holds) = (false, false);
                 if dice.one(10) {
@@ -403,7 +426,7 @@ impl World {
                 assert_eq!(slot.standby.take(), Some(session));
                 assert!(!slot.standby_killed && session > slot.session);
                 (slot.session, slot.cleared) = (session, false);
-                (slot.lives, slot.killed) = (true, false);
+                (slot.lives, slot.killed, slot.has_rings) = (true, false, true);
                 if dice.one(10) {
                     (slot.lives, slot.failed) = (false, true);
                     let text = "it does not hear".into();
@@ -478,7 +501,8 @@ impl World {
                 assert!(known.iter().any(|known| text.contains(known)), "{text}");
             }
             Action::TellCounts(place) => assert!(self.slots[place].is_ours),
-            Action::Tell(_) | Action::Answer(..) => panic!("there is no control API"),
+            Action::Tell(_) => {}
+            Action::Answer(_, answer) => self.hears(&answer),
             Action::Resize(..) | Action::Truncate(..) => panic!("nobody resizes"),
             // One that is gone hears nothing.
             Action::StopMachine | Action::GuestIsOver | Action::Say(_) => {}
@@ -488,7 +512,7 @@ impl World {
 
     fn clear(&mut self, place: usize, dice: &mut Dice) -> Event {
         let slot = &mut self.slots[place];
-        (slot.clearing, slot.cleared) = (false, true);
+        (slot.clearing, slot.cleared, slot.has_rings) = (false, true, false);
         let known = !dice.one(8);
         Event::Device(place, device::Event::Clear { known })
     }
@@ -518,7 +542,7 @@ impl World {
                 device::State::Found => {
                     let silent =
                         matches!(self.life.machine().state(), machine::State::Silent { .. });
-                    !self.machine_lives || silent
+                    !self.machine_lives || silent || device.is_to_rest()
                 }
                 device::State::Clearing { .. } => slot.clearing,
                 device::State::Resting { .. } | device::State::Held | device::State::Out(_) => {
@@ -574,7 +598,7 @@ impl World {
         }
         if dice.one(6) {
             return match dice.one(2) {
-                true => Event::Pause(dice.why()),
+                true => self.pause(dice.why()),
                 false => Event::Resume,
             };
         }
@@ -670,8 +694,79 @@ impl World {
         Event::Tick
     }
 
+    /// Somebody wants a pause; an operator asks by the control API, one at a time.
+    fn pause(&mut self, why: Why) -> Event {
+        if why != Why::Operator || std::mem::replace(&mut self.is_asked, true) {
+            return Event::Pause(why);
+        }
+        Event::Call(Ticket::FIRST, Call::Pause)
+    }
+
+    /// The operator is answered.
+    fn hears(&mut self, answer: &Answer) {
+        assert!(std::mem::replace(&mut self.is_asked, false), "{answer:?}");
+        match answer {
+            Answer::Reply(Reply::Done) => {
+                assert_eq!(self.life.noise(), None);
+                self.is_answered = true;
+                self.slots
+                    .iter_mut()
+                    .for_each(|slot| slot.is_swapped = false);
+            }
+            Answer::Reply(Reply::Refused(Refusal::NotNow(_))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Who was answered that the VM is paused finds no disk whose rings anybody has, but one
+    /// that was swapped since, of which that is told; and none waits for ever.
+    fn check_pause(&mut self, at_rest: bool) {
+        let machine = self.life.machine();
+        self.is_answered &= !self.is_over() && machine.is_paused();
+        if self.is_answered {
+            let is_told = self.life.noise().is_some();
+            for (place, slot) in self.slots.iter().enumerate() {
+                let rests = !slot.is_disk || !slot.has_rings;
+                assert!(rests || slot.is_swapped && is_told, "d{place} is served");
+            }
+        }
+        match at_rest && self.is_asked && machine.is_paused() {
+            true => {
+                let since = *self.waits.get_or_insert(self.now);
+                assert!(self.now < since + limits::END, "it is not answered");
+            }
+            false => self.waits = None,
+        }
+    }
+
+    /// Something that happens to a VM that an operator pauses and resumes, as the death of
+    /// who serves.
+    fn of_a_pause(&mut self, place: usize, dice: &mut Dice) -> Option<Event> {
+        if self.speaks
+            && dice.one(2)
+            && let Some(answer) = self.answers.pop_front()
+        {
+            self.stands |= self.pauses && answer == FromMachine::Paused;
+            return Some(Event::Said(answer));
+        }
+        match dice.throw(6) {
+            0 if self.life.machine().is_paused() => Some(Event::Resume),
+            1 | 2 => Some(self.pause(Why::Operator)),
+            _ => {
+                let slot = *self.slots.get(place)?;
+                if slot.clearing && !slot.lives {
+                    return Some(self.clear(place, dice));
+                }
+                let dies = slot.lives && self.life.machine().is_paused();
+                self.slots[place].lives &= !dies;
+                dies.then(|| Event::Device(place, device::Event::Died(dice.death())))
+            }
+        }
+    }
+
     fn open(&mut self, place: usize, session: u64, dice: &mut Dice) -> Event {
         let slot = &mut self.slots[place];
+        slot.is_swapped = true;
         assert!(slot.standby.is_none() && session > slot.session);
         if dice.one(8) {
             let failed = device::Event::CannotBegin("no such file".into());
@@ -700,6 +795,8 @@ impl World {
         }
         if device.why_not_now().is_none() {
             let event = match (dice.throw(3), device.rests()) {
+                // That is refused to whoever asks.
+                (0, _) if device.is_to_rest() => return None,
                 (0, false) => device::Event::PauseDevice(7),
                 (0, true) => device::Event::ResumeDevice(8),
                 (1, _) => device::Event::Swap(9, SwapRequest::default()),
@@ -753,10 +850,13 @@ impl World {
                 why: None,
             },
         };
-        self.slots[place].handed = true;
-        if matches!(&said, FromMachine::GoesOn { .. }) {
-            self.slots[place].asked_back = false;
-        }
+        let slot = &mut self.slots[place];
+        slot.handed = true;
+        slot.has_rings = matches!(
+            &said,
+            FromMachine::GoesOn { .. } | FromMachine::Attached { .. }
+        );
+        slot.asked_back &= !matches!(&said, FromMachine::GoesOn { .. });
         Some(Event::Said(said))
     }
 
@@ -943,6 +1043,28 @@ proptest! {
                 false => world.of_a_swap(place, &mut dice),
             };
             let event = of_a_swap.unwrap_or_else(|| world.event(&mut dice));
+            world.happens(event, &mut dice);
+        }
+        if !world.is_over() {
+            world.end(&mut Dice(0));
+        }
+    }
+
+    #[test]
+    fn a_vm_that_an_operator_has_paused_is_quiet_or_he_is_told(walk in throws()) {
+        let mut walk = walk.into_iter().map(Dice);
+        let mut world = World::running(&mut walk.next().unwrap_or(Dice(0)));
+        for mut dice in walk {
+            if world.is_over() {
+                break;
+            }
+            let place = dice.throw(world.slots.len().max(1) as u32) as usize;
+            let event = match dice.throw(3) {
+                0 => None,
+                1 => world.of_a_pause(place, &mut dice),
+                _ => world.of_a_swap(place, &mut dice),
+            };
+            let event = event.unwrap_or_else(|| world.event(&mut dice));
             world.happens(event, &mut dice);
         }
         if !world.is_over() {

@@ -206,7 +206,7 @@ impl Device {
             self.dismiss(now, out);
             let text = format!("{why}: resume the VM first");
             self.fail(number, SwapStep::Prepare, text, None);
-        } else if self.swap.rests {
+        } else if self.rests() {
             self.start_candidate(asked, candidate, out);
         } else {
             out.push(Outcome::Do(Action::HandBack(self.place, self.session)));
@@ -217,9 +217,7 @@ impl Device {
     /// It cannot serve, for this reason.
     pub(super) fn lose_candidate(&mut self, why: String, now: Instant, out: &mut Vec<Outcome>) {
         match std::mem::take(&mut self.swap.step) {
-            Step::Preparing(asked, candidate)
-                if candidate.may_have_meddled() && !self.swap.rests =>
-            {
+            Step::Preparing(asked, candidate) if candidate.may_have_meddled() && !self.rests() => {
                 self.swap.step = Step::Mending(asked.number, why, false);
             }
             Step::Preparing(asked, _) => {

@@ -7,7 +7,7 @@ use outboard_protocol::launch::{Gap, SessionNumber};
 
 use super::super::line::Line;
 use super::super::{Device, Event, Outcome};
-use super::{Asked, Candidate, Former, Identity, Server, Starting, Step};
+use super::{Asked, Candidate, Former, Identity, Rest, Server, Starting, Step};
 use crate::supervisor::api::model::{Change, SwapStep};
 use crate::supervisor::process::child::Death;
 use crate::supervisor::vm::action::Action;
@@ -77,7 +77,7 @@ impl Device {
             Event::CannotBegin(why) => {
                 let number = starting.number;
                 self.undo(now, out);
-                self.let_go_on(number, Some(why), out);
+                self.let_go_on(Some(number), Some(why), out);
             }
             // The former is gone, and the successor serves, or is gone as well.
             Event::Attached(session) | Event::Lost(session, ..)
@@ -128,7 +128,7 @@ impl Device {
                 let why = starting.lost.clone().unwrap_or_else(late);
                 self.swap.step = Step::Starting(starting);
                 self.undo(now, out);
-                self.swap.rests = false;
+                self.swap.rest = Rest::No;
                 self.fail(number, SwapStep::Start, why, Some(gap));
             }
             Step::Stopping(asked, _) if session == self.session => {
@@ -141,14 +141,18 @@ impl Device {
             Step::CalledOff(number, why) if session == self.session => {
                 self.fail(number, SwapStep::Stop, why, Some(gap));
             }
-            Step::Pausing(number) if session == self.session => {
+            Step::Pausing(None) if session == self.session => {
+                self.swap.rest = Rest::Refused(late())
+            }
+            Step::Pausing(Some(number)) if session == self.session => {
                 self.fail(number, SwapStep::Stop, late(), Some(gap));
             }
             Step::Resuming(number, why) if session == self.session => {
-                self.swap.rests = false;
-                match why {
-                    Some(why) => self.fail(number, SwapStep::Stop, why, Some(gap)),
-                    None => self.swap.report = Some((number, Ok(Some(gap)))),
+                self.swap.rest = Rest::No;
+                match (number, why) {
+                    (Some(number), Some(why)) => self.fail(number, SwapStep::Stop, why, Some(gap)),
+                    (Some(number), None) => self.swap.report = Some((number, Ok(Some(gap)))),
+                    (None, _) => {}
                 }
             }
             other => self.swap.step = other,
@@ -164,7 +168,7 @@ impl Device {
         out: &mut Vec<Outcome>,
     ) {
         let Starting { number, died, .. } = starting;
-        self.swap.rests = false;
+        self.swap.rest = Rest::No;
         out.push(Outcome::Do(Action::Tell(Change::Swapped {
             device: self.id.clone(),
             program: self.server.name.clone(),

@@ -69,6 +69,11 @@ impl Life {
         let why = device
             .why_not_now()
             .or_else(|| match (&event, device.rests()) {
+                (device::Event::PauseDevice(_) | device::Event::ResumeDevice(_), _)
+                    if device.is_to_rest() =>
+                {
+                    device.why_at_rest().map(str::to_owned)
+                }
                 (device::Event::PauseDevice(_), true) => Some("it is paused already".into()),
                 (device::Event::ResumeDevice(_), false) => Some("it is not paused".into()),
                 _ if self.state().0 == VmState::Starting => {
