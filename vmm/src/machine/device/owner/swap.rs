@@ -69,13 +69,15 @@ impl Owner {
                 self.go_on(rest, Some(text));
                 return Ok(());
             }
-            self.seat.rest(&self.driver);
             self.rest = Some(rest);
         }
         self.post(FromMachine::HandedBack {
             device: self.seat.spec.id.clone(),
             session: number,
         });
+        // KVM takes its time, and so does the supervisor meanwhile. Not before the stop: a kick
+        // would be lost on a back-end that sleeps, for as long as a busy guest keeps KVM waiting.
+        self.seat.rest(&self.driver);
         Ok(())
     }
 
