@@ -11,10 +11,11 @@ use std::fs::File;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -193,6 +194,7 @@ pub struct Running {
     /// The channel to the front-end, when it came.
     pub channel: Receiver<OwnedFd>,
     base: Arc<AtomicU16>,
+    region: Arc<AtomicU64>,
     stream: Option<UnixStream>,
     thread: JoinHandle<()>,
 }
@@ -206,11 +208,13 @@ impl Running {
         let (seen_in, seen) = channel();
         let (channel_in, channel) = channel();
         let base = Arc::new(AtomicU16::new(0));
+        let region = Arc::new(AtomicU64::new(0));
         let config = script.config.clone();
         let mut session = Session {
             script,
             config,
             base: Arc::clone(&base),
+            region: Arc::clone(&region),
             seen: seen_in,
             channel: channel_in,
         };
@@ -224,6 +228,7 @@ impl Running {
             seen,
             channel,
             base,
+            region,
             stream,
             thread,
         }
@@ -252,6 +257,11 @@ impl Running {
         self.base.store(base, Ordering::Relaxed);
     }
 
+    /// The inode of the inflight region that it has made last, 0 before.
+    pub fn region(&self) -> u64 {
+        self.region.load(Ordering::Relaxed)
+    }
+
     /// Ends the connection, as a back-end that dies does.
     pub fn hang_up(self) {
         let stream = self.stream.as_ref().unwrap();
@@ -275,6 +285,7 @@ struct Session {
     script: Scripted,
     config: Vec<u8>,
     base: Arc<AtomicU16>,
+    region: Arc<AtomicU64>,
     seen: Sender<(R, Message)>,
     channel: Sender<OwnedFd>,
 }
@@ -351,6 +362,10 @@ impl Session {
         }
         // Another one for each question.
         let file = sealed(4096).unwrap();
+        if request == R::GET_INFLIGHT_FD {
+            let inode = file.metadata().unwrap().ino();
+            self.region.store(inode, Ordering::Relaxed);
+        }
         let fds = vec![file.as_fd(); fds];
         let _ = connection.send(header, &payload, &fds, crate::soon());
     }

@@ -155,13 +155,14 @@ impl Serving {
         self.backend.write_config(offset, data)
     }
 
-    /// Lends guest memory, if no ring runs.
+    /// Does beforehand what a start of its rings need not do, if none runs.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
-    pub(crate) fn lend_memory(&mut self, ram: &Ram) -> Result<()> {
+    pub(crate) fn prepare(&mut self, spec: &launch::Device, ram: &Ram) -> Result<()> {
+        let queues = (self.served, spec.queue_size);
         match &mut self.backend {
-            Backend::Idle(session) => session.lend_memory(ram),
+            Backend::Idle(session) => session.prepare(ram, queues),
             Backend::Running(_) | Backend::Lost => Ok(()),
         }
     }

@@ -116,7 +116,7 @@ impl Standby {
         let introduced = move || {
             let whose = session.whose();
             let (mut serving, offer) = introduce(&spec, number, session, &interruption, &events)?;
-            serving.lend_memory(&ram)?;
+            serving.prepare(&spec, &ram)?;
             Ok(Waiting {
                 serving,
                 whose,

@@ -3,7 +3,7 @@
 //! it to each session that starts: whatever becomes of that, the region stays
 //! where it was.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Result, bail};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
@@ -38,29 +38,20 @@ impl Inflight {
     }
 }
 
-/// Gives the back-end the region from before; if there is none, a fresh one of
-/// its own making. A back-end that keeps none leaves none to a successor: once it
-/// may have begun with a ring, what the region says is not true any more.
-/// `queues`, for a fresh one, are how many there are and the size of the largest.
-pub(super) fn share(
-    link: &mut Link,
-    region: &mut Option<Inflight>,
-    queues: (u16, u16),
-) -> Result<()> {
-    if !link.protocol().contains(Protocol::INFLIGHT_SHMFD) {
-        *region = None;
-        return Ok(());
+impl Inflight {
+    /// What SET_INFLIGHT_FD says of it, and the file that comes with that.
+    pub(super) fn described(&self) -> (Vec<u8>, [BorrowedFd<'_>; 1]) {
+        let payload = payload(self.size, self.offset, self.queues);
+        (payload, [self.fd.as_fd()])
     }
-    let region = match region {
-        Some(region) => region,
-        none => none.insert(ask(link, queues)?),
-    };
-    let payload = payload(region.size, region.offset, region.queues);
-    let fd = region.fd.as_fd();
-    link.command(FrontendReq::SET_INFLIGHT_FD, &payload, &[fd])
 }
 
-fn ask(link: &mut Link, queues: (u16, u16)) -> Result<Inflight> {
+/// A fresh region of the back-end's own making, if it keeps one. `queues` are how many
+/// there are and the size of the largest.
+pub(super) fn ask(link: &mut Link, queues: (u16, u16)) -> Result<Option<Inflight>> {
+    if !link.protocol().contains(Protocol::INFLIGHT_SHMFD) {
+        return Ok(None);
+    }
     let request = FrontendReq::GET_INFLIGHT_FD;
     let mut reply = link.query_with_fd(request, &payload(0, 0, queues))?;
     let length = reply.payload.len();
@@ -77,12 +68,12 @@ fn ask(link: &mut Link, queues: (u16, u16)) -> Result<Inflight> {
     if size == 0 || size.checked_add(offset).is_none() {
         bail!("the back-end answered {request:?} with {size} bytes at {offset} of a file");
     }
-    Ok(Inflight {
+    Ok(Some(Inflight {
         fd,
         size,
         offset,
         queues,
-    })
+    }))
 }
 
 /// `VhostUserInflight`, padded as everybody sends it: two numbers of 64 bits, two of 16.

@@ -23,6 +23,23 @@ use crate::machine::kvm::irq::descriptor;
 /// Something that the back-end is to do: the request, its payload and its descriptors.
 pub(super) type Command<'a> = (FrontendReq, &'a [u8], &'a [BorrowedFd<'a>]);
 
+/// The first of several commands that a back-end does not obey.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    /// Its place among them.
+    pub(super) at: usize,
+    /// What it is.
+    pub(super) request: FrontendReq,
+    code: u64,
+}
+
+impl Refusal {
+    /// What is said of it.
+    pub(super) fn error(self) -> anyhow::Error {
+        refused(self.request, self.code)
+    }
+}
+
 /// A connection, and what both sides agreed to use on it.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -125,6 +142,11 @@ impl Link {
         std::mem::take(&mut self.notices)
     }
 
+    /// Asks for what [`Self::answer_u64`] waits for.
+    pub(super) fn ask(&mut self, request: FrontendReq) -> Result<()> {
+        self.send(request, Header::request(request.into()), &[], &[])
+    }
+
     /// Asks for something that the back-end answers in any case.
     pub(crate) fn query(&mut self, request: FrontendReq, payload: &[u8]) -> Result<Message> {
         let wait = self.limits.wait_for(request);
@@ -206,12 +228,29 @@ impl Link {
         }
     }
 
-    /// As [`Self::command`] of each, in this order, but waits for all answers together.
-    /// Returns the first that was refused, and its code.
-    pub(super) fn commands(
-        &mut self,
-        commands: &[Command<'_>],
-    ) -> Result<Option<(FrontendReq, u64)>> {
+    /// As [`Self::command`] of each, in this order, but waits for the answers together.
+    /// What follows one that was refused may have been obeyed.
+    pub(super) fn commands(&mut self, commands: &[Command<'_>]) -> Result<Option<Refusal>> {
+        // A back-end reads no more while its answers fill the socket.
+        const AT_ONCE: usize = 60;
+        for (start, commands) in (0..).step_by(AT_ONCE).zip(commands.chunks(AT_ONCE)) {
+            self.begin(commands)?;
+            if let Some(refusal) = self.acknowledgements(commands)? {
+                let at = refusal.at.saturating_add(start);
+                return Ok(Some(Refusal { at, ..refusal }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Self::commands`], all of which are to be obeyed.
+    pub(super) fn obey(&mut self, commands: &[Command<'_>]) -> Result<()> {
+        self.commands(commands)?
+            .map_or(Ok(()), |refusal| Err(refusal.error()))
+    }
+
+    /// Sends these, and waits for no answer: [`Self::acknowledgements`].
+    pub(super) fn begin(&mut self, commands: &[Command<'_>]) -> Result<()> {
         let acknowledged = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
         for (request, payload, fds) in commands {
             let header = self.acknowledged(*request);
@@ -220,11 +259,19 @@ impl Link {
                 self.unanswered = Some(self.limits.wait_for(*request));
             }
         }
+        Ok(())
+    }
+
+    /// Waits until what was begun is done.
+    pub(super) fn acknowledgements(&mut self, commands: &[Command<'_>]) -> Result<Option<Refusal>> {
         let mut refused = None;
-        for (request, ..) in commands.iter().filter(|_| acknowledged) {
-            let code = self.acknowledgement(*request, self.limits.wait_for(*request))?;
-            if code != 0 && refused.is_none() {
-                refused = Some((*request, code));
+        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            for (at, (request, ..)) in commands.iter().enumerate() {
+                let request = *request;
+                let code = self.acknowledgement(request, self.limits.wait_for(request))?;
+                if code != 0 {
+                    refused = refused.or(Some(Refusal { at, request, code }));
+                }
             }
         }
         Ok(refused)
@@ -294,7 +341,7 @@ impl Link {
 }
 
 /// What is said of a back-end that does not obey.
-pub(super) fn refused(request: FrontendReq, code: u64) -> anyhow::Error {
+fn refused(request: FrontendReq, code: u64) -> anyhow::Error {
     anyhow!("the back-end refused {request:?} (code {code})")
 }
 

@@ -57,6 +57,8 @@ pub struct Connected {
 pub struct Negotiated {
     agreement: Agreement,
     memory_lent: bool,
+    /// A region that no ring has used, for a driver that has none.
+    fresh: Option<Inflight>,
 }
 
 /// Rings are described, and none is enabled: the back-end has not touched any, if it knows

@@ -92,6 +92,7 @@ impl Session<Connected> {
             phase: Negotiated {
                 agreement,
                 memory_lent: false,
+                fresh: None,
             },
         })
     }

@@ -1,8 +1,9 @@
 //! Starting and stopping rings (vhost-user, "Ring states").
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserProtocolFeatures as Protocol, VhostUserVringAddr,
     VhostUserVringAddrFlags, VhostUserVringState,
@@ -12,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::inflight::{self, Inflight};
 use super::limits::Wait;
-use super::link::{Command, refused};
+use super::link::{Command, Refusal};
 use super::negotiate::protocol_bit;
 use super::{Agreement, Described, Negotiated, Session, Started, memory};
 use crate::machine::kvm::irq::descriptor;
@@ -61,12 +62,21 @@ impl Session<Negotiated> {
         self.phase.agreement
     }
 
-    /// Lends guest memory, if that has not been done: what need not be done in a hurry
-    /// once rings are to be started.
+    /// Does what need not be done in a hurry once rings are to be started: lends guest
+    /// memory, and asks for an inflight region, if the back-end keeps one. `queues` are how
+    /// many there are and the size of the largest.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
-    pub(crate) fn lend_memory(&mut self, ram: &Ram) -> Result<()> {
+    pub(crate) fn prepare(&mut self, ram: &Ram, queues: (u16, u16)) -> Result<()> {
+        self.lend_memory(ram)?;
+        if self.phase.fresh.is_none() {
+            self.phase.fresh = inflight::ask(&mut self.link, queues)?;
+        }
+        Ok(())
+    }
+
+    fn lend_memory(&mut self, ram: &Ram) -> Result<()> {
         if !self.phase.memory_lent {
             memory::lend(&mut self.link, ram).context("lending guest memory")?;
             self.phase.memory_lent = true;
@@ -74,10 +84,11 @@ impl Session<Negotiated> {
         Ok(())
     }
 
-    /// Describes rings for a driver that acknowledged `features`. `inflight` is lent:
-    /// the region from before is handed on, or a fresh one is asked for and left
-    /// there, if the back-end keeps one; it is there also when this fails.
-    /// `queues` are how many there are and the size of the largest.
+    /// Describes rings for a driver that acknowledged `features`, and waits once if all is
+    /// prepared. `inflight` is lent: the region from before is handed on, or a fresh one is
+    /// left there, if the back-end keeps one; it is there also when this fails. One that
+    /// keeps none leaves none to a successor: once it may have begun with a ring, what the
+    /// region says is not true any more. `queues` as for a fresh one.
     ///
     /// # Errors
     /// The back-end refuses or has gone.
@@ -90,10 +101,30 @@ impl Session<Negotiated> {
         rings: &[RingStart],
     ) -> Result<Session<Described>> {
         let agreement = self.phase.agreement;
+        let keeps_region = agreement.protocol.contains(Protocol::INFLIGHT_SHMFD);
         let features = features | agreement.features & protocol_bit();
         let bits = features.to_ne_bytes();
-        self.link.command(FrontendReq::SET_FEATURES, &bits, &[])?;
-        self.lend_memory(ram)?;
+        let mut first: Vec<Command<'_>> = vec![(FrontendReq::SET_FEATURES, &bits, &[])];
+        if !keeps_region {
+            *inflight = None;
+        } else if inflight.is_none() {
+            *inflight = self.phase.fresh.take();
+        }
+        let lacks_region = keeps_region && inflight.is_none();
+        if !self.phase.memory_lent || lacks_region {
+            self.link.obey(&std::mem::take(&mut first))?;
+            self.lend_memory(ram)?;
+        }
+        if lacks_region {
+            *inflight = inflight::ask(&mut self.link, queues)?;
+        }
+        let region = inflight.as_ref().map(Inflight::described);
+        let region = region.as_ref();
+        first.extend(
+            region.map(|(payload, fd)| -> Command<'_> {
+                (FrontendReq::SET_INFLIGHT_FD, payload, fd)
+            }),
+        );
         let mut session = Session {
             link: self.link,
             phase: Started {
@@ -101,8 +132,7 @@ impl Session<Negotiated> {
                 rings: Vec::new(),
             },
         };
-        inflight::share(&mut session.link, inflight, queues)?;
-        session.describe_rings(rings)?;
+        session.describe_rings(first, rings)?;
         Ok(Session {
             link: session.link,
             phase: Described(session.phase),
@@ -182,16 +212,30 @@ impl Session<Started> {
     /// # Errors
     /// The back-end refuses or has gone.
     pub fn start_rings(&mut self, rings: &[RingStart]) -> Result<()> {
-        self.describe_rings(rings)?;
+        self.describe_rings(Vec::new(), rings)?;
         self.enable_rings(rings)
     }
 
-    fn describe_rings(&mut self, rings: &[RingStart]) -> Result<()> {
-        for start in rings {
-            self.start_ring(start)
-                .with_context(|| format!("starting queue {}", start.ring.index))?;
-            self.phase.rings.push(start.ring.index);
+    /// Has the back-end obey what comes `first`, and describes rings to it.
+    fn describe_rings<'a>(
+        &mut self,
+        first: Vec<Command<'a>>,
+        rings: &'a [RingStart],
+    ) -> Result<()> {
+        let descriptions: Vec<_> = rings.iter().map(Description::new).collect();
+        let of_rings = descriptions.iter().flat_map(Description::commands);
+        let before = first.len();
+        let commands: Vec<Command<'_>> = first.into_iter().chain(of_rings).collect();
+        if let Some(refusal) = self.link.commands(&commands)? {
+            let ring = refusal.at.checked_sub(before);
+            let ring = ring.and_then(|at| rings.get(at / DESCRIPTION));
+            return Err(match ring {
+                Some(start) => refused_ring(refusal, &start.ring),
+                None => refusal.error(),
+            });
         }
+        let indices = rings.iter().map(|start| start.ring.index);
+        self.phase.rings.extend(indices);
         Ok(())
     }
 
@@ -200,13 +244,20 @@ impl Session<Started> {
     /// the ring is enabled (`vhost-user-backend`, if its thread is faster than our next
     /// message). This one comes when the answer to a query shows that it has learnt that.
     fn enable_rings(&mut self, rings: &[RingStart]) -> Result<()> {
-        let indices: Vec<_> = rings.iter().map(|start| start.ring.index).collect();
-        self.enable(&indices, true)?;
-        if !rings.is_empty() && self.phase.agreement.has_protocol() {
-            self.link.query(FrontendReq::GET_FEATURES, &[])?;
-            for start in rings {
-                signal(&start.kick).context("cannot kick a ring that was enabled")?;
-            }
+        if rings.is_empty() || !self.phase.agreement.has_protocol() {
+            return Ok(());
+        }
+        let query = FrontendReq::GET_FEATURES;
+        let states = enabling(rings.iter().map(|start| start.ring.index), true);
+        let commands = enable(&states);
+        self.link.begin(&commands)?;
+        self.link.ask(query)?;
+        if let Some(refusal) = self.link.acknowledgements(&commands)? {
+            return Err(refusal.error());
+        }
+        self.link.answer_u64(query)?;
+        for start in rings {
+            signal(&start.kick).context("cannot kick a ring that was enabled")?;
         }
         Ok(())
     }
@@ -235,7 +286,10 @@ impl Session<Started> {
             };
             stopped.push(Stopped { queue, base, wait });
         }
-        self.enable(indices, false)?;
+        if self.phase.agreement.has_protocol() {
+            let states = enabling(indices.iter().copied(), false);
+            self.link.obey(&enable(&states))?;
+        }
         self.phase.rings.retain(|ring| !indices.contains(ring));
         Ok(stopped)
     }
@@ -256,15 +310,30 @@ impl Session<Started> {
             phase: Negotiated {
                 agreement: self.phase.agreement,
                 memory_lent: true,
+                fresh: None,
             },
         };
         Ok((session, bases))
     }
+}
 
-    fn start_ring(&mut self, start: &RingStart) -> Result<()> {
+/// How many messages describe a ring.
+const DESCRIPTION: usize = 6;
+
+/// What is said of a ring before it can be enabled.
+struct Description<'a> {
+    index: [u8; 8],
+    size: VhostUserVringState,
+    base: VhostUserVringState,
+    address: VhostUserVringAddr,
+    /// Error, call, kick.
+    fds: [[BorrowedFd<'a>; 1]; 3],
+}
+
+impl<'a> Description<'a> {
+    fn new(start: &'a RingStart) -> Self {
         let ring = &start.ring;
         let index = u32::from(ring.index);
-        let state = |value: u16| VhostUserVringState::new(index, value.into());
         let address = VhostUserVringAddr::new(
             index,
             VhostUserVringAddrFlags::empty(),
@@ -273,48 +342,48 @@ impl Session<Started> {
             ring.available,
             0,
         );
-        let size = state(ring.size);
-        let base = state(start.base);
-        let index = u64::from(ring.index).to_ne_bytes();
-        let (error, call) = ([descriptor(&start.error)], [descriptor(&start.call)]);
-        let kick = [descriptor(&start.kick)];
-        let commands: [Command<'_>; 6] = [
-            (FrontendReq::SET_VRING_NUM, size.as_slice(), &[]),
-            (FrontendReq::SET_VRING_BASE, base.as_slice(), &[]),
-            (FrontendReq::SET_VRING_ADDR, address.as_slice(), &[]),
-            (FrontendReq::SET_VRING_ERR, &index, &error),
-            (FrontendReq::SET_VRING_CALL, &index, &call),
-            (FrontendReq::SET_VRING_KICK, &index, &kick),
-        ];
-        let Some((request, code)) = self.link.commands(&commands)? else {
-            return Ok(());
-        };
-        let refused = refused(request, code);
-        Err(match request {
-            FrontendReq::SET_VRING_NUM => refused.context(format!(
-                "a queue of {} entries (queue-size= limits what a driver may choose)",
-                ring.size
-            )),
-            _ => refused,
-        })
+        Self {
+            index: u64::from(index).to_ne_bytes(),
+            size: VhostUserVringState::new(index, ring.size.into()),
+            base: VhostUserVringState::new(index, start.base.into()),
+            address,
+            fds: [&start.error, &start.call, &start.kick].map(|event| [descriptor(event)]),
+        }
     }
 
-    fn enable(&mut self, indices: &[u16], enable: bool) -> Result<()> {
-        if !self.phase.agreement.has_protocol() {
-            return Ok(());
-        }
-        let states = indices
-            .iter()
-            .map(|index| VhostUserVringState::new((*index).into(), enable.into()));
-        let states: Vec<_> = states.collect();
-        let request = FrontendReq::SET_VRING_ENABLE;
-        let commands: Vec<Command<'_>> = states
-            .iter()
-            .map(|state| (request, state.as_slice(), [].as_slice()))
-            .collect();
-        match self.link.commands(&commands)? {
-            Some((request, code)) => Err(refused(request, code)),
-            None => Ok(()),
-        }
+    fn commands(&self) -> [Command<'_>; DESCRIPTION] {
+        let [error, call, kick] = &self.fds;
+        [
+            (FrontendReq::SET_VRING_NUM, self.size.as_slice(), &[]),
+            (FrontendReq::SET_VRING_BASE, self.base.as_slice(), &[]),
+            (FrontendReq::SET_VRING_ADDR, self.address.as_slice(), &[]),
+            (FrontendReq::SET_VRING_ERR, &self.index, error),
+            (FrontendReq::SET_VRING_CALL, &self.index, call),
+            (FrontendReq::SET_VRING_KICK, &self.index, kick),
+        ]
     }
+}
+
+fn refused_ring(refusal: Refusal, ring: &Ring) -> Error {
+    let error = match refusal.request {
+        FrontendReq::SET_VRING_NUM => refusal.error().context(format!(
+            "a queue of {} entries (queue-size= limits what a driver may choose)",
+            ring.size
+        )),
+        _ => refusal.error(),
+    };
+    error.context(format!("starting queue {}", ring.index))
+}
+
+/// That these rings are enabled, or disabled.
+fn enabling(indices: impl Iterator<Item = u16>, enable: bool) -> Vec<VhostUserVringState> {
+    let states = indices.map(|index| VhostUserVringState::new(index.into(), enable.into()));
+    states.collect()
+}
+
+fn enable(states: &[VhostUserVringState]) -> Vec<Command<'_>> {
+    let commands = states
+        .iter()
+        .map(|state| -> Command<'_> { (FrontendReq::SET_VRING_ENABLE, state.as_slice(), &[]) });
+    commands.collect()
 }

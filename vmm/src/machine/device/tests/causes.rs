@@ -49,8 +49,9 @@ fn cause_of_fault(fault: Fault, expected: Cause) {
         FrontendReq::GET_FEATURES,
         FrontendReq::SET_OWNER,
         FrontendReq::SET_FEATURES,
-        FrontendReq::SET_INFLIGHT_FD,
-        FrontendReq::SET_VRING_ENABLE,
+        FrontendReq::GET_INFLIGHT_FD,
+        // The last of those that go out together.
+        FrontendReq::SET_VRING_KICK,
     ] {
         let Some(bench) = Bench::new() else { return };
         let _fake = bench.attach_within(faulty(request, fault.clone()), SHORT, Whose::Own);

@@ -2,6 +2,7 @@
 //! the one that is replaced; and the driver does what it likes meanwhile.
 
 use FrontendReq as R;
+use nix::sys::stat::fstat;
 use outboard_protocol::launch::{Gap, Replaces};
 
 use super::*;
@@ -118,21 +119,25 @@ fn is_lost(bench: &Bench, number: u64, words: &str) -> Cause {
     }
 }
 
-/// It gets its ring at this index; whether with its own region, or a new one.
-fn gets_the_ring(fake: &Running, base: u16, has_region: bool) {
+/// It gets its ring at this index; whether with the region that it has made itself.
+fn gets_the_ring(fake: &Running, base: u16, is_its_own: bool) -> Vec<R> {
     let mut seen = Vec::new();
     loop {
         let (request, message) = fake.seen.recv_timeout(PATIENCE).unwrap();
         seen.push(request);
         match request {
             R::SET_VRING_BASE => assert_eq!(message.payload[4..6], base.to_ne_bytes()),
+            R::SET_INFLIGHT_FD => {
+                let region = fstat(&message.fds[0]).unwrap().st_ino;
+                assert_eq!(region == fake.region(), is_its_own, "{seen:?}");
+            }
             R::SET_VRING_ENABLE => break,
             _ => {}
         }
     }
     assert!(seen.contains(&R::SET_VRING_KICK), "{seen:?}");
     assert!(seen.contains(&R::SET_INFLIGHT_FD), "{seen:?}");
-    assert_eq!(seen.contains(&R::GET_INFLIGHT_FD), !has_region, "{seen:?}");
+    seen
 }
 
 /// It obeys the driver, and nobody else does.
@@ -171,7 +176,7 @@ fn a_successor_has_the_rings_where_they_were_and_a_region_of_its_own() {
     let (session, gap, why) = goes_on(&bench);
     assert_eq!((session, why), (2, None));
     assert!(gap.start_us > 0, "{gap:?}");
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
     first.join();
     assert_eq!(bench.status(), 15, "the driver knows nothing of it");
     // And back.
@@ -185,7 +190,7 @@ fn a_successor_has_the_rings_where_they_were_and_a_region_of_its_own() {
     is_handed_back(&bench, 2);
     promote(&bench, 3);
     assert_eq!(goes_on(&bench).0, 3);
-    gets_the_ring(&third, BASE + 4, false);
+    gets_the_ring(&third, BASE + 4, true);
     second.join();
     is_the_device_s(&bench, &third);
 }
@@ -199,6 +204,7 @@ fn one_that_fails_while_it_is_made_ready_disturbs_nobody() {
         R::GET_QUEUE_NUM,
         R::GET_CONFIG,
         R::GET_MAX_MEM_SLOTS,
+        R::GET_INFLIGHT_FD,
     ];
     let told = [R::SET_BACKEND_REQ_FD, R::ADD_MEM_REG];
     let faults = [Fault::Value, Fault::Silence, Fault::Close];
@@ -233,7 +239,6 @@ fn the_former_goes_on_where_it_was_if_its_successor_fails_before_its_first_ring(
     let messages = [
         (R::GET_CONFIG, 1),
         (R::SET_FEATURES, 0),
-        (R::GET_INFLIGHT_FD, 0),
         (R::SET_INFLIGHT_FD, 0),
         (R::SET_VRING_NUM, 0),
         (R::SET_VRING_BASE, 0),
@@ -261,7 +266,8 @@ fn the_former_goes_on_where_it_was_if_its_successor_fails_before_its_first_ring(
         assert!(gap.start_us > 0, "{what}: {gap:?}");
         let why = why.unwrap_or_else(|| panic!("{what}: no reason"));
         assert!(!why.is_empty(), "{what}");
-        gets_the_ring(&first, BASE, true);
+        let asked = gets_the_ring(&first, BASE, true);
+        assert!(!asked.contains(&R::GET_INFLIGHT_FD), "{asked:?}");
         second.join();
         assert_eq!(bench.status(), 15, "{what}");
         is_the_device_s(bench, &first);
@@ -297,7 +303,7 @@ fn a_successor_that_fails_with_a_ring_is_the_device_s_and_is_lost() {
         let (stream, third) = Scripted::disk().start();
         let session = Session::new(stream).of(Whose::Own);
         bench.device.attach(newcomer(3, session));
-        gets_the_ring(&third, BASE + 2, true);
+        gets_the_ring(&third, BASE + 2, false);
     });
 }
 
@@ -342,7 +348,7 @@ fn a_back_end_that_keeps_its_rings_is_lost_or_goes_on() {
     is_handed_back(&bench, 1);
     promote(&bench, 2);
     assert_eq!(goes_on(&bench).0, 2);
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
 }
 
 #[test]
@@ -364,7 +370,7 @@ fn one_that_waits_serves_after_the_loss_of_a_back_end_that_did_not_hand_back_its
         promote(bench, 2);
         let device = "disk0".into();
         assert_eq!(bench.event(), FromMachine::Attached { device, session: 2 });
-        gets_the_ring(&second, 3, true);
+        gets_the_ring(&second, 3, false);
         is_the_device_s(bench, &second);
     });
 }
@@ -381,7 +387,7 @@ fn a_former_that_dies_while_its_rings_rest_is_followed_where_it_has_handed_them_
     promote(&bench, 2);
     let device = "disk0".into();
     assert_eq!(bench.event(), FromMachine::Attached { device, session: 2 });
-    gets_the_ring(&second, BASE, true);
+    gets_the_ring(&second, BASE, false);
     // It may be there still, until it is said to be gone.
     bench.write(BAR + 20, 0, 1);
     second.wait_for(R::RESET_DEVICE);
@@ -403,11 +409,13 @@ fn a_successor_that_is_gone_before_it_is_called_or_was_never_there_leaves_the_fo
     let (session, _, why) = goes_on(&bench);
     assert_eq!(session, 1);
     assert!(why.is_some_and(|why| why.contains("no back-end that waits")));
-    gets_the_ring(&first, BASE, true);
+    let asked = gets_the_ring(&first, BASE, true);
+    assert!(!asked.contains(&R::GET_INFLIGHT_FD), "{asked:?}");
     rests(&bench, &first);
     promote(&bench, 9);
     assert_eq!(goes_on(&bench).0, 1);
-    gets_the_ring(&first, BASE, true);
+    let asked = gets_the_ring(&first, BASE, true);
+    assert!(!asked.contains(&R::GET_INFLIGHT_FD), "{asked:?}");
     is_the_device_s(&bench, &first);
 }
 
@@ -425,7 +433,8 @@ fn rings_are_handed_back_once_and_by_whom_has_them() {
     let (session, gap, why) = goes_on(&bench);
     assert_eq!((session, why), (1, None));
     assert!(gap.rest_us > 0, "{gap:?}");
-    gets_the_ring(&first, BASE, true);
+    let asked = gets_the_ring(&first, BASE, true);
+    assert!(!asked.contains(&R::GET_INFLIGHT_FD), "{asked:?}");
     is_the_device_s(&bench, &first);
 }
 
@@ -440,7 +449,7 @@ fn a_device_without_a_driver_is_swapped_and_then_driven() {
     assert_eq!(goes_on(&bench).0, 2);
     first.join();
     bench.drive();
-    gets_the_ring(&second, 0, false);
+    gets_the_ring(&second, 0, true);
     is_the_device_s(&bench, &second);
 }
 
@@ -455,7 +464,7 @@ fn what_the_driver_does_while_its_rings_rest_is_so_for_the_successor() {
     bench.drive();
     promote(&bench, 2);
     assert_eq!(goes_on(&bench).0, 2);
-    gets_the_ring(&second, 0, false);
+    gets_the_ring(&second, 0, true);
     assert!(!first.has_come(R::SET_VRING_KICK));
     // It resets the device, and has set it up again or not.
     for drives in [true, false] {
@@ -474,7 +483,7 @@ fn what_the_driver_does_while_its_rings_rest_is_so_for_the_successor() {
             assert!(!seen(&second).contains(&R::SET_VRING_KICK));
             bench.drive();
         }
-        gets_the_ring(&second, 0, false);
+        gets_the_ring(&second, 0, true);
         is_the_device_s(&bench, &second);
     }
 }
@@ -492,7 +501,7 @@ fn bus_mastering_that_is_turned_off_while_rings_rest_keeps_them_at_rest() {
     assert!(!seen(&second).contains(&R::SET_VRING_KICK));
     master(&bench, true);
     bench.write(NOTIFY, 0, 2);
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
     is_the_device_s(&bench, &second);
     // And when it is turned on again meanwhile, a kick has to wait.
     let Some(bench) = Bench::new() else { return };
@@ -504,7 +513,7 @@ fn bus_mastering_that_is_turned_off_while_rings_rest_keeps_them_at_rest() {
     bench.write(NOTIFY, 0, 2);
     promote(&bench, 2);
     assert_eq!(goes_on(&bench).0, 2);
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
     assert!(!first.has_come(R::SET_VRING_KICK));
 }
 
@@ -564,7 +573,7 @@ fn a_cache_that_is_turned_off_while_rings_rest_is_off_in_the_successor() {
     assert_eq!(goes_on(&bench).0, 2);
     let set = second.wait_for(R::SET_CONFIG);
     assert_eq!(set.payload[12..], [0]);
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
     assert_eq!(bench.read(CONFIG + CACHE, 1), 0);
 }
 
@@ -632,7 +641,7 @@ fn another_capacity_is_told_once_it_is_served_and_only_if_it_is_wanted() {
     assert_eq!(bench.read(CONFIG, 8), 4096);
     assert_ne!(bench.read(GENERATION, 1), before);
     eventually(|| bench.pending() & 1 == 1);
-    gets_the_ring(&second, BASE, false);
+    gets_the_ring(&second, BASE, true);
 }
 
 /// What it has been the device's with is the device's from then on.
@@ -657,7 +666,7 @@ fn one_of_another_capacity_that_fails_with_a_ring_is_followed_by_one_of_the_same
     bench.device.attach(newcomer(3, session));
     let device = "disk0".into();
     assert_eq!(bench.event(), FromMachine::Attached { device, session: 3 });
-    gets_the_ring(&third, 0, true);
+    gets_the_ring(&third, 0, false);
     assert_eq!(bench.read(CONFIG, 8), 4096);
 }
 

@@ -124,3 +124,57 @@ fn one_that_keeps_no_region_leaves_none_to_a_successor() {
     assert_eq!(regions(&fake), (0, Vec::new()));
     assert!(bench.region.is_none());
 }
+
+/// Nobody waits for a single answer while a guest does.
+#[test]
+fn one_that_is_prepared_is_told_all_of_its_rings_before_an_answer_is_waited_for() {
+    let script = Scripted::disk().on(FrontendReq::SET_FEATURES, Fault::Silence);
+    let (stream, fake) = script.start();
+    let session = Session::<Connected>::new(stream).within(SHORT);
+    let mut session = session
+        .negotiate("disk0", &Interruption::default())
+        .unwrap();
+    let bench = Bench::new();
+    session.prepare(&bench.ram, (2, 64)).unwrap();
+    fake.wait_for(FrontendReq::GET_INFLIGHT_FD);
+    let (mut region, rings) = (None, [ring_start(0), ring_start(1)]);
+    let described = session.describe(&bench.ram, 1 << 32, (2, 64), &mut region, &rings);
+    described.unwrap_err();
+    assert!(region.is_some(), "the one that it was asked for before");
+    let seen: Vec<_> = fake.seen.iter().map(|(request, _)| request).collect();
+    let count = |which| seen.iter().filter(|request| **request == which).count();
+    assert_eq!(count(FrontendReq::SET_VRING_KICK), 2, "{seen:?}");
+    assert_eq!(count(FrontendReq::GET_INFLIGHT_FD), 0, "{seen:?}");
+    fake.join();
+}
+
+#[test]
+fn of_many_rings_the_one_that_is_refused_is_named() {
+    let script = Scripted::new(1 << 32, 64, vec![0; 8]);
+    for refused in [None, Some(0), Some(9), Some(63)] {
+        let script = refused.map_or(script.clone(), |queue| {
+            let request = FrontendReq::SET_VRING_NUM;
+            script.clone().on_after(request, queue, Fault::Value)
+        });
+        let (stream, fake) = script.start();
+        let session = Session::<Connected>::new(stream).within(SHORT);
+        let session = session
+            .negotiate("disk0", &Interruption::default())
+            .unwrap();
+        let rings: Vec<_> = (0..64).map(ring_start).collect();
+        let ram = Bench::new().ram;
+        let described = session.describe(&ram, 1 << 32, (64, 64), &mut None, &rings);
+        match (described, refused) {
+            (Ok(session), None) => assert_eq!(session.enable(&rings).unwrap().rings().len(), 64),
+            (Err(error), Some(queue)) => {
+                let error = format!("{error:#}");
+                assert!(
+                    error.contains(&format!("starting queue {queue}:")),
+                    "{error}"
+                );
+            }
+            (described, _) => panic!("{refused:?}: {described:?}"),
+        }
+        fake.join();
+    }
+}
