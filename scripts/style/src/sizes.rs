@@ -11,7 +11,7 @@ pub const FILE_LINES: usize = 400;
 pub const FUNCTION_LINES: usize = 60;
 /// Lines of code of the whole product, so that it stays small enough to be read
 /// as a whole. Comments are not counted: nobody is to save on them.
-pub const PRODUCT_LINES: usize = 36_050;
+pub const PRODUCT_LINES: usize = 36_100;
 
 /// No file and no function is too large.
 pub fn check(files: &[&File]) -> Outcome {
