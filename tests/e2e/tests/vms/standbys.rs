@@ -82,8 +82,10 @@ fn begun() -> Result<Storm> {
     Storm::begin(&Programs::get()?, &shape)
 }
 
-/// The one that serves, and the one that waits.
+/// The one that serves, and the one that waits, once that is ready: on a busy machine one
+/// may be lost before, and another be started.
 fn both(storm: &Storm) -> Result<(Pid, Pid)> {
+    storm.until_a_standby_is_ready()?;
     let found = eventually("two back-ends are there", || {
         Ok(<[Pid; 2]>::try_from(storm.killer.all(&storm.vm)).ok())
     });
@@ -113,7 +115,6 @@ fn serves() -> Result<()> {
     let mut storm = begun()?;
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
-        storm.until_a_standby_is_ready()?;
         storm.killer.strike(first, Signal::SIGKILL)?;
         is_followed_by(&mut storm, first, second)?;
     }
@@ -128,7 +129,6 @@ fn restarts() -> Result<()> {
     let mut last = Some(0);
     for _ in 0..4 {
         let (first, second) = both(&storm)?;
-        storm.until_a_standby_is_ready()?;
         let status = storm.status()?;
         ensure!(status["devices"][0]["pid"] == first.as_raw(), "{status}");
         let requests = status["devices"][0]["counters"][0]["requests"].as_u64();
@@ -198,7 +198,6 @@ fn paused() -> Result<()> {
     let mut storm = Storm::begin(&Programs::get()?, &shape)?;
     for _ in 0..2 {
         let (first, second) = both(&storm)?;
-        storm.until_a_standby_is_ready()?;
         storm.killer.strike(first, Signal::SIGKILL)?;
         eventually("the VM is paused", || {
             let status = storm.status()?;
