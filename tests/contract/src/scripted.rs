@@ -304,7 +304,8 @@ impl Session {
             let ends = fault == Some(Fault::Close);
             match &fault {
                 Some(Fault::Close | Fault::Silence) => {}
-                Some(Fault::Half) => (&stream).write_all(&[1, 0, 0, 0, 5]).unwrap(),
+                // Of what was asked together the front-end may have gone over the first.
+                Some(Fault::Half) => drop((&stream).write_all(&[1, 0, 0, 0, 5])),
                 Some(Fault::Raw(bytes)) => drop((&stream).write_all(bytes)),
                 _ => self.obey(&connection, &stream, (request, &message), fault.as_ref()),
             }
