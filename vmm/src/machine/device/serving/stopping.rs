@@ -192,25 +192,32 @@ pub(super) fn wait_drained<P>(
     Ok(true)
 }
 
-/// Lets no kick through, and waits until nothing is returned any more, if that is soon.
+/// Lets no kick through, and waits until all is returned, or nothing is any more, if that is
+/// soon.
 ///
 /// libvhost-user (QEMU 7.2) closes the call of a ring that it stops, and takes a request that
-/// completes then for a fault of its own: it ends the session. So it is to have none.
+/// completes then for a fault of its own: it ends the session. So it is to have none. Where
+/// its threads wait for a processor it may be silent for some milliseconds in between.
 fn let_it_rest(seat: &Seat, driver: &Driver) {
     const LOOK: Duration = Duration::from_millis(2);
-    const LOOKS: usize = 25;
+    const LOOKS: usize = 50;
+    /// Looks in a row that show the same.
+    const STILL: usize = 5;
     seat.rest(driver);
-    let used = || -> Vec<_> {
+    let look = || -> Vec<_> {
         let rings = driver.rings();
         rings
-            .map(|(ring, _)| ring::indices(&ring, false, &seat.ram).map(|indices| indices.used))
+            .filter_map(|(ring, _)| ring::indices(&ring, false, &seat.ram))
+            .map(|indices| (indices.used, indices.used == indices.available))
             .collect()
     };
-    let mut before = used();
+    let (mut before, mut still) = (look(), 0);
     for _ in 0..LOOKS {
         std::thread::sleep(LOOK);
-        let now = used();
-        if now == before {
+        let now = look();
+        still = if now == before { still + 1 } else { 0 };
+        let all_returned = now.iter().all(|(_, returned)| *returned);
+        if still >= STILL || all_returned && still > 0 {
             return;
         }
         before = now;
