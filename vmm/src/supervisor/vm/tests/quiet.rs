@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use outboard_protocol::deadline::limits;
 use outboard_protocol::kept::Kept;
-use outboard_protocol::launch::{Cause, Ending, FromMachine, Gap, Whose};
+use outboard_protocol::launch::{Cause, Ending, FromMachine, Gap};
 
+use super::swaps::{at_a_socket, new_ours};
 use super::tables::{CLEAR, IN_ORDER, KILLED, Story, attach, ours};
 use crate::supervisor::api::call::{Call, Refusal, Reply, Ticket};
 use crate::supervisor::api::model::{DeviceState, SwapRequest, VmState};
 use crate::supervisor::device::plan::OnFailure;
 use crate::supervisor::vm::action::Action;
 use crate::supervisor::vm::answer::{Answer, Standing};
-use crate::supervisor::vm::device::{self, Device, Server, State};
+use crate::supervisor::vm::device::{self, Device, State};
 use crate::supervisor::vm::event::Event;
 use crate::supervisor::vm::machine;
 
@@ -418,15 +419,7 @@ fn swapped(story: &mut Story, session: u64) -> Vec<Action> {
     let swap = Call::Swap("disk0".into(), request);
     story.on(Event::Call(other(), swap));
     let of_it = |event| device::Event::Standby(session, Box::new(event));
-    let server = Server {
-        name: "new".into(),
-        seeks: false,
-        program: Some(Whose::Own),
-        whose: Whose::Own,
-        has_image: true,
-        must_wait: false,
-    };
-    let opened = device::Event::Opened(Box::new(server));
+    let opened = device::Event::Opened(Box::new(new_ours()));
     story.device(0, of_it(opened));
     story.device(0, of_it(device::Event::Ready(session)));
     let device = "disk0".to_owned();
@@ -491,15 +484,8 @@ fn swapped_for_nothing(story: &mut Story) {
     let swap = Call::Swap("disk0".into(), SwapRequest::default());
     story.on(Event::Call(other(), swap));
     let of_it = |event| device::Event::Standby(2, Box::new(event));
-    let server = Server {
-        name: "/run/s".into(),
-        seeks: false,
-        program: None,
-        whose: Whose::default(),
-        has_image: false,
-        must_wait: false,
-    };
-    story.device(0, of_it(device::Event::Opened(Box::new(server))));
+    story.device(0, of_it(device::Event::Opened(Box::new(at_a_socket()))));
+    story.device(0, of_it(device::Event::Found));
     let (device, session) = ("disk0".to_owned(), 2);
     story.on(Event::Said(FromMachine::Prepared { device, session }));
     let actions = goes_on(story, 0, 1, Some("it has closed its connection"));

@@ -47,7 +47,7 @@ enum At {
 /// Those in which there is a successor that has a process.
 const STEPS: [At; 3] = [At::Preparing, At::Stopping, At::Starting];
 
-fn new_ours() -> Server {
+pub(super) fn new_ours() -> Server {
     Server {
         name: "new".into(),
         seeks: false,
@@ -59,7 +59,7 @@ fn new_ours() -> Server {
 }
 
 /// Somebody else's, at a socket.
-fn at_a_socket() -> Server {
+pub(super) fn at_a_socket() -> Server {
     Server {
         name: "/run/s".into(),
         seeks: true,

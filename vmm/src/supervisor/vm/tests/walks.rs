@@ -786,6 +786,11 @@ impl World {
         of_waiting(place, session, device::Event::Opened(Box::new(server)))
     }
 
+    /// Of any device.
+    fn place(&self, dice: &mut Dice) -> usize {
+        dice.throw(self.slots.len().max(1) as u32) as usize
+    }
+
     /// Something that can happen in a swap, or begin one.
     fn of_a_swap(&mut self, place: usize, dice: &mut Dice) -> Option<Event> {
         let device = self.life.devices().get(place)?;
@@ -1006,6 +1011,28 @@ fn machine_event(dice: &mut Dice) -> machine::Event {
     }
 }
 
+/// A world that begins like this, and what happens in it until it is over: what is `chosen`,
+/// or anything.
+fn walks(
+    begin: impl Fn(&mut Dice) -> World,
+    walk: &[u32],
+    chosen: impl Fn(&mut World, &mut Dice) -> Option<Event>,
+) {
+    let mut walk = walk.iter().copied().map(Dice);
+    let mut world = begin(&mut walk.next().unwrap_or(Dice(0)));
+    for mut dice in walk {
+        if world.is_over() {
+            return;
+        }
+        let chosen = chosen(&mut world, &mut dice);
+        let event = chosen.unwrap_or_else(|| world.event(&mut dice));
+        world.happens(event, &mut dice);
+    }
+    if !world.is_over() {
+        world.end(&mut Dice(0));
+    }
+}
+
 fn throws() -> impl Strategy<Value = Vec<u32>> {
     vec(any::<u32>(), 1..60)
 }
@@ -1015,61 +1042,28 @@ proptest! {
 
     #[test]
     fn a_vm_loses_no_device_starts_none_twice_and_ends_when_it_is_asked(walk in throws()) {
-        let mut walk = walk.into_iter().map(Dice);
-        let mut world = World::new(&mut walk.next().unwrap_or(Dice(0)));
-        for mut dice in walk {
-            if world.is_over() {
-                break;
-            }
-            let event = world.event(&mut dice);
-            world.happens(event, &mut dice);
-        }
-        if !world.is_over() {
-            world.end(&mut Dice(0));
-        }
+        walks(World::new, &walk, |_, _| None);
     }
 
     #[test]
     fn a_swap_leaves_a_device_with_one_back_end_that_is_known(walk in throws()) {
-        let mut walk = walk.into_iter().map(Dice);
-        let mut world = World::running(&mut walk.next().unwrap_or(Dice(0)));
-        for mut dice in walk {
-            if world.is_over() {
-                break;
-            }
-            let place = dice.throw(world.slots.len().max(1) as u32) as usize;
-            let of_a_swap = match dice.one(8) {
-                true => None,
-                false => world.of_a_swap(place, &mut dice),
-            };
-            let event = of_a_swap.unwrap_or_else(|| world.event(&mut dice));
-            world.happens(event, &mut dice);
-        }
-        if !world.is_over() {
-            world.end(&mut Dice(0));
-        }
+        walks(World::running, &walk, |world, dice| {
+            let place = world.place(dice);
+            let is_of_a_swap = !dice.one(8);
+            is_of_a_swap.then(|| world.of_a_swap(place, dice)).flatten()
+        });
     }
 
     #[test]
     fn a_vm_that_an_operator_has_paused_is_quiet_or_he_is_told(walk in throws()) {
-        let mut walk = walk.into_iter().map(Dice);
-        let mut world = World::running(&mut walk.next().unwrap_or(Dice(0)));
-        for mut dice in walk {
-            if world.is_over() {
-                break;
-            }
-            let place = dice.throw(world.slots.len().max(1) as u32) as usize;
-            let event = match dice.throw(3) {
+        walks(World::running, &walk, |world, dice| {
+            let place = world.place(dice);
+            match dice.throw(3) {
                 0 => None,
-                1 => world.of_a_pause(place, &mut dice),
-                _ => world.of_a_swap(place, &mut dice),
-            };
-            let event = event.unwrap_or_else(|| world.event(&mut dice));
-            world.happens(event, &mut dice);
-        }
-        if !world.is_over() {
-            world.end(&mut Dice(0));
-        }
+                1 => world.of_a_pause(place, dice),
+                _ => world.of_a_swap(place, dice),
+            }
+        });
     }
 
     #[test]
